@@ -1,0 +1,59 @@
+"""The `mert` command: one module a job, errors in one line, exit codes 0 done, 1 failed, 2 bad usage."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+
+from jobs.config import UsageError
+
+JOBS = {
+    "manifest": "scan a folder of audio into a manifest",
+    "codec": "train a small RVQ-VAE codec, to be a teacher",
+    "label": "manifest to labelled WebDataset shards, on Ray",
+    "verify": "check every shard against the index",
+    "pretrain": "train the encoder from shards, also under torchrun",
+    "export": "a checkpoint to a Hugging Face folder",
+}
+
+
+def main() -> int:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in JOBS:
+        print(f"mert: no command {name!r}\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"jobs.{name}")
+    return run(module.main, arguments[1:], module.__doc__)
+
+
+def usage() -> str:
+    """What `mert --help` prints."""
+    lines = "\n".join(f"  mert {name:9} {purpose}" for name, purpose in JOBS.items())
+    return f"usage: mert COMMAND [CONFIG.yaml] [key=value ...] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example."
+
+
+def run(job: Callable[[list[str]], int], arguments: list[str], documentation: str) -> int:
+    """Run a job's main function on its arguments; turn errors into one line and an exit code."""
+    if "-h" in arguments or "--help" in arguments:
+        print(documentation.strip())
+        return 0
+    debug = "--debug" in arguments
+    try:
+        return job([argument for argument in arguments if argument != "--debug"])
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was published is whole; the same command goes on from here", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1

@@ -1,0 +1,98 @@
+"""Typed configs from YAML and `dotted.key=value` overrides; unknown keys are refused by name."""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class UsageError(Exception):
+    """Bad usage or config: exit code 2."""
+
+
+def load_config(model: type[Config], arguments: list[str]) -> Config:
+    """Build a config from `CONFIG.yaml key=value ...`; the file may be left out, later values win.
+
+    Raises:
+        UsageError: a file that is not there or not YAML, an argument of another form, an unknown key (the
+            nearest known one is named), a missing key or a value of the wrong kind.
+    """
+    paths = [argument for argument in arguments if "=" not in argument]
+    if len(paths) > 1:
+        raise UsageError(f"one config file is read, {len(paths)} were given: {' '.join(paths)}")
+    values = read_yaml(Path(paths[0])) if paths else {}
+    for argument in arguments:
+        if "=" in argument:
+            set_value(values, *argument.split("=", 1))
+    try:
+        return model(**values)
+    except ValidationError as error:
+        source = paths[0] if paths else "arguments"
+        raise UsageError("\n".join(f"{source}: {line}" for line in explain(error, model))) from error
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping. Raises UsageError naming the file."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {path}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"config {path}: a mapping of keys is needed, not {type(values).__name__}")
+    return values
+
+
+def set_value(values: dict, key: str, text: str) -> None:
+    """Set `a.b.0.c` in nested mappings and lists to a YAML scalar. Raises UsageError."""
+    *parents, last = key.split(".")
+    place = values
+    try:
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+        value = yaml.safe_load(text)
+        place[int(last) if isinstance(place, list) else last] = value
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{key}={text}: there is no such place in the config") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{key}={text}: not a YAML value") from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each fault, with the key, the value, and for an unknown key the nearest known one."""
+    known = known_keys(model)
+    lines = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
+            lines.append(f"unknown key {key!r}; the nearest known key is {nearest[0]!r}")
+        elif fault["type"] == "missing":
+            lines.append(f"key {key!r} is missing")
+        else:
+            shown = f" (got {fault['input']!r})" if key and not isinstance(fault["input"], dict) else ""
+            lines.append(f"{key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}{shown}")
+    return lines
+
+
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """Names of all fields of a model and of the models within it."""
+    names: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        names[name] = None
+        for inner in _models_in(field.annotation):
+            names.update(dict.fromkeys(known_keys(inner)))
+    return list(names)
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]

@@ -1,0 +1,102 @@
+"""Label a manifest with the teachers and write WebDataset shards, on Ray.
+
+    mert label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
+    python -m jobs.label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
+    ray job submit --working-dir . -- python -m jobs.label configs/label.yaml manifest=/abs/M out=/abs/S
+
+Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
+A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
+unless relabel=true. Exit code 1 when a shard is missing at the end.
+"""
+
+import os
+import sys
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.command_line import run
+from jobs.config import load_config
+from jobs.label_on_ray import label_on_ray
+from jobs.progress import Progress
+from pipeline import storage
+from pipeline.manifest import load_manifest
+from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
+from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
+from pipeline.shard_state import clear_shards, find_unfinished
+from pipeline.teachers import TeacherConfig, build_teachers
+
+
+class LabelConfig(BaseModel):
+    """What `mert label` needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: str = Field(description="Manifest folder")
+    out: str = Field(description="Folder or fsspec URL for the shards")
+    teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
+    segments: SegmentConfig = Field(default=SegmentConfig(), description="How tracks are cut and grouped")
+    relabel: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the teachers run")
+    actors: int = Field(default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU")
+    decode_threads: int = Field(default=2, gt=0, description="Decoding threads of each actor")
+    address: str = Field(default="local", description="'local', or the address of a running Ray cluster")
+
+
+def main(arguments: list[str]) -> int:
+    config = load_config(LabelConfig, arguments)
+    manifest = load_manifest(config.manifest)
+    tasks = plan_shards(manifest, config.segments)
+    if not tasks:
+        raise ValueError(f"{config.manifest}: the manifest has no track")
+    specs = [teacher.spec for teacher in build_teachers(config.teachers, "cpu")]
+    storage.sweep_temporary(config.out)
+    if config.relabel:
+        clear_shards(config.out, tasks, specs, config.segments.audio)
+    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio)
+    print(f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do")
+    failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
+    for name, message in sorted(failures.items()):
+        print(f"error: {name}: {message}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(tasks)} shards are missing; the same command does just those", file=sys.stderr)
+        return 1
+    index = build_index(
+        config.out, [task.name for task in tasks], specs, name="mert-foundry", manifest_sha256=manifest.sha256,
+        segment_seconds=config.segments.segment_seconds, audio_member=config.segments.audio,
+    )
+    print_summary(config, index)
+    return 0
+
+
+def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[str, str]:
+    """Do the tasks on Ray; returns the message of each shard that failed."""
+    # An index must not stand beside shards that are about to change.
+    storage.remove(storage.join(config.out, INDEX_NAME))
+    address = os.environ.get("RAY_ADDRESS") or config.address
+    with Progress("label", sum(task.seconds for task in tasks)) as progress:
+        return label_on_ray(
+            tasks, config.teachers, root, config.out, address=address, device=config.device,
+            actors=config.actors, decode_threads=config.decode_threads, report=progress.update,
+        )
+
+
+def print_summary(config: LabelConfig, index: ShardIndex) -> None:
+    """Hours, examples and bytes by split, codebook use, and what was dropped."""
+    for split, totals in index.totals.items():
+        rate = totals.bytes / totals.seconds if totals.seconds else 0
+        print(
+            f"{split}: {totals.shards} shards, {totals.examples} examples, {totals.seconds / 3600:.3f} h,"
+            f" {totals.bytes / 1e6:.1f} MB ({rate / 1000:.1f} kB an audio second)"
+        )
+    for spec in index.targets:
+        if spec.kind == "discrete":
+            levels = ", ".join(f"{value:.0f}" for value in index.statistics[spec.name].perplexity)
+            print(f"{spec.name}: {spec.size} codebooks of {spec.codebook_size}, perplexity {levels}")
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(index.dropped.items()))
+    print(f"dropped segments: {dropped or 'none'}")
+    print(f"shards: {config.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__))

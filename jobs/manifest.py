@@ -1,0 +1,49 @@
+"""Scan a folder (or fsspec URL) of audio into a manifest.
+
+    mert manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
+    python -m jobs.manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
+
+Writes manifest.jsonl (one line a track), rejected.jsonl (one line a file left out, with the reason) and
+manifest.yaml (settings, counts and hours). Exit code 1 when no track is left.
+"""
+
+import sys
+
+from jobs.command_line import run
+from jobs.config import load_config
+from jobs.progress import Progress
+from pipeline.manifest import REST_SPLIT, ManifestConfig, scan, write_manifest
+
+
+def main(arguments: list[str]) -> int:
+    config = load_config(ManifestConfig, arguments)
+    done = 0.0
+    with Progress("manifest") as progress:
+
+        def report(seconds: float, rejected: int) -> None:
+            nonlocal done
+            done += seconds
+            progress.update(done, f"{rejected} rejected")
+
+        results = scan(config, report)
+    summary = write_manifest(config, results)
+    print_summary(config, summary)
+    if not any(split["tracks"] for split in summary["splits"].values()):
+        print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_summary(config: ManifestConfig, summary: dict) -> None:
+    """Tracks and hours by split, rejects by reason, and a word on an empty split."""
+    for split, totals in summary["splits"].items():
+        print(f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h")
+        if not totals["tracks"] and (split == REST_SPLIT or config.splits[split] > 0):
+            print(f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejected"].items())
+    print(f"rejected: {reasons or 'none'}")
+    print(f"manifest: {config.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__))

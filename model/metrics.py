@@ -1,0 +1,115 @@
+"""What a run tells about itself: metrics.jsonl, TensorBoard, throughput."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """One JSON object a line in `metrics.jsonl`, the same numbers in TensorBoard events under `tensorboard/`.
+
+    Opening it at `step` forgets every line beyond that step: they come from work that a kill undid, and will be
+    done again. Non-finite numbers are written as null.
+    """
+
+    def __init__(self, run_folder: Path, step: int):
+        run_folder.mkdir(parents=True, exist_ok=True)
+        self.path = run_folder / "metrics.jsonl"
+        _forget_after(self.path, step)
+        self._file = open(self.path, "a")
+        self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record; it needs `kind` and `step`. Nested mappings become `a/b` in TensorBoard."""
+        self._file.write(json.dumps(_finite_or_null(record)) + "\n")
+        self._file.flush()
+        for name, value in _flatten(record):
+            if name != "step":
+                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._board.close()
+
+
+class Throughput:
+    """Audio seconds a second, and the share of time spent waiting for data, between two readings.
+
+    `clock` returns seconds; tests give their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._restart()
+
+    def add(self, audio_seconds: float, wait_seconds: float) -> None:
+        """Count one step: audio of all ranks, and the mean wait of a rank."""
+        self._audio_seconds += audio_seconds
+        self._wait_seconds += wait_seconds
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave out time spent on something else than training steps."""
+        begin = self._clock()
+        yield
+        self._begin += self._clock() - begin
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading, which start anew."""
+        elapsed = max(self._clock() - self._begin, 1e-9)
+        rates = {
+            "audio_seconds_per_second": self._audio_seconds / elapsed,
+            "data_wait_share": min(self._wait_seconds / elapsed, 1.0),
+        }
+        self._restart()
+        return rates
+
+    def _restart(self) -> None:
+        self._begin = self._clock()
+        self._audio_seconds = 0.0
+        self._wait_seconds = 0.0
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Keep whole lines up to `step`; the last line of a killed run may be torn."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _is_record_until(line, step)]
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+def _is_record_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except ValueError:
+        return False
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite_or_null(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_null(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flatten(value: Any, name: str = "") -> list[tuple[str, float]]:
+    """Numbers of a nested record with their paths; strings, booleans and nulls are left out."""
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    else:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return [(name, value)] if is_number else []
+    return [pair for key, part in parts for pair in _flatten(part, f"{name}/{key}" if name else str(key))]

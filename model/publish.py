@@ -1,0 +1,53 @@
+"""A folder that is there whole or not at all: written under a temporary name, synced to disk, renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+@contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, and make it `target` when the block ends well; on an error, remove it.
+
+    `target` must not exist, or be an empty folder. After a kill a folder `.partial-<name>` stays behind; the next
+    call for the same target, or `remove_leftovers`, removes it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / (TEMPORARY_PREFIX + target.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def retire_folder(target: Path) -> None:
+    """Remove a published folder such that a kill half-way leaves no torn folder under its name."""
+    temporary = target.parent / (TEMPORARY_PREFIX + target.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.replace(target, temporary)
+    shutil.rmtree(temporary)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove what killed writes left in `parent`."""
+    for path in parent.glob(TEMPORARY_PREFIX + "*"):
+        shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

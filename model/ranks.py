@@ -1,0 +1,42 @@
+"""Who this process is among the ranks, and sums over all of them. A process without a group is rank 0 of 1."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """Index of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def agree_on_rank_zero(value: int, device: torch.device) -> int:
+    """Rank 0's integer, on every rank."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.broadcast(tensor, src=0)
+    return int(tensor)
+
+
+def sum_across_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor]:
+    """Sum every named value (same names and shapes on all ranks) in one exchange; float64 tensors on the CPU."""
+    tensors = {name: torch.as_tensor(value).detach().to(device, torch.float64) for name, value in values.items()}
+    packed = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    if world_size() > 1:
+        dist.all_reduce(packed)
+    parts = packed.cpu().split([tensor.numel() for tensor in tensors.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts)}

@@ -1,0 +1,232 @@
+"""Audio file to float32 blocks at the file's own rate.
+
+Vorbis, Opus and FLAC in Ogg go through libsndfile (ffmpeg's Ogg demuxer refuses or mis-measures some sound
+files), everything else through PyAV, which carries its ffmpeg. The choice follows the file's content, not
+its name. The length that counts is what was really decoded; what the header claims is kept beside it, so
+that a lying header can be told. Only audio demuxers are allowed: playlists and concatenation scripts, which
+could name other files or hosts, are not.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,caf,dsf,eac3,flac,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,ogg,tta,w64,wav,wv"
+# Their headers state a length in samples; a bare MP3 or ADTS stream only lets ffmpeg guess one.
+EXACT_HEADERS = {"aiff", "flac", "wav", "w64", "au", "caf", "tta", "ape", "wv", "mov"}
+AUDIO_EXTENSIONS = set(
+    "aac ac3 aif aifc aiff amr ape au caf dsf flac m4a m4b mka mp2 mp3 mp4 mpc oga ogg opus snd tta w64 wav webm wma wv".split()
+)
+BLOCK_FRAMES = 1 << 18
+OGG_PAGE_LIMIT = 27 + 255 + 255 * 255
+
+
+class DecodeError(ValueError):
+    """Audio that cannot be used. `reason` is one of the manifest's, `detail` names both values."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What the container claims: Hz, channels, samples per channel (None: no or only a guessed length)."""
+
+    sample_rate: int
+    channels: int
+    num_samples: int | None
+    format: str
+
+
+def open_audio(path: Path) -> "OggFile | MediaFile":
+    """Open a local audio file for one pass of decoding; use as a context manager.
+
+    Raises:
+        DecodeError: `not_audio` when it is no audio, neither by content nor by name; `unreadable` when it
+            cannot be parsed; `truncated` when an Ogg file stops before its last page.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    is_ogg_music = head[:4] == b"OggS" and any(mark in head for mark in (b"\x01vorbis", b"OpusHead", b"\x7fFLAC"))
+    return OggFile(path) if is_ogg_music else MediaFile(path)
+
+
+class OggFile:
+    """Ogg through libsndfile."""
+
+    def __init__(self, path: Path):
+        _check_last_ogg_page(path)
+        try:
+            self.file = soundfile.SoundFile(path)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise DecodeError("unreadable", _reason(error)) from error
+        self.header = AudioHeader(
+            self.file.samplerate, self.file.channels, self.file.frames, f"ogg/{self.file.subtype.lower()}"
+        )
+
+    def __enter__(self) -> "OggFile":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield float32 `[channels, n]` blocks in order. Raises DecodeError `unreadable` on damage."""
+        while True:
+            try:
+                block = self.file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
+                raise DecodeError("unreadable", _reason(error)) from error
+            if not len(block):
+                return
+            yield block.T
+
+
+class MediaFile:
+    """Anything else through PyAV."""
+
+    def __init__(self, path: Path):
+        try:
+            self.container = av.open(
+                str(path), options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}, metadata_errors="ignore"
+            )
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            known = path.suffix[1:].lower() in AUDIO_EXTENSIONS
+            raise DecodeError("unreadable" if known else "not_audio", _reason(error)) from error
+        if not self.container.streams.audio:
+            self.container.close()
+            raise DecodeError("not_audio", f"a {self.container.format.name} file without an audio stream")
+        self.stream = self.container.streams.audio[0]
+        self.header = _read_header(self.container, self.stream, path)
+
+    def __enter__(self) -> "MediaFile":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.container.close()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield float32 `[channels, n]` blocks in order, in [-1, 1) for integer formats.
+
+        A packet that cannot be decoded before the first or after the last good one (tags, padding) is
+        skipped; between good ones it is damage.
+
+        Raises:
+            DecodeError: `unreadable` on damage, a change of rate or channels, or no audio at all.
+        """
+        planar = av.AudioResampler(format="fltp")
+        expected = (self.header.sample_rate, self.header.channels)
+        damage = None
+        decoded = 0
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                damage = damage or (_reason(error) if decoded else None)
+                continue
+            for frame in frames:
+                found = (frame.sample_rate, frame.layout.nb_channels)
+                if found != expected:
+                    raise DecodeError("unreadable", f"changes from {expected} to {found} (Hz, channels) on the way")
+                if damage:
+                    raise DecodeError("unreadable", f"damaged after {decoded} samples: {damage}")
+                for converted in planar.resample(frame):
+                    decoded += converted.samples
+                    yield converted.to_ndarray()
+        if not decoded:
+            raise DecodeError("unreadable", "no audio could be decoded")
+
+    def _packets(self) -> Iterator[av.Packet]:
+        try:
+            yield from self.container.demux(self.stream)
+        except av.error.FFmpegError as error:
+            raise DecodeError("truncated", _reason(error)) from error
+
+
+class AudioDigest:
+    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the identity of the music itself."""
+
+    def __init__(self, header: AudioHeader):
+        self._digest = hashlib.sha256(f"{header.sample_rate} {header.channels}\n".encode())
+        self.num_samples = 0
+        self.peak = 0.0
+
+    def follow(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass blocks `[channels, n]` through, taking them in."""
+        for block in blocks:
+            self._digest.update(to_int16(block).T.astype("<i2").tobytes())
+            self.num_samples += block.shape[1]
+            self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
+            yield block
+
+    def hexdigest(self) -> str:
+        """The digest of what has passed so far."""
+        return self._digest.hexdigest()
+
+
+def to_int16(audio: np.ndarray) -> np.ndarray:
+    """Float samples in [-1, 1) to int16, rounded to nearest even; louder ones clip."""
+    return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:
+    """Compare the decoded length with an exact header's.
+
+    Raises:
+        DecodeError: `truncated` when audio is missing, `length_mismatch` when there is more than claimed.
+    """
+    if header.num_samples is None or abs(decoded - header.num_samples) <= tolerance_seconds * header.sample_rate:
+        return
+    reason = "truncated" if decoded < header.num_samples else "length_mismatch"
+    raise DecodeError(reason, f"header claims {header.num_samples} samples, {decoded} decoded")
+
+
+def _read_header(container, stream, path: Path) -> AudioHeader:
+    container_name = container.format.name.split(",")[0]
+    codec = stream.codec_context
+    length = None
+    if stream.duration is not None and _has_exact_length(container_name, path):
+        length = round(stream.duration * stream.time_base * codec.sample_rate)
+    if codec.sample_rate <= 0 or codec.channels <= 0:
+        raise DecodeError("unreadable", f"header claims {codec.sample_rate} Hz and {codec.channels} channels")
+    return AudioHeader(codec.sample_rate, codec.channels, length, f"{container_name}/{codec.name}")
+
+
+def _check_last_ogg_page(path: Path) -> None:
+    """Raise DecodeError unless the file's last Ogg page is whole and marked as the last (RFC 3533, section 6)."""
+    with open(path, "rb") as file:
+        length = file.seek(0, 2)
+        file.seek(max(0, length - OGG_PAGE_LIMIT))
+        tail = file.read()
+    start = tail.rfind(b"OggS\0")
+    if start < 0 or not tail[start + 5 : start + 6] or not tail[start + 5] & 4:
+        raise DecodeError("truncated", f"{length} bytes end without the page that marks the end of the stream")
+    lacing = tail[start + 27 : start + 27 + tail[start + 26]] if len(tail) > start + 26 else b""
+    missing = start + 27 + len(lacing) + sum(lacing) - len(tail)
+    if missing > 0:
+        raise DecodeError("truncated", f"{length} bytes, the last Ogg page lacks {missing}")
+
+
+def _has_exact_length(container_name: str, path: Path) -> bool:
+    if container_name != "mp3":
+        return container_name in EXACT_HEADERS
+    # A Xing or Info tag in the first MP3 frame holds the number of frames
+    # (http://gabriel.mp3-tech.org/mp3infotag.html); an ID3v2 tag may stand before it.
+    with open(path, "rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":
+            file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))))
+            head = b""
+        return re.search(rb"Xing|Info", head + file.read(4096)) is not None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

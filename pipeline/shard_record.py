@@ -1,0 +1,111 @@
+"""The record of one shard, `{split}-{nnnnnn}.json`: written after its tar, and the mark that it is whole."""
+
+import hashlib
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from pipeline import storage
+from pipeline.frames import FRAME_RATE
+from pipeline.shard_format import KEY_PATTERN, SHA256_PATTERN, AudioMember, first_error
+from pipeline.target_statistics import Partial
+
+SCHEMA_VERSION = 1
+NAME_PATTERN = r"^[a-z][a-z0-9]*-[0-9]{6}"  # a plain file name: no path leaves the shard folder
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DroppedTrack(_Model):
+    """A track of the plan that gave no example."""
+
+    track: str = Field(description="Track key of the manifest")
+    reason: str = Field(pattern=r"^[a-z_]+$", description="Short reason, counted in `dropped`")
+    detail: str = Field(description="The error in one line")
+    segments: int = Field(ge=0, description="Segments the plan expected of it")
+
+
+class ExampleEntry(_Model):
+    """Where one example lies in its tar."""
+
+    key: str = Field(pattern=KEY_PATTERN, description="Example key, {track}-{segment:05d}")
+    num_frames: int = Field(gt=0, description="Target frames, 75 a second")
+    members: dict[str, tuple[int, int, int]] = Field(
+        description="Member suffix to [offset of the data in the tar (bytes), size (bytes), CRC-32 of the data]"
+    )
+
+    @property
+    def track(self) -> str:
+        """Key of the track this is a segment of."""
+        return self.key.rpartition("-")[0]
+
+
+class ShardRecord(_Model):
+    """What a finished shard holds and where it came from."""
+
+    schema_version: int = Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION, description="Form of this record")
+    url: str = Field(pattern=NAME_PATTERN + r"\.tar$", description="File name of the tar, beside the record")
+    split: str = Field(description="Split of all its tracks")
+    examples: int = Field(ge=0, description="Number of examples")
+    num_frames: int = Field(ge=0, description="Target frames in all examples")
+    seconds: float = Field(ge=0, description="Audio seconds in all examples")
+    bytes: int = Field(gt=0, description="Size of the tar")
+    sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of the tar")
+    audio_member: AudioMember = Field(description="How audio is stored")
+    dropped: dict[str, int] = Field(description="Segments dropped, by reason")
+    dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the order of the plan")
+    plan_fingerprint: str = Field(description="Fingerprint of the shard's part of the plan")
+    teachers: dict[str, str] = Field(description="Target name to teacher fingerprint")
+    backend: dict[str, JsonValue] = Field(description="What computed the labels; never read by this project's code")
+    statistics: dict[str, Partial] = Field(description="Exact sums per target")
+    members: list[ExampleEntry] = Field(description="The examples, in the order of the tar")
+
+    @property
+    def name(self) -> str:
+        """Shard name, `{split}-{nnnnnn}`."""
+        return self.url.removesuffix(".tar")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ShardRecord":
+        num_frames = sum(entry.num_frames for entry in self.members)
+        pairs = {
+            "examples": (self.examples, len(self.members)),
+            "num_frames": (self.num_frames, num_frames),
+            "seconds": (self.seconds, num_frames / FRAME_RATE),
+            "split": (self.split, self.name.rpartition("-")[0]),
+        }
+        for field, (stated, found) in pairs.items():
+            if stated != found:
+                raise ValueError(f"{field} {stated}, the members and name say {found}")
+        return self
+
+
+def load_record(folder: str, name: str) -> ShardRecord:
+    """The record of shard `name` in `folder`.
+
+    Raises FileNotFoundError when there is none, ValueError naming the file when it is not a record
+    of this shard.
+    """
+    return load_record_bytes(folder, name)[0]
+
+
+def load_record_bytes(folder: str, name: str) -> tuple[ShardRecord, str]:
+    """The record of shard `name` and the SHA-256 of its file. Raises as `load_record`."""
+    location = storage.join(folder, f"{name}.json")
+    content = storage.read_bytes(location)
+    record = parse_model(location, content, ShardRecord)
+    if record.name != name:
+        raise ValueError(f"{location}: is the record of {record.name}")
+    return record, hashlib.sha256(content).hexdigest()
+
+
+def parse_model(location: str, content: bytes, model: type[Model]) -> Model:
+    """Parse JSON into a model. Raises ValueError with the file and the first complaint in one line."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise ValueError(f"{location}: {first_error(error)}") from error

@@ -1,0 +1,185 @@
+"""Re-read one shard against the index and its record, and name every fault by file and key.
+
+A damaged shard must yield a list, never a traceback: each step goes as far as the bytes let it.
+"""
+
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.shard_format import Example, SegmentInfo, decode_example, member_suffixes
+from pipeline.shard_index import ShardEntry, ShardIndex
+from pipeline.shard_record import ExampleEntry, ShardRecord, parse_model
+from pipeline.target_statistics import empty, measure, merge
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong: `file` is a name in the shard folder, `key` an example key or None."""
+
+    file: str
+    key: str | None
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}: {self.message}" if self.key else f"{self.file}: {self.message}"
+
+
+def verify_shard(folder: str, entry: ShardEntry, index: ShardIndex) -> list[Fault]:
+    """All faults of one shard, in the order found; none means tar, record and index agree.
+
+    Checked: presence, size and SHA-256 of tar and record; counts; the member table against the
+    tar itself; every member's CRC-32, decodable audio and its length, code ranges, finite values,
+    equal frame counts; duplicate keys; every track whole; the recorded statistics.
+    """
+    return list(_faults(folder, entry, index))
+
+
+def _faults(folder: str, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault]:
+    record, faults = _read_record(folder, entry)
+    yield from faults
+    if record is not None:
+        yield from _check_record(record, entry, index)
+    with ExitStack() as stack:
+        try:
+            tar = stack.enter_context(storage.local_copy(storage.join(folder, entry.url)))
+            size, digest = _size_and_digest(tar)
+        except OSError as error:
+            yield Fault(entry.url, None, f"cannot be read ({error})")
+            return
+        if size != entry.filesize:
+            yield Fault(entry.url, None, f"{size} bytes, the index says {entry.filesize}")
+        if digest != entry.sha256:
+            yield Fault(entry.url, None, f"SHA-256 {digest}, the index says {entry.sha256}")
+        if record is not None:
+            yield from _check_layout(tar, entry.url, record)
+            yield from _check_examples(tar, entry.url, record, index)
+
+
+def _read_record(folder: str, entry: ShardEntry) -> tuple[ShardRecord | None, list[Fault]]:
+    try:
+        content = storage.read_bytes(storage.join(folder, entry.record))
+    except OSError as error:
+        return None, [Fault(entry.record, None, f"cannot be read ({error})")]
+    faults = []
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != entry.record_sha256:
+        faults.append(Fault(entry.record, None, f"SHA-256 {digest}, the index says {entry.record_sha256}"))
+    try:
+        return parse_model(entry.record, content, ShardRecord), faults
+    except ValueError as error:
+        return None, [*faults, Fault(entry.record, None, str(error).removeprefix(f"{entry.record}: "))]
+
+
+def _check_record(record: ShardRecord, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault]:
+    pairs = {
+        "url": (record.url, entry.url),
+        "examples": (record.examples, entry.nsamples),
+        "num_frames": (record.num_frames, entry.num_frames),
+        "bytes": (record.bytes, entry.filesize),
+        "sha256": (record.sha256, entry.sha256),
+        "audio_member": (record.audio_member, index.audio_member),
+        "teachers": (record.teachers, {spec.name: spec.fingerprint for spec in index.targets}),
+    }
+    for field, (stated, wanted) in pairs.items():
+        if stated != wanted:
+            yield Fault(entry.record, None, f"{field} {stated}, the index says {wanted}")
+    seen = set()
+    for example in record.members:
+        if example.key in seen:
+            yield Fault(entry.record, example.key, "the key stands twice in the member table")
+        seen.add(example.key)
+
+
+def _check_layout(tar: Path, url: str, record: ShardRecord) -> Iterator[Fault]:
+    """Compare the tar's own headers, as far as they can be read, with the member table."""
+    wanted = [
+        (f"{example.key}.{suffix}", offset, size)
+        for example in record.members
+        for suffix, (offset, size, _) in example.members.items()
+    ]
+    found = []
+    try:
+        with tarfile.open(tar, "r:") as file:
+            for member in file:
+                found.append((member.name, member.offset_data, member.size))
+    except (tarfile.TarError, OSError, ValueError) as error:
+        yield Fault(url, None, f"not a whole tar: {error}")
+    for there, here in zip(found, wanted, strict=False):
+        if there != here:
+            yield Fault(url, _key(here[0]), f"member (name, offset, bytes) {there} in the tar, {here} in the record")
+    if len(found) < len(wanted):
+        missing = wanted[len(found)][0]
+        yield Fault(url, _key(missing), f"no {missing}: {len(found)} of {len(wanted)} members found in the tar")
+    if len(found) > len(wanted):
+        yield Fault(url, _key(found[len(wanted)][0]), f"{len(found)} members in the tar, {len(wanted)} in the record")
+
+
+def _key(member: str) -> str:
+    return member.partition(".")[0]
+
+
+def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex) -> Iterator[Fault]:
+    infos: list[SegmentInfo] = []
+    statistics = {spec.name: empty(spec) for spec in index.targets}
+    with open(tar, "rb") as file:
+        for entry in record.members:
+            try:
+                example = _read_example(file, entry, index)
+            except ValueError as error:
+                yield Fault(url, entry.key, str(error))
+                continue
+            infos.append(example.info)
+            for spec in index.targets:
+                statistics[spec.name] = merge(statistics[spec.name], measure(spec, example.targets[spec.name]))
+    if len(infos) < len(record.members):
+        return  # statistics and tracks of a part would only repeat the faults above
+    if statistics != record.statistics:
+        yield Fault(f"{record.name}.json", None, "the statistics are not those of the examples")
+    yield from _check_tracks(url, infos)
+
+
+def _read_example(file, entry: ExampleEntry, index: ShardIndex) -> Example:
+    members = {}
+    for suffix in member_suffixes(index.targets, index.audio_member):
+        if suffix not in entry.members:
+            raise ValueError(f"no member {suffix} in the record")
+        offset, size, checksum = entry.members[suffix]
+        file.seek(offset)
+        members[suffix] = file.read(size)
+        if len(members[suffix]) != size:
+            raise ValueError(f"{suffix}: {size} bytes expected at offset {offset}, {len(members[suffix])} there")
+        if zlib.crc32(members[suffix]) != checksum:
+            raise ValueError(f"{suffix}: CRC-32 {zlib.crc32(members[suffix])}, the record says {checksum}")
+    example = decode_example(entry.key, members, index.targets, index.audio_member)
+    if example.info.num_frames != entry.num_frames:
+        raise ValueError(f"{example.info.num_frames} frames, the record says {entry.num_frames}")
+    return example
+
+
+def _check_tracks(url: str, infos: list[SegmentInfo]) -> Iterator[Fault]:
+    """Every track must stand in a row, from its first sample to its last segment."""
+    for track, group in groupby(infos, key=lambda info: info.track):
+        segments = list(group)
+        numbers = [info.segment for info in segments]
+        if numbers != list(range(segments[0].segments)):
+            yield Fault(url, segments[0].key, f"track {track}: segments {numbers} of {segments[0].segments}")
+        end = 0
+        for info in segments:
+            if info.start_sample != end:
+                yield Fault(url, info.key, f"starts at sample {info.start_sample}, the one before ends at {end}")
+            end = info.start_sample + info.num_samples
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()

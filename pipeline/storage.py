@@ -1,0 +1,149 @@
+"""Where files live: a local path or any fsspec URL (`s3://`, `gs://`, `memory://`).
+
+Publishing is all or nothing: locally a file is written under a temporary name, synced and
+renamed; an object store makes a finished upload visible at once. A name that exists is whole.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+def is_local(location: str) -> bool:
+    """True when `location` names a path of this machine rather than a remote URL."""
+    return isinstance(url_to_fs(location)[0], LocalFileSystem)
+
+
+def local_path(location: str) -> Path:
+    """The path of a local location (`file://` is stripped); raises ValueError for a remote one."""
+    filesystem, path = url_to_fs(location)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise ValueError(f"{location}: a local folder is needed here, not a {filesystem.protocol} URL")
+    return Path(path)
+
+
+def join(location: str, *names: str) -> str:
+    """Append path components to a location."""
+    return "/".join([location.rstrip("/") or "/", *names])
+
+
+def exists(location: str) -> bool:
+    """True when a file or folder is there."""
+    filesystem, path = url_to_fs(location)
+    return filesystem.exists(path)
+
+
+def size(location: str) -> int:
+    """Size in bytes. Raises FileNotFoundError."""
+    filesystem, path = url_to_fs(location)
+    return filesystem.size(path)
+
+
+def list_names(folder: str) -> list[str]:
+    """Sorted names of the files right in a folder; empty when the folder does not exist."""
+    filesystem, path = url_to_fs(folder)
+    if not filesystem.isdir(path):
+        return []
+    entries = filesystem.ls(path, detail=True)
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+
+def read_bytes(location: str) -> bytes:
+    """The whole content of a file. Raises FileNotFoundError naming it."""
+    filesystem, path = url_to_fs(location)
+    return filesystem.cat_file(path)
+
+
+def read_json(location: str) -> dict:
+    """Parse a JSON file. Raises ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(read_bytes(location))
+    except ValueError as error:
+        raise ValueError(f"{location}: not valid JSON ({error})") from error
+
+
+def open_read(location: str):
+    """Open a file for seekable binary reading."""
+    return fsspec.open(location, "rb").open()
+
+
+def remove(location: str) -> None:
+    """Delete one file; a missing one is fine."""
+    filesystem, path = url_to_fs(location)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)
+
+
+def publish_bytes(location: str, content: bytes) -> None:
+    """Make `content` visible under `location` whole or not at all."""
+    with publishing(location) as temporary:
+        temporary.write_bytes(content)
+
+
+def json_bytes(value: object) -> bytes:
+    """The one JSON form of this project: keys sorted, two spaces, ASCII, newline at the end."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+@contextmanager
+def publishing(location: str) -> Iterator[Path]:
+    """Give a local path to write to; on a clean exit the file appears under `location`, whole.
+
+    On an error nothing appears and the temporary file is removed. What a killed process leaves is
+    a name starting with a dot, which `sweep_temporary` deletes.
+    """
+    filesystem, path = url_to_fs(location)
+    if isinstance(filesystem, LocalFileSystem):
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{Path(path).name}.{os.getpid()}.tmp"
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="mert-") as folder:
+        temporary = Path(folder) / path.rsplit("/", 1)[-1]
+        yield temporary
+        filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        filesystem.put_file(str(temporary), path)
+
+
+def sweep_temporary(folder: str) -> None:
+    """Delete what killed writers left in a local folder. Call it when no writer is at work there."""
+    if is_local(folder):
+        for leftover in local_path(folder).glob(".*.tmp"):
+            leftover.unlink()
+
+
+@contextmanager
+def local_copy(location: str) -> Iterator[Path]:
+    """A local path with the file's content: the file itself, or a temporary download."""
+    filesystem, path = url_to_fs(location)
+    if isinstance(filesystem, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="mert-") as folder:
+        copy = Path(folder) / path.rsplit("/", 1)[-1]
+        with filesystem.open(path, "rb") as source, open(copy, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield copy
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

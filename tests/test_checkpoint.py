@@ -1,0 +1,104 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import checkpoint
+from model.checkpoint import CheckpointState, find_fault, latest_checkpoint, save_checkpoint
+from model.publish import publish_folder, remove_leftovers
+
+CONFIG = {"encoder": {"width": 4}, "note": "é"}
+
+
+def save(folder: Path, step: int, keep: int = 10) -> Path:
+    weights = {"weight": torch.full((3, 2), float(step)).T}
+    state = CheckpointState(step, {"offset": 5 * step}, seed=7, world_size=2, skipped_steps=1)
+    return save_checkpoint(folder, state, weights, {"state": {0: {"step": torch.tensor(3.0)}}}, CONFIG, keep)
+
+
+def test_everything_comes_back(tmp_path):
+    path = save(tmp_path, 12)
+    assert path.name == "step_12" and latest_checkpoint(tmp_path) == (path, [])
+    assert checkpoint.load_state(path) == CheckpointState(12, {"offset": 60}, 7, 2, 1, 0)
+    assert torch.equal(checkpoint.load_weights(path)["weight"], torch.full((2, 3), 12.0))
+    assert checkpoint.load_optimizer_state(path)["state"][0]["step"] == 3.0
+    assert checkpoint.load_config(path) == CONFIG
+
+
+def test_newest_is_by_number_and_the_last_k_are_kept(tmp_path):
+    for step in (8, 9, 10, 11):
+        save(tmp_path, step, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_11"]
+    assert latest_checkpoint(tmp_path)[0].name == "step_11"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "config.yaml", "checksums.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_a_torn_checkpoint_never_wins(tmp_path, name, damage):
+    save(tmp_path, 1)
+    torn = save(tmp_path, 2) / name
+    content = torn.read_bytes()
+    if damage == "cut":
+        torn.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        torn.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    else:
+        torn.unlink()
+    path, faults = latest_checkpoint(tmp_path)
+    assert path.name == "step_1" and len(faults) == 1 and "step_2" in faults[0] and name in faults[0]
+
+
+def test_a_torn_checkpoint_is_replaced(tmp_path):
+    (save(tmp_path, 2) / "state.json").unlink()
+    assert find_fault(save(tmp_path, 2)) is None
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    (tmp_path / "step_x").mkdir()
+    assert latest_checkpoint(tmp_path) == latest_checkpoint(tmp_path / "missing") == (None, [])
+
+
+def test_another_format_version_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    with pytest.raises(ValueError, match="format_version is 1, this program reads 2"):
+        checkpoint.load_state(path)
+
+
+def test_an_error_while_writing_publishes_nothing(tmp_path):
+    with pytest.raises(RuntimeError), publish_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import torch
+from model.checkpoint import CheckpointState, save_checkpoint
+for step in range(1, 10_000):
+    weights = {str(i): torch.full((200_000,), float(step)) for i in range(8)}
+    save_checkpoint(Path(sys.argv[1]), CheckpointState(step, None, 0, 1), weights, {}, {}, keep=2)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.011])
+def test_a_kill_at_any_time_leaves_a_whole_checkpoint(tmp_path, delay):
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as writer:
+        for _ in range(3):
+            writer.stdout.readline()
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        last = int(([3] + [int(line) for line in writer.stdout.read().split()])[-1])
+    path, faults = latest_checkpoint(tmp_path)
+    assert faults == [] and checkpoint.load_state(path).step >= last
+    step = float(checkpoint.load_state(path).step)
+    assert all((tensor == step).all() for tensor in checkpoint.load_weights(path).values())
+    remove_leftovers(tmp_path)
+    assert all(find_fault(folder) is None for folder in tmp_path.iterdir())

@@ -1,0 +1,54 @@
+"""Statistics: exact whatever the pieces, and the figures of plain NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_fixtures import CODES, CQT
+
+from pipeline.target_statistics import empty, measure, merge, summarise
+
+
+def total(spec, arrays):
+    partial = empty(spec)
+    for array in arrays:
+        partial = merge(partial, measure(spec, array))
+    return partial
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 40), max_size=5), seed=st.integers(0, 100))
+def test_pieces_add_up(cuts, seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 16, (2, 40)).astype(np.uint16)
+    cqt = rng.integers(-8, 8, (40, 4)).astype(np.float16)  # small integers: sums are exact in any order
+    assert total(CODES, np.split(codes, sorted(cuts), axis=1)) == measure(CODES, codes)
+    assert total(CQT, np.split(cqt, sorted(cuts))) == measure(CQT, cqt)
+
+
+def test_summary_is_that_of_numpy():
+    cqt = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float16)
+    summary = summarise(measure(CQT, cqt))
+    np.testing.assert_allclose(summary.mean, cqt.astype(np.float64).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(summary.deviation, cqt.astype(np.float64).std(axis=0), rtol=1e-9)
+    assert (summary.minimum, summary.maximum) == (cqt.min(), cqt.max())
+
+
+def test_usage_and_perplexity():
+    codes = np.stack([np.arange(64) % 16, np.full(64, 7)]).astype(np.uint16)
+    summary = summarise(measure(CODES, codes))
+    assert summary.usage == [1.0, 1 / 16]
+    assert summary.perplexity == [16.0, 1.0]
+
+
+@pytest.mark.parametrize("spec", [CODES, CQT])
+def test_nothing_has_no_summary(spec):
+    with pytest.raises(ValueError, match="no frames"):
+        summarise(empty(spec))
+
+
+def test_kinds_and_sizes_do_not_mix():
+    with pytest.raises(ValueError, match="discrete and a continuous"):
+        merge(empty(CODES), empty(CQT))
+    with pytest.raises(ValueError, match=r"\(2, 16\) and \(2, 8\)"):
+        merge(empty(CODES), empty(CODES.model_copy(update={"codebook_size": 8})))

@@ -1,0 +1,299 @@
+"""Resume, stops, broken steps and ranks, on models of a few thousand weights and synthetic batches."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import run_ranks, slice_rows, synthetic_batch, synthetic_stream, tiny_model
+
+from model.checkpoint import latest_checkpoint, load_state, load_weights
+from model.mixture import MixtureConfig
+from model.optimizer import OptimizerConfig
+from model.ranks import rank, world_size
+from model.schedule import ScheduleConfig
+from model.span_mask import MaskConfig
+from model.train_step import TrainStep
+from model.trainer import TrainerConfig, TrainResult, train, use_bfloat16
+
+TIMINGS = ("audio_seconds_per_second", "data_wait_share")
+MIXTURE = MixtureConfig(min_samples=500, max_samples=900)
+CPU = torch.device("cpu")
+
+
+def config(total_steps: int = 6, **changes: object) -> TrainerConfig:
+    schedule = ScheduleConfig(learning_rate=1e-2, warmup_steps=2, total_steps=total_steps)
+    settings = {"mixture": MIXTURE, "log_every": 1, "validate_every": 3, "checkpoint_every": 2, "keep_checkpoints": 2}
+    return TrainerConfig(schedule=schedule, **{**settings, **changes})
+
+
+def validation() -> list[dict]:
+    """Two batches, the second on rank 0 alone."""
+    batches = [synthetic_batch(1_000), synthetic_batch(1_001)]
+    rows = 4 // world_size()
+    return [slice_rows(batches[0], slice(rank() * rows, (rank() + 1) * rows)), *batches[1 : 2 - rank()]]
+
+
+def run(folder: Path, trainer: TrainerConfig, stop=lambda: False, stream=None, records=None, **encoder) -> TrainResult:
+    torch.manual_seed(len(list(folder.glob("**/*"))))  # a run must not lean on the global generator
+    if stream is None:
+        stream = lambda position: synthetic_stream(position, rank(), world_size())  # noqa: E731
+    return train(
+        model=tiny_model(**encoder),
+        stream=stream,
+        validation=validation,
+        config=trainer,
+        run_folder=folder,
+        run_config={"trainer": trainer.model_dump(mode="json")},
+        seed=11,
+        sample_rate=24_000,
+        device=CPU,
+        stop=stop,
+        report=([] if records is None else records).append,
+    )
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_weights(latest_checkpoint(folder / "checkpoints")[0])
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = final_weights(first), final_weights(second)
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing of the trainer gets to run after it but its file closing."""
+
+
+def stream_killed_at(step: int):
+    def stream(position):
+        for batch, after in synthetic_stream(position):
+            if after["offset"] == step:
+                raise Killed
+            yield batch, after
+
+    return stream
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder, config(), layer_drop=0.3).status == "done"
+    return folder
+
+
+@pytest.mark.parametrize("first, second", [(1, 2), (3, 4), (3, 6), (4, 5), (5, 6)])
+def test_two_kills_and_resumes_change_no_bit(tmp_path, uninterrupted, first, second):
+    for step in (first, second):
+        with pytest.raises(Killed):
+            run(tmp_path, config(), stream=stream_killed_at(step), layer_drop=0.3)
+    assert run(tmp_path, config(), layer_drop=0.3).status == "done"
+    assert read_metrics(tmp_path) == read_metrics(uninterrupted)
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("stops", [(1, 4), (2, 3)])
+def test_stops_write_a_checkpoint_and_change_no_bit(tmp_path, uninterrupted, stops):
+    for step in stops:
+        done = [record["step"] for record in read_metrics(tmp_path)] if (tmp_path / "metrics.jsonl").exists() else [0]
+        polls = itertools.count(max(done) + 1)
+        result = run(tmp_path, config(), stop=lambda: next(polls) == step, layer_drop=0.3)
+        assert (result.status, result.step) == ("stopped", step)
+        assert result.checkpoint == latest_checkpoint(tmp_path / "checkpoints")[0]
+        assert load_state(result.checkpoint).position == {"offset": step}
+    assert run(tmp_path, config(), layer_drop=0.3).status == "done"
+    train_records = [[r for r in read_metrics(folder) if r["kind"] == "train"] for folder in (tmp_path, uninterrupted)]
+    assert train_records[0] == train_records[1]
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    result = run(uninterrupted, config(), stream=stream_killed_at(1), layer_drop=0.3)
+    assert (result.status, result.step, result.checkpoint.name) == ("done", 6, "step_6")
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_records_hold_what_they_promise(uninterrupted):
+    records = read_metrics(uninterrupted)
+    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "validation")}
+    assert [r["step"] for r in by_kind["train"]] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in by_kind["validation"]] == [0, 3, 6]
+    record = by_kind["train"][2]
+    assert record["learning_rate"] == pytest.approx(0.75e-2) and record["position"] == {"offset": 3}
+    assert record["skipped_steps"] == 0 and record["gradient_norm"] > 0
+    losses = record["losses"]
+    assert record["loss"] == pytest.approx(losses["codes"] + 0.5 * losses["cqt"] + 10 * losses["feature_penalty"])
+    assert len(record["accuracy"]["codes"]) == 2
+    names = {path.name for path in (uninterrupted / "checkpoints").iterdir()}
+    assert names == {"step_4", "step_6"}
+
+
+def test_validation_does_not_depend_on_training_before_it(tmp_path, uninterrupted):
+    """Same weights, same value: masks are fixed and dropout is off."""
+    run(tmp_path, config(total_steps=4, validate_every=1), layer_drop=0.3)
+    first = [record for record in read_metrics(tmp_path) if record["kind"] == "validation"][0]
+    assert first == read_metrics(uninterrupted)[0]
+
+
+def test_training_lowers_the_validation_loss(tmp_path):
+    stream = lambda position: iter([(synthetic_batch(1_000 + i % 2), {"offset": i}) for i in range(40)])  # noqa: E731
+    run(tmp_path, config(total_steps=40, validate_every=40, checkpoint_every=40), stream=stream, dropout=0.0)
+    first, last = [record["loss"] for record in read_metrics(tmp_path) if record["kind"] == "validation"]
+    assert last < first - 0.5
+
+
+def test_another_seed_or_model_is_refused(tmp_path, uninterrupted):
+    with pytest.raises(ValueError, match="seed is 11 in the checkpoint but 12"):
+        train(
+            tiny_model(), synthetic_stream, None, config(), uninterrupted, {}, 12, 24_000, CPU, lambda: False, print
+        )
+    with pytest.raises(ValueError, match="layers.2.*is only in the model"):
+        run(uninterrupted, config(), layers=3)
+
+
+def test_a_stream_that_ends_is_an_error(tmp_path):
+    stream = lambda position: itertools.islice(synthetic_stream(position), 3)  # noqa: E731
+    with pytest.raises(ValueError, match="stream ended after step 3, before total_steps 6"):
+        run(tmp_path, config(), stream=stream)
+
+
+def test_a_torn_checkpoint_is_reported_and_passed_over(tmp_path, uninterrupted):
+    run(tmp_path, config(), layer_drop=0.3)
+    (tmp_path / "checkpoints" / "step_6" / "optimizer.pt").write_bytes(b"torn")
+    (tmp_path / "checkpoints" / ".partial-step_8").mkdir()
+    records = []
+    run(tmp_path, config(), records=records, layer_drop=0.3)
+    assert [record["kind"] for record in records[:2]] == ["torn_checkpoint", "resume"]
+    assert "optimizer.pt" in records[0]["fault"] and records[1]["step"] == 4
+    assert read_metrics(tmp_path) == read_metrics(uninterrupted)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_4", "step_6"]
+
+
+def poisoned_stream(steps: set[int], poisoned_rank: int = 0):
+    """Targets that are not finite, on one rank only."""
+
+    def stream(position):
+        for batch, after in synthetic_stream(position, rank(), world_size()):
+            if after["offset"] in steps and rank() == poisoned_rank:
+                batch["cqt"] = batch["cqt"] * float("inf")
+            yield batch, after
+
+    return stream
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    run(tmp_path, config(total_steps=4), stream=poisoned_stream({2, 3}))
+    records = read_metrics(tmp_path)
+    assert [record["step"] for record in records if record["kind"] == "skipped"] == [2, 3]
+    assert [record["skipped_steps"] for record in records if record["kind"] == "train"] == [0, 1, 2, 2]
+    assert all(weight.isfinite().all() for weight in final_weights(tmp_path).values())
+
+
+def test_too_many_broken_steps_in_a_row_end_training_even_across_a_resume(tmp_path):
+    trainer = config(total_steps=9, max_consecutive_skips=3, checkpoint_every=1)
+    polls = itertools.count(1)
+    run(tmp_path, trainer, stream=poisoned_stream({1, 3, 4, 5}), stop=lambda: next(polls) == 4)
+    with pytest.raises(FloatingPointError, match="step 5: .* 3 steps in a row, max_consecutive_skips is 3"):
+        run(tmp_path, trainer, stream=poisoned_stream({1, 3, 4, 5}))
+
+
+def gradient(accumulation: int, batch: dict) -> dict[str, torch.Tensor]:
+    """The gradient an optimiser step applies, caught before the optimiser clears it."""
+    model = tiny_model(dropout=0.0)
+    step = TrainStep(model, OptimizerConfig(gradient_clip=1e9), config().mask, None, accumulation, False, 11, CPU)
+    caught = {}
+    step.optimizer.step = lambda: caught.update({n: p.grad.clone() for n, p in model.named_parameters()})
+    result = step.train(batch, 1, 1e-3, {})
+    caught["loss"] = torch.tensor(result.summary["loss"])
+    return caught
+
+
+def uneven_batch() -> dict:
+    """Rows with different numbers of valid and masked frames."""
+    batch = synthetic_batch(5)
+    for row, frames in enumerate((20, 7, 3, 15)):
+        batch["valid"][row, frames:] = False
+    return batch
+
+
+def assert_close(first: dict, second: dict) -> None:
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-8), name
+
+
+def test_a_step_moves_weights_by_its_rate_and_draws_its_own_dropout():
+    model = tiny_model()
+    every_frame = MaskConfig(probability=1.0, span=1)
+    step = TrainStep(model, OptimizerConfig(), every_frame, None, 1, False, 11, CPU)
+    before = model.encoder.mask_embedding.clone()
+    losses = [step.train(synthetic_batch(0), number, 0.0, {}).summary["loss"] for number in (1, 2, 1)]
+    assert torch.equal(model.encoder.mask_embedding, before)
+    assert losses[0] == losses[2] != losses[1]
+    step.train(synthetic_batch(0), 3, 0.25, {})
+    moved = (model.encoder.mask_embedding - before).abs()
+    assert 0.05 < moved.max() < 0.5  # Adam moves a weight by about the rate
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 4])
+def test_accumulation_does_not_change_the_gradient(accumulation):
+    assert_close(gradient(1, uneven_batch()), gradient(accumulation, uneven_batch()))
+
+
+def test_a_batch_smaller_than_accumulation_is_refused():
+    with pytest.raises(ValueError, match="4 rows cannot be split into accumulation 5 parts"):
+        gradient(5, uneven_batch())
+
+
+def two_ranks(process_rank: int, folder: Path) -> None:
+    rows = slice(2 * process_rank, 2 * process_rank + 2)
+    torch.save([gradient(n, slice_rows(uneven_batch(), rows)) for n in (1, 2)], folder / f"gradients{process_rank}.pt")
+
+    run(folder / "plain", config(mixture=None), dropout=0.0)
+    stop = lambda: process_rank == 1  # noqa: E731  (the signal reaches one rank only)
+    stopped = run(folder / "resumed", config(), stop=stop, layer_drop=0.3)
+    assert (stopped.status, stopped.step) == ("stopped", 1)
+    for part in ("resumed", "whole"):
+        run(folder / part, config(), layer_drop=0.3)
+    run(folder / "poisoned", config(total_steps=4), stream=poisoned_stream({2}, poisoned_rank=1))
+
+
+def test_two_ranks_do_as_one(tmp_path):
+    for name in ("plain", "resumed", "whole", "poisoned", "single"):
+        (tmp_path / name).mkdir()
+    run_ranks(two_ranks, 2, tmp_path)
+
+    alone = gradient(1, uneven_batch())
+    for process_rank in range(2):
+        for caught in torch.load(tmp_path / f"gradients{process_rank}.pt", weights_only=True):
+            assert_close(alone, caught)
+
+    run(tmp_path / "single", config(mixture=None), dropout=0.0)
+    for one, two in zip(read_metrics(tmp_path / "single"), read_metrics(tmp_path / "plain"), strict=True):
+        assert one["kind"] == two["kind"] and one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+    assert read_metrics(tmp_path / "resumed") == read_metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "resumed", tmp_path / "whole")
+    assert [r["step"] for r in read_metrics(tmp_path / "poisoned") if r["kind"] == "skipped"] == [2]
+    assert all(weight.isfinite().all() for weight in final_weights(tmp_path / "poisoned").values())
+
+
+def test_precision_auto_is_fp32_on_a_cpu():
+    assert not use_bfloat16("auto", CPU) and use_bfloat16("bf16", CPU) and not use_bfloat16("fp32", CPU)
+
+
+def test_bf16_stays_near_fp32(tmp_path):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        run(folder, config(total_steps=3, precision=precision), dropout=0.0)
+        losses.append([record["loss"] for record in read_metrics(folder)])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
