@@ -66,7 +66,9 @@ def save_checkpoint(
         (temporary / "config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
-    for old in list_checkpoints(folder)[keep:]:
+    # One of a later step is torn, or this run would have gone on from it: it must not push out a whole one.
+    until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= state.step]
+    for old in until_now[keep:]:
         retire_folder(old)
     return target
 

@@ -4,6 +4,8 @@ The layout of wav2vec 2.0 (arXiv 2006.11477, section 2) that HuBERT and MERT kee
 with one group per channel on the first layer only. At MERT's strides one frame is 320 samples, 75 Hz at 24 kHz.
 """
 
+import math
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -28,6 +30,11 @@ class FrontendConfig(BaseModel):
         if len(self.kernels) != len(self.strides):
             raise ValueError(f"kernels has {len(self.kernels)} layers but strides has {len(self.strides)}")
         return self
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next: the product of the strides."""
+        return math.prod(self.strides)
 
 
 class ConvLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all: written under a temporary name, synced to disk, renamed."""
+"""Folders and files that are there whole or not at all: written under a temporary name, synced, renamed."""
 
 import os
 import shutil
@@ -29,6 +29,16 @@ def publish_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish_file(target: Path, content: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if it is not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(TEMPORARY_PREFIX + target.name)
+    temporary.write_bytes(content)
+    _sync(temporary)
+    os.replace(temporary, target)
+    _sync(target.parent)
 
 
 def retire_folder(target: Path) -> None:

@@ -1,18 +1,25 @@
-"""The teachers there are: to add one, write its file and name it in the two lines below."""
+"""The teachers there are: to add one, write its file and name its config and class below."""
 
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from pipeline.cqt_teacher import CqtTeacher, CqtTeacherConfig
 from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig
-from pipeline.teacher import Teacher
+from pipeline.teacher import TargetSpec, Teacher
 
 TeacherConfig = Annotated[EncodecTeacherConfig | CqtTeacherConfig, Field(discriminator="kind")]
-TEACHERS = {"encodec": EncodecTeacher, "cqt": CqtTeacher}
+TEACHERS = {EncodecTeacherConfig: EncodecTeacher, CqtTeacherConfig: CqtTeacher}
 
 
 def build_teachers(configs: list[TeacherConfig], device: str) -> list[Teacher]:
     """Load the teachers onto a device (`cpu` or `cuda`)."""
-    return [TEACHERS[config.kind](config, torch.device(device)) for config in configs]
+    return [TEACHERS[type(config)](config, torch.device(device)) for config in configs]
+
+
+def config_of(spec: TargetSpec) -> TeacherConfig:
+    """The config of the teacher that a specification describes. Raises ValueError when there is no such teacher."""
+    known = {name for config in TEACHERS for name in config.model_fields}
+    settings = {name: value for name, value in spec.teacher.items() if name in known}
+    return TypeAdapter(TeacherConfig).validate_python({"name": spec.name, **settings})

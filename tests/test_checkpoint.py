@@ -57,6 +57,15 @@ def test_a_torn_checkpoint_is_replaced(tmp_path):
     assert find_fault(save(tmp_path, 2)) is None
 
 
+def test_a_torn_later_checkpoint_pushes_out_no_whole_one(tmp_path):
+    (save(tmp_path, 9) / "state.json").unlink()
+    save(tmp_path, 4, keep=1)
+    path, faults = latest_checkpoint(tmp_path)
+    assert path.name == "step_4" and len(faults) == 1
+    assert find_fault(save(tmp_path, 5, keep=1)) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_5", "step_9"]
+
+
 def test_no_checkpoint_is_none(tmp_path):
     (tmp_path / "step_x").mkdir()
     assert latest_checkpoint(tmp_path) == latest_checkpoint(tmp_path / "missing") == (None, [])
