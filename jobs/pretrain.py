@@ -7,13 +7,14 @@ SIGTERM or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, 
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import torch
 import yaml
@@ -33,6 +34,7 @@ from pipeline.shard_index import ShardIndex, load_index
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 RUN_CONFIG = "config.yaml"
+LOCK = ".lock"
 # What makes another model of a run; other keys may change between two starts of it.
 FIXED_KEYS = ("seed", "encoder", "objective")
 
@@ -73,9 +75,10 @@ def main(arguments: list[str]) -> int:
         model = build_pretrain_model(config.encoder, heads, config.objective, config.seed)
         description = RunDescription(config=config, heads=heads, data=describe_data(index))
         report = TrainingReport(config.trainer.schedule.total_steps)
-        if rank == 0:
-            report.note(save_description(Path(config.out), description))
         with stop_on_signal() as stop, contextlib.ExitStack() as streams:
+            if rank == 0:
+                streams.enter_context(lock_folder(Path(config.out)))
+                report.note(save_description(Path(config.out), description))
 
             def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
                 return streams.enter_context(
@@ -113,6 +116,21 @@ def process_group(device: str) -> Iterator[tuple[int, int, torch.device]]:
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def lock_folder(out: Path) -> BinaryIO:
+    """Hold the run folder until this process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it, such as a rank that outlived its launcher.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / LOCK, "wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{out}: another process is training in this run folder") from error
+    return lock
 
 
 def heads_of(index: ShardIndex) -> list[HeadSpec]:

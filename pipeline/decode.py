@@ -3,14 +3,18 @@
 Vorbis, Opus and FLAC in Ogg go through libsndfile (ffmpeg's Ogg demuxer refuses or mis-measures some sound
 files), everything else through PyAV, which carries its ffmpeg. The choice follows the file's content, not
 its name. The length that counts is what was really decoded; what the header claims is kept beside it, so
-that a lying header can be told. Only audio demuxers are allowed: playlists and concatenation scripts, which
+that a lying header can be told. What a format lets one check is checked: page checksums of Ogg, frame
+checksums and positions of FLAC, chunk sizes of WAV. Only audio demuxers are allowed: playlists and concatenation scripts, which
 could name other files or hosts, are not.
 """
 
 import hashlib
 import re
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -23,8 +27,11 @@ EXACT_HEADERS = {"aiff", "flac", "wav", "w64", "au", "caf", "tta", "ape", "wv", 
 AUDIO_EXTENSIONS = set(
     "aac ac3 aif aifc aiff amr ape au caf dsf flac m4a m4b mka mp2 mp3 mp4 mpc oga ogg opus snd tta w64 wav webm wma wv".split()
 )
+# Their frames carry checksums, which ffmpeg looks at only when asked to.
+CHECKSUM_CODECS = {"ac3", "ape", "eac3", "flac", "tta", "wavpack"}
 BLOCK_FRAMES = 1 << 18
-OGG_PAGE_LIMIT = 27 + 255 + 255 * 255
+OGG_PAGE_HEADER = 27
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class DecodeError(ValueError):
@@ -51,7 +58,8 @@ def open_audio(path: Path) -> "OggFile | MediaFile":
 
     Raises:
         DecodeError: `not_audio` when it is no audio, neither by content nor by name; `unreadable` when it
-            cannot be parsed; `truncated` when an Ogg file stops before its last page.
+            cannot be parsed or a checksum of Ogg is wrong; `truncated` when the end is missing;
+            `length_mismatch` when a WAV file holds more audio than its header claims.
     """
     with open(path, "rb") as file:
         head = file.read(64)
@@ -63,7 +71,7 @@ class OggFile:
     """Ogg through libsndfile."""
 
     def __init__(self, path: Path):
-        _check_last_ogg_page(path)
+        _check_ogg_pages(path)
         try:
             self.file = soundfile.SoundFile(path)
         except (soundfile.SoundFileError, OSError) as error:
@@ -99,12 +107,15 @@ class MediaFile:
                 str(path), options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}, metadata_errors="ignore"
             )
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            _check_mp4_boxes(path)
             known = path.suffix[1:].lower() in AUDIO_EXTENSIONS
             raise DecodeError("unreadable" if known else "not_audio", _reason(error)) from error
         if not self.container.streams.audio:
             self.container.close()
             raise DecodeError("not_audio", f"a {self.container.format.name} file without an audio stream")
         self.stream = self.container.streams.audio[0]
+        if self.stream.codec_context.name in CHECKSUM_CODECS:
+            self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.header = _read_header(self.container, self.stream, path)
 
     def __enter__(self) -> "MediaFile":
@@ -117,13 +128,16 @@ class MediaFile:
         """Yield float32 `[channels, n]` blocks in order, in [-1, 1) for integer formats.
 
         A packet that cannot be decoded before the first or after the last good one (tags, padding) is
-        skipped; between good ones it is damage.
+        skipped; between good ones it is damage. ffmpeg leaves out a FLAC frame that it finds damaged, so
+        there the next frame's position tells.
 
         Raises:
-            DecodeError: `unreadable` on damage, a change of rate or channels, or no audio at all.
+            DecodeError: `unreadable` on damage, a change of rate or channels, or no audio at all;
+                `truncated` when the container ends too early.
         """
         planar = av.AudioResampler(format="fltp")
         expected = (self.header.sample_rate, self.header.channels)
+        is_flac = self.header.format == "flac/flac"
         damage = None
         decoded = 0
         for packet in self._packets():
@@ -136,6 +150,8 @@ class MediaFile:
                 found = (frame.sample_rate, frame.layout.nb_channels)
                 if found != expected:
                     raise DecodeError("unreadable", f"changes from {expected} to {found} (Hz, channels) on the way")
+                if is_flac and frame.pts is not None and frame.pts * frame.time_base != Fraction(decoded, expected[0]):
+                    damage = damage or f"the next frame starts at {frame.pts * frame.time_base * expected[0]}"
                 if damage:
                     raise DecodeError("unreadable", f"damaged after {decoded} samples: {damage}")
                 for converted in planar.resample(frame):
@@ -178,12 +194,13 @@ def to_int16(audio: np.ndarray) -> np.ndarray:
 
 
 def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:
-    """Compare the decoded length with an exact header's.
+    """Compare the decoded length with an exact header's. FLAC states the number of samples, so there is no tolerance.
 
     Raises:
         DecodeError: `truncated` when audio is missing, `length_mismatch` when there is more than claimed.
     """
-    if header.num_samples is None or abs(decoded - header.num_samples) <= tolerance_seconds * header.sample_rate:
+    tolerance = 0 if header.format == "flac/flac" else tolerance_seconds * header.sample_rate
+    if header.num_samples is None or abs(decoded - header.num_samples) <= tolerance:
         return
     reason = "truncated" if decoded < header.num_samples else "length_mismatch"
     raise DecodeError(reason, f"header claims {header.num_samples} samples, {decoded} decoded")
@@ -193,26 +210,111 @@ def _read_header(container, stream, path: Path) -> AudioHeader:
     container_name = container.format.name.split(",")[0]
     codec = stream.codec_context
     length = None
-    if stream.duration is not None and _has_exact_length(container_name, path):
+    if container_name in ("wav", "w64") and codec.name.startswith("pcm_"):
+        length = _claimed_wav_samples(path, container_name)
+    elif stream.duration is not None and _has_exact_length(container_name, path):
         length = round(stream.duration * stream.time_base * codec.sample_rate)
     if codec.sample_rate <= 0 or codec.channels <= 0:
         raise DecodeError("unreadable", f"header claims {codec.sample_rate} Hz and {codec.channels} channels")
     return AudioHeader(codec.sample_rate, codec.channels, length, f"{container_name}/{codec.name}")
 
 
-def _check_last_ogg_page(path: Path) -> None:
-    """Raise DecodeError unless the file's last Ogg page is whole and marked as the last (RFC 3533, section 6)."""
+def _check_ogg_pages(path: Path) -> None:
+    """Raise DecodeError unless every page is whole, in sequence and right by its checksum (RFC 3533, section 6).
+
+    libsndfile passes over damaged pages without a word, and reads only the first of chained streams.
+    Bytes after the end of the streams (tags) are let be.
+    """
+    numbers: dict[bytes, int] = {}
+    ended: set[bytes] = set()
     with open(path, "rb") as file:
-        length = file.seek(0, 2)
-        file.seek(max(0, length - OGG_PAGE_LIMIT))
-        tail = file.read()
-    start = tail.rfind(b"OggS\0")
-    if start < 0 or not tail[start + 5 : start + 6] or not tail[start + 5] & 4:
-        raise DecodeError("truncated", f"{length} bytes end without the page that marks the end of the stream")
-    lacing = tail[start + 27 : start + 27 + tail[start + 26]] if len(tail) > start + 26 else b""
-    missing = start + 27 + len(lacing) + sum(lacing) - len(tail)
-    if missing > 0:
-        raise DecodeError("truncated", f"{length} bytes, the last Ogg page lacks {missing}")
+        while head := file.read(OGG_PAGE_HEADER):
+            place = f"byte {file.tell() - len(head)}"
+            if ended == set(numbers) != set() and head[:4] != b"OggS":
+                return
+            if len(head) == OGG_PAGE_HEADER and head[:5] != b"OggS\0":
+                raise DecodeError("unreadable", f"no Ogg page at {place}, where the last one ended")
+            lacing = file.read(head[26]) if len(head) == OGG_PAGE_HEADER else b""
+            body = file.read(sum(lacing))
+            if len(head) < OGG_PAGE_HEADER or len(lacing) < head[26] or len(body) < sum(lacing):
+                raise DecodeError("truncated", f"{file.tell()} bytes, they end within the Ogg page at {place}")
+            found = _ogg_checksum(head[:22] + bytes(4) + head[26:] + lacing + body)
+            stated, stream, number = int.from_bytes(head[22:26], "little"), head[14:18], int.from_bytes(head[18:22], "little")
+            if found != stated:
+                raise DecodeError("unreadable", f"the Ogg page at {place} has checksum {found:08x}, it states {stated:08x}")
+            if stream not in numbers and ended:
+                raise DecodeError("unreadable", f"a second stream follows the first at {place}; only one can be read")
+            if number != numbers.get(stream, number - 1) + 1:
+                raise DecodeError("unreadable", f"Ogg page {number} at {place} follows page {numbers[stream]}")
+            numbers[stream] = number
+            if head[5] & 4:
+                ended.add(stream)
+        if ended != set(numbers):
+            raise DecodeError("truncated", f"{file.tell()} bytes end without the page that marks the end of the stream")
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC-32 with the polynomial of zlib, but highest bit first, no inversion: zlib's over bytes of reversed bits."""
+    mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def _check_mp4_boxes(path: Path) -> None:
+    """Raise DecodeError `truncated` when a top-level box of an MP4 file reaches beyond the file's end."""
+    length = path.stat().st_size
+    start = 0
+    with open(path, "rb") as file:
+        while start < length:
+            file.seek(start)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:], "big") if size == 1 else size
+            if start == 0 and head[4:8] != b"ftyp" or size < 8:
+                return
+            if start + size > length:
+                name = head[4:8].decode("latin-1")
+                raise DecodeError("truncated", f"{length} bytes, the {name} box claims to reach to {start + size}")
+            start += size
+
+
+def _claimed_wav_samples(path: Path, container_name: str) -> int | None:
+    """Samples per channel that the size of the data chunk stands for; None when it was left open (streamed).
+
+    ffmpeg says less without a word when the file is shorter.
+
+    Raises:
+        DecodeError: `length_mismatch` when what follows the data chunk is no chunk but more audio, as when a
+            recorder's size overflows.
+    """
+    is_w64 = container_name == "w64"
+    name_bytes, size_form, alignment = (16, "<Q", 8) if is_w64 else (4, "<I", 2)
+    head_bytes = name_bytes + struct.calcsize(size_form)
+    length = path.stat().st_size
+    start = 40 if is_w64 else 12
+    block = large = 0
+    with open(path, "rb") as file:
+        while start + head_bytes <= length:
+            file.seek(start)
+            head = file.read(head_bytes)
+            size = struct.unpack(size_form, head[name_bytes:])[0] - (head_bytes if is_w64 else 0)
+            body = start + head_bytes
+            if head[:4] == b"ds64":
+                large = int.from_bytes(file.read(16)[8:], "little")
+            if head[:4] == b"fmt ":
+                block = int.from_bytes(file.read(14)[12:], "little")
+            if head[:4] == b"data":
+                size = large if size == 0xFFFFFFFF else size
+                end = body + size + -size % alignment
+                file.seek(end)
+                after = file.read(4)
+                if not block or size <= 0:
+                    return None
+                if len(after) == 4 and not re.fullmatch(rb"[ -~]{3,4}.?", after, re.DOTALL) and after.strip(b"\0"):
+                    held = (length - body) // block
+                    raise DecodeError("length_mismatch", f"header claims {size // block} samples, the file holds {held}")
+                return size // block
+            start = body + size + -size % alignment
+    return None
 
 
 def _has_exact_length(container_name: str, path: Path) -> bool:

@@ -1,0 +1,113 @@
+"""The whole job on one machine, as `make demo` runs it: every stage is the command a user would type.
+
+    python -m jobs.demo tests/data/music
+
+Manifest, labels, verification, pre-training on two ranks with one rank killed on the way and a resume, export,
+and a summary. Everything goes to runs/demo, which is emptied first. The teacher codec is the small one that
+ships with this package; the run is the CPU-sized configs/tiny.yaml.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from jobs.command_line import run
+from jobs.config import UsageError
+from pipeline.shard_index import ShardIndex, load_index
+
+OUT = Path("runs/demo")
+KILL_AFTER_STEP = 100
+POLL_SECONDS = 0.2
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        raise UsageError(f"demo: one folder of audio is needed, got {' '.join(arguments) or 'nothing'}")
+    started = time.monotonic()
+    shutil.rmtree(OUT, ignore_errors=True)
+    # The demo shares its cores between processes; each computes with one thread.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    call("mert", "manifest", "configs/manifest.yaml", f"root={arguments[0]}", f"out={OUT}/manifest",
+         "group_by=track", "splits={valid: 0.2}")
+    call("mert", "label", "configs/label.yaml", f"manifest={OUT}/manifest", f"out={OUT}/shards",
+         "teachers.0.weights=foundry-small", "segments.segment_seconds=10", "segments.shortest_seconds=4",
+         "segments.examples_per_shard=8")
+    call("mert", "verify", f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2")
+    index = load_index(f"{OUT}/shards")
+    pretrain = ["torchrun", "--nproc-per-node=2", "-m", "jobs.pretrain", "configs/tiny.yaml",
+                f"shards={OUT}/shards", f"out={OUT}/run"]
+    if "valid" not in index.totals:
+        pretrain.append("valid_split=null")
+    kill_a_rank(pretrain)
+    call(*pretrain)
+    call("mert", "export", f"{OUT}/run", f"{OUT}/export")
+    print(summary(index, time.monotonic() - started))
+    return 0
+
+
+def call(*command: str) -> None:
+    """Show and run a command. Raises RuntimeError when it fails."""
+    show(command)
+    code = subprocess.run(command).returncode
+    if code:
+        raise RuntimeError(f"exit code {code}: {' '.join(command)}")
+
+
+def kill_a_rank(command: list[str]) -> None:
+    """Start training, SIGKILL one rank once a checkpoint of step 100 is there, and wait for the others to end."""
+    show([*command, f"  # one rank is killed after step {KILL_AFTER_STEP}"])
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in launcher.stderr:
+        # What torchrun has to say about the dead rank is not news here.
+        if line.startswith(("step", "checkpoint", "error", "resumed")):
+            print(line, end="", file=sys.stderr, flush=True)
+        if line.startswith("checkpoint:") and f"step_{KILL_AFTER_STEP}" in line:
+            rank = psutil.Process(launcher.pid).children()[-1]
+            rank.send_signal(signal.SIGKILL)
+            print(f"demo: killed a rank after step {KILL_AFTER_STEP}; the same command goes on", file=sys.stderr)
+    if launcher.wait() == 0:
+        raise RuntimeError(f"training ended before step {KILL_AFTER_STEP}, no rank could be killed")
+
+
+def show(command: list[str] | tuple[str, ...]) -> None:
+    """Print a command as one would type it."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+
+
+def summary(index: ShardIndex, seconds: float) -> str:
+    """Hours, shards, examples, codes, loss before and after, and where everything lies."""
+    validations = [record for record in read_metrics() if record["kind"] == "validation"]
+    lines = [f"demo: done in {seconds / 60:.1f} minutes"]
+    for split, totals in index.totals.items():
+        lines.append(
+            f"  {split}: {totals.seconds / 3600:.4f} h in {totals.shards} shards, {totals.examples} examples,"
+            f" {totals.bytes / totals.seconds / 1000:.1f} kB an audio second"
+        )
+    for spec in index.targets:
+        if spec.kind == "discrete":
+            frames = round(sum(totals.seconds for totals in index.totals.values()) * spec.frame_rate)
+            lines.append(f"  {spec.name}: {frames * spec.size} codes in {spec.size} codebooks of {spec.codebook_size}")
+    if validations:
+        first, last = validations[0], validations[-1]
+        lines.append(
+            f"  validation loss: {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"
+        )
+    for name in ("manifest", "shards", "run", "export"):
+        lines.append(f"  {name}: {OUT / name}")
+    return "\n".join(lines)
+
+
+def read_metrics() -> list[dict]:
+    """The records of the run's metrics.jsonl."""
+    return [json.loads(line) for line in (OUT / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__))
