@@ -1,0 +1,68 @@
+"""Sounds and audio files for tests, and the `mert` command as a user starts it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+MUSIC = Path(__file__).parent / "data" / "music"
+CLIPS = sorted(str(path.relative_to(MUSIC)) for path in MUSIC.rglob("*") if path.is_file())
+# PyAV's encoder and container for what soundfile cannot write.
+ENCODED_BY_AV = {"m4a": ("aac", "ipod"), "tta": ("tta", "tta"), "wv": ("wavpack", "wv"), "ac3": ("ac3", "ac3")}
+SUBTYPES = {"opus": "OPUS", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
+
+
+def tone(frequency: float, seconds: float, rate: int = 24_000) -> np.ndarray:
+    """A sine at half of full scale, float32 `[T]`."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+
+
+def noise(seconds: float, rate: int = 24_000, seed: int = 0, channels: int = 1) -> np.ndarray:
+    """White noise at -20 dB, float32 `[T]`, or `[T, channels]` when there are several."""
+    values = 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
+    return values.astype(np.float32) if channels > 1 else values[:, 0].astype(np.float32)
+
+
+def write_audio(path: Path, audio: np.ndarray, rate: int = 24_000, subtype: str | None = None) -> Path:
+    """Write `[T]` or `[T, channels]` in the format of the name's extension; makes folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    extension = path.suffix[1:]
+    if extension in ENCODED_BY_AV:
+        _encode(path, np.atleast_2d(audio.T), rate, *ENCODED_BY_AV[extension])
+    else:
+        container = {"opus": "OGG"}.get(extension, extension.upper())
+        soundfile.write(path, audio, rate, subtype or SUBTYPES.get(extension, "PCM_16"), format=container)
+    return path
+
+
+def mert(*arguments: object, **settings: object) -> subprocess.CompletedProcess:
+    """Run the `mert` command to its end."""
+    return subprocess.run(
+        mert_command(*arguments), capture_output=True, text=True, timeout=300, env=mert_environment(), **settings
+    )
+
+
+def mert_command(*arguments: object) -> list[str]:
+    """The console script that lies beside this Python, with its arguments."""
+    return [str(Path(sys.executable).with_name("mert")), *map(str, arguments)]
+
+
+def mert_environment() -> dict[str, str]:
+    """The environment of a command: one arithmetic thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str) -> None:
+    layout = {1: "mono", 2: "stereo"}[len(audio)]
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        integers = np.clip(np.rint(audio * 32768), -32768, 32767).astype("<i2").T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(integers), format="s16", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            file.mux(packet)

@@ -1,0 +1,62 @@
+"""Fixtures shared by the tests of the data side: real clips, a small synthetic corpus, a tiny codec."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from audio_files import MUSIC, noise, tone, write_audio
+
+from pipeline.codec import CodecSizes, build_codec, save_folder
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """The folder of real music clips; read only."""
+    return MUSIC
+
+
+@pytest.fixture(scope="session")
+def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five tracks in three folders, and a silent, a short and a text file; read only."""
+    root = tmp_path_factory.mktemp("synthetic")
+    write_audio(root / "tones" / "low.wav", tone(220, 4))
+    write_audio(root / "tones" / "high.flac", tone(1760, 5, 44_100), 44_100)
+    write_audio(root / "noise" / "stereo.wav", noise(4, 48_000, seed=1, channels=2), 48_000)
+    write_audio(root / "noise" / "mono.ogg", noise(4, 22_050, seed=2), 22_050)
+    write_audio(root / "alone.wav", noise(3.5, seed=3))
+    write_audio(root / "rest" / "silence.wav", 0 * tone(1, 4))
+    write_audio(root / "rest" / "short.wav", tone(440, 1))
+    (root / "rest" / "notes.txt").write_text("no audio here")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained codec of the EnCodec architecture with random codebooks, as a codec folder; quick, and of no use."""
+    folder = tmp_path_factory.mktemp("codec") / "tiny"
+    save_tiny_codec(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_codec`, with other weights."""
+    folder = tmp_path_factory.mktemp("codec") / "other"
+    save_tiny_codec(folder, seed=1)
+    return folder
+
+
+def save_tiny_codec(folder: Path, seed: int) -> None:
+    """Save a codec of 4 x 64 codes: codebooks are latents, and what they leave over, of a chirp in noise."""
+    sizes = CodecSizes(filters=2, dimension=8, codebooks=4, codebook_size=64)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = build_codec(sizes).eval()
+        time = torch.linspace(0, 4, 4 * 24_000)
+        audio = torch.sin(2 * torch.pi * 500 * time**2) * time / 4 + 0.2 * torch.randn(len(time))
+        rest = model.encoder(audio[None, None])[0].T
+        for layer in model.quantizer.vq.layers:
+            layer._codebook.embed.copy_(rest[torch.randperm(len(rest))[: sizes.codebook_size]])
+            layer._codebook.inited.fill_(1)
+            rest = rest - layer._codebook.embed[torch.cdist(rest, layer._codebook.embed).argmin(dim=1)]
+    save_folder(model, sizes, folder)
