@@ -31,7 +31,7 @@ def load_config(model: type[Config], arguments: list[str]) -> Config:
         if "=" in argument:
             set_value(values, *argument.split("=", 1))
     try:
-        return model(**values)
+        return model.model_validate(values)
     except ValidationError as error:
         source = paths[0] if paths else "arguments"
         raise UsageError("\n".join(f"{source}: {line}" for line in explain(error, model))) from error

@@ -24,7 +24,7 @@ from pipeline.frames import SAMPLE_RATE
 from pipeline.manifest import Manifest, Track
 from pipeline.decode import open_audio
 from pipeline.resample import decoded_track, to_float
-from pipeline.storage import join, local_copy
+from pipeline.storage import local_copy
 
 KMEANS_VECTORS = 12_000
 EVALUATION_SECONDS = 10
@@ -94,7 +94,7 @@ def load_audio(manifest: Manifest, split: str, hours: float, seed: int) -> tuple
         seconds += tracks[index].seconds
 
     def decode(track: Track) -> np.ndarray:
-        with local_copy(join(manifest.root, track.path)) as path, open_audio(path) as audio:
+        with local_copy(manifest.root, track.path) as path, open_audio(path) as audio:
             return decoded_track(audio.blocks(), audio.header.sample_rate)
 
     with ThreadPoolExecutor() as threads:

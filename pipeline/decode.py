@@ -9,6 +9,7 @@ could name other files or hosts, are not.
 """
 
 import hashlib
+import math
 import re
 import struct
 import zlib
@@ -21,6 +22,8 @@ import av
 import numpy as np
 import soundfile
 
+from pipeline.frames import SAMPLE_RATE
+
 DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,caf,dsf,eac3,flac,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,ogg,tta,w64,wav,wv"
 # Their headers state a length in samples; a bare MP3 or ADTS stream only lets ffmpeg guess one.
 EXACT_HEADERS = {"aiff", "flac", "wav", "w64", "au", "caf", "tta", "ape", "wv", "mov"}
@@ -29,6 +32,9 @@ AUDIO_EXTENSIONS = set(
 )
 # Their frames carry checksums, which ffmpeg looks at only when asked to.
 CHECKSUM_CODECS = {"ac3", "ape", "eac3", "flac", "tta", "wavpack"}
+LOUDEST = 2.0**31  # float samples in [-1, 1) may overshoot, or be integers by mistake; beyond is damage
+LARGEST_FILTER_BANK = 1 << 25  # coefficients; 22255 Hz (old Macintosh) needs 21 million, torchaudio some 30 bytes for each
+MOST_CHANNELS = 64  # of ffmpeg's sample converter
 BLOCK_FRAMES = 1 << 18
 OGG_PAGE_HEADER = 27
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -79,6 +85,7 @@ class OggFile:
         self.header = AudioHeader(
             self.file.samplerate, self.file.channels, self.file.frames, f"ogg/{self.file.subtype.lower()}"
         )
+        _check_rate(self.header.sample_rate)
 
     def __enter__(self) -> "OggFile":
         return self
@@ -114,6 +121,9 @@ class MediaFile:
             self.container.close()
             raise DecodeError("not_audio", f"a {self.container.format.name} file without an audio stream")
         self.stream = self.container.streams.audio[0]
+        if self.stream.codec_context is None:
+            self.container.close()
+            raise DecodeError("unreadable", f"a {self.container.format.name} file whose codec has no decoder here")
         if self.stream.codec_context.name in CHECKSUM_CODECS:
             self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.header = _read_header(self.container, self.stream, path)
@@ -135,7 +145,8 @@ class MediaFile:
             DecodeError: `unreadable` on damage, a change of rate or channels, or no audio at all;
                 `truncated` when the container ends too early.
         """
-        planar = av.AudioResampler(format="fltp")
+        # Packed, because PyAV 18 reads beyond its memory for planar frames of 8 channels and more.
+        packed = av.AudioResampler(format="flt")
         expected = (self.header.sample_rate, self.header.channels)
         is_flac = self.header.format == "flac/flac"
         damage = None
@@ -154,9 +165,9 @@ class MediaFile:
                     damage = damage or f"the next frame starts at {frame.pts * frame.time_base * expected[0]}"
                 if damage:
                     raise DecodeError("unreadable", f"damaged after {decoded} samples: {damage}")
-                for converted in planar.resample(frame):
+                for converted in packed.resample(frame):
                     decoded += converted.samples
-                    yield converted.to_ndarray()
+                    yield converted.to_ndarray().reshape(-1, expected[1]).T
         if not decoded:
             raise DecodeError("unreadable", "no audio could be decoded")
 
@@ -176,11 +187,14 @@ class AudioDigest:
         self.peak = 0.0
 
     def follow(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass blocks `[channels, n]` through, taking them in."""
+        """Pass blocks `[channels, n]` through, taking them in. Raises DecodeError on values that are no audio."""
         for block in blocks:
+            loudest = float(np.abs(block).max(initial=0.0))
+            if not loudest < LOUDEST:  # true also of not-a-number
+                raise DecodeError("unreadable", f"a sample of value {loudest} after {self.num_samples} samples")
             self._digest.update(to_int16(block).T.astype("<i2").tobytes())
             self.num_samples += block.shape[1]
-            self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
+            self.peak = max(self.peak, loudest)
             yield block
 
     def hexdigest(self) -> str:
@@ -190,7 +204,7 @@ class AudioDigest:
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
     """Float samples in [-1, 1) to int16, rounded to nearest even; louder ones clip."""
-    return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
+    return np.minimum(np.rint(np.clip(audio, -1.0, 1.0) * 32768.0), 32767).astype(np.int16)
 
 
 def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:
@@ -214,9 +228,17 @@ def _read_header(container, stream, path: Path) -> AudioHeader:
         length = _claimed_wav_samples(path, container_name)
     elif stream.duration is not None and _has_exact_length(container_name, path):
         length = round(stream.duration * stream.time_base * codec.sample_rate)
-    if codec.sample_rate <= 0 or codec.channels <= 0:
+    if codec.sample_rate <= 0 or not 0 < codec.channels <= MOST_CHANNELS:
         raise DecodeError("unreadable", f"header claims {codec.sample_rate} Hz and {codec.channels} channels")
+    _check_rate(codec.sample_rate)
     return AudioHeader(codec.sample_rate, codec.channels, length, f"{container_name}/{codec.name}")
+
+
+def _check_rate(rate: int) -> None:
+    """Raise DecodeError for a rate whose polyphase filters would fill the memory, as a damaged header can state."""
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    if (rate // divisor) * (SAMPLE_RATE // divisor) > LARGEST_FILTER_BANK:
+        raise DecodeError("unreadable", f"{rate} Hz shares no divisor beyond {divisor} with {SAMPLE_RATE} Hz, to which it must go")
 
 
 def _check_ogg_pages(path: Path) -> None:

@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import yaml
-from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.decode import AudioDigest, DecodeError, check_length, open_audio
-from pipeline.storage import join, local_copy, publish_bytes, read_bytes
+from pipeline.storage import join, local_copy, open_filesystem, publish_bytes, read_bytes
 
 SCHEMA_VERSION = 1
 REST_SPLIT = "train"
@@ -134,7 +133,7 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
 
     `report` is called after each file with its seconds (0 when rejected) and the number of rejects so far.
     """
-    filesystem, root = url_to_fs(config.root)
+    filesystem, root = open_filesystem(config.root)
     if not filesystem.isdir(root):
         raise FileNotFoundError(f"root {config.root}: no such folder")
     root = root.rstrip("/")
@@ -152,7 +151,7 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
 def examine(path: str, config: ManifestConfig) -> Track | Reject:
     """Decode one file (path relative to the root) and describe it, or say why it is left out."""
     try:
-        with local_copy(join(config.root, path)) as local:
+        with local_copy(config.root, path) as local:
             return _describe(path, local, config)
     except DecodeError as error:
         return Reject(path=path, reason=error.reason, detail=error.detail)
@@ -162,6 +161,9 @@ def examine(path: str, config: ManifestConfig) -> Track | Reject:
 
 def _describe(path: str, local, config: ManifestConfig) -> Track:
     num_bytes = local.stat().st_size
+    if not local.is_file():
+        # Reading a pipe or a device could wait for ever; links to folders could go round.
+        raise DecodeError("not_audio", "a linked folder" if local.is_dir() else "a pipe, socket or device")
     if num_bytes == 0:
         raise DecodeError("unreadable", "0 bytes")
     with open(local, "rb") as file:

@@ -14,7 +14,7 @@ from pipeline.shard_format import Example, SegmentInfo
 from pipeline.shard_plan import ShardTask, cut, planned_segments
 from pipeline.shard_record import DroppedTrack, ShardRecord
 from pipeline.shard_writer import write_shard
-from pipeline.storage import join, local_copy
+from pipeline.storage import local_copy
 from pipeline.teacher import Teacher
 
 
@@ -53,7 +53,7 @@ def decode_track(track: Track, root: str) -> np.ndarray:
     Raises:
         DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `open_audio`.
     """
-    with local_copy(join(root, track.path)) as path, open_audio(path) as audio:
+    with local_copy(root, track.path) as path, open_audio(path) as audio:
         digest = AudioDigest(audio.header)
         samples = decoded_track(digest.follow(audio.blocks()), audio.header.sample_rate)
     if digest.hexdigest() != track.audio_sha256:

@@ -14,7 +14,6 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from fsspec.core import url_to_fs
 
 from pipeline import storage
 from pipeline.frames import HOP
@@ -183,7 +182,7 @@ class _OpenShard:
         self._shard = shard
         self._lock = Lock()
         self._entries: list[ExampleEntry] | None = None
-        self._filesystem, self._path = url_to_fs(storage.join(folder, shard.url))
+        self._filesystem, self._path = storage.open_filesystem(storage.join(folder, shard.url))
         self._descriptor = None
         if storage.is_local(folder):
             self._descriptor = os.open(self._path, os.O_RDONLY)

@@ -50,7 +50,7 @@ def _faults(folder: str, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault
         yield from _check_record(record, entry, index)
     with ExitStack() as stack:
         try:
-            tar = stack.enter_context(storage.local_copy(storage.join(folder, entry.url)))
+            tar = stack.enter_context(storage.local_copy(folder, entry.url))
             size, digest = _size_and_digest(tar)
         except OSError as error:
             yield Fault(entry.url, None, f"cannot be read ({error})")

@@ -12,19 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 
+def open_filesystem(location: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a location and the path in it, without a cache of listings: other processes write too."""
+    return url_to_fs(location, use_listings_cache=False)
+
+
 def is_local(location: str) -> bool:
     """True when `location` names a path of this machine rather than a remote URL."""
-    return isinstance(url_to_fs(location)[0], LocalFileSystem)
+    return isinstance(open_filesystem(location)[0], LocalFileSystem)
 
 
 def local_path(location: str) -> Path:
     """The path of a local location (`file://` is stripped); raises ValueError for a remote one."""
-    filesystem, path = url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     if not isinstance(filesystem, LocalFileSystem):
         raise ValueError(f"{location}: a local folder is needed here, not a {filesystem.protocol} URL")
     return Path(path)
@@ -37,19 +42,19 @@ def join(location: str, *names: str) -> str:
 
 def exists(location: str) -> bool:
     """True when a file or folder is there."""
-    filesystem, path = url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     return filesystem.exists(path)
 
 
 def size(location: str) -> int:
     """Size in bytes. Raises FileNotFoundError."""
-    filesystem, path = url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     return filesystem.size(path)
 
 
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files right in a folder; empty when the folder does not exist."""
-    filesystem, path = url_to_fs(folder)
+    filesystem, path = open_filesystem(folder)
     if not filesystem.isdir(path):
         return []
     entries = filesystem.ls(path, detail=True)
@@ -58,7 +63,7 @@ def list_names(folder: str) -> list[str]:
 
 def read_bytes(location: str) -> bytes:
     """The whole content of a file. Raises FileNotFoundError naming it."""
-    filesystem, path = url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     return filesystem.cat_file(path)
 
 
@@ -70,14 +75,9 @@ def read_json(location: str) -> dict:
         raise ValueError(f"{location}: not valid JSON ({error})") from error
 
 
-def open_read(location: str):
-    """Open a file for seekable binary reading."""
-    return fsspec.open(location, "rb").open()
-
-
 def remove(location: str) -> None:
     """Delete one file; a missing one is fine."""
-    filesystem, path = url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     if filesystem.exists(path):
         filesystem.rm_file(path)
 
@@ -100,7 +100,7 @@ def publishing(location: str) -> Iterator[Path]:
     On an error nothing appears and the temporary file is removed. What a killed process leaves is
     a name starting with a dot, which `sweep_temporary` deletes.
     """
-    filesystem, path = url_to_fs(location)
+    filesystem, path = open_filesystem(location)
     if isinstance(filesystem, LocalFileSystem):
         folder = Path(path).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,14 +128,18 @@ def sweep_temporary(folder: str) -> None:
 
 
 @contextmanager
-def local_copy(location: str) -> Iterator[Path]:
-    """A local path with the file's content: the file itself, or a temporary download."""
-    filesystem, path = url_to_fs(location)
+def local_copy(folder: str, name: str) -> Iterator[Path]:
+    """A local path with the content of the file `name` of a folder: the file itself, or a temporary download.
+
+    `name` may hold any characters, also such as mean something in a URL (`::`).
+    """
+    filesystem, path = open_filesystem(folder)
+    path = join(path, name)
     if isinstance(filesystem, LocalFileSystem):
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory(prefix="mert-") as folder:
-        copy = Path(folder) / path.rsplit("/", 1)[-1]
+    with tempfile.TemporaryDirectory(prefix="mert-") as temporary:
+        copy = Path(temporary) / path.rsplit("/", 1)[-1]
         with filesystem.open(path, "rb") as source, open(copy, "wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
         yield copy

@@ -1,0 +1,318 @@
+"""The manifest: same corpus same bytes, stable splits, duplicates by ear, a reason for every reject, and the command."""
+
+import json
+import os
+import random
+import shutil
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from audio_files import CLIPS, MUSIC, mert, noise, tone, write_audio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.manifest import (
+    Manifest, ManifestConfig, Reject, Track, choose_split, examine, load_manifest, scan, track_group, track_key, write_manifest,
+)
+
+CONFIG = Path(__file__).parent.parent / "configs" / "manifest.yaml"
+FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
+KEY_LETTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def build(root: Path | str, out: Path | str, **options) -> Manifest:
+    config = ManifestConfig(root=str(root), out=str(out), **options)
+    write_manifest(config, scan(config))
+    return load_manifest(str(out))
+
+
+def rejects(out: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    return {row["path"]: row["reason"] for row in rows}
+
+
+def test_rows_describe_the_decoded_audio(synthetic_corpus: Path, tmp_path: Path):
+    manifest = build(synthetic_corpus, tmp_path)
+    tracks = {track.path: track for track in manifest.tracks}
+    assert set(tracks) == {"alone.wav", "noise/mono.ogg", "noise/stereo.wav", "tones/high.flac", "tones/low.wav"}
+    stereo = tracks["noise/stereo.wav"]
+    assert (stereo.sample_rate, stereo.channels, stereo.num_samples, stereo.seconds) == (48_000, 2, 192_000, 4.0)
+    assert (stereo.format, stereo.group, stereo.header_seconds) == ("wav/pcm_s16le", "noise", 4.0)
+    assert stereo.bytes == (synthetic_corpus / stereo.path).stat().st_size
+    assert tracks["alone.wav"].group == "alone.wav"
+    for track in manifest.tracks:
+        audio, rate = soundfile.read(synthetic_corpus / track.path)
+        assert (len(audio), rate) == (track.num_samples, track.sample_rate)
+    assert rejects(tmp_path) == {"rest/silence.wav": "silent", "rest/short.wav": "too_short", "rest/notes.txt": "not_audio"}
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == sorted(track.key for track in manifest.tracks)
+    assert all(list(json.loads(line)) == sorted(json.loads(line)) for line in lines)
+    summary = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
+    assert sum(split["tracks"] for split in summary["splits"].values()) == 5
+    assert sum(split["hours"] for split in summary["splits"].values()) == pytest.approx(20.5 / 3600, abs=1e-5)
+    assert summary["rejected"] == {"not_audio": 1, "silent": 1, "too_short": 1}
+
+
+def test_clips_are_all_good_and_the_demo_has_both_splits(clips: Path, tmp_path: Path):
+    manifest = build(clips, tmp_path, group_by="track", splits={"valid": 0.2})
+    assert [track.path for track in sorted(manifest.tracks, key=lambda track: track.path)] == CLIPS
+    assert 2 <= sum(track.split == "valid" for track in manifest.tracks) <= 5
+    assert sum(path.stat().st_size for path in MUSIC.parent.rglob("*") if path.is_file()) <= 4_000_000
+    licences = (MUSIC.parent / "README.md").read_text()
+    assert all(f"| {clip} |" in licences for clip in CLIPS)
+
+
+def test_same_bytes_for_any_number_of_workers_and_any_listing_order(
+    synthetic_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build(synthetic_corpus, tmp_path / "one", workers=1)
+    filesystem = type(fsspec.filesystem("file"))
+    listed = filesystem.find
+
+    def shuffled(self, *arguments, **options):
+        paths = listed(self, *arguments, **options)
+        order = list(paths)
+        random.Random(5).shuffle(order)
+        return {path: paths[path] for path in order} if isinstance(paths, dict) else order
+
+    monkeypatch.setattr(filesystem, "find", shuffled)
+    build(synthetic_corpus, tmp_path / "four", workers=4)
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
+
+
+def test_a_moved_root_changes_only_the_root(synthetic_corpus: Path, tmp_path: Path):
+    shutil.copytree(synthetic_corpus, tmp_path / "moved" / "deeper")
+    build(synthetic_corpus, tmp_path / "first")
+    build(f"{tmp_path / 'moved' / 'deeper'}/", tmp_path / "second")
+    for name in FILES[:2]:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    first, second = (yaml.safe_load((tmp_path / out / "manifest.yaml").read_text()) for out in ("first", "second"))
+    assert first.pop("root") != second.pop("root")
+    assert first == second
+
+
+def test_added_files_move_no_track(synthetic_corpus: Path, tmp_path: Path):
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_corpus, root)
+    before = {track.path: track for track in build(root, tmp_path / "before", splits={"valid": 0.5}).tracks}
+    for number in range(6):
+        write_audio(root / f"album{number}" / "track.wav", noise(3, seed=10 + number))
+    write_audio(root / "tones" / "a-first-by-name.wav", noise(3, seed=30))
+    after = {track.path: track for track in build(root, tmp_path / "after", splits={"valid": 0.5}).tracks}
+    assert len(after) == len(before) + 7
+    assert {path: after[path] for path in before} == before
+    assert {track.split for track in after.values()} == {"train", "valid"}
+
+
+@given(
+    groups=st.lists(st.text(max_size=8), min_size=1, max_size=20), seed=st.integers(0, 9), share=st.floats(0, 0.5), more=st.floats(0, 0.4)
+)
+def test_the_split_depends_on_group_seed_and_shares_alone(groups: list[str], seed: int, share: float, more: float):
+    chosen = [choose_split(group, seed, {"valid": share}) for group in groups]
+    assert chosen == [choose_split(group, seed, {"valid": share}) for group in groups]
+    assert set(chosen) <= {"train", "valid"}
+    for group, split in zip(groups, chosen):
+        if split == "valid":  # a larger share keeps what was there
+            assert choose_split(group, seed, {"valid": share + more}) == "valid"
+
+
+def test_shares_of_the_splits_are_kept():
+    splits = {"valid": 0.1, "test": 0.3}
+    counts = Counter(choose_split(f"album {number}", 3, splits) for number in range(20_000))
+    assert {name: round(count / 20_000, 1) for name, count in counts.items()} == {"valid": 0.1, "test": 0.3, "train": 0.6}
+    other = [choose_split(f"album {number}", 4, splits) for number in range(200)]
+    assert other != [choose_split(f"album {number}", 3, splits) for number in range(200)]
+
+
+@given(path=st.lists(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3).map("/".join))
+def test_keys_are_safe_in_tar_names_and_groups_are_folders(path: str):
+    key = track_key(path)
+    assert set(key) <= KEY_LETTERS and 12 <= len(key) <= 53 and key[0] != "-"
+    assert track_key(path) == key != track_key("other/" + path)
+    assert track_group(path, "track") == path
+    assert track_group("folder/" + path, "folder") == ("folder/" + path).rsplit("/", 1)[0]
+
+
+def test_duplicates_are_found_by_ear(tmp_path: Path):
+    root = tmp_path / "root"
+    music = noise(4, 44_100, channels=2)
+    write_audio(root / "b" / "first.wav", music, 44_100)
+    audio, _ = soundfile.read(root / "b" / "first.wav", dtype="int16")
+    write_audio(root / "c" / "other name.flac", audio, 44_100)
+    with soundfile.SoundFile(root / "d.flac", "w", 44_100, 2, "PCM_16", format="FLAC") as file:
+        file.title = "another title"
+        file.write(audio)
+    write_audio(root / "e" / "another rate.wav", audio, 48_000)
+    write_audio(root / "f" / "one channel.wav", audio[:, 0], 44_100)
+    changed = audio.copy()
+    changed[1000, 1] ^= 1
+    write_audio(root / "g" / "one bit.wav", changed, 44_100)
+    manifest = build(root, tmp_path / "out")
+    assert {track.path for track in manifest.tracks} == {
+        "b/first.wav", "e/another rate.wav", "f/one channel.wav", "g/one bit.wav"
+    }
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["path"], row["reason"]) for row in rows] == [("c/other name.flac", "duplicate"), ("d.flac", "duplicate")]
+    assert all("b/first.wav" in row["detail"] for row in rows)
+
+
+def test_every_reason(tmp_path: Path, clips: Path):
+    root = tmp_path / "root"
+    flac = (clips / "wesnoth-1.16-music/transience.flac").read_bytes()
+    write_audio(root / "good.wav", noise(5))
+    write_audio(root / "good again.flac", soundfile.read(root / "good.wav", dtype="int16")[0])
+    write_audio(root / "silent.wav", 1e-4 * tone(400, 5))
+    write_audio(root / "empty.wav", noise(0))
+    write_audio(root / "short.wav", noise(2.9))
+    write_audio(root / "long.wav", noise(13))
+    (root / "truncated.flac").write_bytes(flac[:60_000])
+    (root / "damaged.flac").write_bytes(flac[:60_000] + b"damage" + flac[60_006:])
+    lying = bytearray((root / "good.wav").read_bytes())
+    lying[40:44] = (100_000).to_bytes(4, "little")
+    (root / "lying.wav").write_bytes(lying)
+    (root / "zero.mp3").write_bytes(b"")
+    (root / "text.mp3").write_text("text\n" * 500)
+    (root / "notes.txt").write_text("text\n" * 500)
+    os.mkfifo(root / "pipe.wav")
+    (root / "broken link.wav").symlink_to("nowhere.wav")
+    (root / "linked folder").symlink_to(clips)
+    build(root, tmp_path / "out", max_seconds=12)
+    assert rejects(tmp_path / "out") == {
+        "silent.wav": "silent", "empty.wav": "unreadable", "short.wav": "too_short", "long.wav": "too_long",
+        "truncated.flac": "truncated", "damaged.flac": "unreadable", "lying.wav": "length_mismatch",
+        "zero.mp3": "unreadable", "text.mp3": "unreadable", "notes.txt": "not_audio", "pipe.wav": "not_audio",
+        "broken link.wav": "unreadable", "linked folder": "not_audio", "good.wav": "duplicate",
+    }
+    summary = yaml.safe_load((tmp_path / "out" / "manifest.yaml").read_text())
+    assert summary["rejected"] == dict(sorted(Counter(rejects(tmp_path / "out").values()).items()))
+
+
+def test_details_name_both_values(tmp_path: Path):
+    write_audio(tmp_path / "short.wav", noise(1.5))
+    write_audio(tmp_path / "long.wav", noise(6))
+    write_audio(tmp_path / "silent.wav", 1e-4 * tone(400, 4))
+    config = ManifestConfig(root=str(tmp_path), out="unused", max_seconds=5)
+    found = {name: examine(name, config).detail for name in ("short.wav", "long.wav", "silent.wav")}
+    for name, values in {"short.wav": ("1.5", "3.0"), "long.wav": ("6.0", "5.0"), "silent.wav": ("-84", "-60")}.items():
+        assert all(value in found[name] for value in values), found[name]
+
+
+def test_same_base_names_in_different_folders_stay_apart(tmp_path: Path):
+    for number in range(4):
+        write_audio(tmp_path / "root" / f"album{number}" / "01.wav", noise(3, seed=number))
+    write_audio(tmp_path / "root" / "album0" / "01.flac", noise(3, seed=9))
+    manifest = build(tmp_path / "root", tmp_path / "out")
+    assert len({track.key for track in manifest.tracks}) == 5
+
+
+def test_hostile_names(tmp_path: Path):
+    names = [
+        b"new\nline.wav", b"q\"uo'te.wav", b"latin\xe9.wav", unicodedata.normalize("NFC", "caf\u00e9.wav").encode(),
+        unicodedata.normalize("NFD", "caf\u00e9.wav").encode(), b"url::chain.wav", b"file:name.wav", b"s3:/x.wav", b"...dots...wav",
+        b".hidden.wav", b"%03d.wav", b"hash#question?amper&.wav", b"*[glob].wav", b"l" * 251 + b".wav", b"no extension",
+        b"back\\slash.wav", b"-dash.wav", b"~home.wav", b"$HOME.wav", b"trailing space ", "\u97f3\u697d.wav".encode(), b"tab\t.wav", b"\r.wav",
+    ]
+    root = os.fsencode(tmp_path / "root")
+    for number, name in enumerate(names):
+        write_audio(tmp_path / "made.wav", noise(3, seed=number))
+        os.makedirs(os.path.dirname(root + b"/" + name), exist_ok=True)
+        os.rename(tmp_path / "made.wav", root + b"/" + name)
+    manifest = build(tmp_path / "root", tmp_path / "out")
+    assert rejects(tmp_path / "out") == {}
+    assert {os.fsencode(track.path) for track in manifest.tracks} == set(names)
+    assert len({track.key for track in manifest.tracks}) == len(names)
+    assert len((tmp_path / "out" / "manifest.jsonl").read_bytes().splitlines()) == len(names)
+    assert (tmp_path / "out" / "manifest.jsonl").read_bytes().isascii()
+
+
+def test_a_remote_root_gives_the_same_rows(synthetic_corpus: Path, tmp_path: Path):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(synthetic_corpus) + "/", "/corpus/", recursive=True)
+    try:
+        remote = build("memory://corpus", "memory://corpus-manifest")
+        local = build(synthetic_corpus, tmp_path)
+        assert remote.tracks == local.tracks and remote.root == "memory://corpus"
+        assert memory.cat("/corpus-manifest/rejected.jsonl") == (tmp_path / "rejected.jsonl").read_bytes()
+    finally:
+        memory.rm("/corpus", recursive=True)
+        memory.rm("/corpus-manifest", recursive=True)
+
+
+@pytest.mark.parametrize("damage", ["edit", "cut", "version", "missing"])
+def test_a_manifest_that_does_not_fit_is_refused(synthetic_corpus: Path, tmp_path: Path, damage: str):
+    manifest = build(synthetic_corpus, tmp_path)
+    rows = tmp_path / "manifest.jsonl"
+    if damage == "edit":
+        rows.write_bytes(rows.read_bytes().replace(b'"valid"', b'"train"').replace(b"4.0", b"5.0"))
+    elif damage == "cut":
+        rows.write_bytes(rows.read_bytes()[:-100])
+    elif damage == "missing":
+        rows.unlink()
+    else:
+        text = (tmp_path / "manifest.yaml").read_text()
+        (tmp_path / "manifest.yaml").write_text(text.replace("schema_version: 1", "schema_version: 7"))
+    with pytest.raises(FileNotFoundError if damage == "missing" else ValueError) as caught:
+        load_manifest(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    wanted = {"edit": [manifest.sha256], "cut": [manifest.sha256], "version": ["7", "1"], "missing": ["manifest.jsonl"]}
+    assert all(value in str(caught.value) for value in wanted[damage])
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(6)))
+def test_written_files_do_not_depend_on_the_order_of_results(order: list[int]):
+    results = [track(f"folder/{number}.wav") for number in range(4)]
+    results += [Reject(path=f"{number}.txt", reason="not_audio", detail="text") for number in range(2)]
+    memory = fsspec.filesystem("memory")
+    config = ManifestConfig(root="root", out="memory://written")
+    write_manifest(config, results)
+    expected = {name: memory.cat(f"/written/{name}") for name in FILES}
+    write_manifest(config, [results[index] for index in order])
+    assert {name: memory.cat(f"/written/{name}") for name in FILES} == expected
+
+
+@pytest.mark.parametrize("splits", [{"train": 0.1}, {"Valid": 0.1}, {"a/b": 0.1}, {"valid": 1.0}, {"valid": -0.1}, {"a": 0.6, "b": 0.6}])
+def test_impossible_splits_are_refused(splits: dict[str, float]):
+    with pytest.raises(ValueError, match="split"):
+        ManifestConfig(root="r", out="o", splits=splits)
+
+
+def test_the_command(synthetic_corpus: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    done = mert("manifest", CONFIG, f"root={synthetic_corpus}", f"out={out}", "workers=2", "splits.valid=0.3")
+    assert done.returncode == 0 and "rejected: 1 not_audio, 1 silent, 1 too_short" in done.stdout
+    assert len(load_manifest(str(out)).tracks) == 5
+    summary = yaml.safe_load((out / "manifest.yaml").read_text())
+    assert summary["config"]["splits"] == {"valid": 0.3} and "workers" not in summary["config"]
+    (tmp_path / "empty").mkdir()
+    one_line(mert("manifest", CONFIG, f"root={tmp_path / 'empty'}", f"out={out}"), 1, ["no usable track", "empty"], lines=2)
+    one_line(mert("manifest", CONFIG, f"root={tmp_path / 'nowhere'}", f"out={out}"), 1, ["nowhere", "no such folder"])
+    one_line(mert("manifest", CONFIG, f"root={tmp_path}", f"out={out}", "min_second=3"), 2, ["min_second", "min_seconds"])
+    one_line(mert("manifest", CONFIG, f"root={tmp_path}", f"out={out}", "min_seconds=many"), 2, ["min_seconds", "many"])
+    one_line(mert("manifest", CONFIG, f"out={out}"), 2, ["root", "missing"])
+    one_line(mert("manifest", tmp_path / "no.yaml", f"root={tmp_path}", f"out={out}"), 2, ["no.yaml"])
+    assert mert("manifets").returncode == 2
+    (tmp_path / "file").write_text("")
+    one_line(mert("manifest", CONFIG, f"root={synthetic_corpus}", f"out={tmp_path / 'file' / 'out'}"), 1, ["file"], lines=2)
+
+
+def one_line(done, code: int, words: list[str], lines: int = 1) -> None:
+    """The command ended with `code` and one line that holds `words`; a progress line may stand before it."""
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= lines, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr.splitlines()[-1] for word in words), done.stderr
+
+
+def track(path: str) -> Track:
+    return Track(
+        key=track_key(path), path=path, bytes=1, sha256="0" * 64, audio_sha256=track_key(path), sample_rate=24_000, channels=1,
+        num_samples=240_000, seconds=10.0, header_seconds=None, format="wav/pcm_s16le", group="folder", split="train",
+    )

@@ -1,0 +1,143 @@
+"""Cutting tracks and filling shards: nothing is lost, and the plan is a function of content alone."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, resampled_length, seconds_to_frames, segment_lengths, whole_frames
+from pipeline.manifest import Manifest, Track
+from pipeline.shard_plan import SegmentConfig, ShardTask, cut, plan_shards, planned_segments
+
+LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 10_000_000))
+TRACKS = st.lists(
+    st.tuples(st.integers(1, 200), st.sampled_from([8000, 22_050, 24_000, 44_100, 48_000]), st.sampled_from(["train", "valid"])),
+    min_size=1, max_size=25,
+)
+SEGMENTS = st.builds(
+    SegmentConfig, segment_seconds=st.floats(1, 40), shortest_seconds=st.floats(0.02, 10), examples_per_shard=st.integers(1, 12),
+    audio=st.sampled_from(["flac", "pcm.npy"]),
+)
+
+
+def make_manifest(tracks: list[tuple[int, int, str]]) -> Manifest:
+    return Manifest(root="root", sha256="0" * 64, tracks=[make_track(number, *track) for number, track in enumerate(tracks)])
+
+
+def make_track(number: int, seconds: float, rate: int, split: str) -> Track:
+    return Track(
+        key=f"track-{number:03d}", path=f"folder/{number}.wav", bytes=1, sha256=f"{number:064x}", audio_sha256=f"{number:064x}",
+        sample_rate=rate, channels=1, num_samples=int(seconds * rate), seconds=seconds, header_seconds=None,
+        format="wav", group="folder", split=split,
+    )
+
+
+@given(num_frames=LENGTHS, segment=st.integers(1, 3000), shortest=st.integers(1, 3000))
+def test_segments_cover_the_track(num_frames: int, segment: int, shortest: int):
+    shortest = min(shortest, segment)
+    lengths = segment_lengths(num_frames, segment, shortest)
+    if num_frames < shortest:
+        assert lengths == []
+        return
+    assert sum(lengths) == num_frames
+    assert all(length == segment for length in lengths[:-1])
+    assert shortest <= lengths[-1] < segment + shortest
+
+
+@given(num_samples=LENGTHS, rate=st.sampled_from([8000, 11_025, 22_050, 24_000, 44_100, 48_000, 96_000]))
+def test_lengths_in_exact_arithmetic(num_samples: int, rate: int):
+    resampled = resampled_length(num_samples, rate)
+    assert (resampled - 1) * rate < num_samples * SAMPLE_RATE <= resampled * rate
+    frames = whole_frames(resampled)
+    assert frames * HOP <= resampled < (frames + 1) * HOP
+    assert seconds_to_frames(frames / FRAME_RATE) == frames
+
+
+@settings(deadline=None)
+@given(tracks=TRACKS, config=SEGMENTS)
+def test_every_track_is_whole_in_one_shard_of_its_split(tracks: list, config: SegmentConfig):
+    manifest = make_manifest(tracks)
+    tasks = plan_shards(manifest, config)
+    planned = [track for task in tasks for track in task.tracks]
+    assert sorted(track.key for track in planned) == [track.key for track in manifest.tracks]
+    assert {track.key: track for track in planned} == {track.key: track for track in manifest.tracks}
+    for split in ("train", "valid"):
+        names = [task.name for task in tasks if task.name.startswith(split)]
+        assert names == [f"{split}-{number:06d}" for number in range(len(names))]
+    for task in tasks:
+        assert {track.split for track in task.tracks} == {task.name.rpartition("-")[0]}
+        counts = [len(planned_segments(track, config)) for track in task.tracks]
+        # Full at the last track, not before.
+        assert sum(counts[:-1]) < config.examples_per_shard
+    assert sum(task.seconds for task in tasks) == sum(track.seconds for track in manifest.tracks)
+    for split in ("train", "valid"):
+        for task in [task for task in tasks if task.name.startswith(split)][:-1]:
+            assert sum(len(planned_segments(track, config)) for track in task.tracks) >= config.examples_per_shard
+
+
+@settings(deadline=None)
+@given(tracks=TRACKS, config=SEGMENTS, seed=st.integers(0, 99))
+def test_the_plan_does_not_depend_on_the_order_of_the_manifest(tracks: list, config: SegmentConfig, seed: int):
+    manifest = make_manifest(tracks)
+    shuffled = list(manifest.tracks)
+    random.Random(seed).shuffle(shuffled)
+    assert plan_shards(manifest.model_copy(update={"tracks": shuffled}), config) == plan_shards(manifest, config)
+
+
+def test_shards_mix_neighbours_of_the_manifest():
+    manifest = make_manifest([(30, 24_000, "train")] * 200)
+    first = plan_shards(manifest, SegmentConfig(examples_per_shard=50))[0]
+    numbers = sorted(int(track.key[-3:]) for track in first.tracks)
+    assert numbers != list(range(50)) and numbers[-1] > 150 and numbers[0] < 50
+
+
+CHANGES = [
+    ("key", "other-key"), ("audio_sha256", "f" * 64), ("sample_rate", 32_000), ("num_samples", 123_456),
+]
+IRRELEVANT = [("path", "elsewhere/a.flac"), ("bytes", 99), ("sha256", "e" * 64), ("format", "flac"), ("group", "other"), ("header_seconds", 3.0)]
+
+
+@given(tracks=TRACKS, position=st.integers(0, 99), change=st.sampled_from(CHANGES))
+def test_fingerprints_change_with_the_content(tracks: list, position: int, change: tuple):
+    task = whole_task(tracks)
+    position %= len(tracks)
+    changed = list(task.tracks)
+    changed[position] = changed[position].model_copy(update=dict([change]))
+    assert task.model_copy(update={"tracks": changed}).fingerprint() != task.fingerprint()
+    assert task.model_copy(update={"tracks": task.tracks[:-1]}).fingerprint() != task.fingerprint()
+    assert task.model_copy(update={"name": "train-000001"}).fingerprint() != task.fingerprint()
+    if len(tracks) > 1:
+        assert task.model_copy(update={"tracks": task.tracks[::-1]}).fingerprint() != task.fingerprint()
+
+
+@given(tracks=TRACKS, position=st.integers(0, 99), change=st.sampled_from(IRRELEVANT))
+def test_fingerprints_do_not_change_with_names_and_places(tracks: list, position: int, change: tuple):
+    task = whole_task(tracks)
+    changed = list(task.tracks)
+    changed[position % len(tracks)] = changed[position % len(tracks)].model_copy(update=dict([change]))
+    assert task.model_copy(update={"tracks": changed}).fingerprint() == task.fingerprint()
+
+
+def test_fingerprints_follow_the_settings_that_shape_examples():
+    task = whole_task([(60, 24_000, "train")])
+    for settings_, same in [
+        ({"segment_seconds": 20.0}, False), ({"shortest_seconds": 4.0}, False), ({"audio": "pcm.npy"}, False), ({"examples_per_shard": 7}, True),
+    ]:
+        changed = task.model_copy(update={"config": SegmentConfig(**settings_)})
+        assert (changed.fingerprint() == task.fingerprint()) is same
+
+
+def test_fingerprints_hold_from_one_release_to_the_next():
+    """Changing this value makes every shard of every user stale."""
+    assert whole_task([(60, 24_000, "train"), (7, 44_100, "train")]).fingerprint() == FINGERPRINT
+
+
+def test_a_segment_shorter_than_the_shortest_is_one_segment():
+    assert cut(600, SegmentConfig(segment_seconds=4.0, shortest_seconds=5.0)) == [300, 300]
+
+
+def whole_task(tracks: list) -> ShardTask:
+    return ShardTask(name="train-000000", tracks=make_manifest(tracks).tracks, config=SegmentConfig())
+
+
+FINGERPRINT = "8f3c3e905b421b83f2c687dbcc81b863a806b915bddb8db004f860426208e3a4"
