@@ -27,14 +27,18 @@ def main() -> int:
     if name not in JOBS:
         print(f"mert: no command {name!r}\n{usage()}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"jobs.{name}")
+    try:
+        module = importlib.import_module(f"jobs.{name}")
+    except ModuleNotFoundError as error:
+        print(f"mert {name}: the package {error.name} is not installed; pip install '.[label]' adds it", file=sys.stderr)
+        return 1
     return run(module.main, arguments[1:], module.__doc__)
 
 
 def usage() -> str:
     """What `mert --help` prints."""
     lines = "\n".join(f"  mert {name:9} {purpose}" for name, purpose in JOBS.items())
-    return f"usage: mert COMMAND [CONFIG.yaml] [key=value ...] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example."
+    return f"usage: mert COMMAND ARGUMENTS [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example."
 
 
 def run(job: Callable[[list[str]], int], arguments: list[str], documentation: str) -> int:

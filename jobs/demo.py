@@ -9,6 +9,7 @@ ships with this package; the run is the CPU-sized configs/tiny.yaml.
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,8 @@ def call(*command: str) -> None:
 
 def kill_a_rank(command: list[str]) -> None:
     """Start training, SIGKILL one rank once a checkpoint of step 100 is there, and wait for the others to end."""
-    show([*command, f"  # one rank is killed after step {KILL_AFTER_STEP}"])
+    show(command)
+    print(f"demo: one rank will be killed after step {KILL_AFTER_STEP}", flush=True)
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     killed = False
     for line in launcher.stderr:
@@ -78,7 +80,7 @@ def kill_a_rank(command: list[str]) -> None:
 
 def show(command: list[str] | tuple[str, ...]) -> None:
     """Print a command as one would type it."""
-    print(f"\n$ {' '.join(command)}", flush=True)
+    print(f"\n$ {shlex.join(command)}", flush=True)
 
 
 def summary(index: ShardIndex, seconds: float) -> str:

@@ -13,6 +13,7 @@ import os
 import sys
 from typing import Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.command_line import run
@@ -25,6 +26,8 @@ from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
 from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
 from pipeline.shard_state import clear_shards, find_unfinished
 from pipeline.teachers import TeacherConfig, build_teachers
+
+RECORDED_CONFIG = "label.yaml"
 
 
 class LabelConfig(BaseModel):
@@ -40,7 +43,13 @@ class LabelConfig(BaseModel):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the teachers run")
     actors: int = Field(default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU")
     decode_threads: int = Field(default=2, gt=0, description="Decoding threads of each actor")
-    address: str = Field(default="local", description="'local', or the address of a running Ray cluster")
+    address: str | None = Field(
+        default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
+    )
+
+    def recorded(self) -> dict:
+        """The settings that shape the result, without places and how the work is spread."""
+        return self.model_dump(mode="json", include={"teachers", "segments"})
 
 
 def main(arguments: list[str]) -> int:
@@ -61,6 +70,7 @@ def main(arguments: list[str]) -> int:
     if failures:
         print(f"{len(failures)} of {len(tasks)} shards are missing; the same command does just those", file=sys.stderr)
         return 1
+    storage.publish_bytes(storage.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
     index = build_index(
         config.out, [task.name for task in tasks], specs, name="mert-foundry", manifest_sha256=manifest.sha256,
         segment_seconds=config.segments.segment_seconds, audio_member=config.segments.audio,
@@ -73,7 +83,9 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
     """Do the tasks on Ray; returns the message of each shard that failed."""
     # An index must not stand beside shards that are about to change.
     storage.remove(storage.join(config.out, INDEX_NAME))
-    address = os.environ.get("RAY_ADDRESS") or config.address
+    # Ray would report its use to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     with Progress("label", sum(task.seconds for task in tasks)) as progress:
         return label_on_ray(
             tasks, config.teachers, root, config.out, address=address, device=config.device,

@@ -4,7 +4,7 @@ A task runs on one actor with one arithmetic thread, so its bytes depend neither
 on retries. An actor that dies is started again and its task repeated.
 """
 
-import os
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Literal
@@ -64,10 +64,9 @@ def label_on_ray(
         actors: teacher processes; 0 means one for each CPU (or GPU) of the cluster, never more than tasks.
         report: called about twice a second with the audio seconds done and a note on failures.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False) \
-        if address == "local" else ray.init(address=address, logging_level="ERROR")
+    # A dashboard is something only a cluster that Ray is started for here can be asked to go without.
+    local = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
     try:
         resource = "GPU" if device == "cuda" else "CPU"
         available = int(ray.cluster_resources().get(resource, 0))
@@ -89,6 +88,7 @@ def _run(tasks: list[ShardTask], pool: list, report: Callable[[float, str], None
     idle = list(pool)
     running: dict = {}
     failures: dict[str, str] = {}
+    done: dict[str, float] = {}
     finished = 0.0
     while waiting or running:
         while waiting and idle:
@@ -104,16 +104,21 @@ def _run(tasks: list[ShardTask], pool: list, report: Callable[[float, str], None
             idle.append(actor)
             finished += task.seconds
         notes = f"{len(failures)} shards failed" if failures else ""
-        report(finished + sum(_seconds_done(actor) for actor, _ in running.values()), notes)
+        _ask(running, done)
+        report(finished + sum(done.get(task.name, 0.0) for _, task in running.values()), notes)
     return failures
 
 
-def _seconds_done(actor) -> float:
-    try:
-        return ray.get(actor.seconds_done.remote(), timeout=POLL_SECONDS)
-    except (RayActorError, ray.exceptions.GetTimeoutError):
-        # Being started or busy in native code: nothing to say this time.
-        return 0.0
+def _ask(running: dict, done: dict[str, float]) -> None:
+    """Bring the audio seconds done of every running shard up to date; one that does not answer keeps its last."""
+    questions = {actor.seconds_done.remote(): task.name for actor, task in running.values()}
+    if not questions:
+        return
+    answered, _ = ray.wait(list(questions), num_returns=len(questions), timeout=POLL_SECONDS)
+    for question in answered:
+        # An actor that is just being started again has nothing to say.
+        with contextlib.suppress(RayActorError):
+            done[questions[question]] = ray.get(question)
 
 
 def _message(error: RayError) -> str:

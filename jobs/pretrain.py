@@ -24,6 +24,7 @@ from torch import distributed
 from jobs.command_line import run
 from jobs.config import load_config
 from jobs.training_report import TrainingReport
+from model.checkpoint import list_checkpoints
 from model.encoder import EncoderConfig
 from model.heads import HeadSpec
 from model.pretrain_model import ObjectiveConfig, build_pretrain_model
@@ -34,9 +35,17 @@ from pipeline.shard_index import ShardIndex, load_index
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 RUN_CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-# What makes another model of a run; other keys may change between two starts of it.
-FIXED_KEYS = ("seed", "encoder", "objective")
+# What makes another run; other keys may change between two starts of it.
+FIXED_KEYS = (
+    "config.seed",
+    "config.encoder",
+    "config.objective",
+    "config.train_split",
+    "config.stream.shuffle_window",
+    "data.index_sha256",
+)
 
 
 class PretrainConfig(BaseModel):
@@ -68,41 +77,48 @@ class RunDescription(BaseModel):
 
 def main(arguments: list[str]) -> int:
     config = load_config(PretrainConfig, arguments)
-    with process_group(config.device) as (rank, world_size, device):
-        index = load_index(config.shards)
-        heads = heads_of(index)
-        check_fit(config, index)
-        model = build_pretrain_model(config.encoder, heads, config.objective, config.seed)
-        description = RunDescription(config=config, heads=heads, data=describe_data(index))
-        report = TrainingReport(config.trainer.schedule.total_steps)
-        with stop_on_signal() as stop, contextlib.ExitStack() as streams:
-            if rank == 0:
-                streams.enter_context(lock_folder(Path(config.out)))
-                report.note(save_description(Path(config.out), description))
-
-            def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
-                return streams.enter_context(
-                    BatchStream(
-                        config.shards, config.train_split, config.stream, config.seed, rank, world_size, position
-                    )
-                )
-
-            result = train(
-                model, stream, validation_of(config, rank, world_size), config.trainer, Path(config.out),
-                description.model_dump(mode="json"), config.seed, index.sample_rate, device, stop, report,
-            )
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    index = load_index(config.shards)
+    description = RunDescription(config=config, heads=heads_of(index), data=describe_data(index))
+    with contextlib.ExitStack() as stack:
+        report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, shown=rank == 0))
         if rank == 0:
-            report.close()
-            print(f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}")
-            if result.status == "stopped":
-                print(f"{config.trainer.schedule.total_steps - result.step} steps are left; the same command goes on", file=sys.stderr)
+            # Before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
+            check_fit(config, index, world_size)
+            stack.enter_context(lock_folder(Path(config.out)))
+            report.note(save_description(Path(config.out), description))
+        device = stack.enter_context(process_group(config.device, world_size))
+        stop = stack.enter_context(stop_on_signal())
+
+        def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
+            return stack.enter_context(
+                BatchStream(config.shards, config.train_split, config.stream, config.seed, rank, world_size, position)
+            )
+
+        result = train(
+            build_pretrain_model(config.encoder, description.heads, config.objective, config.seed),
+            stream,
+            validation_of(config, rank, world_size),
+            config.trainer,
+            Path(config.out),
+            description.model_dump(mode="json"),
+            config.seed,
+            index.sample_rate,
+            device,
+            stop,
+            report,
+        )
+    if rank == 0:
+        print(f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}")
+        if result.status == "stopped":
+            left = config.trainer.schedule.total_steps - result.step
+            print(f"{left} steps are left; the same command goes on", file=sys.stderr)
     return 0 if result.status == "done" else 1
 
 
 @contextlib.contextmanager
-def process_group(device: str) -> Iterator[tuple[int, int, torch.device]]:
-    """Join torchrun's process group if there is one; gives rank, world size and this rank's device."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def process_group(device: str, world_size: int) -> Iterator[torch.device]:
+    """Join torchrun's process group if there are several ranks; gives this rank's device."""
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if use_cuda and not torch.cuda.is_available():
         raise ValueError("device cuda: torch finds no CUDA device on this machine")
@@ -112,7 +128,7 @@ def process_group(device: str) -> Iterator[tuple[int, int, torch.device]]:
     if world_size > 1:
         distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
     try:
-        yield rank, world_size, place
+        yield place
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -141,17 +157,20 @@ def heads_of(index: ShardIndex) -> list[HeadSpec]:
     ]
 
 
-def check_fit(config: PretrainConfig, index: ShardIndex) -> None:
-    """Raise ValueError when shards and encoder disagree on the hop, or a split is not there."""
+def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> None:
+    """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example."""
     hop = config.encoder.frontend.hop
     if hop != index.hop:
         raise ValueError(f"the front-end's strides multiply to {hop} samples, the shards have a hop of {index.hop}")
-    index.shards(config.train_split)
-    if config.valid_split is not None and config.valid_split not in index.totals:
-        raise ValueError(
-            f"{config.shards}: no split {config.valid_split!r} to validate on, only {', '.join(sorted(index.totals))};"
-            " valid_split=null trains without validation"
-        )
+    if config.stream.batch_size % world_size:
+        raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
+    filled = [split for split, totals in sorted(index.totals.items()) if totals.examples]
+    for split, use, hint in (
+        (config.train_split, "train", ""),
+        (config.valid_split, "validate", "; valid_split=null trains without validation"),
+    ):
+        if split is not None and split not in filled:
+            raise ValueError(f"{config.shards}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
 
 
 def validation_of(config: PretrainConfig, rank: int, world_size: int) -> Callable[[], Iterator[Batch]] | None:
@@ -176,20 +195,22 @@ def save_description(out: Path, description: RunDescription) -> str:
     """Write the run's config.yaml; says what changed since the last start.
 
     Raises:
-        ValueError: a key that makes another model differs, naming both values.
+        ValueError: there are checkpoints, and a key that makes another run differs (both values are named).
     """
     values = description.model_dump(mode="json")
     path = out / RUN_CONFIG
     changes = []
-    if path.exists():
-        before = flatten(yaml.safe_load(path.read_text())["config"])
-        now = flatten(values["config"])
-        changes = [(key, before.get(key), now.get(key)) for key in sorted(before | now) if before.get(key) != now.get(key)]
-        for key, old, new in changes:
-            if key.split(".")[0] in FIXED_KEYS:
-                raise ValueError(f"{path}: {key} was {old!r} in this run, it is {new!r} now; use another out folder")
+    # Without a checkpoint there is nothing to go on from, so nothing that must stay.
+    if path.exists() and list_checkpoints(out / CHECKPOINTS):
+        before, now = flatten(yaml.safe_load(path.read_text())), flatten(values)
+        keys = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        for key in keys:
+            name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
+            if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):
+                raise ValueError(f"{path}: {name} was {old!r} in this run, it is {new!r} now; use another out folder")
+            changes.append(f"{name}: {old!r} became {new!r}")
     publish_file(path, yaml.safe_dump(values, sort_keys=False).encode())
-    return "; ".join(f"{key}: {old!r} became {new!r}" for key, old, new in changes)
+    return "; ".join(changes)
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

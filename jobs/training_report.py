@@ -7,17 +7,32 @@ from tqdm import tqdm
 
 
 class TrainingReport:
-    """Called with each record of the trainer (see `model.trainer.train`)."""
+    """Called with each record of the trainer (see `model.trainer.train`); a context manager.
 
-    def __init__(self, total_steps: int):
+    Args:
+        total_steps: of the run.
+        shown: False on ranks that have nothing to say; theirs is never called.
+    """
+
+    def __init__(self, total_steps: int, shown: bool):
         self.total_steps = total_steps
-        self.bar = tqdm(total=total_steps, unit="step", disable=None) if sys.stderr.isatty() else None
+        self.bar = tqdm(total=total_steps, unit="step") if shown and sys.stderr.isatty() else None
+
+    def __enter__(self) -> "TrainingReport":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def __call__(self, record: dict[str, Any]) -> None:
         if record["kind"] == "train" and self.bar is not None:
             self.bar.update(record["step"] - self.bar.n)
             self.bar.set_postfix_str(describe_step(record))
             return
+        if record["kind"] == "resume" and self.bar is not None:
+            # The bar's rate counts from here.
+            self.bar.initial = self.bar.n = record["step"]
         self.note(self._line(record))
 
     def note(self, text: str) -> None:
@@ -25,11 +40,6 @@ class TrainingReport:
         if text:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()
 
     def _line(self, record: dict[str, Any]) -> str:
         match record["kind"]:

@@ -22,8 +22,11 @@ def publish_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in [*temporary.iterdir(), temporary]:
+        for path in temporary.iterdir():
+            # safetensors makes files that only their owner can read.
+            path.chmod(path.stat().st_mode | (temporary.stat().st_mode & 0o444))
             _sync(path)
+        _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
     except BaseException:

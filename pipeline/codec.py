@@ -18,6 +18,7 @@ from encodec.model import ROOT_URL, EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.frames import SAMPLE_RATE
@@ -96,13 +97,19 @@ def check_official(path: Path) -> None:
 
 
 def load_folder(folder: Path) -> EncodecModel:
-    """A codec of our own training. Raises FileNotFoundError, or ValueError naming what does not fit."""
+    """A codec of our own training. Raises FileNotFoundError, or ValueError naming what does not fit or is untrained."""
     sizes = CodecSizes(**yaml.safe_load((folder / "codec.yaml").read_text()))
     model = build_codec(sizes)
     try:
         model.load_state_dict(load_file(folder / "codec.safetensors"))
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: codec.safetensors cannot be read: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"{folder}: codec.safetensors does not fit codec.yaml: {error}") from error
+    for level, layer in enumerate(model.quantizer.vq.layers):
+        # The encodec package would fit such a codebook to the first audio it sees.
+        if not layer._codebook.inited:
+            raise ValueError(f"{folder}: codebook {level} was never trained")
     return model.eval()
 
 

@@ -120,7 +120,7 @@ def crops(tracks: list[np.ndarray], config: CodecTrainingConfig) -> Iterator[Ten
 def train_codec(
     config: CodecTrainingConfig, tracks: list[np.ndarray], report: Callable[[int, dict, EncodecModel], None]
 ) -> EncodecModel:
-    """Train on int16 tracks `[T]`. `report` is called every 50 steps with the step, its losses and the model."""
+    """Train on int16 tracks `[T]`. `report` is called every 50 steps and when it is time to validate, with the step, its losses and the model."""
     torch.manual_seed(config.seed)
     model = build_codec(config.sizes).train()
     batches = crops(tracks, config)
@@ -148,7 +148,7 @@ def train_codec(
         if step > config.autoencoder_steps:
             for codebook in codebooks:
                 revive_dead_codes(codebook, inputs[codebook], config.dead_code_share)
-        if step % 50 == 0 or step == config.steps:
+        if step % 50 == 0 or step % config.validate_every == 0 or step == config.steps:
             report(step, {name: loss.item() for name, loss in losses.items()}, model)
     return model.eval()
 

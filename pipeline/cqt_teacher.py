@@ -1,7 +1,7 @@
 """Musical teacher: constant-Q transform magnitude at MERT's settings (arXiv 2306.00107, section 3.2).
 
 The arithmetic is nnAudio's `CQT` (Cheuk et al. 2020, https://github.com/KinWaiCheuk/nnAudio); the track is
-padded once and goes through it in chunks, so a track of any length needs the memory of one chunk.
+padded once and goes through it in chunks, so the transform needs the memory of one chunk.
 """
 
 from typing import Literal

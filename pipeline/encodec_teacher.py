@@ -1,8 +1,8 @@
 """Acoustic teacher: residual codes of an EnCodec-architecture codec (arXiv 2306.00107, section 3.2).
 
 A track goes through the encoder in chunks with carried state: the causal convolutions get the samples they
-reach back to, the LSTM its hidden state. So a track of any length needs the memory of one chunk, and its
-codes are those of the whole track.
+reach back to, the LSTM its hidden state. So the network needs the memory of one chunk, whatever the length of
+the track, and the codes are those of the whole track.
 """
 
 import warnings

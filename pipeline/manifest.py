@@ -7,6 +7,7 @@ order, clock or host, nor of where the corpus lies.
 import hashlib
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -137,10 +138,13 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
     if not filesystem.isdir(root):
         raise FileNotFoundError(f"root {config.root}: no such folder")
     root = root.rstrip("/")
+    out_filesystem, out = open_filesystem(config.out)
+    if out_filesystem == filesystem and f"{out.rstrip('/')}/".startswith(f"{root}/"):
+        raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
     paths = sorted(path[len(root) + 1 :] for path in filesystem.find(root))
     results: list[Track | Reject] = []
     rejected = 0
-    with ThreadPoolExecutor(config.workers or None) as threads:
+    with ThreadPoolExecutor(config.workers or os.cpu_count()) as threads:
         for result in threads.map(lambda path: examine(path, config), paths):
             rejected += isinstance(result, Reject)
             report(result.seconds if isinstance(result, Track) else 0.0, rejected)
@@ -155,7 +159,7 @@ def examine(path: str, config: ManifestConfig) -> Track | Reject:
             return _describe(path, local, config)
     except DecodeError as error:
         return Reject(path=path, reason=error.reason, detail=error.detail)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         return Reject(path=path, reason="unreadable", detail=error.strerror or type(error).__name__)
 
 

@@ -17,7 +17,7 @@ class SegmentConfig(BaseModel):
 
     segment_seconds: float = Field(default=30.0, gt=0, description="Length of an example, seconds")
     shortest_seconds: float = Field(
-        default=5.0, gt=0, description="A shorter rest of a track joins its last segment; a shorter track is dropped; seconds"
+        default=5.0, gt=0, description="A shorter rest of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds"
     )
     examples_per_shard: int = Field(default=128, gt=0, description="A shard is full from here on; tracks stay whole")
     audio: AudioMember = Field(default="flac", description="How audio is stored: flac, or pcm.npy for speed")

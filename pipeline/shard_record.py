@@ -61,7 +61,7 @@ class ShardRecord(_Model):
     plan_fingerprint: str = Field(description="Fingerprint of the shard's part of the plan")
     teachers: dict[str, str] = Field(description="Target name to teacher fingerprint")
     backend: dict[str, JsonValue] = Field(description="What computed the labels; never read by this project's code")
-    statistics: dict[str, Partial] = Field(description="Exact sums per target")
+    statistics: dict[str, Partial] = Field(description="Sums per target")
     members: list[ExampleEntry] = Field(description="The examples, in the order of the tar")
 
     @property

@@ -14,11 +14,12 @@ def find_unfinished(folder: str, tasks: list[ShardTask], specs: list[TargetSpec]
     Raises:
         ValueError: a record of another plan, teacher or audio member stands in the folder; both values are named.
     """
+    unfinished = [task for task in tasks if not _is_finished(folder, task, specs, audio)]
     planned = {task.name for task in tasks}
     for name in recorded_names(folder):
         if name not in planned:
             raise ValueError(f"{folder}/{name}.json: a shard this plan does not have; relabel=true removes it")
-    return [task for task in tasks if not _is_finished(folder, task, specs, audio)]
+    return unfinished
 
 
 def clear_shards(folder: str, tasks: list[ShardTask], specs: list[TargetSpec], audio: AudioMember) -> None:
@@ -26,8 +27,11 @@ def clear_shards(folder: str, tasks: list[ShardTask], specs: list[TargetSpec], a
     planned = {task.name: task for task in tasks}
     storage.remove(storage.join(folder, INDEX_NAME))
     for name in recorded_names(folder):
-        record = _record(folder, name)
-        if record is None or name not in planned or _difference(record, planned[name], specs, audio):
+        try:
+            keep = name in planned and not _difference(load_record(folder, name), planned[name], specs, audio)
+        except ValueError:
+            keep = False
+        if not keep:
             storage.remove(storage.join(folder, f"{name}.json"))
             storage.remove(storage.join(folder, f"{name}.tar"))
 
@@ -39,9 +43,12 @@ def recorded_names(folder: str) -> list[str]:
 
 
 def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: AudioMember) -> bool:
-    record = _record(folder, task.name)
-    if record is None:
+    try:
+        record = load_record(folder, task.name)
+    except FileNotFoundError:
         return False
+    except ValueError as error:
+        raise ValueError(f"{error}; relabel=true makes the shard anew") from error
     difference = _difference(record, task, specs, audio)
     if difference:
         raise ValueError(f"{folder}/{task.name}.json is stale: {difference}; relabel=true makes it anew")
@@ -62,11 +69,3 @@ def _difference(record: ShardRecord, task: ShardTask, specs: list[TargetSpec], a
     if record.plan_fingerprint != task.fingerprint():
         return f"its plan was {record.plan_fingerprint}, this plan is {task.fingerprint()}"
     return ""
-
-
-def _record(folder: str, name: str) -> ShardRecord | None:
-    """The record, or None when there is none or it cannot be read (then the shard is made again)."""
-    try:
-        return load_record(folder, name)
-    except (FileNotFoundError, ValueError):
-        return None

@@ -67,14 +67,6 @@ def read_bytes(location: str) -> bytes:
     return filesystem.cat_file(path)
 
 
-def read_json(location: str) -> dict:
-    """Parse a JSON file. Raises ValueError naming the file when it is not JSON."""
-    try:
-        return json.loads(read_bytes(location))
-    except ValueError as error:
-        raise ValueError(f"{location}: not valid JSON ({error})") from error
-
-
 def remove(location: str) -> None:
     """Delete one file; a missing one is fine."""
     filesystem, path = open_filesystem(location)
@@ -89,7 +81,7 @@ def publish_bytes(location: str, content: bytes) -> None:
 
 
 def json_bytes(value: object) -> bytes:
-    """The one JSON form of this project: keys sorted, two spaces, ASCII, newline at the end."""
+    """The one JSON form of this project: keys sorted, one space of indent, ASCII, newline at the end."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 

@@ -1,7 +1,7 @@
 """Statistics of targets: exact partial sums per shard, merged into what index.json shows.
 
-Partials add up in a fixed order in float64 (the square of a float16 is exact there), so they do
-not depend on where or in how many pieces a set was labelled.
+Partials add up in float64 in the order of the examples, then of the shards, so they are a pure
+function of the shard set: not of where, when or by how many workers it was labelled.
 """
 
 import math

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from pipeline.cqt_teacher import CqtTeacher, CqtTeacherConfig
 from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig
-from pipeline.teacher import TargetSpec, Teacher
+from pipeline.teacher import Teacher
 
 TeacherConfig = Annotated[EncodecTeacherConfig | CqtTeacherConfig, Field(discriminator="kind")]
 TEACHERS = {EncodecTeacherConfig: EncodecTeacher, CqtTeacherConfig: CqtTeacher}
@@ -16,10 +16,3 @@ TEACHERS = {EncodecTeacherConfig: EncodecTeacher, CqtTeacherConfig: CqtTeacher}
 def build_teachers(configs: list[TeacherConfig], device: str) -> list[Teacher]:
     """Load the teachers onto a device (`cpu` or `cuda`)."""
     return [TEACHERS[type(config)](config, torch.device(device)) for config in configs]
-
-
-def config_of(spec: TargetSpec) -> TeacherConfig:
-    """The config of the teacher that a specification describes. Raises ValueError when there is no such teacher."""
-    known = {name for config in TEACHERS for name in config.model_fields}
-    settings = {name: value for name, value in spec.teacher.items() if name in known}
-    return TypeAdapter(TeacherConfig).validate_python({"name": spec.name, **settings})

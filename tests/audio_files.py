@@ -53,8 +53,9 @@ def mert_command(*arguments: object) -> list[str]:
 
 
 def mert_environment() -> dict[str, str]:
-    """The environment of a command: one arithmetic thread."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return inherited | {"OMP_NUM_THREADS": "1"}
 
 
 def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str) -> None:

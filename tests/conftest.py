@@ -47,7 +47,7 @@ def other_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_tiny_codec(folder: Path, seed: int) -> None:
-    """Save a codec of 4 x 64 codes: codebooks are latents, and what they leave over, of a chirp in noise."""
+    """Save a codec of 4 x 64 codes, scaled and with codebooks taken from its latents of a chirp in noise."""
     sizes = CodecSizes(filters=2, dimension=8, codebooks=4, codebook_size=64)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -55,8 +55,14 @@ def save_tiny_codec(folder: Path, seed: int) -> None:
         time = torch.linspace(0, 4, 4 * 24_000)
         audio = torch.sin(2 * torch.pi * 500 * time**2) * time / 4 + 0.2 * torch.randn(len(time))
         rest = model.encoder(audio[None, None])[0].T
+        mean, deviation = rest.mean(dim=0), rest.std(dim=0)
+        last = model.encoder.model[-1].conv.conv
+        last.bias.copy_((last.bias - mean) / deviation)
+        last.weight_g /= deviation[:, None, None]
+        rest = (rest - mean) / deviation
         for layer in model.quantizer.vq.layers:
-            layer._codebook.embed.copy_(rest[torch.randperm(len(rest))[: sizes.codebook_size]])
+            entries = rest[torch.randperm(len(rest))[: sizes.codebook_size]]
+            layer._codebook.embed.copy_(entries + 0.1 * torch.randn_like(entries))  # no two alike, so no ties
             layer._codebook.inited.fill_(1)
             rest = rest - layer._codebook.embed[torch.cdist(rest, layer._codebook.embed).argmin(dim=1)]
     save_folder(model, sizes, folder)

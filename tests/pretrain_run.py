@@ -35,7 +35,7 @@ CONFIG = {
     "objective": {"final_dim": 8},
     "trainer": {
         "mixture": {"min_samples": 500, "max_samples": 900},
-        "schedule": {"learning_rate": 0.01, "warmup_steps": 4, "total_steps": 12},
+        "schedule": {"learning_rate": 0.002, "warmup_steps": 4, "total_steps": 12},
         "log_every": 1,
         "validate_every": 10,
         "checkpoint_every": 5,
@@ -89,7 +89,9 @@ def finish(process: subprocess.Popen) -> int:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL for the launcher and every rank of it."""
+    """SIGKILL for the launcher and every rank of it; nothing when it has ended."""
+    if process.poll() is not None:
+        return
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in processes:
         one.kill()

@@ -98,7 +98,8 @@ def test_an_impulse_peaks_at_its_frame(small: CqtTeacher, frame: int):
     audio[320 * frame] = 1.0
     magnitudes = small.label(audio).astype(np.float32)
     assert (magnitudes.argmax(axis=0) == frame).all()
-    np.testing.assert_allclose(magnitudes[frame + 1 : frame + 5], magnitudes[frame - 4 : frame][::-1], atol=1e-5) if frame >= 4 else None
+    for distance in range(1, min(frame, 5)):
+        np.testing.assert_allclose(magnitudes[frame + distance], magnitudes[frame - distance], atol=1e-3)
 
 
 def test_a_bin_above_half_the_sample_rate_is_refused():

@@ -1,0 +1,316 @@
+"""`mert label` on a local Ray: same bytes whatever happens, only whole shards, and a reason for all that is missing."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import webdataset
+from audio_files import mert, mert_command, mert_environment, noise, tone, write_audio
+
+from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
+from pipeline.process_shard import decode_track, process_shard
+from pipeline.resample import to_float
+from pipeline.shard_index import load_index
+from pipeline.shard_plan import SegmentConfig, plan_shards
+from pipeline.shard_record import load_record
+from pipeline.teachers import CqtTeacherConfig, EncodecTeacherConfig, build_teachers
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
+SEGMENTS = {"segment_seconds": 2.0, "shortest_seconds": 1.0, "examples_per_shard": 4}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
+    """Two real clips and ten short synthetic tracks."""
+    root = tmp_path_factory.mktemp("corpus")
+    for clip in ("wesnoth-1.16-music/transience.flac", "hyperrogue-music/laboratory.ogg"):
+        shutil.copy(clips / clip, root / Path(clip).name)
+    for number in range(10):
+        sound = tone(300 + 100 * number, 3.1) + noise(3.1, seed=number)
+        write_audio(root / f"track{number}.{('wav', 'flac')[number % 2]}", sound)
+    return root
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, manifest: Path, tiny_codec: Path) -> Path:
+    """What one actor makes in one go; read only."""
+    out = tmp_path_factory.mktemp("undisturbed") / "shards"
+    done = label(manifest, out, tiny_codec)
+    assert done.returncode == 0, done.stderr
+    assert len(tars(out)) >= 6 and {name.split("-")[0] for name in tars(out)} == {"train", "valid"}
+    return out
+
+
+def make_manifest(root: Path, out: Path) -> Path:
+    config = ManifestConfig(root=str(root), out=str(out), group_by="track", splits={"valid": 0.3})
+    write_manifest(config, scan(config))
+    return out
+
+
+def label_arguments(manifest: Path, out: Path, codec: Path, *more: str) -> list[str]:
+    teachers = [{"kind": "encodec", "weights": str(codec), "codebooks": 4}, CQT]
+    segments = [f"segments.{key}={value}" for key, value in SEGMENTS.items()]
+    return ["label", f"manifest={manifest}", f"out={out}", f"teachers={json.dumps(teachers)}", "actors=1", *segments, *more]
+
+
+def label(manifest: Path, out: Path, codec: Path, *more: str) -> subprocess.CompletedProcess:
+    return mert(*label_arguments(manifest, out, codec, *more))
+
+
+def tars(out: Path) -> list[str]:
+    return sorted(path.stem for path in out.glob("[a-z]*.tar"))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """All visible files."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def assert_no_torn_file(out: Path, whole: dict[str, bytes]) -> None:
+    """Every visible file is one of the undisturbed run, to the byte; each record has its tar; no index yet."""
+    found = contents(out)
+    assert {name: whole.get(name) == content for name, content in found.items()} == dict.fromkeys(found, True)
+    assert all(name.removesuffix(".json") + ".tar" in found for name in found if name.endswith(".json"))
+    assert "index.json" not in found
+
+
+@contextmanager
+def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """The command at work, as leader of a process group, which is gone at the end."""
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            mert_command(*arguments), stdout=file, stderr=subprocess.STDOUT, env=mert_environment(), start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait(30)
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Until the condition holds; the process must not end before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "it was done before the moment came"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.01)
+
+
+def test_two_actors_write_the_same_bytes_as_one(manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path):
+    done = label(manifest, tmp_path / "shards", tiny_codec, "actors=2", "decode_threads=1")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "shards") == contents(undisturbed)
+    assert not list((tmp_path / "shards").glob(".*"))
+
+
+def test_index_and_records_tell_what_is_there(manifest: Path, undisturbed: Path):
+    index = load_index(str(undisturbed))
+    tracks = load_manifest(str(manifest)).tracks
+    assert index.manifest_sha256 == hashlib.sha256((manifest / "manifest.jsonl").read_bytes()).hexdigest()
+    assert sum(totals.seconds for totals in index.totals.values()) == pytest.approx(sum(track.seconds for track in tracks), abs=0.3)
+    assert index.dropped == {} and [entry.name for entry in index.shardlist] == tars(undisturbed)
+    for entry in index.shardlist:
+        assert entry.sha256 == hashlib.sha256((undisturbed / entry.url).read_bytes()).hexdigest()
+    statistics = index.statistics["codes"]
+    assert len(statistics.perplexity) == 4 and all(1 <= value <= 64 for value in statistics.perplexity)
+
+
+def test_labels_of_a_segment_are_those_of_the_whole_track_cut(corpus: Path, manifest: Path, tiny_codec: Path, undisturbed: Path):
+    codec = EncodecTeacherConfig(kind="encodec", weights=str(tiny_codec), codebooks=4)
+    teachers = build_teachers([codec, CqtTeacherConfig(**CQT)], "cpu")
+    tracks = {track.key: track for track in load_manifest(str(manifest)).tracks}
+    index = load_index(str(undisturbed))
+    frames = dict.fromkeys(tracks, 0)
+    for entry in index.shardlist:
+        for example in webdataset.WebDataset(str(undisturbed / entry.url), shardshuffle=False).decode():
+            info = example["json"]
+            track, start, count = info["track"], info["start_sample"], info["num_samples"]
+            assert start == 320 * frames[track] and tracks[track].split == entry.split
+            assert example["__key__"] == f"{track}-{info['segment']:05d}"
+            frames[track] += info["num_frames"]
+            audio = decode_track(tracks[track], str(corpus))
+            stored, rate = soundfile.read(io.BytesIO(example["flac"]), dtype="int16")
+            assert rate == 24_000
+            np.testing.assert_array_equal(stored, audio[start : start + count])
+            codes, cqt = (teacher.label(to_float(audio)) for teacher in teachers)
+            np.testing.assert_array_equal(example["codes.npy"], codes[:, start // 320 : (start + count) // 320])
+            np.testing.assert_array_equal(example["cqt.npy"], cqt[start // 320 : (start + count) // 320])
+    for key, track in tracks.items():
+        source, rate = soundfile.read(corpus / track.path)
+        assert frames[key] == -(-len(source) * 24_000 // rate) // 320
+
+
+def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
+):
+    out = tmp_path / "shards"
+    shutil.copytree(undisturbed, out)
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    done = label(manifest, out, tiny_codec)
+    assert done.returncode == 0 and "0 to do" in done.stdout, done.stderr
+    names = [name for name in times if name != "index.json"]
+    assert {name: (out / name).stat().st_mtime_ns for name in names} == {name: times[name] for name in names}
+    assert contents(out) == contents(undisturbed)
+
+    lost, cut, torn, *others = tars(out)
+    (out / f"{lost}.json").unlink()
+    os.truncate(out / f"{cut}.tar", 1024)
+    os.truncate(out / f"{torn}.json", 100)
+    (out / ".leftover.tar.99.tmp").write_bytes(b"of a killed writer")
+    done = label(manifest, out, tiny_codec)
+    assert done.returncode == 0 and "3 to do" in done.stdout, done.stderr
+    assert contents(out) == contents(undisturbed) and not list(out.glob(".*"))
+    for name in others:
+        assert (out / f"{name}.tar").stat().st_mtime_ns == times[f"{name}.tar"]
+
+
+def test_stale_shards_are_refused_until_told(
+    manifest: Path, tiny_codec: Path, other_codec: Path, undisturbed: Path, tmp_path: Path
+):
+    out = tmp_path / "shards"
+    shutil.copytree(undisturbed, out)
+    before = contents(out)
+    fingerprint = load_record(str(out), tars(out)[0]).teachers["codes"]
+    other = build_teachers([EncodecTeacherConfig(kind="encodec", weights=str(other_codec), codebooks=4)], "cpu")[0].spec.fingerprint
+    done = label(manifest, out, other_codec)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert fingerprint in done.stderr and other in done.stderr and "relabel=true" in done.stderr
+
+    plan = load_record(str(out), tars(out)[0]).plan_fingerprint
+    done = label(manifest, out, tiny_codec, "segments.segment_seconds=3.0")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and plan in done.stderr, done.stderr
+    done = label(manifest, out, tiny_codec, "segments.examples_per_shard=40")
+    assert done.returncode == 1 and "relabel=true" in done.stderr
+    done = label(manifest, out, tiny_codec, "segments.audio=pcm.npy")
+    assert done.returncode == 1 and "flac" in done.stderr and "pcm.npy" in done.stderr
+    assert contents(out) == before
+
+    done = label(manifest, out, other_codec, "relabel=true", "segments.examples_per_shard=40")
+    assert done.returncode == 0, done.stderr
+    assert len(tars(out)) < len(tars(undisturbed))
+    for name in tars(out):
+        record = load_record(str(out), name)
+        assert record.teachers["codes"] == other
+        assert record.sha256 == hashlib.sha256((out / record.url).read_bytes()).hexdigest()
+    assert {path.stem for path in out.glob("*.json")} == {*tars(out), "index"}
+    assert mert("verify", out).returncode == 0
+
+
+def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
+    corpus: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
+):
+    root, out = tmp_path / "corpus", tmp_path / "shards"
+    shutil.copytree(corpus, root)
+    manifest = make_manifest(root, tmp_path / "manifest")
+    tasks = plan_shards(load_manifest(str(manifest)), SegmentConfig(**SEGMENTS))
+    paths = {track.path: (task.name, track) for task in tasks for track in task.tracks}
+    changed, damaged, missing = "track0.wav", "transience.flac", "track3.flac"
+    audio, rate = soundfile.read(root / changed, dtype="int16")
+    audio[5000] ^= 1
+    write_audio(root / changed, audio, rate)
+    content = bytearray((root / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (root / damaged).write_bytes(content)
+    (root / missing).rename(root / "aside")
+
+    done = label(manifest, out, tiny_codec)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert paths[missing][0] in done.stderr and missing in done.stderr and "1 of" in done.stderr
+    assert tars(out) == sorted({task.name for task in tasks} - {paths[missing][0]})
+    assert not (out / "index.json").exists() and not (out / f"{paths[missing][0]}.json").exists()
+
+    (root / "aside").rename(root / missing)
+    done = label(manifest, out, tiny_codec)
+    assert done.returncode == 0 and "1 to do" in done.stdout, done.stderr
+    index = load_index(str(out))
+    assert index.dropped == {"changed": 2, "unreadable": 5}
+    dropped = {drop.track: drop for name in tars(out) for drop in load_record(str(out), name).dropped_tracks}
+    assert set(dropped) == {paths[changed][1].key, paths[damaged][1].key}
+    assert paths[changed][1].audio_sha256 in dropped[paths[changed][1].key].detail
+    assert "damaged after" in dropped[paths[damaged][1].key].detail
+    untouched = {task.name for task in tasks} - {paths[changed][0], paths[damaged][0]}
+    assert untouched and all((out / f"{name}.tar").read_bytes() == (undisturbed / f"{name}.tar").read_bytes() for name in untouched)
+
+
+@pytest.mark.timeout(400)
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
+):
+    out, log = tmp_path / "shards", tmp_path / "log"
+    whole = contents(undisturbed)
+    moments: list[Callable[[], bool]] = [
+        lambda: "to do" in log.read_text(),
+        lambda: any(out.glob(".*.tmp")),
+        lambda: len(list(out.glob("*.json"))) >= 3 and any(out.glob(".*.tmp")),
+    ]
+    for moment in moments:
+        with started([*label_arguments(manifest, out, tiny_codec), "actors=2"], log) as process:
+            wait_until(process, moment)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+        if out.exists():
+            assert_no_torn_file(out, whole)
+    done = label(manifest, out, tiny_codec)
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == whole and not list(out.glob(".*"))
+
+
+def test_interrupted_with_one_line_and_only_whole_shards(manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path):
+    out, log = tmp_path / "shards", tmp_path / "log"
+    with started(label_arguments(manifest, out, tiny_codec), log) as process:
+        wait_until(process, lambda: len(tars(out)) >= 1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 1
+    lines = log.read_text().splitlines()
+    assert lines[0].startswith("plan:") and lines[-1].startswith("interrupted"), lines
+    assert all(line.startswith("label: ") for line in lines[1:-1]), lines  # progress, on a slow machine
+    assert_no_torn_file(out, contents(undisturbed))
+
+
+def test_a_task_needs_no_ray(corpus: Path, manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path):
+    """The unit of work in this process, into a remote store, gives the bytes that actors gave."""
+    import fsspec
+
+    task = plan_shards(load_manifest(str(manifest)), SegmentConfig(**SEGMENTS))[0]
+    codec = EncodecTeacherConfig(kind="encodec", weights=str(tiny_codec), codebooks=4)
+    teachers = build_teachers([codec, CqtTeacherConfig(**CQT)], "cpu")
+    seconds: list[float] = []
+    record = process_shard(task, teachers, str(corpus), "memory://label-test", {}, 2, seconds.append)
+    stored = fsspec.filesystem("memory").cat(f"/label-test/{task.name}.tar")
+    assert stored == (undisturbed / f"{task.name}.tar").read_bytes()
+    assert sum(seconds) == pytest.approx(task.seconds) and record.examples == load_record(str(undisturbed), task.name).examples
+
+
+def test_mistakes_end_in_one_line(manifest: Path, tiny_codec: Path, tmp_path: Path):
+    for more, code, words in [
+        (["segments.segment_secs=3"], 2, ["segments.segment_secs", "segment_seconds"]),
+        (["teachers.0.weights=foundry-tiny"], 1, ["foundry-tiny", "not a shipped codec"]),
+        (["teachers.0.codebooks=9"], 1, ["4 codebooks, 9 asked for"]),
+        ([f"manifest={tmp_path}"], 1, ["manifest.yaml"]),
+    ]:
+        done = label(manifest, tmp_path / "shards", tiny_codec, *more)
+        assert done.returncode == code and len(done.stderr.splitlines()) == 1, done.stderr
+        assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "shards").exists()

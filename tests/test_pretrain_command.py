@@ -1,0 +1,380 @@
+"""`mert pretrain` as a user runs it: killed, stopped, resumed in other worlds, refused, and what it leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from audio_files import mert_environment
+from pretrain_run import (
+    CONFIG,
+    CROP_SAMPLES,
+    NO_DROPOUT,
+    arguments,
+    checkpoint_names,
+    final_weights,
+    finish,
+    kill_all,
+    pretrain_here,
+    read_metrics,
+    start,
+    wait_for_step,
+    wait_until,
+)
+from shard_fixtures import write_set
+
+from jobs.training_report import TrainingReport
+from model.checkpoint import load_state
+from pipeline.batch_stream import BatchStream, StreamConfig
+from pipeline.shard_index import load_index
+
+# Under torchrun the launcher adds a traceback of its own, so a clear line of ours is looked for as a whole line.
+LONG = "trainer.schedule.total_steps=60"
+FOR_EVER = "trainer.schedule.total_steps=100000"
+FORBIDDEN = ["ray", "av", "encodec", "torchaudio", "nnAudio", "webdataset", "sklearn"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirteen examples to train on: no batch size here divides them."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_set(folder, [3, 4, 6], valid_sizes=[3])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of twelve steps on one rank; read only."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert pretrain_here(shards, out) == 0
+    return out
+
+
+def copy_of(run: Path, to: Path) -> Path:
+    """A copy that a test may change."""
+    subprocess.run(["cp", "-r", run, to], check=True)
+    return to
+
+
+def text_of(out: Path, stream: str) -> str:
+    """What a started process has written."""
+    return out.with_name(f"{out.name}.{stream}").read_text()
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert read_metrics(ours) == read_metrics(theirs)
+    first, second = final_weights(ours), final_weights(theirs)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def refusal(capsys: pytest.CaptureFixture, shards: Path, out: Path, *changes: str) -> str:
+    """The one line on stderr of a run that must fail."""
+    capsys.readouterr()
+    assert pretrain_here(shards, out, *changes) == 1
+    output = capsys.readouterr()
+    assert not output.out and output.err.count("\n") == 1, output
+    return output.err
+
+
+@pytest.mark.slow
+def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finish(start(2, shards, whole, LONG)) == 0
+    for step in (8, 24):
+        process = start(2, shards, killed, LONG)
+        wait_for_step(process, killed, step)
+        kill_all(process)
+        assert read_metrics(killed)[-1]["step"] < 60
+    assert finish(start(2, shards, killed, LONG)) == 0
+    assert re.search(r"^resumed from step (20|25|[345][05]): ", text_of(killed, "stderr"), re.MULTILINE)
+    assert [record["step"] for record in read_metrics(killed, "train")] == list(range(1, 61))
+    assert_same_run(killed, whole)
+
+
+@pytest.mark.slow
+def test_another_world_size_goes_on_with_the_very_batches(shards, tmp_path):
+    # Dropout draws by rank and mixture takes its snippets from the rank's own rows: without them, losses must agree.
+    changes = [LONG, *NO_DROPOUT, "trainer.mixture=null", "trainer.keep_checkpoints=100"]
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    assert pretrain_here(shards, alone, *changes) == 0
+    resumed = []
+    for ranks, step in ((2, 8), (1, 24), (2, 60)):
+        process = start(ranks, shards, moved, *changes)
+        if step < 60:
+            wait_for_step(process, moved, step)
+            kill_all(process)
+        else:
+            assert finish(process) == 0
+        resumed += [(ranks, int(number)) for number in re.findall(r"resumed from step (\d+)", text_of(moved, "stderr"))]
+    assert [ranks for ranks, _ in resumed] == [1, 2] and 5 <= resumed[0][1] < resumed[1][1] < 60
+
+    reference = read_batches(shards, None, 1, 60)
+    for ranks, step in resumed:
+        position = load_state(moved / "checkpoints" / f"step_{step}").position
+        rest = read_batches(shards, position, ranks, 60 - step)
+        for (keys, audio, after), (other_keys, other_audio, other_after) in zip(rest, reference[step:], strict=True):
+            assert keys == other_keys and torch.equal(audio, other_audio) and after == other_after
+    for ours, theirs, batch in zip(read_metrics(moved, "train"), read_metrics(alone, "train"), reference, strict=True):
+        assert ours["position"] == theirs["position"] == batch[2]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def read_batches(shards, position, ranks, count):
+    """Keys, audio and position after each of the next `count` global batches, put together from all ranks."""
+    config = StreamConfig(**CONFIG["stream"])
+    streams = [BatchStream(str(shards), "train", config, 0, rank, ranks, position) for rank in range(ranks)]
+    read = []
+    for parts in islice(zip(*streams, strict=True), count):
+        keys = [key for batch, _ in parts for key in batch["key"]]
+        read.append((keys, torch.cat([batch["audio"] for batch, _ in parts]), parts[0][1]))
+    for stream in streams:
+        stream.close()
+    return read
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards, tmp_path, capsys):
+    rare = "trainer.checkpoint_every=1000000"
+    out = tmp_path / "run"
+    process = start(1, shards, out, FOR_EVER, rare)
+    try:
+        wait_for_step(process, out, 3)
+        line = refusal(capsys, shards, out, FOR_EVER, rare)
+        assert line == f"error: {out}: another process is training in this run folder\n"
+        process.send_signal(signal.SIGTERM)
+        assert finish(process) == 1
+    finally:
+        kill_all(process)
+    step = read_metrics(out, "train")[-1]["step"]
+    assert checkpoint_names(out) == [f"step_{step}"]
+    assert text_of(out, "stdout") == f"stopped after step {step}; checkpoint: {out}/checkpoints/step_{step}\n"
+    stderr = text_of(out, "stderr")
+    assert "Traceback" not in stderr
+    assert stderr.endswith(f"{100_000 - step} steps are left; the same command goes on\n")
+
+    # The schedule is that of a run for ever, so the end is set where it is one more step.
+    assert pretrain_here(shards, out, f"trainer.schedule.total_steps={step + 1}") == 0
+    output = capsys.readouterr()
+    assert output.out == f"done after step {step + 1}; checkpoint: {out}/checkpoints/step_{step + 1}\n"
+    assert f"trainer.schedule.total_steps: 100000 became {step + 1}" in output.err
+    assert f"resumed from step {step}: " in output.err
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_writes_a_checkpoint(shards, tmp_path):
+    out = tmp_path / "run"
+    process = start(2, shards, out, FOR_EVER, "trainer.checkpoint_every=1000000")
+    try:
+        wait_for_step(process, out, 3)
+        process.send_signal(signal.SIGINT)
+        assert finish(process) == 1
+    finally:
+        kill_all(process)
+    step = read_metrics(out, "train")[-1]["step"]
+    assert checkpoint_names(out) == [f"step_{step}"]
+    assert f"stopped after step {step}; checkpoint: {out}/checkpoints/step_{step}\n" in text_of(out, "stdout")
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(shards, finished, tmp_path, monkeypatch):
+    """SIGTERM at a step of the test's choice."""
+
+    def stop_at_seven(self, record):
+        if record["kind"] == "train" and record["step"] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingReport, "__call__", stop_at_seven)
+        assert pretrain_here(shards, out) == 1
+    assert "step_8" in checkpoint_names(out)  # it is asked for after step 7, and all ranks agree on it in step 8
+    assert pretrain_here(shards, out) == 0
+    assert_same_run(out, finished)
+
+
+def test_a_finished_run_is_left_alone(shards, finished, capsys):
+    def state():
+        files = [path for path in (finished / "checkpoints").rglob("*") if path.is_file()]
+        contents = {path: path.read_bytes() for path in (finished / "metrics.jsonl", finished / "config.yaml")}
+        return contents, {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+    before = state()
+    assert pretrain_here(shards, finished) == 0
+    assert f"done after step 12; checkpoint: {finished}/checkpoints/step_12" in capsys.readouterr().out
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("seed=3", "seed was 0 in this run, it is 3 now"),
+        ("encoder.transformer.layers=3", "encoder.transformer.layers was 2 in this run, it is 3 now"),
+        ("objective.final_dim=4", "objective.final_dim was 8 in this run, it is 4 now"),
+        ("objective.target_weights={cqt: 0.5}", "objective.target_weights.cqt was None in this run, it is 0.5 now"),
+        ("stream.shuffle_window=1", "stream.shuffle_window was 2 in this run, it is 1 now"),
+        ("train_split=valid", "train_split was 'train' in this run, it is 'valid' now"),
+    ],
+)
+def test_what_makes_another_run_is_refused_in_the_same_folder(shards, finished, capsys, change, words):
+    before = (finished / "config.yaml").read_bytes()
+    line = refusal(capsys, shards, finished, change)
+    assert line == f"error: {finished}/config.yaml: {words}; use another out folder\n"
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_other_shards_are_refused_and_moved_ones_are_not(shards, finished, tmp_path, capsys):
+    run = copy_of(finished, tmp_path / "run")
+    other = tmp_path / "other"
+    write_set(other, [3, 4, 5], valid_sizes=[3])
+    before = (run / "config.yaml").read_bytes()
+    line = refusal(capsys, other, run, "trainer.schedule.total_steps=13")
+    digests = [load_index(str(folder)).digest() for folder in (shards, other)]
+    assert f"data.index_sha256 was '{digests[0]}' in this run, it is '{digests[1]}' now" in line
+    assert (run / "config.yaml").read_bytes() == before
+
+    moved = copy_of(shards, tmp_path / "moved")
+    assert pretrain_here(moved, run, "trainer.schedule.total_steps=13") == 0
+    assert f"shards: '{shards}' became '{moved}'" in capsys.readouterr().err
+
+
+def test_a_run_without_checkpoint_may_be_begun_anew_with_another_model(shards, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert pretrain_here(shards, out, "trainer.accumulation=9") == 1
+    assert "4 rows cannot be split into accumulation 9 parts" in capsys.readouterr().err
+    assert pretrain_here(shards, out, "encoder.transformer.layers=1", "trainer.schedule.total_steps=5") == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["config"]["encoder"]["transformer"]["layers"] == 1
+
+
+def test_a_missing_or_empty_valid_split_is_refused_with_the_way_out(tmp_path, capsys):
+    write_set(tmp_path / "none", [4])
+    write_set(tmp_path / "empty", [4], valid_sizes=[0])
+    for name in ("none", "empty"):
+        line = refusal(capsys, tmp_path / name, tmp_path / "run")
+        assert "no split 'valid' to validate on, only train; valid_split=null trains without validation" in line
+    assert not (tmp_path / "run").exists()
+    assert pretrain_here(tmp_path / "none", tmp_path / "run", "valid_split=null", "trainer.schedule.total_steps=5") == 0
+    assert {record["kind"] for record in read_metrics(tmp_path / "run")} == {"train"}
+
+
+def test_no_training_split_or_another_hop_is_refused(shards, tmp_path, capsys):
+    line = refusal(capsys, shards, tmp_path / "run", "train_split=rehearsal")
+    assert "no split 'rehearsal' to train on, only train, valid\n" in line
+    strides = "encoder.frontend.strides=[5, 2, 2, 2, 2, 2, 1]"
+    assert "multiply to 160 samples, the shards have a hop of 320" in refusal(capsys, shards, tmp_path / "run", strides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_the_ranks_cannot_share_is_one_line(shards, tmp_path, capsys, monkeypatch):
+    """Rank 0 refuses before it joins the others, so torchrun shows the line once."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    line = refusal(capsys, shards, tmp_path / "run")
+    assert line == "error: stream.batch_size 4 is not a multiple of the 3 ranks\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_usage_has_exit_code_two(shards, tmp_path, capsys):
+    assert pretrain_here(shards, tmp_path / "run", "trainer.log_evry=3") == 2
+    assert "unknown key 'trainer.log_evry'; the nearest known key is 'log_every'" in capsys.readouterr().err
+
+
+def test_a_torn_newest_checkpoint_is_passed_over_with_a_line(shards, finished, tmp_path, capsys):
+    run = copy_of(finished, tmp_path / "run")
+    weights = run / "checkpoints" / "step_12" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert pretrain_here(shards, run) == 0
+    out_changed, *lines = capsys.readouterr().err.splitlines()
+    assert out_changed == f"out: '{finished}' became '{run}'"
+    assert re.fullmatch(rf"passed over: {weights.parent}: model.safetensors has SHA-256 \w+, .* says \w+", lines[0])
+    assert lines[1] == f"resumed from step 10: {run}/checkpoints/step_10"
+    assert_same_run(run, finished)
+
+
+def test_the_newest_checkpoints_are_kept(finished):
+    assert checkpoint_names(finished) == ["step_10", "step_12"]  # of 5, 10 and 12; keep_checkpoints is 2
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(shards, finished):
+    index = load_index(str(shards))
+    for path in (finished / "config.yaml", finished / "checkpoints" / "step_12" / "config.yaml"):
+        description = yaml.safe_load(path.read_text())
+        assert description["config"]["stream"]["crop_samples"] == CROP_SAMPLES
+        assert description["data"]["index_sha256"] == index.digest()
+        assert description["data"]["manifest_sha256"] == index.manifest_sha256
+        assert description["data"]["teachers"]["codes"]["fingerprint"] == "a" * 64
+        assert [head["name"] for head in description["heads"]] == ["codes", "cqt"]
+
+
+def test_metrics_and_tensorboard_hold_what_is_promised(finished):
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    train = [record for record in records if record["kind"] == "train"]
+    assert [record["step"] for record in train] == list(range(1, 13))
+    for record in records:
+        assert record["loss"] > 0 and set(record["losses"]) == {"codes", "cqt", "feature_penalty"}
+        assert len(record["accuracy"]["codes"]) == 2 and all(0 <= share <= 1 for share in record["accuracy"]["codes"])
+    for record in train:
+        assert record["audio_seconds_per_second"] > 0 and 0 <= record["data_wait_share"] <= 1
+        assert record["learning_rate"] >= 0 and record["gradient_norm"] > 0
+    assert [record["step"] for record in records if record["kind"] == "validation"] == [0, 10, 12]
+    events = list((finished / "tensorboard").glob("events.*"))
+    content = b"".join(path.read_bytes() for path in events)
+    for name in (b"train/loss", b"train/accuracy/codes/1", b"train/data_wait_share", b"validation/losses/cqt"):
+        assert name in content
+
+
+def truncate_shard(shards: Path) -> str:
+    """Cut the only training tar within its last example; returns that example's key."""
+    tar = shards / "train-000000.tar"
+    record = json.loads((shards / "train-000000.json").read_text())
+    last = record["members"][-1]
+    tar.write_bytes(tar.read_bytes()[: min(offset for offset, _, _ in last["members"].values()) + 10])
+    return last["key"]
+
+
+def test_a_truncated_shard_stops_training_by_name(tmp_path, capsys):
+    write_set(tmp_path / "shards", [8], valid_sizes=[2])
+    key = truncate_shard(tmp_path / "shards")
+    assert pretrain_here(tmp_path / "shards", tmp_path / "run") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"error: train-000000\.tar: {key}\.\S+: \d+ bytes expected .* the file is truncated", error)
+
+
+@pytest.mark.slow
+def test_a_truncated_shard_ends_both_ranks(tmp_path):
+    """One rank meets the damage; the other must not wait for it for ever."""
+    write_set(tmp_path / "shards", [8], valid_sizes=[2])
+    key = truncate_shard(tmp_path / "shards")
+    process = start(2, tmp_path / "shards", tmp_path / "run")
+    assert finish(process) == 1
+    errors = [line for line in text_of(tmp_path / "run", "stderr").splitlines() if line.startswith("error: train-")]
+    assert len(errors) == 1 and f"train-000000.tar: {key}." in errors[0] and "truncated" in errors[0]
+
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys({missing}))  # importing one of them is an ImportError
+{before}
+from jobs.command_line import main
+sys.argv = ["mert", "pretrain", *sys.argv[1:]]
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_training_needs_no_teacher_ray_or_decoder(shards, tmp_path):
+    def train(before: str) -> subprocess.CompletedProcess:
+        script = WITHOUT.format(missing=FORBIDDEN, before=before)
+        words = arguments(shards, tmp_path / "run", "trainer.schedule.total_steps=5")
+        return subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=mert_environment())
+
+    trained = train("")
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.startswith("done after step 5")
+    assert "import of ray halted" in train("import ray").stderr
