@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
     manifest = load_manifest(config.manifest)
     train_audio, train_tracks = load_audio(manifest, "train", config.train_hours, config.seed)
     valid_audio, valid_tracks = load_audio(manifest, "valid", config.valid_hours, config.seed)
+    # Before hours of training, since it also tells whether the held-out audio can be judged by at all.
+    untrained = judge_codec(untrained_codec(config, train_audio), valid_audio)
     history = []
 
     def report(step: int, losses: dict[str, float], model: EncodecModel) -> None:
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
         history.append(record)
 
     model = train_codec(config, train_audio, report)
-    publish_codec(config, model, history, train_audio, valid_audio, train_tracks, valid_tracks)
+    publish_codec(config, model, untrained, history, train_audio, valid_audio, train_tracks, valid_tracks)
     print(f"codec: {config.out}")
     return 0
 
@@ -61,15 +63,15 @@ def main(arguments: list[str]) -> int:
 def publish_codec(
     config: CodecTrainingConfig,
     model: EncodecModel,
+    untrained: dict,
     history: list[dict],
     train_audio: list[np.ndarray],
     valid_audio: list[np.ndarray],
     train_tracks: list[Track],
     valid_tracks: list[Track],
 ) -> None:
-    """Judge the codec and publish its folder with the model card."""
+    """Judge the codec beside the untrained one and publish its folder with the model card."""
     trained = judge_codec(model, valid_audio)
-    untrained = judge_codec(untrained_codec(config, train_audio), valid_audio)
     settings = config.model_dump(mode="json", exclude={"manifest", "out"})
     with publish_folder(Path(config.out)) as folder:
         save_folder(model, config.sizes, folder)

@@ -41,9 +41,9 @@ def main(arguments: list[str]) -> int:
          "segments.examples_per_shard=8")
     call("mert", "verify", f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2")
     index = load_index(f"{OUT}/shards")
-    pretrain = ["torchrun", "--nproc-per-node=2", "-m", "jobs.pretrain", "configs/tiny.yaml",
+    pretrain = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "jobs.pretrain", "configs/tiny.yaml",
                 f"shards={OUT}/shards", f"out={OUT}/run"]
-    if "valid" not in index.totals:
+    if "valid" not in index.totals or not index.totals["valid"].examples:
         pretrain.append("valid_split=null")
     kill_a_rank(pretrain)
     call(*pretrain)
@@ -88,9 +88,10 @@ def summary(index: ShardIndex, seconds: float) -> str:
     validations = [record for record in read_metrics() if record["kind"] == "validation"]
     lines = [f"demo: done in {seconds / 60:.1f} minutes"]
     for split, totals in index.totals.items():
+        rate = totals.bytes / totals.seconds / 1000 if totals.seconds else 0.0
         lines.append(
             f"  {split}: {totals.seconds / 3600:.4f} h in {totals.shards} shards, {totals.examples} examples,"
-            f" {totals.bytes / totals.seconds / 1000:.1f} kB an audio second"
+            f" {rate:.1f} kB an audio second"
         )
     for spec in index.targets:
         if spec.kind == "discrete":

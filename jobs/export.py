@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.command_line import run
 from jobs.pretrain import RunDescription
-from model.checkpoint import find_fault, latest_checkpoint, load_config, load_state, load_weights
+from model.checkpoint import CHECKSUMS, find_fault, latest_checkpoint, load_config, load_state, load_weights
 from model.export import export_hubert
 
 
@@ -54,10 +54,14 @@ def find_checkpoint(source: Path) -> Path:
         checkpoint, faults = latest_checkpoint(source / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"{source}: no whole checkpoint{''.join('; ' + fault for fault in faults)}")
+        for fault in faults:
+            print(f"passed over: {fault}", file=sys.stderr)
         return checkpoint
+    if not (source / CHECKSUMS).is_file():
+        raise ValueError(f"{source} is neither a run folder nor a whole checkpoint: it has no checkpoints/ and no {CHECKSUMS}")
     fault = find_fault(source)
     if fault:
-        raise ValueError(f"{source} is neither a run folder nor a checkpoint: {fault}")
+        raise ValueError(f"torn checkpoint: {fault}")
     return source
 
 

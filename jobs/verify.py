@@ -4,14 +4,16 @@
     mert verify SHARD_FOLDER --manifest MANIFEST_FOLDER --relabel 20
     mert verify SHARD_FOLDER --relabel 20 --teachers configs/label.yaml
 
-Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks.
---manifest compares the manifest's digest and the split of every track. --relabel N runs the teachers again on the
-tracks of N random examples; they are those of SHARD_FOLDER/label.yaml, or of another label config where the weights
-have moved. Every fault is a line with shard and key; exit code 1 if there is any.
+Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks,
+and an index that lists every shard and sums them up. --manifest compares the manifest's digest and the split of
+every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
+SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Every fault is a line with shard
+and key; exit code 1 if there is any.
 """
 
 import argparse
 import sys
+from collections import Counter
 
 import torch
 import yaml
@@ -26,7 +28,9 @@ from pipeline.manifest import Manifest, load_manifest
 from pipeline.relabel import check_teachers, relabel_examples
 from pipeline.shard_index import ShardIndex, load_index
 from pipeline.shard_record import load_record
+from pipeline.shard_state import recorded_names
 from pipeline.shard_verify import Fault, verify_shard
+from pipeline.target_statistics import empty, merge, summarise
 from pipeline.teacher import Teacher
 from pipeline.teachers import TeacherConfig, build_teachers
 
@@ -34,7 +38,8 @@ from pipeline.teachers import TeacherConfig, build_teachers
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     index = load_index(options.shards)
-    faults = verify_shards(options.shards, index)
+    # Only records that agree with the index can tell whether it sums them up.
+    faults = verify_shards(options.shards, index) or verify_index(options.shards, index)
     if options.manifest:
         faults += compare_with_manifest(options.shards, index, load_manifest(options.manifest))
     if options.relabel and faults:
@@ -67,6 +72,27 @@ def verify_shards(folder: str, index: ShardIndex) -> list[Fault]:
         for entry in index.shardlist:
             faults += verify_shard(folder, entry, index)
             progress.update(progress.done + entry.seconds, f"{len(faults)} faults" if faults else "")
+    return faults
+
+
+def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
+    """Faults of what index.json says over all shards, when no shard has one: those it leaves out, and its sums."""
+    listed = [entry.name for entry in index.shardlist]
+    faults = [
+        Fault(f"{name}.json", None, "this shard has a record, but the index does not list it")
+        for name in recorded_names(folder)
+        if name not in listed
+    ]
+    dropped: Counter[str] = Counter()
+    partials = {spec.name: empty(spec) for spec in index.targets}
+    for name in listed:
+        record = load_record(folder, name)
+        dropped.update(record.dropped)
+        partials = {target: merge(partial, record.statistics[target]) for target, partial in partials.items()}
+    if {target: summarise(partial) for target, partial in partials.items()} != index.statistics:
+        faults.append(Fault("index.json", None, "the statistics are not those of the records"))
+    if dict(dropped) != index.dropped:
+        faults.append(Fault("index.json", None, f"dropped segments {index.dropped}, the records say {dict(dropped)}"))
     return faults
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from encodec.model import EncodecModel
 from encodec.quantization.core_vq import EuclideanCodebook
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
@@ -56,6 +56,12 @@ class CodecTrainingConfig(BaseModel):
         default=0.1, ge=0, description="An entry used less than this share of the mean is revived"
     )
     validate_every: int = Field(default=500, gt=0, description="Steps between judgements on held-out audio")
+
+    @model_validator(mode="after")
+    def _codebooks_start(self) -> "CodecTrainingConfig":
+        if self.autoencoder_steps >= self.steps:
+            raise ValueError(f"autoencoder_steps {self.autoencoder_steps} is not below steps {self.steps}")
+        return self
 
 
 class MelError(nn.Module):
@@ -102,9 +108,14 @@ def load_audio(manifest: Manifest, split: str, hours: float, seed: int) -> tuple
 
 
 def crops(tracks: list[np.ndarray], config: CodecTrainingConfig) -> Iterator[Tensor]:
-    """Endless batches `[B, 1, T]`; the crops of a step are a pure function of (seed, step)."""
+    """Endless batches `[B, 1, T]`; the crops of a step are a pure function of (seed, step).
+
+    Raises ValueError when no track is as long as a crop.
+    """
     length = round(config.crop_seconds * SAMPLE_RATE)
     long_enough = [track for track in tracks if len(track) >= length]
+    if not long_enough:
+        raise ValueError(f"none of {len(tracks)} training tracks is as long as a crop of {config.crop_seconds} s")
     weights = np.array([len(track) for track in long_enough], float)
     step = 0
     while True:
@@ -252,6 +263,8 @@ def judge_codec(model: EncodecModel, tracks: list[np.ndarray]) -> dict:
 
     Returns `si_sdr` (dB, mean over pieces with sound), `log_mel_distance` (mean |difference| of natural-log mel
     spectra, window 1024), and per level `usage` (entries seen) and `perplexity` of the codes.
+
+    Raises ValueError when no track has such a piece with sound.
     """
     was_training = model.training
     model.eval()
@@ -270,6 +283,8 @@ def judge_codec(model: EncodecModel, tracks: list[np.ndarray]) -> dict:
                 ratios.append(si_sdr(audio, decoded).item())
                 distances.append((_log(spectrum(audio)) - _log(spectrum(decoded))).abs().mean().item())
     model.train(was_training)
+    if not ratios:
+        raise ValueError(f"none of {len(tracks)} held-out tracks has {EVALUATION_SECONDS} s with sound to judge by")
     probabilities = counts / counts.sum(1, keepdim=True)
     entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
     return {

@@ -10,9 +10,6 @@ could name other files or hosts, are not.
 
 import hashlib
 import math
-import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +19,13 @@ import av
 import numpy as np
 import soundfile
 
+from pipeline.container_checks import (
+    DecodeError,
+    check_mp4_boxes,
+    check_ogg_pages,
+    claimed_wav_samples,
+    has_xing_tag,
+)
 from pipeline.frames import SAMPLE_RATE
 
 DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,caf,dsf,eac3,flac,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,ogg,tta,w64,wav,wv"
@@ -36,17 +40,6 @@ LOUDEST = 2.0**31  # float samples in [-1, 1) may overshoot, or be integers by m
 LARGEST_FILTER_BANK = 1 << 25  # coefficients; 22255 Hz (old Macintosh) needs 21 million, torchaudio some 30 bytes for each
 MOST_CHANNELS = 64  # of ffmpeg's sample converter
 BLOCK_FRAMES = 1 << 18
-OGG_PAGE_HEADER = 27
-REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-class DecodeError(ValueError):
-    """Audio that cannot be used. `reason` is one of the manifest's, `detail` names both values."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class OggFile:
     """Ogg through libsndfile."""
 
     def __init__(self, path: Path):
-        _check_ogg_pages(path)
+        check_ogg_pages(path)
         try:
             self.file = soundfile.SoundFile(path)
         except (soundfile.SoundFileError, OSError) as error:
@@ -114,7 +107,7 @@ class MediaFile:
                 str(path), options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}, metadata_errors="ignore"
             )
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            _check_mp4_boxes(path)
+            check_mp4_boxes(path)
             known = path.suffix[1:].lower() in AUDIO_EXTENSIONS
             raise DecodeError("unreadable" if known else "not_audio", _reason(error)) from error
         if not self.container.streams.audio:
@@ -225,7 +218,7 @@ def _read_header(container, stream, path: Path) -> AudioHeader:
     codec = stream.codec_context
     length = None
     if container_name in ("wav", "w64") and codec.name.startswith("pcm_"):
-        length = _claimed_wav_samples(path, container_name)
+        length = claimed_wav_samples(path, container_name)
     elif stream.duration is not None and _has_exact_length(container_name, path):
         length = round(stream.duration * stream.time_base * codec.sample_rate)
     if codec.sample_rate <= 0 or not 0 < codec.channels <= MOST_CHANNELS:
@@ -241,115 +234,8 @@ def _check_rate(rate: int) -> None:
         raise DecodeError("unreadable", f"{rate} Hz shares no divisor beyond {divisor} with {SAMPLE_RATE} Hz, to which it must go")
 
 
-def _check_ogg_pages(path: Path) -> None:
-    """Raise DecodeError unless every page is whole, in sequence and right by its checksum (RFC 3533, section 6).
-
-    libsndfile passes over damaged pages without a word, and reads only the first of chained streams.
-    Bytes after the end of the streams (tags) are let be.
-    """
-    numbers: dict[bytes, int] = {}
-    ended: set[bytes] = set()
-    with open(path, "rb") as file:
-        while head := file.read(OGG_PAGE_HEADER):
-            place = f"byte {file.tell() - len(head)}"
-            if ended == set(numbers) != set() and head[:4] != b"OggS":
-                return
-            if len(head) == OGG_PAGE_HEADER and head[:5] != b"OggS\0":
-                raise DecodeError("unreadable", f"no Ogg page at {place}, where the last one ended")
-            lacing = file.read(head[26]) if len(head) == OGG_PAGE_HEADER else b""
-            body = file.read(sum(lacing))
-            if len(head) < OGG_PAGE_HEADER or len(lacing) < head[26] or len(body) < sum(lacing):
-                raise DecodeError("truncated", f"{file.tell()} bytes, they end within the Ogg page at {place}")
-            found = _ogg_checksum(head[:22] + bytes(4) + head[26:] + lacing + body)
-            stated, stream, number = int.from_bytes(head[22:26], "little"), head[14:18], int.from_bytes(head[18:22], "little")
-            if found != stated:
-                raise DecodeError("unreadable", f"the Ogg page at {place} has checksum {found:08x}, it states {stated:08x}")
-            if stream not in numbers and ended:
-                raise DecodeError("unreadable", f"a second stream follows the first at {place}; only one can be read")
-            if number != numbers.get(stream, number - 1) + 1:
-                raise DecodeError("unreadable", f"Ogg page {number} at {place} follows page {numbers[stream]}")
-            numbers[stream] = number
-            if head[5] & 4:
-                ended.add(stream)
-        if ended != set(numbers):
-            raise DecodeError("truncated", f"{file.tell()} bytes end without the page that marks the end of the stream")
-
-
-def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 with the polynomial of zlib, but highest bit first, no inversion: zlib's over bytes of reversed bits."""
-    mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{mirrored:032b}"[::-1], 2)
-
-
-def _check_mp4_boxes(path: Path) -> None:
-    """Raise DecodeError `truncated` when a top-level box of an MP4 file reaches beyond the file's end."""
-    length = path.stat().st_size
-    start = 0
-    with open(path, "rb") as file:
-        while start < length:
-            file.seek(start)
-            head = file.read(16)
-            size = int.from_bytes(head[:4], "big")
-            size = int.from_bytes(head[8:], "big") if size == 1 else size
-            if start == 0 and head[4:8] != b"ftyp" or size < 8:
-                return
-            if start + size > length:
-                name = head[4:8].decode("latin-1")
-                raise DecodeError("truncated", f"{length} bytes, the {name} box claims to reach to {start + size}")
-            start += size
-
-
-def _claimed_wav_samples(path: Path, container_name: str) -> int | None:
-    """Samples per channel that the size of the data chunk stands for; None when it was left open (streamed).
-
-    ffmpeg says less without a word when the file is shorter.
-
-    Raises:
-        DecodeError: `length_mismatch` when what follows the data chunk is no chunk but more audio, as when a
-            recorder's size overflows.
-    """
-    is_w64 = container_name == "w64"
-    name_bytes, size_form, alignment = (16, "<Q", 8) if is_w64 else (4, "<I", 2)
-    head_bytes = name_bytes + struct.calcsize(size_form)
-    length = path.stat().st_size
-    start = 40 if is_w64 else 12
-    block = large = 0
-    with open(path, "rb") as file:
-        while start + head_bytes <= length:
-            file.seek(start)
-            head = file.read(head_bytes)
-            size = struct.unpack(size_form, head[name_bytes:])[0] - (head_bytes if is_w64 else 0)
-            body = start + head_bytes
-            if head[:4] == b"ds64":
-                large = int.from_bytes(file.read(16)[8:], "little")
-            if head[:4] == b"fmt ":
-                block = int.from_bytes(file.read(14)[12:], "little")
-            if head[:4] == b"data":
-                size = large if size == 0xFFFFFFFF else size
-                end = body + size + -size % alignment
-                file.seek(end)
-                after = file.read(4)
-                if not block or size <= 0:
-                    return None
-                if len(after) == 4 and not re.fullmatch(rb"[ -~]{3,4}.?", after, re.DOTALL) and after.strip(b"\0"):
-                    held = (length - body) // block
-                    raise DecodeError("length_mismatch", f"header claims {size // block} samples, the file holds {held}")
-                return size // block
-            start = body + size + -size % alignment
-    return None
-
-
 def _has_exact_length(container_name: str, path: Path) -> bool:
-    if container_name != "mp3":
-        return container_name in EXACT_HEADERS
-    # A Xing or Info tag in the first MP3 frame holds the number of frames
-    # (http://gabriel.mp3-tech.org/mp3infotag.html); an ID3v2 tag may stand before it.
-    with open(path, "rb") as file:
-        head = file.read(10)
-        if head[:3] == b"ID3":
-            file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))))
-            head = b""
-        return re.search(rb"Xing|Info", head + file.read(4096)) is not None
+    return has_xing_tag(path) if container_name == "mp3" else container_name in EXACT_HEADERS
 
 
 def _reason(error: Exception) -> str:
