@@ -32,11 +32,12 @@ from pipeline.codec_training import (
 )
 from pipeline.frames import SAMPLE_RATE
 from pipeline.manifest import Track, load_manifest
+from pipeline.storage import local_path
 
 
 def main(arguments: list[str]) -> int:
     config = load_config(CodecTrainingConfig, arguments)
-    out = Path(config.out)
+    out = local_path(config.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; train into a new folder")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")

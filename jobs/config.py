@@ -29,7 +29,8 @@ def load_config(model: type[Config], arguments: list[str]) -> Config:
     values = read_yaml(Path(paths[0])) if paths else {}
     for argument in arguments:
         if "=" in argument:
-            set_value(values, *argument.split("=", 1))
+            key, text = argument.split("=", 1)
+            set_value(values, key, text, is_text=_is_text(model, key.split(".")))
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -40,7 +41,7 @@ def load_config(model: type[Config], arguments: list[str]) -> Config:
 def read_yaml(path: Path) -> dict:
     """A YAML mapping. Raises UsageError naming the file."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -50,14 +51,25 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def set_value(values: dict, key: str, text: str) -> None:
-    """Set `a.b.0.c` in nested mappings and lists to a YAML scalar. Raises UsageError."""
+class StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, where the standard loader takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def set_value(values: dict, key: str, text: str, is_text: bool = False) -> None:
+    """Set `a.b.0.c` in nested mappings and lists to a YAML value, or to the text itself. Raises UsageError."""
     *parents, last = key.split(".")
     place = values
     try:
         for parent in parents:
             place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-        value = yaml.safe_load(text)
+        value = text if is_text else yaml.load(text, StrictLoader)
         place[int(last) if isinstance(place, list) else last] = value
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{key}={text}: there is no such place in the config") from error
@@ -90,6 +102,20 @@ def known_keys(model: type[BaseModel]) -> list[str]:
         for inner in _models_in(field.annotation):
             names.update(dict.fromkeys(known_keys(inner)))
     return list(names)
+
+
+def _is_text(model: type[BaseModel], parts: list[str]) -> bool:
+    """Whether the key is a plain text such as a path, which must not be read as YAML (` #` would end it)."""
+    models, annotation = [model], None
+    for part in parts:
+        if part.isdigit():
+            continue
+        found = [inner.model_fields[part].annotation for inner in models if part in inner.model_fields]
+        if not found:
+            return False
+        annotation = found[0]
+        models = [inner for each in found for inner in _models_in(each)]
+    return annotation is str
 
 
 def _models_in(annotation: object) -> list[type[BaseModel]]:

@@ -14,12 +14,13 @@ from jobs.command_line import run
 from jobs.pretrain import RunDescription
 from model.checkpoint import CHECKSUMS, find_fault, latest_checkpoint, load_config, load_state, load_weights
 from model.export import export_hubert
+from pipeline.storage import local_path
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mert export", add_help=False)
     parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out")
     options = parser.parse_args(arguments)
     checkpoint = find_checkpoint(options.source)
     description = RunDescription(**load_config(checkpoint))
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         },
     }
     export_hubert(
-        options.out, load_weights(checkpoint), config.encoder, description.heads, description.data["sample_rate"], card
+        local_path(options.out), load_weights(checkpoint), config.encoder, description.heads, description.data["sample_rate"], card
     )
     print(f"exported step {state.step} of {checkpoint} to {options.out}")
     return 0

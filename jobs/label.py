@@ -11,6 +11,7 @@ unless relabel=true. Exit code 1 when a shard is missing at the end.
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import Literal
 
 import yaml
@@ -18,13 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.folder_lock import locked
 from jobs.label_on_ray import label_on_ray
 from jobs.progress import Progress
 from pipeline import storage
-from pipeline.manifest import load_manifest
+from pipeline.manifest import Manifest, load_manifest
 from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
 from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
-from pipeline.shard_state import clear_shards, find_unfinished
+from pipeline.shard_state import find_unfinished
+from pipeline.teacher import TargetSpec
 from pipeline.teachers import TeacherConfig, build_teachers
 
 RECORDED_CONFIG = "label.yaml"
@@ -59,10 +62,14 @@ def main(arguments: list[str]) -> int:
     if not tasks:
         raise ValueError(f"{config.manifest}: the manifest has no track")
     specs = [teacher.spec for teacher in build_teachers(config.teachers, "cpu")]
+    with locked(storage.local_path(config.out), "labelling") if storage.is_local(config.out) else nullcontext():
+        return label(config, manifest, tasks, specs)
+
+
+def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]) -> int:
+    """Do what the plan lacks and write the index; returns the exit code."""
     storage.sweep_temporary(config.out)
-    if config.relabel:
-        clear_shards(config.out, tasks, specs, config.segments.audio)
-    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio)
+    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.relabel)
     print(f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do")
     failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
     for name, message in sorted(failures.items()):

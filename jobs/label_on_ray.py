@@ -5,7 +5,7 @@ on retries. An actor that dies is started again and its task repeated.
 """
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,7 +27,7 @@ class Labeller:
     def __init__(self, teachers: list[TeacherConfig], device: str, root: str, out: str, decode_threads: int):
         torch.set_num_threads(1)
         self.teachers = build_teachers(teachers, device)
-        self.backend = {"device": device, "torch": torch.__version__}
+        self.backend = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "torch": torch.__version__}
         self.root, self.out, self.decode_threads = root, out, decode_threads
         self.seconds = 0.0
 
@@ -88,6 +88,8 @@ def _run(tasks: list[ShardTask], pool: list, report: Callable[[float, str], None
     idle = list(pool)
     running: dict = {}
     failures: dict[str, str] = {}
+    attempts: Counter[str] = Counter()
+    actors_left = len(pool)
     done: dict[str, float] = {}
     finished = 0.0
     while waiting or running:
@@ -99,10 +101,22 @@ def _run(tasks: list[ShardTask], pool: list, report: Callable[[float, str], None
             actor, task = running.pop(reference)
             try:
                 ray.get(reference)
+            except RayActorError as error:
+                # A labeller that cannot be started again must not eat the queue: another one does its task.
+                actors_left -= 1
+                attempts[task.name] += 1
+                if attempts[task.name] <= RETRIES and actors_left:
+                    waiting.append(task)
+                else:
+                    failures[task.name] = _message(error)
+                continue
             except RayError as error:
                 failures[task.name] = _message(error)
             idle.append(actor)
             finished += task.seconds
+        if not actors_left:
+            failures |= {task.name: "no labeller is left to do it" for task in waiting}
+            waiting.clear()
         notes = f"{len(failures)} shards failed" if failures else ""
         _ask(running, done)
         report(finished + sum(done.get(task.name, 0.0) for _, task in running.values()), notes)

@@ -7,14 +7,13 @@ SIGTERM or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, 
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import torch
 import yaml
@@ -23,6 +22,7 @@ from torch import distributed
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.folder_lock import locked
 from jobs.training_report import TrainingReport
 from model.checkpoint import list_checkpoints
 from model.encoder import EncoderConfig
@@ -32,11 +32,11 @@ from model.publish import publish_file
 from model.trainer import Batch, Position, TrainerConfig, train
 from pipeline.batch_stream import BatchStream, StreamConfig, validation_batches
 from pipeline.shard_index import ShardIndex, load_index
+from pipeline.storage import local_path
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 RUN_CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
 # What makes another run; other keys may change between two starts of it.
 FIXED_KEYS = (
     "config.seed",
@@ -78,6 +78,7 @@ class RunDescription(BaseModel):
 def main(arguments: list[str]) -> int:
     config = load_config(PretrainConfig, arguments)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    out = local_path(config.out)
     index = load_index(config.shards)
     description = RunDescription(config=config, heads=heads_of(index), data=describe_data(index))
     with contextlib.ExitStack() as stack:
@@ -85,8 +86,9 @@ def main(arguments: list[str]) -> int:
         if rank == 0:
             # Before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
             check_fit(config, index, world_size)
-            stack.enter_context(lock_folder(Path(config.out)))
-            report.note(save_description(Path(config.out), description))
+            stack.enter_context(locked(out, "training"))
+            report.note(save_description(out, description))
+            report.note(warn_of_lone_rows(config, world_size))
         device = stack.enter_context(process_group(config.device, world_size))
         stop = stack.enter_context(stop_on_signal())
 
@@ -100,7 +102,7 @@ def main(arguments: list[str]) -> int:
             stream,
             validation_of(config, rank, world_size),
             config.trainer,
-            Path(config.out),
+            out,
             description.model_dump(mode="json"),
             config.seed,
             index.sample_rate,
@@ -134,21 +136,6 @@ def process_group(device: str, world_size: int) -> Iterator[torch.device]:
             distributed.destroy_process_group()
 
 
-def lock_folder(out: Path) -> BinaryIO:
-    """Hold the run folder until this process ends, however it ends.
-
-    Raises:
-        ValueError: another process holds it, such as a rank that outlived its launcher.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = open(out / LOCK, "wb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{out}: another process is training in this run folder") from error
-    return lock
-
-
 def heads_of(index: ShardIndex) -> list[HeadSpec]:
     """One head for each target of the shard set."""
     return [
@@ -171,6 +158,13 @@ def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> Non
     ):
         if split is not None and split not in filled:
             raise ValueError(f"{config.shards}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
+
+
+def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
+    """A word when the mixture can do nothing, since it takes its snippets from other rows of the same rank."""
+    if config.trainer.mixture is None or config.stream.batch_size > world_size:
+        return ""
+    return "trainer.mixture does nothing: stream.batch_size leaves one example a rank, with no other to take snippets from"
 
 
 def validation_of(config: PretrainConfig, rank: int, world_size: int) -> Callable[[], Iterator[Batch]] | None:

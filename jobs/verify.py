@@ -28,7 +28,7 @@ from pipeline.manifest import Manifest, load_manifest
 from pipeline.relabel import check_teachers, relabel_examples
 from pipeline.shard_index import ShardIndex, load_index
 from pipeline.shard_record import load_record
-from pipeline.shard_state import recorded_names
+from pipeline.shard_state import shard_names
 from pipeline.shard_verify import Fault, verify_shard
 from pipeline.target_statistics import empty, merge, summarise
 from pipeline.teacher import Teacher
@@ -79,9 +79,8 @@ def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
     """Faults of what index.json says over all shards, when no shard has one: those it leaves out, and its sums."""
     listed = [entry.name for entry in index.shardlist]
     faults = [
-        Fault(f"{name}.json", None, "this shard has a record, but the index does not list it")
-        for name in recorded_names(folder)
-        if name not in listed
+        Fault(name, None, "this shard lies in the folder, but the index does not list it")
+        for name in sorted(shard_names(folder) - set(listed))
     ]
     dropped: Counter[str] = Counter()
     partials = {spec.name: empty(spec) for spec in index.targets}
@@ -101,15 +100,19 @@ def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) ->
     if manifest.sha256 != index.manifest_sha256:
         return [Fault("index.json", None, f"made from manifest {index.manifest_sha256}, this one is {manifest.sha256}")]
     splits = {track.key: track.split for track in manifest.tracks}
+    missing = set(splits)
     faults = []
     for entry in index.shardlist:
         try:
-            members = load_record(folder, entry.name).members
+            record = load_record(folder, entry.name)
         except (OSError, ValueError):
             continue  # a fault of the record, which verify_shards has named
-        for track in dict.fromkeys(member.track for member in members):
+        tracks = dict.fromkeys([entry.track for entry in record.members] + [drop.track for drop in record.dropped_tracks])
+        missing -= set(tracks)
+        for track in tracks:
             if splits.get(track) != entry.split:
                 faults.append(Fault(entry.url, track, f"split {entry.split}, the manifest says {splits.get(track)}"))
+    faults += [Fault("index.json", track, "a track of the manifest, in no shard") for track in sorted(missing)]
     return faults
 
 

@@ -160,7 +160,9 @@ def _resume(
     if state.seed != seed:
         raise ValueError(f"{path}: seed is {state.seed} in the checkpoint but {seed} in this run")
     _load_model_weights(trainee.model, load_weights(path), path)
-    trainee.optimizer.load_state_dict(load_optimizer_state(path))
+    # The moments are the checkpoint's; the settings are this run's, which may have changed.
+    settings = trainee.optimizer.state_dict()["param_groups"]
+    trainee.optimizer.load_state_dict({**load_optimizer_state(path), "param_groups": settings})
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -141,7 +142,9 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
     out_filesystem, out = open_filesystem(config.out)
     if out_filesystem == filesystem and f"{out.rstrip('/')}/".startswith(f"{root}/"):
         raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
-    paths = sorted(path[len(root) + 1 :] for path in filesystem.find(root))
+    # A folder that cannot be listed must stop the scan, where fsspec's `find` would leave it out.
+    walk = filesystem.walk(root, on_error="raise")
+    paths = sorted(f"{folder}/{name}"[len(root) + 1 :] for folder, _, names in walk for name in names)
     results: list[Track | Reject] = []
     rejected = 0
     with ThreadPoolExecutor(config.workers or os.cpu_count()) as threads:
@@ -163,15 +166,14 @@ def examine(path: str, config: ManifestConfig) -> Track | Reject:
         return Reject(path=path, reason="unreadable", detail=error.strerror or type(error).__name__)
 
 
-def _describe(path: str, local, config: ManifestConfig) -> Track:
+def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
     num_bytes = local.stat().st_size
     if not local.is_file():
         # Reading a pipe or a device could wait for ever; links to folders could go round.
         raise DecodeError("not_audio", "a linked folder" if local.is_dir() else "a pipe, socket or device")
     if num_bytes == 0:
         raise DecodeError("unreadable", "0 bytes")
-    with open(local, "rb") as file:
-        file_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file_digest = file_sha256(local)
     with open_audio(local) as audio:
         header = audio.header
         digest = AudioDigest(header)
@@ -197,14 +199,24 @@ def _describe(path: str, local, config: ManifestConfig) -> Track:
     )
 
 
-def _without_duplicates(results: Iterable[Track | Reject]) -> Iterator[Track | Reject]:
-    """Keep the first of tracks with the same decoded audio (results are in path order)."""
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_duplicates(results: list[Track | Reject]) -> Iterator[Track | Reject]:
+    """Keep one of the tracks with the same decoded audio: the first in path order, one in train before others.
+
+    So a copy that is added in a folder of another split takes nothing that was trained on into it.
+    """
     kept: dict[str, str] = {}
+    tracks = (result for result in results if isinstance(result, Track))
+    for track in sorted(tracks, key=lambda track: (track.split != REST_SPLIT, track.path)):
+        kept.setdefault(track.audio_sha256, track.path)
     for result in results:
-        if isinstance(result, Track):
-            first = kept.setdefault(result.audio_sha256, result.path)
-            if first != result.path:
-                result = Reject(path=result.path, reason="duplicate", detail=f"same audio as {first}")
+        if isinstance(result, Track) and kept[result.audio_sha256] != result.path:
+            result = Reject(path=result.path, reason="duplicate", detail=f"same audio as {kept[result.audio_sha256]}")
         yield result
 
 
@@ -235,8 +247,10 @@ def load_manifest(folder: str) -> Manifest:
         ValueError: another schema version, or manifest.jsonl is not the one manifest.yaml was written for.
     """
     summary = yaml.safe_load(read_bytes(join(folder, "manifest.yaml")))
-    if summary.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{folder}/manifest.yaml: schema version {summary.get('schema_version')}, this is version {SCHEMA_VERSION}")
+    if not isinstance(summary, dict) or not {"schema_version", "root", "manifest_sha256"} <= set(summary):
+        raise ValueError(f"{folder}/manifest.yaml: not a manifest, it lacks schema_version, root or manifest_sha256")
+    if summary["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"{folder}/manifest.yaml: schema version {summary['schema_version']}, this is version {SCHEMA_VERSION}")
     rows = read_bytes(join(folder, "manifest.jsonl"))
     digest = hashlib.sha256(rows).hexdigest()
     if digest != summary["manifest_sha256"]:

@@ -16,6 +16,8 @@ from torchaudio.functional import resample
 from pipeline.decode import to_int16
 from pipeline.frames import HOP, SAMPLE_RATE, resampled_length, whole_frames
 
+# To be raised when this file, or how audio is decoded, comes to give other samples: shards of before are then stale.
+AUDIO_VERSION = 1
 BLOCK_SECONDS = 20
 LOWPASS_WIDTH = 6
 ROLLOFF = 0.99

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.frames import resampled_length, seconds_to_frames, segment_lengths, whole_frames
 from pipeline.manifest import Manifest, Track
+from pipeline.resample import AUDIO_VERSION
 from pipeline.shard_format import AudioMember
 
 
@@ -35,7 +36,7 @@ class ShardTask(BaseModel):
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the shard's examples, except the teachers."""
         tracks = [(track.key, track.audio_sha256, track.sample_rate, track.num_samples) for track in self.tracks]
-        content = {"name": self.name, "tracks": tracks, "config": self.config.model_dump(exclude={"examples_per_shard"})}
+        content = {"audio_version": AUDIO_VERSION, "name": self.name, "tracks": tracks, "config": self.config.model_dump(exclude={"examples_per_shard"})}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

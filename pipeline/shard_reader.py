@@ -7,6 +7,7 @@ are read whole (a member is small) and cut after decoding. Threads may share a r
 
 import os
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,6 +157,9 @@ def _decode_target(
     part: _Range, data: bytes, spec: TargetSpec, entry: ExampleEntry, start: int, frames: int
 ) -> np.ndarray:
     if spec.kind == "discrete":
+        checksum = entry.members[f"{spec.name}.npy"][2]
+        if zlib.crc32(data) != checksum:
+            raise ValueError(f"{part.name}: CRC-32 {zlib.crc32(data)}, its record says {checksum}")
         return decode_array(part.name, data, spec.dtype, spec.shape(entry.num_frames))[:, start : start + frames]
     return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(frames, spec.size)
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,7 @@ def publishing(location: str) -> Iterator[Path]:
     if isinstance(filesystem, LocalFileSystem):
         folder = Path(path).parent
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{Path(path).name}.{os.getpid()}.tmp"
+        temporary = folder / f".{Path(path).name}.{uuid.uuid4().hex}.tmp"
         try:
             yield temporary
             _sync(temporary)

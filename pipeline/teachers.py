@@ -14,5 +14,7 @@ TEACHERS = {EncodecTeacherConfig: EncodecTeacher, CqtTeacherConfig: CqtTeacher}
 
 
 def build_teachers(configs: list[TeacherConfig], device: str) -> list[Teacher]:
-    """Load the teachers onto a device (`cpu` or `cuda`)."""
+    """Load the teachers onto a device (`cpu` or `cuda`), in full fp32: TF32 would change the finer codes."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return [TEACHERS[type(config)](config, torch.device(device)) for config in configs]

@@ -140,4 +140,4 @@ def whole_task(tracks: list) -> ShardTask:
     return ShardTask(name="train-000000", tracks=make_manifest(tracks).tracks, config=SegmentConfig())
 
 
-FINGERPRINT = "8f3c3e905b421b83f2c687dbcc81b863a806b915bddb8db004f860426208e3a4"
+FINGERPRINT = "19a24f2e24c23186b426f31b672933e425b1e390e9de03d2bdeaf27f99cd71b0"

@@ -1,5 +1,6 @@
 """`mert verify`: a good set passes, every damage is named by shard and key, wrong labels only by the teachers."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -121,7 +122,8 @@ def test_exit_codes_of_the_console_script(shards):
     done = mert("verify", shards)
     assert done.returncode == 1 and f"{TAR}: {example['key']}: codes.npy: CRC-32" in done.stdout
     assert "Traceback" not in done.stderr
-    assert mert("verify").returncode == 2
+    with pytest.raises(SystemExit, match="2"):
+        verify.main([])
 
 
 @pytest.mark.parametrize("suffix", ["codes.npy", "cqt.npy", "flac", "json"])
@@ -160,8 +162,8 @@ def test_swapped_tars_are_named_by_shard_and_key(shards, check):
     code, lines = check(shards)
     assert code == 1
     for number in range(2):
-        key = members(shards, f"train-00000{1 - number}")[0]["key"]
-        assert any(line.startswith(f"train-00000{number}.tar: {key}: member ") for line in lines)
+        key, other = (members(shards, f"train-00000{shard}")[0]["key"] for shard in (number, 1 - number))
+        assert any(line.startswith(f"train-00000{number}.tar: {key}: member ") and other in line for line in lines)
 
 
 def edit_index(folder: Path, change) -> None:
@@ -225,16 +227,13 @@ def test_another_manifest_is_refused_by_both_digests(shards, manifest, tmp_path,
     other = shutil.copytree(manifest, tmp_path / "manifest")
     rows = (other / "manifest.jsonl").read_text().splitlines(keepends=True)
     (other / "manifest.jsonl").write_text("".join(rows[1:]))
-    settings = yaml.safe_load((other / "manifest.yaml").read_text())
     digest = load_manifest(str(manifest)).sha256
-    (other / "manifest.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(settings).replace(digest, sha256_of(other)))))
+    (other / "manifest.yaml").write_text((other / "manifest.yaml").read_text().replace(digest, sha256_of(other)))
     code, lines = check(shards, "--manifest", other)
     assert code == 1 and lines[0] == f"index.json: made from manifest {digest}, this one is {sha256_of(other)}"
 
 
 def sha256_of(manifest: Path) -> str:
-    import hashlib
-
     return hashlib.sha256((manifest / "manifest.jsonl").read_bytes()).hexdigest()
 
 

@@ -1,0 +1,143 @@
+"""`mert export`: a run or a checkpoint becomes a folder that transformers opens by itself, with our hidden states."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from audio_files import mert
+from pretrain_run import pretrain_here
+from shard_fixtures import write_set
+
+from jobs import export
+from jobs.command_line import run
+from jobs.pretrain import RunDescription
+from model.checkpoint import load_config, load_weights
+from model.pretrain_model import build_pretrain_model
+
+
+@pytest.fixture(scope="module", params=["post", "pre"])
+def trained(request, tmp_path_factory) -> Path:
+    """A run folder with checkpoints of steps 5 and 8, of either norm; read only."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_set(folder / "shards", [4], valid_sizes=[2])
+    changes = [f"encoder.transformer.norm={request.param}", "trainer.schedule.total_steps=8"]
+    # A high rate, so that no weight is left at its first value.
+    assert pretrain_here(folder / "shards", folder / "run", *changes, "trainer.schedule.learning_rate=0.1") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def exported(capsys):
+    """Run the command in this process; gives exit code, stdout and stderr."""
+
+    def exported(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(export.main, [str(argument) for argument in arguments], export.__doc__)
+        return code, *capsys.readouterr()
+
+    return exported
+
+
+def our_model(checkpoint: Path):
+    description = RunDescription(**load_config(checkpoint))
+    model = build_pretrain_model(description.config.encoder, description.heads, description.config.objective, 7)
+    model.load_state_dict(load_weights(checkpoint))
+    return model.eval()
+
+
+def assert_transformers_agrees(folder: Path, checkpoint: Path) -> None:
+    assert not list(folder.glob("*.py")) and "auto_map" not in json.loads((folder / "config.json").read_text())
+    theirs = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+    assert type(theirs).__module__.startswith("transformers.models.hubert.")
+    ours = our_model(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    for samples in (401, 6_401, 13_337, 24_001):
+        audio = torch.rand(2, samples, generator=generator) * 2 - 1
+        with torch.no_grad():
+            mine, other = ours.encoder(audio), theirs(audio, output_hidden_states=True)
+        assert mine.last.shape[1] == other.last_hidden_state.shape[1] == ours.encoder.num_frames(samples)
+        pairs = [*zip(mine.hidden_states, other.hidden_states, strict=True), (mine.last, other.last_hidden_state)]
+        for state, other_state in pairs:
+            assert state.abs().max() > 0.1
+            assert (state - other_state).abs().max() < 1e-4
+
+
+def test_newest_checkpoint_of_a_run(trained, tmp_path, exported):
+    code, out, _ = exported(trained, tmp_path / "out")
+    assert (code, out) == (0, f"exported step 8 of {trained}/checkpoints/step_8 to {tmp_path}/out\n")
+    assert_transformers_agrees(tmp_path / "out", trained / "checkpoints" / "step_8")
+
+
+def test_one_checkpoint(trained, tmp_path, exported):
+    (tmp_path / "out").mkdir()  # an empty folder is as good as none
+    code, out, _ = exported(trained / "checkpoints" / "step_5", tmp_path / "out")
+    assert (code, out.split(" of ")[0]) == (0, "exported step 5")
+    assert_transformers_agrees(tmp_path / "out", trained / "checkpoints" / "step_5")
+
+
+def test_model_card_and_feature_extractor(trained, tmp_path, exported):
+    assert exported(trained, tmp_path / "out")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers" and "license" not in front
+    data = yaml.safe_load(card.split("## Data\n\n```yaml\n")[1].split("```")[0])
+    assert data == load_config(trained / "checkpoints" / "step_8")["data"]
+    training = yaml.safe_load(card.split("## Training\n\n```yaml\n")[1].split("```")[0])
+    assert (training["steps"], training["examples a step"], training["crop samples"]) == (8, 4, 6_400)
+    assert training["trainer"]["schedule"]["learning_rate"] == 0.1
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert (extractor.sampling_rate, extractor.do_normalize) == (24_000, False)
+
+
+def test_console_script(trained, tmp_path):
+    done = mert("export", trained, tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "config.json", "heads.safetensors", "model.safetensors", "preprocessor_config.json"
+    ]  # fmt: skip
+
+
+def torn_copy(trained: Path, folder: Path, *steps: int) -> Path:
+    run_folder = shutil.copytree(trained, folder / "run")
+    for step in steps:
+        weights = run_folder / "checkpoints" / f"step_{step}" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4])
+    return run_folder
+
+
+def test_a_torn_checkpoint_is_refused_and_in_a_run_passed_over(trained, tmp_path, exported):
+    run_folder = torn_copy(trained, tmp_path, 8)
+    torn = run_folder / "checkpoints" / "step_8"
+    code, out, error = exported(torn, tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert error.startswith(f"error: torn checkpoint: {torn}: model.safetensors has SHA-256 ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+    code, out, error = exported(run_folder, tmp_path / "out")
+    assert code == 0 and out.startswith("exported step 5 ")
+    assert error.startswith(f"passed over: {torn}: model.safetensors has SHA-256 ")
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(trained, tmp_path, exported):
+    run_folder = torn_copy(trained, tmp_path, 5, 8)
+    code, _, error = exported(run_folder, tmp_path / "out")
+    assert code == 1 and f"{run_folder}: no whole checkpoint; " in error
+    assert "step_8: model.safetensors has" in error and "step_5: model.safetensors has" in error
+
+
+def test_a_folder_with_content_is_refused_and_left_alone(trained, tmp_path, exported):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    code, _, error = exported(trained, tmp_path / "out")
+    assert (code, error) == (1, f"error: {tmp_path}/out exists and is not empty; export to a new folder\n")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["shards", "nowhere"])
+def test_what_is_no_run_is_refused(trained, tmp_path, exported, name):
+    code, _, error = exported(trained.parent / name, tmp_path / "out")
+    assert code == 1 and error.startswith(f"error: {trained.parent / name} is neither a run folder nor a whole checkpoint")
