@@ -6,7 +6,13 @@ import pytest
 import torch
 from audio_files import MUSIC, noise, tone, write_audio
 
+from hypothesis import settings
+
 from pipeline.codec import CodecSizes, build_codec, save_folder
+
+# The same examples on every machine, and however long a loaded one takes for them.
+settings.register_profile("mert", deadline=None, derandomize=True)
+settings.load_profile("mert")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from jobs.codec import CodecTrainingConfig
 from jobs.config import load_config
+from jobs.demo import KILL_AFTER_STEP
 from jobs.label import LabelConfig
 from jobs.pretrain import PretrainConfig
 from model.encoder import MertEncoder
@@ -137,7 +138,8 @@ def test_a_step_has_the_published_audio(name):
 
 
 def test_the_tiny_run_fits_the_demo():
-    """Two ranks share its batches, and the demo kills one after a checkpoint that is not the last."""
+    """Two ranks share its batches, and the demo kills one at a checkpoint that is not the last."""
     config = load("tiny")
     assert config.stream.batch_size % 2 == 0
-    assert 100 % config.trainer.checkpoint_every == 0 and config.trainer.schedule.total_steps > 100
+    assert KILL_AFTER_STEP % config.trainer.checkpoint_every == 0
+    assert KILL_AFTER_STEP < config.trainer.schedule.total_steps

@@ -132,7 +132,7 @@ def test_two_actors_write_the_same_bytes_as_one(manifest: Path, tiny_codec: Path
     done = label(manifest, tmp_path / "shards", tiny_codec, "actors=2", "decode_threads=1")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "shards") == contents(undisturbed)
-    assert not list((tmp_path / "shards").glob(".*"))
+    assert not list((tmp_path / "shards").glob(".*.tmp"))
 
 
 def test_index_and_records_tell_what_is_there(manifest: Path, undisturbed: Path):
@@ -177,11 +177,10 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
 ):
     out = tmp_path / "shards"
     shutil.copytree(undisturbed, out)
-    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*")}
     done = label(manifest, out, tiny_codec)
     assert done.returncode == 0 and "0 to do" in done.stdout, done.stderr
-    names = [name for name in times if name not in ("index.json", "label.yaml")]
-    assert {name: (out / name).stat().st_mtime_ns for name in names} == {name: times[name] for name in names}
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*-*")} == times
     assert contents(out) == contents(undisturbed)
 
     lost, cut, torn, *others = tars(out)
@@ -191,7 +190,7 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
     (out / ".leftover.tar.99.tmp").write_bytes(b"of a killed writer")
     done = label(manifest, out, tiny_codec)
     assert done.returncode == 0 and "3 to do" in done.stdout, done.stderr
-    assert contents(out) == contents(undisturbed) and not list(out.glob(".*"))
+    assert contents(out) == contents(undisturbed) and not list(out.glob(".*.tmp"))
     for name in others:
         assert (out / f"{name}.tar").stat().st_mtime_ns == times[f"{name}.tar"]
 
@@ -285,13 +284,17 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(
             assert_no_torn_file(out, whole)
     done = label(manifest, out, tiny_codec)
     assert done.returncode == 0, done.stderr
-    assert contents(out) == whole and not list(out.glob(".*"))
+    assert contents(out) == whole and not list(out.glob(".*.tmp"))
 
 
-def test_interrupted_with_one_line_and_only_whole_shards(manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path):
+def test_interrupted_with_one_line_and_only_whole_shards(
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     out, log = tmp_path / "shards", tmp_path / "log"
     with started(label_arguments(manifest, out, tiny_codec), log) as process:
         wait_until(process, lambda: len(tars(out)) >= 1)
+        code, line = refusal(capsys, manifest, out, tiny_codec)
+        assert code == 1 and "another process" in line and str(out) in line
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 1
     lines = log.read_text().splitlines()

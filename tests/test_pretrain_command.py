@@ -1,5 +1,6 @@
 """`mert pretrain` as a user runs it: killed, stopped, resumed in other worlds, refused, and what it leaves behind."""
 
+import io
 import json
 import os
 import re
@@ -378,3 +379,24 @@ def test_training_needs_no_teacher_ray_or_decoder(shards, tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.startswith("done after step 5")
     assert "import of ray halted" in train("import ray").stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_rank_zero_shows_one_bar_that_counts_from_the_resume(finished, monkeypatch):
+    record = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-2])
+    assert record["kind"] == "train" and record["step"] == 12
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with TrainingReport(20, shown=False):
+        pass
+    assert sys.stderr.getvalue() == ""
+    with TrainingReport(20, shown=True) as report:
+        report({"kind": "resume", "step": 10, "path": "somewhere"})
+        report(record)
+        assert (report.bar.n, report.bar.format_dict["initial"]) == (12, 10)  # its rate is of two steps, not of twelve
+    shown = sys.stderr.getvalue()
+    assert "resumed from step 10: somewhere" in shown and "12/20" in shown
+    assert f"loss {record['loss']:.3f}" in shown and "waiting for data" in shown

@@ -1,0 +1,353 @@
+"""`mert codec` and its parts: start, codebooks that stay alive, honest judgement, a folder that encodec itself opens."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from audio_files import MUSIC, mert, noise, tone, write_audio
+from encodec.model import EncodecModel
+from encodec.modules import SEANetDecoder, SEANetEncoder
+from encodec.quantization import ResidualVectorQuantizer
+from encodec.quantization.core_vq import EuclideanCodebook
+from safetensors.torch import load_file
+from torch import nn
+
+from jobs import codec as job
+from jobs.command_line import run
+from pipeline import codec_training
+from pipeline.codec import SHIPPED_CODECS, CodecSizes, build_codec, load_codec
+from pipeline.codec_training import (
+    CodecTrainingConfig,
+    crops,
+    even_out_activations,
+    judge_codec,
+    revive_dead_codes,
+    si_sdr,
+    start_codebooks,
+    train_codec,
+)
+from pipeline.decode import open_audio
+from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
+from pipeline.resample import decoded_track
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+RATE = 24_000
+SIZES = {"filters": 2, "dimension": 8, "lstm_layers": 1, "codebooks": 3, "codebook_size": 16}
+SHIPPED = SHIPPED_CODECS / "foundry-small"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_and_repeatable():
+    """K-means on fewer vectors; one thread, so that sums are the same in every test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec_training, "KMEANS_VECTORS", 600)
+        yield
+    torch.set_num_threads(threads)
+
+
+def config(**changes: object) -> CodecTrainingConfig:
+    settings = {
+        "manifest": "unused", "out": "unused", "sizes": SIZES, "steps": 6, "autoencoder_steps": 2, "batch_size": 2,
+        "crop_seconds": 0.5, "warmup_steps": 2, "dead_code_share": 0.1, "validate_every": 6,
+    }  # fmt: skip
+    return CodecTrainingConfig(**settings | changes)
+
+
+def to_int16(audio: np.ndarray) -> np.ndarray:
+    return np.rint(audio * 32_767).astype(np.int16)
+
+
+def tones(count: int, seconds: float) -> list[np.ndarray]:
+    return [to_int16(tone(200 * 1.5**number, seconds)) for number in range(count)]
+
+
+def untrained(**sizes: int) -> EncodecModel:
+    torch.manual_seed(3)
+    return build_codec(CodecSizes(**SIZES | sizes))
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    """Six tracks of 11 s, of which the hash split holds some out, and their manifest."""
+    root, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("manifest")
+    for number in range(6):
+        write_audio(root / f"track{number}.flac", tone(150 * 2**number, 11) * 0.8 + noise(11, seed=number) * 0.2)
+    settings = ManifestConfig(root=str(root), out=str(out), splits={"valid": 0.4}, group_by="track")
+    write_manifest(settings, scan(settings))
+    assert {track.split for track in load_manifest(str(out)).tracks} == {"train", "valid"}
+    return out
+
+
+def command(manifest: Path, out: Path, *changes: str) -> list[str]:
+    sizes = [f"sizes.{name}={value}" for name, value in SIZES.items()]
+    settings = config().model_dump(mode="json", exclude={"manifest", "out", "sizes"})
+    return [f"manifest={manifest}", f"out={out}", *sizes, *(f"{key}={value}" for key, value in settings.items()), *changes]
+
+
+@pytest.fixture(scope="module")
+def trained(manifest, tmp_path_factory) -> Path:
+    """The folder of a codec trained for six steps; read only."""
+    out = tmp_path_factory.mktemp("trained") / "codec"
+    assert run(job.main, command(manifest, out), job.__doc__) == 0
+    return out
+
+
+def test_encodec_itself_opens_the_weights_by_its_own_names(trained):
+    sizes = yaml.safe_load((trained / "codec.yaml").read_text())
+    network = {
+        "channels": 1, "dimension": sizes["dimension"], "n_filters": sizes["filters"], "ratios": sizes["ratios"],
+        "norm": "weight_norm", "causal": True, "lstm": sizes["lstm_layers"],
+    }  # fmt: skip
+    quantizer = ResidualVectorQuantizer(sizes["dimension"], sizes["codebooks"], sizes["codebook_size"])
+    model = EncodecModel(SEANetEncoder(**network), SEANetDecoder(**network), quantizer, [], RATE, 1)
+    model.load_state_dict(load_file(trained / "codec.safetensors"), strict=True)
+    model.eval()
+    ours = load_codec(str(trained))
+    audio = torch.from_numpy(tone(440, 1))[None, None]
+    with torch.no_grad():
+        codes = [codec.quantizer.encode(codec.encoder(audio), codec.frame_rate) for codec in (model, ours)]
+    assert codes[0].shape == (3, 1, 75) and torch.equal(*codes)
+    assert not ours.training
+
+
+def test_the_card_has_the_figures_of_the_codec(trained, manifest):
+    listing = load_manifest(str(manifest))
+    held_out = [track for track in listing.tracks if track.split == "valid"]
+    audio = [decode(Path(listing.root) / track.path) for track in held_out]
+    figures = judge_codec(load_codec(str(trained)), audio)
+    card = (trained / "README.md").read_text()
+    assert f"| this codec | {figures['si_sdr']} | {figures['log_mel_distance']} |" in card
+    for level in range(3):
+        assert f"| {level + 1} | {figures['usage'][level]} | {figures['perplexity'][level]} |" in card
+    assert all(f"- {track.path}\n" in card for track in held_out)
+    assert f"Held out: {11 * len(held_out) / 3600:.2f} h ({len(held_out)} tracks)" in card
+    settings = yaml.safe_load((trained / "training.yaml").read_text())
+    assert settings["steps"] == 6 and settings["sizes"]["codebooks"] == 3 and "manifest" not in settings
+    last = [json.loads(line) for line in (trained / "losses.jsonl").read_text().splitlines()][-1]
+    assert last["step"] == 6 and last["held_out"] == figures and last["waveform"] > 0 < last["mel"]
+
+
+def decode(path: Path) -> np.ndarray:
+    with open_audio(path) as audio:
+        return decoded_track(audio.blocks(), audio.header.sample_rate)
+
+
+def test_an_existing_folder_is_refused_at_once(manifest, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    done = mert("codec", *command(manifest, tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path} exists and is not empty; train into a new folder\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ("crop_seconds=12", 1, "training tracks is as long as a crop of 12.0 s"),
+        ("autoencoder_steps=6", 2, "autoencoder_steps 6 is not below steps 6"),
+        ("sizes.codebock_size=16", 2, "unknown key 'sizes.codebock_size'; the nearest known key is 'codebook_size'"),
+    ],
+)
+def test_what_cannot_train_ends_before_training(manifest, tmp_path, capsys, change, code, words):
+    assert run(job.main, command(manifest, tmp_path / "out", change), job.__doc__) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_held_out_music_ends_before_training(tmp_path, capsys):
+    for name, splits, seconds in (("none", {}, 11), ("short", {"valid": 0.4}, 5)):
+        for number in range(6):
+            write_audio(tmp_path / name / f"track{number}.flac", tone(300 + 100 * number, seconds))
+        out = tmp_path / f"{name}-manifest"
+        settings = ManifestConfig(root=str(tmp_path / name), out=str(out), splits=splits, group_by="track")
+        write_manifest(settings, scan(settings))
+        assert run(job.main, command(out, tmp_path / "out"), job.__doc__) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "no track in split 'valid'" in lines[0]
+    assert lines[1].endswith("held-out tracks has 10 s with sound to judge by") and len(lines) == 2
+
+
+# ---- the parts
+
+
+def test_a_few_dozen_steps_lower_the_losses():
+    seen = []
+    settings = config(
+        steps=90, autoencoder_steps=50, validate_every=1, learning_rate=5e-3, sizes=SIZES | {"filters": 4}, warmup_steps=10
+    )
+    train_codec(settings, tones(4, 3), lambda step, losses, model: seen.append(losses))
+    assert len(seen) == 90 and all(losses["commitment"] == 0 for losses in seen[:50])
+    assert all(losses["commitment"] > 0 for losses in seen[50:])
+
+    def mean(name: str, steps: slice) -> float:
+        return float(np.mean([losses[name] for losses in seen[steps]]))
+
+    for name in ("waveform", "mel"):
+        assert mean(name, slice(40, 50)) < 0.8 * mean(name, slice(0, 5))
+        assert mean(name, slice(80, 90)) < 0.8 * mean(name, slice(0, 5))  # also through the codebooks
+
+
+def test_training_is_a_function_of_its_seed():
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(len(built))
+        built.append(train_codec(config(seed=seed), tones(3, 2), lambda *record: None).state_dict())
+        return built[-1]
+
+    built: list[dict[str, torch.Tensor]] = []
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+    assert not all(torch.equal(weight, other[name]) for name, weight in first.items())
+
+
+def codebook_with_a_dead_entry() -> tuple[EuclideanCodebook, torch.Tensor, int]:
+    """A codebook of eight entries in training, the vectors it sees, and the one entry no vector is near to."""
+    torch.manual_seed(0)
+    codebook = EuclideanCodebook(4, 8, threshold_ema_dead_code=0).train()
+    centres = 5 * torch.randn(8, 4)
+    vectors = (centres[:7, None] + 0.1 * torch.randn(7, 20, 4)).reshape(-1, 4)
+    centres[7] = 1_000.0
+    codebook.embed.copy_(centres)
+    codebook.cluster_size.copy_(torch.tensor([20.0] * 7 + [0.01]))
+    codebook.embed_avg.copy_(centres * codebook.cluster_size[:, None])
+    codebook(vectors)
+    assert not (codebook.quantize(vectors) == 7).any()
+    return codebook, vectors, 7
+
+
+def test_a_dead_entry_is_revived_and_survives_the_next_step():
+    codebook, vectors, dead = codebook_with_a_dead_entry()
+    before = codebook.embed.clone()
+    revive_dead_codes(codebook, vectors, share=0.1)
+    revived = codebook.embed[dead].clone()
+    assert (vectors == revived).all(1).any()
+    assert torch.equal(codebook.embed[:dead], before[:dead])
+
+    codebook(vectors)
+    assert (codebook.embed[dead] - revived).norm() < 0.1  # the average goes on from the vector, not from 1000
+    assert (codebook.quantize(vectors) == dead).any()
+    for _ in range(50):
+        codebook(vectors)
+        revive_dead_codes(codebook, vectors, share=0.01)
+    assert (codebook.quantize(vectors) == dead).any() and (codebook.embed[dead] - revived).norm() < 1
+
+
+def test_entries_in_use_are_left_alone():
+    codebook, vectors, dead = codebook_with_a_dead_entry()
+    before = {name: buffer.clone() for name, buffer in codebook.named_buffers()}
+    revive_dead_codes(codebook, vectors, share=0.0)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in codebook.named_buffers())
+
+
+def test_codebooks_start_where_the_latents_are_and_each_level_leaves_less():
+    settings = config()
+    model = untrained(codebooks=4)
+    audio = [to_int16(noise(3, seed=number)) for number in range(3)]
+    even_out_activations(model, next(crops(audio, settings)))
+    start_codebooks(model, crops(audio, settings), settings)
+    with torch.no_grad():
+        latents = [model.encoder(batch) for batch, _ in zip(crops(audio, settings), range(8))]
+    residual = torch.cat([latent.transpose(1, 2).reshape(-1, 8) for latent in latents])
+    errors = [residual.pow(2).mean()]
+    for level in model.quantizer.vq.layers:
+        codebook = level._codebook
+        assert codebook.inited and codebook.embed.isfinite().all()
+        used = codebook.cluster_size > 0
+        averages = codebook.embed_avg[used] / codebook.cluster_size[used, None]
+        assert torch.allclose(averages, codebook.embed[used], atol=1e-5)  # so the next step goes on from the centres
+        residual = residual - codebook.embed[codebook.quantize(residual)]
+        errors.append(residual.pow(2).mean())
+    assert errors[1] < 0.6 * errors[0]
+    assert all(after < 0.95 * before for before, after in zip(errors, errors[1:]))
+
+
+def test_even_activations_have_unit_deviation():
+    torch.manual_seed(0)
+    audio = torch.from_numpy(np.stack([tone(300, 1), noise(1)]))[:, None]
+    deviations = {}
+    for name in ("as torch starts them", "evened out"):
+        model = untrained(filters=4)
+        if name == "evened out":
+            even_out_activations(model, audio)
+        seen = []
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                module.register_forward_hook(lambda module, arguments, output: seen.append(float(output.std())))
+        with torch.no_grad():
+            model.decoder(model.encoder(audio))
+        deviations[name] = seen
+    *inner, last = deviations["evened out"]
+    assert inner == pytest.approx([1.0] * len(inner), abs=1e-3)
+    assert last == pytest.approx(float(audio.std()), rel=1e-3)
+    assert min(deviations["as torch starts them"]) < 0.1
+
+
+@pytest.mark.parametrize("level", [0.01, 0.3, 3.0])
+def test_si_sdr_is_that_of_the_correlation(level):
+    """With r the correlation of both signals, it is r^2 / (1 - r^2), whatever their scales and means."""
+    generator = np.random.default_rng(0)
+    reference = generator.standard_normal(5_000)
+    estimate = 0.2 * reference + level * generator.standard_normal(5_000) + 0.7
+    r = np.corrcoef(reference, estimate)[0, 1]
+    expected = 10 * math.log10(r**2 / (1 - r**2))
+    assert si_sdr(torch.from_numpy(reference), torch.from_numpy(estimate)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_judgement_equals_a_naive_one(tiny_codec):
+    model = load_codec(str(tiny_codec))
+    music = to_int16(0.3 * tone(330, 21) + noise(21, seed=5))
+    silent, short = np.zeros(10 * RATE, np.int16), to_int16(tone(500, 9.9))
+    figures = judge_codec(model.train(), [music, silent, short])
+    assert model.training  # left as it was found
+    model.eval()
+
+    ratios, codes = [], []
+    for piece in (music[: 10 * RATE], music[10 * RATE : 20 * RATE], silent):
+        audio = torch.from_numpy(piece.astype(np.float32) / 32_768)[None, None]
+        with torch.no_grad():
+            piece_codes = model.quantizer.encode(model.encoder(audio), model.frame_rate)
+            decoded = model.decoder(model.quantizer.decode(piece_codes))
+        codes.append(piece_codes[:, 0].numpy())
+        if piece.any():
+            r = np.corrcoef(audio.flatten(), decoded.flatten()[: 10 * RATE])[0, 1]
+            ratios.append(10 * math.log10(r**2 / (1 - r**2)))
+    assert figures["seconds"] == 20 and figures["si_sdr"] == pytest.approx(np.mean(ratios), abs=0.01)
+    for level, values in enumerate(np.concatenate(codes, axis=1)):
+        shares = [float(np.mean(values == code)) for code in set(values.tolist())]
+        perplexity = math.prod(share**-share for share in shares)
+        assert figures["usage"][level] == len(shares)
+        assert figures["perplexity"][level] == pytest.approx(perplexity, abs=0.06)
+    assert figures["log_mel_distance"] > 0
+
+
+def test_a_perfect_codec_has_no_distance(tiny_codec, monkeypatch):
+    model = load_codec(str(tiny_codec))
+    music = to_int16(tone(330, 10))
+    perfect = torch.from_numpy(music.astype(np.float32) / 32_768)[None, None]
+    monkeypatch.setattr(model.decoder, "forward", lambda latent: perfect)
+    figures = judge_codec(model, [music])
+    assert figures["log_mel_distance"] == 0 and figures["si_sdr"] > 100
+
+
+# ---- the codec that ships
+
+
+@pytest.mark.skipif(not (SHIPPED / "codec.safetensors").exists(), reason="no codec lies in pipeline/codecs/foundry-small yet")
+def test_the_shipped_codec_reconstructs_music():
+    assert (SHIPPED / "codec.safetensors").stat().st_size <= 8_000_000
+    model = load_codec("foundry-small")
+    assert (model.quantizer.n_q, model.quantizer.bins, model.frame_rate, model.sample_rate) == (8, 1024, 75, RATE)
+    for clip in ("asc-music/frontiers.mp3", "hyperrogue-music/caribbean.ogg", "singularity-music/media-threat.mp3"):
+        figures = judge_codec(model, [decode(MUSIC / clip)])
+        assert figures["si_sdr"] > 3, clip
+        # Ten seconds have 750 frames, so a level can use at most so many entries.
+        assert min(figures["perplexity"]) > 50, (clip, figures)
