@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.decode import AudioDigest, DecodeError, check_length, open_audio
@@ -142,9 +143,7 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
     out_filesystem, out = open_filesystem(config.out)
     if out_filesystem == filesystem and f"{out.rstrip('/')}/".startswith(f"{root}/"):
         raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
-    # A folder that cannot be listed must stop the scan, where fsspec's `find` would leave it out.
-    walk = filesystem.walk(root, on_error="raise")
-    paths = sorted(f"{folder}/{name}"[len(root) + 1 :] for folder, _, names in walk for name in names)
+    paths = sorted(path[len(root) + 1 :] for path in list_files(filesystem, root))
     results: list[Track | Reject] = []
     rejected = 0
     with ThreadPoolExecutor(config.workers or os.cpu_count()) as threads:
@@ -153,6 +152,16 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
             report(result.seconds if isinstance(result, Track) else 0.0, rejected)
             results.append(result)
     return list(_without_duplicates(results))
+
+
+def list_files(filesystem: AbstractFileSystem, folder: str) -> Iterator[str]:
+    """Paths of all files below a folder. Raises OSError when a folder cannot be listed; fsspec's own walk leaves it out."""
+    for entry in filesystem.ls(folder, detail=True):
+        path = entry["name"].rstrip("/")
+        if entry["type"] != "directory":
+            yield path
+        elif path != folder:
+            yield from list_files(filesystem, path)
 
 
 def examine(path: str, config: ManifestConfig) -> Track | Reject:

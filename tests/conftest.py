@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from audio_files import MUSIC, noise, tone, write_audio
-
 from hypothesis import settings
 
 from pipeline.codec import CodecSizes, build_codec, save_folder

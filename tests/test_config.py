@@ -138,3 +138,17 @@ def test_unknown_keys_of_a_teacher_are_refused(argument: str):
 def test_a_teacher_of_unknown_kind_is_refused():
     with pytest.raises(UsageError, match="wav2vec"):
         load_config(LabelConfig, [str(CONFIGS / "label.yaml"), "manifest=m", "out=o", "teachers.0.kind=wav2vec"])
+
+
+@pytest.mark.parametrize("text", ["/music/Best of #2", "2024", "on", "@home", "a: b", "null", "'quoted'"])
+def test_texts_such_as_paths_are_taken_as_they_are(text: str):
+    assert load_config(ManifestConfig, [f"root={text}", "out=o"]).root == text
+    arguments = ["manifest=m", "out=o", "teachers=[{kind: encodec, weights: x}]", f"teachers.0.weights={text}"]
+    assert load_config(LabelConfig, arguments).teachers[0].weights == text
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("root: r\nout: o\nsplits: {valid: 0.1, valid: 0.2}\n")
+    with pytest.raises(UsageError, match="'valid' stands twice"):
+        load_config(ManifestConfig, [str(path)])

@@ -173,7 +173,7 @@ def test_labels_of_a_segment_are_those_of_the_whole_track_cut(corpus: Path, mani
 
 
 def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
-    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "shards"
     shutil.copytree(undisturbed, out)
@@ -188,7 +188,9 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
     os.truncate(out / f"{cut}.tar", 1024)
     os.truncate(out / f"{torn}.json", 100)
     (out / ".leftover.tar.99.tmp").write_bytes(b"of a killed writer")
-    done = label(manifest, out, tiny_codec)
+    code, line = refusal(capsys, manifest, out, tiny_codec)
+    assert code == 1 and f"{torn}.json" in line and "relabel=true" in line
+    done = label(manifest, out, tiny_codec, "relabel=true")
     assert done.returncode == 0 and "3 to do" in done.stdout, done.stderr
     assert contents(out) == contents(undisturbed) and not list(out.glob(".*.tmp"))
     for name in others:

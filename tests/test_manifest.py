@@ -316,3 +316,37 @@ def track(path: str) -> Track:
         key=track_key(path), path=path, bytes=1, sha256="0" * 64, audio_sha256=track_key(path), sample_rate=24_000, channels=1,
         num_samples=240_000, seconds=10.0, header_seconds=None, format="wav/pcm_s16le", group="folder", split="train",
     )
+
+
+def test_a_copy_in_a_held_out_folder_takes_no_training_track_along(tmp_path: Path):
+    groups = [f"album{number}" for number in range(40)]
+    held_out = next(group for group in groups if choose_split(group, 0, {"valid": 0.3}) == "valid")
+    trained = next(group for group in groups if group > held_out and choose_split(group, 0, {"valid": 0.3}) == "train")
+    write_audio(tmp_path / "root" / trained / "song.wav", tone(440, 4))
+    before = build(tmp_path / "root", tmp_path / "before", splits={"valid": 0.3})
+    shutil.copytree(tmp_path / "root" / trained, tmp_path / "root" / held_out)
+    after = build(tmp_path / "root", tmp_path / "after", splits={"valid": 0.3})
+    assert after.tracks == before.tracks
+    assert rejects(tmp_path / "after") == {f"{held_out}/song.wav": "duplicate"}
+
+
+def test_a_folder_that_cannot_be_listed_stops_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_audio(tmp_path / "root" / "good" / "song.wav", tone(440, 4))
+    (tmp_path / "root" / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    # The test may run as root, whom no mode keeps out.
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        build(tmp_path / "root", tmp_path / "out")
+
+
+def test_an_output_folder_within_the_root_is_refused(tmp_path: Path):
+    write_audio(tmp_path / "song.wav", tone(440, 4))
+    with pytest.raises(ValueError, match="lies in root"):
+        build(tmp_path, tmp_path / "manifest")

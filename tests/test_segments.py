@@ -9,7 +9,7 @@ from pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, resampled_length, seco
 from pipeline.manifest import Manifest, Track
 from pipeline.shard_plan import SegmentConfig, ShardTask, cut, plan_shards, planned_segments
 
-LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 10_000_000))
+LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 1_000_000))
 TRACKS = st.lists(
     st.tuples(st.integers(1, 200), st.sampled_from([8000, 22_050, 24_000, 44_100, 48_000]), st.sampled_from(["train", "valid"])),
     min_size=1, max_size=25,
@@ -32,7 +32,7 @@ def make_track(number: int, seconds: float, rate: int, split: str) -> Track:
     )
 
 
-@given(num_frames=LENGTHS, segment=st.integers(1, 3000), shortest=st.integers(1, 3000))
+@given(num_frames=LENGTHS, segment=st.integers(5, 3000), shortest=st.integers(1, 3000))
 def test_segments_cover_the_track(num_frames: int, segment: int, shortest: int):
     shortest = min(shortest, segment)
     lengths = segment_lengths(num_frames, segment, shortest)

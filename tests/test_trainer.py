@@ -297,3 +297,11 @@ def test_bf16_stays_near_fp32(tmp_path):
         run(folder, config(total_steps=3, precision=precision), dropout=0.0)
         losses.append([record["loss"] for record in read_metrics(folder)])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_resumed_run_uses_its_own_optimizer_settings(tmp_path, uninterrupted):
+    run(tmp_path, config(3))
+    run(tmp_path, config(6, optimizer=OptimizerConfig(weight_decay=0.5, betas=(0.5, 0.6))))
+    state = torch.load(tmp_path / "checkpoints" / "step_6" / "optimizer.pt", weights_only=True)
+    assert {tuple(group["betas"]) for group in state["param_groups"]} == {(0.5, 0.6)}
+    assert max(group["weight_decay"] for group in state["param_groups"]) == 0.5
