@@ -1,11 +1,11 @@
 # make demo                      the whole job on the music of tests/data
 # make demo CORPUS=/path/to/music   the same on your own folder
 # make test                      the test suite
-# make corpus                    about 7 hours of freely licensed music, from Debian packages, into corpus/
+# make corpus                    about 6.6 hours of freely licensed music, from Debian packages, into corpus/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 CORPUS ?= tests/data/music
-PACKAGES := wesnoth-1.16-music planetblupi-music-ogg singularity-music hyperrogue-music asc-music ufoai-music
+PACKAGES := wesnoth-1.16-music planetblupi-music-ogg singularity-music hyperrogue-music asc-music
 
 .PHONY: demo test corpus install
 

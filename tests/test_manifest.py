@@ -131,6 +131,13 @@ def test_shares_of_the_splits_are_kept():
     assert other != [choose_split(f"album {number}", 3, splits) for number in range(200)]
 
 
+def test_splits_hold_from_one_release_to_the_next_and_for_any_order_of_the_config():
+    """Another hash or order of shares would move the tracks of every user between splits."""
+    expected = ["train", "valid", "train", "train", "train", "test", "valid", "test"]
+    for splits in ({"valid": 0.3, "test": 0.3}, {"test": 0.3, "valid": 0.3}):
+        assert [choose_split(f"album {number}", 0, splits) for number in range(8)] == expected
+
+
 @given(path=st.lists(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3).map("/".join))
 def test_keys_are_safe_in_tar_names_and_groups_are_folders(path: str):
     key = track_key(path)

@@ -148,7 +148,7 @@ def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards,
     process = start(1, shards, out, FOR_EVER, rare)
     try:
         wait_for_step(process, out, 3)
-        line = refusal(capsys, shards, out, FOR_EVER, rare)
+        line = refusal(capsys, shards, out, rare)
         assert line == f"error: {out}: another process is training in this folder\n"
         process.send_signal(signal.SIGTERM)
         assert finish(process) == 1
