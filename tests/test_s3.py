@@ -59,7 +59,7 @@ def test_manifest_label_verify_and_stream_on_s3(bucket: str, clips: Path, tiny_c
 
     local = mert(*label, f"out={tmp_path / 'shards'}")
     assert local.returncode == 0, local.stderr
-    for path in sorted((tmp_path / "shards").iterdir()):
+    for path in sorted((tmp_path / "shards").glob("[!.]*")):
         assert s3.cat_file(f"mert-test/shards/{path.name}") == path.read_bytes(), path.name
 
     config = StreamConfig(batch_size=2, crop_samples=16_000, threads=2)
