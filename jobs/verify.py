@@ -62,7 +62,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--relabel", type=int, default=0, metavar="N")
     parser.add_argument("--manifest")
     parser.add_argument("--teachers")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.relabel < 0:
+        raise UsageError(f"--relabel {options.relabel}: a number of examples is needed, 0 or more")
+    return options
 
 
 def verify_shards(folder: str, index: ShardIndex) -> list[Fault]:
