@@ -34,9 +34,11 @@ from pipeline.frames import SAMPLE_RATE
 from pipeline.manifest import Track, load_manifest
 from pipeline.storage import local_path
 
+CONFIG = CodecTrainingConfig
+
 
 def main(arguments: list[str]) -> int:
-    config = load_config(CodecTrainingConfig, arguments)
+    config = load_config(CONFIG, arguments)
     out = local_path(config.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; train into a new folder")
@@ -140,4 +142,4 @@ difference of natural-log mel magnitudes (64 bands, window 1024), lower is bette
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:], __doc__))
+    sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))

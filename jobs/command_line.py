@@ -5,15 +5,21 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from pydantic import BaseModel
+
 from jobs.config import UsageError
+from jobs.config_help import describe_keys
 
 JOBS = {
     "manifest": "scan a folder of audio into a manifest",
     "codec": "train a small RVQ-VAE codec, to be a teacher",
+    "kmeans": "fit centroids of log-mel or chroma, to be a teacher",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "verify": "check every shard against the index",
+    "import": "weights of Hubert, MERT or fairseq to a folder that pretrain and export begin from",
     "pretrain": "train the encoder from shards, also under torchrun",
     "export": "a checkpoint to a Hugging Face folder",
+    "bench": "speed, memory and exactness against the named peers",
 }
 
 
@@ -32,19 +38,24 @@ def main() -> int:
     except ModuleNotFoundError as error:
         print(f"mert {name}: the package {error.name} is not installed; pip install '.[label]' adds it", file=sys.stderr)
         return 1
-    return run(module.main, arguments[1:], module.__doc__)
+    return run(module.main, arguments[1:], module.__doc__, getattr(module, "CONFIG", None))
 
 
 def usage() -> str:
     """What `mert --help` prints."""
     lines = "\n".join(f"  mert {name:9} {purpose}" for name, purpose in JOBS.items())
-    return f"usage: mert COMMAND ARGUMENTS [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example."
+    return f"usage: mert COMMAND ARGUMENTS [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example and every setting."
 
 
-def run(job: Callable[[list[str]], int], arguments: list[str], documentation: str) -> int:
-    """Run a job's main function on its arguments; turn errors into one line and an exit code."""
+def run(
+    job: Callable[[list[str]], int], arguments: list[str], documentation: str, config: type[BaseModel] | None = None
+) -> int:
+    """Run a job's main function on its arguments; turn errors into one line and an exit code.
+
+    `--help` prints the documentation and every key of the job's config, if it has one.
+    """
     if "-h" in arguments or "--help" in arguments:
-        print(documentation.strip())
+        print("\n\n".join([documentation.strip(), *([describe_keys(config)] if config else [])]))
         return 0
     debug = "--debug" in arguments
     try:

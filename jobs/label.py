@@ -9,7 +9,6 @@ A rerun does only the shards without a valid record; shards made with other sett
 unless relabel=true. Exit code 1 when a shard is missing at the end.
 """
 
-import os
 import sys
 from contextlib import nullcontext
 from typing import Literal
@@ -55,8 +54,11 @@ class LabelConfig(BaseModel):
         return self.model_dump(mode="json", include={"teachers", "segments"})
 
 
+CONFIG = LabelConfig
+
+
 def main(arguments: list[str]) -> int:
-    config = load_config(LabelConfig, arguments)
+    config = load_config(CONFIG, arguments)
     manifest = load_manifest(config.manifest)
     tasks = plan_shards(manifest, config.segments)
     if not tasks:
@@ -90,12 +92,9 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
     """Do the tasks on Ray; returns the message of each shard that failed."""
     # An index must not stand beside shards that are about to change.
     storage.remove(storage.join(config.out, INDEX_NAME))
-    # Ray would report its use to its makers.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     with Progress("label", sum(task.seconds for task in tasks)) as progress:
         return label_on_ray(
-            tasks, config.teachers, root, config.out, address=address, device=config.device,
+            tasks, config.teachers, root, config.out, address=config.address, device=config.device,
             actors=config.actors, decode_threads=config.decode_threads, report=progress.update,
         )
 
@@ -118,4 +117,4 @@ def print_summary(config: LabelConfig, index: ShardIndex) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:], __doc__))
+    sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))

@@ -14,9 +14,11 @@ from jobs.config import load_config
 from jobs.progress import Progress
 from pipeline.manifest import REST_SPLIT, ManifestConfig, scan, write_manifest
 
+CONFIG = ManifestConfig
+
 
 def main(arguments: list[str]) -> int:
-    config = load_config(ManifestConfig, arguments)
+    config = load_config(CONFIG, arguments)
     done = 0.0
     with Progress("manifest") as progress:
 
@@ -46,4 +48,4 @@ def print_summary(config: ManifestConfig, summary: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:], __doc__))
+    sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))

@@ -1,21 +1,22 @@
-"""One shard task from decode to record: decode ahead in threads, label whole tracks, cut, write."""
+"""One shard task from decode to record: decode ahead in threads, label whole tracks, cut, write.
+
+Every stage is a stream, so a track of any length needs the memory of a segment and of each teacher's chunk.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-
-from pipeline.decode import AudioDigest, DecodeError, open_audio
+from pipeline.audio_blocks import recut
+from pipeline.decode import DecodeError
 from pipeline.frames import HOP, SAMPLE_RATE
-from pipeline.manifest import Track, file_sha256
-from pipeline.resample import decoded_track, to_float
+from pipeline.manifest import Track
 from pipeline.shard_format import Example, SegmentInfo
 from pipeline.shard_plan import ShardTask, cut, planned_segments
 from pipeline.shard_record import DroppedTrack, ShardRecord
 from pipeline.shard_writer import write_shard
-from pipeline.storage import local_copy
 from pipeline.teacher import Teacher
+from pipeline.track_audio import TrackAudio, decode_track
 
 
 def process_shard(
@@ -30,7 +31,7 @@ def process_shard(
     """Label one shard and publish it in the folder `out`.
 
     A track that cannot be used is dropped under a reason; a file that cannot be reached is an error, since
-    another run may reach it. `report` is called with the seconds of each finished track.
+    another run may reach it. `report` is called with the seconds of each finished example or dropped track.
 
     Raises:
         OSError: a file of the manifest, or the output folder, cannot be reached.
@@ -38,8 +39,9 @@ def process_shard(
     """
     def outcomes() -> Iterator[Example | DroppedTrack]:
         for track, decoded in _decode_ahead(task.tracks, root, decode_threads):
-            yield from _label_track(track, decoded, task, teachers)
-            report(track.seconds)
+            for outcome in _outcomes_of(track, decoded, task, teachers):
+                yield outcome
+                report(outcome.info.num_samples / SAMPLE_RATE if isinstance(outcome, Example) else track.seconds)
 
     return write_shard(
         out, task.name, outcomes(), [teacher.spec for teacher in teachers],
@@ -47,30 +49,9 @@ def process_shard(
     )
 
 
-def decode_track(track: Track, root: str) -> np.ndarray:
-    """Decode a track of the manifest to int16 `[T]`, 24 kHz mono, T a multiple of 320.
-
-    Raises:
-        DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `open_audio`.
-    """
-    with local_copy(root, track.path) as path, open_audio(path) as audio:
-        digest = AudioDigest(audio.header)
-        samples = decoded_track(digest.follow(audio.blocks()), audio.header.sample_rate)
-        # Lossy decoders round differently on another CPU: the same file of the same length is the same music.
-        same = digest.hexdigest() == track.audio_sha256 or (
-            digest.num_samples == track.num_samples and file_sha256(path) == track.sha256
-        )
-    if not same:
-        raise DecodeError(
-            "changed", f"{digest.num_samples} samples with SHA-256 {digest.hexdigest()},"
-            f" the manifest has {track.num_samples} with {track.audio_sha256}"
-        )
-    return samples
-
-
-def _decode_ahead(tracks: list[Track], root: str, threads: int) -> Iterator[tuple[Track, np.ndarray | DecodeError]]:
-    """Decode in threads, hand over in order; at most `threads` tracks wait in memory."""
-    def attempt(track: Track) -> np.ndarray | DecodeError:
+def _decode_ahead(tracks: list[Track], root: str, threads: int) -> Iterator[tuple[Track, TrackAudio | DecodeError]]:
+    """Decode in threads, hand over in order; at most `threads` decoded tracks wait on disk."""
+    def attempt(track: Track) -> TrackAudio | DecodeError:
         try:
             return decode_track(track, root)
         except DecodeError as error:
@@ -92,30 +73,40 @@ def _decode_ahead(tracks: list[Track], root: str, threads: int) -> Iterator[tupl
                 future.cancel()
 
 
-def _label_track(
-    track: Track, decoded: np.ndarray | DecodeError, task: ShardTask, teachers: list[Teacher]
+def _outcomes_of(
+    track: Track, decoded: TrackAudio | DecodeError, task: ShardTask, teachers: list[Teacher]
 ) -> Iterator[Example | DroppedTrack]:
     expected = max(1, len(planned_segments(track, task.config)))
     if isinstance(decoded, DecodeError):
         yield DroppedTrack(track=track.key, reason=decoded.reason, detail=decoded.detail, segments=expected)
         return
-    lengths = cut(len(decoded) // HOP, task.config)
-    if not lengths:
-        detail = f"{track.seconds} s, the shortest segment has {task.config.shortest_seconds} s"
-        yield DroppedTrack(track=track.key, reason="too_short", detail=detail, segments=expected)
-        return
-    audio = to_float(decoded)
-    targets = {teacher.spec.name: teacher.label(audio) for teacher in teachers}
+    with decoded:
+        lengths = cut(decoded.num_frames, task.config)
+        if lengths:
+            yield from _label_segments(track, decoded, lengths, teachers)
+        else:
+            detail = f"{track.seconds} s, the shortest segment has {task.config.shortest_seconds} s"
+            yield DroppedTrack(track=track.key, reason="too_short", detail=detail, segments=expected)
+
+
+def _label_segments(
+    track: Track, audio: TrackAudio, lengths: list[int], teachers: list[Teacher]
+) -> Iterator[Example]:
+    """The track's examples, one at a time; `lengths` are the frames of its segments."""
+    labels = {
+        teacher.spec.name: recut(teacher.label(audio.blocks()), [*lengths, 1], teacher.spec.frame_axis)
+        for teacher in teachers
+    }
     start = 0
     for number, frames in enumerate(lengths):
-        stop = start + frames
         info = SegmentInfo(
             track=track.key, segment=number, segments=len(lengths), start_sample=start * HOP,
             num_samples=frames * HOP, num_frames=frames, audio_sha256=track.audio_sha256, sample_rate=SAMPLE_RATE,
         )
-        pieces = {
-            teacher.spec.name: np.take(targets[teacher.spec.name], range(start, stop), teacher.spec.frame_axis)
-            for teacher in teachers
-        }
-        yield Example(info, decoded[start * HOP : stop * HOP], pieces)
-        start = stop
+        # A teacher that ends early gives a piece of the wrong shape, or none; the shard writer refuses both by name.
+        targets = {name: piece for name, pieces in labels.items() if (piece := next(pieces, None)) is not None}
+        yield Example(info, audio.read(start * HOP, frames * HOP), targets)
+        start += frames
+    for name, pieces in labels.items():
+        if next(pieces, None) is not None:
+            raise ValueError(f"{track.key}: the teacher of {name} gave more than the track's {start} frames")

@@ -53,14 +53,18 @@ def resample_blocks(blocks: Iterable[np.ndarray], source_rate: int, target_rate:
         start += length
 
 
-def decoded_track(blocks: Iterable[np.ndarray], source_rate: int) -> np.ndarray:
-    """Blocks `[C, n]` of a whole track to int16 `[T]`, 24 kHz mono, T a multiple of the hop (320).
+def resample_to_int16(blocks: Iterable[np.ndarray], source_rate: int) -> Iterator[np.ndarray]:
+    """Decoded blocks `[C, n]` of a track to int16 blocks `[n]`, 24 kHz mono.
 
     Rounded to 16 bits because that is what the shard stores: teachers label the very samples that
     training will see.
     """
-    parts = [to_int16(part) for part in resample_blocks((to_mono(block) for block in blocks), source_rate)]
-    audio = np.concatenate(parts) if parts else np.zeros(0, np.int16)
+    return map(to_int16, resample_blocks((to_mono(block) for block in blocks), source_rate))
+
+
+def decoded_track(blocks: Iterable[np.ndarray], source_rate: int) -> np.ndarray:
+    """Decoded blocks `[C, n]` of a whole track to int16 `[T]` in memory, 24 kHz mono, T a multiple of the hop (320)."""
+    audio = np.concatenate([np.zeros(0, np.int16), *resample_to_int16(blocks, source_rate)])
     return audio[: whole_frames(len(audio)) * HOP]
 
 

@@ -2,7 +2,7 @@
 
 An example is one segment of a track. Its members, in the order they stand in the tar:
 
-    {key}.{target}.npy   one per target: codes uint16 [K, F], continuous float16 [F, bins]
+    {key}.{target}.npy   one per target: codes uint16 [K, F], continuous float16 or uint8 [F, bins]
     {key}.flac           24 kHz mono 16-bit; or {key}.pcm.npy, int16 [T]
     {key}.json           the `SegmentInfo`
 
@@ -90,9 +90,12 @@ def check_specs(specs: Sequence[TargetSpec]) -> None:
             raise ValueError(f"target {spec.name}: the name is taken ({reserved} are reserved)")
         if spec.frame_rate != FRAME_RATE:
             raise ValueError(f"target {spec.name}: frame rate {spec.frame_rate} Hz, shards hold {FRAME_RATE} Hz")
-        dtype = "uint16" if spec.kind == "discrete" else "float16"
+        dtype = "uint16" if spec.kind == "discrete" else "uint8" if spec.companding else "float16"
         if spec.dtype != dtype:
-            raise ValueError(f"target {spec.name}: a {spec.kind} target is {dtype}, not {spec.dtype}")
+            how = " with companding" if spec.companding else ""
+            raise ValueError(f"target {spec.name}: a {spec.kind} target{how} is {dtype}, not {spec.dtype}")
+        if spec.kind == "discrete" and spec.companding:
+            raise ValueError(f"target {spec.name}: a discrete target has no companding, it has {spec.companding}")
         if spec.kind == "discrete" and not 1 <= (spec.codebook_size or 0) <= 1 << 16:
             raise ValueError(f"target {spec.name}: codebook size {spec.codebook_size} is not within 1 to 65536")
 

@@ -63,7 +63,7 @@ def measure(spec: TargetSpec, array: np.ndarray) -> DiscreteCounts | ContinuousS
     if spec.kind == "discrete":
         counts = [np.bincount(level, minlength=spec.codebook_size).tolist() for level in array]
         return DiscreteCounts(counts=counts)
-    values = array.astype(np.float64)
+    values = spec.values(array)
     return ContinuousSums(
         count=len(values),
         sum=values.sum(axis=0).tolist(),

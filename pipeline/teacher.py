@@ -6,10 +6,13 @@ the teacher itself is needed only where labels are made or checked.
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.companding import Companding
 
 
 class TargetSpec(BaseModel):
@@ -23,16 +26,21 @@ class TargetSpec(BaseModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Member name: {key}.{name}.npy")
     kind: Literal["discrete", "continuous"] = Field(description="Codes to classify, or values to regress")
-    dtype: Literal["uint16", "float16"] = Field(description="NumPy dtype in the shard, little-endian")
+    dtype: Literal["uint16", "float16", "uint8"] = Field(description="NumPy dtype in the shard, little-endian")
     frame_rate: int = Field(gt=0, description="Frames a second")
     size: int = Field(gt=0, description="Number of codebooks (discrete) or of bins (continuous)")
     codebook_size: int | None = Field(default=None, description="Entries per codebook; none if continuous")
+    companding: Companding | None = Field(default=None, description="What the levels of a uint8 target mean; none otherwise")
     fingerprint: str = Field(description="SHA-256 over the teacher's weights and settings")
     teacher: dict = Field(description="The teacher's settings, for people to read")
 
     def shape(self, num_frames: int) -> tuple[int, int]:
         """Shape of the stored array for a segment of `num_frames` frames."""
         return (self.size, num_frames) if self.kind == "discrete" else (num_frames, self.size)
+
+    def values(self, stored: np.ndarray) -> np.ndarray:
+        """A continuous target's stored array in the target's own unit, float64."""
+        return self.companding.expand(stored) if self.companding else stored.astype(np.float64)
 
     @property
     def frame_axis(self) -> int:
@@ -41,18 +49,24 @@ class TargetSpec(BaseModel):
 
 
 class Teacher(Protocol):
-    """Labels whole tracks. Building one loads its weights; `spec` says what it writes."""
+    """Labels whole tracks of any length. Building one loads its weights; `spec` says what it writes.
+
+    A teacher that can compute in several ways also has a `backend`, a mapping from its target's name to what
+    computes it; the shard's record keeps it.
+    """
 
     spec: TargetSpec
 
-    def label(self, audio: np.ndarray) -> np.ndarray:
-        """Targets of a whole track.
+    def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Targets of a whole track, piece by piece; memory is bounded whatever the track's length.
 
         Args:
-            audio: float32 `[T]` in [-1, 1), 24 kHz mono, T a multiple of the hop (320 samples).
+            blocks: float32 `[n]` in [-1, 1), 24 kHz mono, in order, together the track; every n is a positive
+                multiple of the hop (320 samples). The labels must not depend on where the blocks are cut.
 
-        Returns:
-            An array of `spec.dtype` and `spec.shape(T // 320)`.
+        Yields:
+            Arrays of `spec.dtype` and `spec.shape(f)` for consecutive frames, together as many frames as the
+            blocks hold.
         """
         ...
 

@@ -1,20 +1,33 @@
-"""The teachers there are: to add one, write its file and name its config and class below."""
+"""The teachers there are: to add one, write its file and import its class here. That line is all."""
 
-from typing import Annotated
+from typing import Annotated, Union, get_type_hints
 
 import torch
 from pydantic import Field
 
-from pipeline.cqt_teacher import CqtTeacher, CqtTeacherConfig
-from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig
-from pipeline.teacher import Teacher
+from pipeline import teacher
+from pipeline.cqt_teacher import CqtTeacher
+from pipeline.encodec_teacher import EncodecTeacher
+from pipeline.kmeans_teacher import KmeansTeacher
+from pipeline.random_projection_teacher import RandomProjectionTeacher
 
-TeacherConfig = Annotated[EncodecTeacherConfig | CqtTeacherConfig, Field(discriminator="kind")]
-TEACHERS = {EncodecTeacherConfig: EncodecTeacher, CqtTeacherConfig: CqtTeacher}
+# Every teacher imported above, by its config: the type of the `config` that its constructor takes.
+TEACHERS = {
+    get_type_hints(imported.__init__)["config"]: imported for name, imported in list(vars().items()) if name.endswith("Teacher")
+}
+TeacherConfig = Annotated[Union[tuple(TEACHERS)], Field(discriminator="kind")]  # noqa: UP007
 
 
-def build_teachers(configs: list[TeacherConfig], device: str) -> list[Teacher]:
-    """Load the teachers onto a device (`cpu` or `cuda`), in full fp32: TF32 would change the finer codes."""
+def build_teachers(configs: list[TeacherConfig], device: str) -> list[teacher.Teacher]:
+    """Load the teachers onto a device (`cpu` or `cuda`), in full fp32: TF32 would change the finer codes.
+
+    Raises:
+        ValueError: two targets have the same name; and as the teachers do.
+    """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return [TEACHERS[type(config)](config, torch.device(device)) for config in configs]
+    teachers = [TEACHERS[type(config)](config, torch.device(device)) for config in configs]
+    names = [each.spec.name for each in teachers]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"target {repeated[0]!r} is made by two teachers; give one of them another name")
+    return teachers

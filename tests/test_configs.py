@@ -9,12 +9,14 @@ from pydantic import BaseModel
 from jobs.codec import CodecTrainingConfig
 from jobs.config import load_config
 from jobs.demo import KILL_AFTER_STEP
+from jobs.extract import ExtractConfig
 from jobs.label import LabelConfig
 from jobs.pretrain import PretrainConfig
 from model.encoder import MertEncoder
 from model.heads import HeadSpec
 from model.pretrain_model import PretrainModel
 from pipeline.frames import SAMPLE_RATE
+from pipeline.kmeans_fitting import KmeansFittingConfig
 from pipeline.manifest import ManifestConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -22,6 +24,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "manifest": (ManifestConfig, ["root=music", "out=manifest"]),
     "codec": (CodecTrainingConfig, ["manifest=manifest", "out=codec"]),
+    "kmeans": (KmeansFittingConfig, ["manifest=manifest", "out=kmeans"]),
+    "extract": (ExtractConfig, ["model=export", "input=shards", "out=features.zarr"]),
     "label": (LabelConfig, ["manifest=manifest", "out=shards"]),
     "tiny": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_95m": (PretrainConfig, ["shards=shards", "out=run"]),

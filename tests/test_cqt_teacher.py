@@ -1,35 +1,32 @@
-"""The CQT teacher against nnAudio on the whole clip, and against physics."""
+"""The CQT teacher: nnAudio's magnitudes, stored within their rounding, whatever the blocks."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from audio_files import noise, tone
-from hypothesis import HealthCheck, given, settings
+from cqt_reference import PUBLISHED, read_clip, reference_cqt
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from nnAudio.features.cqt import CQT
 
-from pipeline import cqt_teacher
 from pipeline.cqt_teacher import CqtTeacher, CqtTeacherConfig
-from pipeline.decode import open_audio
-from pipeline.resample import decoded_track, to_float
 
 SMALL = {"lowest_frequency": 500.0, "bins": 36, "bins_per_octave": 12}
+HALF_A_LEVEL = 0.0183  # of a value: (1 + mu)^(1 / 510) - 1, with mu = 10,000
 
 
 def make_teacher(**options) -> CqtTeacher:
     return CqtTeacher(CqtTeacherConfig(kind="cqt", **options), torch.device("cpu"))
 
 
-def whole_cqt(audio: np.ndarray, lowest_frequency: float, bins: int, bins_per_octave: int) -> np.ndarray:
-    """nnAudio's own way of the whole track, `[frames, bins]`, without the frame centred on the very end."""
-    transform = CQT(
-        sr=24_000, hop_length=320, fmin=lowest_frequency, n_bins=bins, bins_per_octave=bins_per_octave, center=True,
-        pad_mode="constant", output_format="Magnitude", verbose=False,
-    )
-    with torch.inference_mode():
-        return transform(torch.from_numpy(audio)[None])[0].T.numpy()[: len(audio) // 320]
+def label(teacher: CqtTeacher, *blocks: np.ndarray) -> np.ndarray:
+    return np.concatenate(list(teacher.label(blocks)))
+
+
+def values(teacher: CqtTeacher, *blocks: np.ndarray) -> np.ndarray:
+    return teacher.spec.values(label(teacher, *blocks))
 
 
 @pytest.fixture(scope="module")
@@ -39,67 +36,96 @@ def small() -> CqtTeacher:
 
 @pytest.fixture(scope="module")
 def clip(clips: Path) -> np.ndarray:
-    with open_audio(clips / "wesnoth-1.16-music/transience.flac") as audio:
-        return to_float(decoded_track(audio.blocks(), audio.header.sample_rate))
+    return read_clip(clips / "wesnoth-1.16-music/transience.flac")
 
 
-def test_equals_nnaudio_on_the_whole_clip_chunked_or_not(small: CqtTeacher, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch):
-    expected = whole_cqt(clip, **SMALL)
-    for chunk in (10_000, 111, 1):
-        audio = clip if chunk > 1 else clip[: 320 * 50]
-        monkeypatch.setattr(cqt_teacher, "CHUNK_FRAMES", chunk)
-        magnitudes = small.label(audio)
-        assert magnitudes.dtype == np.float16 and magnitudes.shape == (len(audio) // 320, 36)
-        stop = len(magnitudes) if chunk > 1 else 30  # later frames hear what was cut away
-        np.testing.assert_allclose(magnitudes[:stop].astype(np.float32), expected[:stop], rtol=1e-3, atol=1e-5)
+@pytest.fixture(scope="module")
+def expected(clip: np.ndarray) -> np.ndarray:
+    return reference_cqt(clip, **PUBLISHED)
 
 
-def test_equals_nnaudio_at_the_published_settings(clip: np.ndarray, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cqt_teacher, "CHUNK_FRAMES", 40)
-    audio = clip[: 320 * 90]
-    published = {"lowest_frequency": 32.7, "bins": 336, "bins_per_octave": 48}
+def test_float16_is_nnaudio_rounded(clip: np.ndarray, expected: np.ndarray):
+    teacher = make_teacher(storage="float16")
+    assert {name: teacher.spec.teacher[name] for name in PUBLISHED} == PUBLISHED
+    assert (teacher.spec.dtype, teacher.spec.companding) == ("float16", None)
+    stored = label(teacher, clip)
+    assert stored.dtype == np.float16 and stored.shape == teacher.spec.shape(len(clip) // 320)
+    np.testing.assert_allclose(stored.astype(np.float32), expected, rtol=6e-4, atol=2e-5)
+
+
+def test_uint8_is_nnaudio_to_half_a_level(clip: np.ndarray, expected: np.ndarray):
     teacher = make_teacher()
-    assert {name: teacher.spec.teacher[name] for name in published} == published
-    np.testing.assert_allclose(teacher.label(audio).astype(np.float32), whole_cqt(audio, **published), rtol=1e-3, atol=1e-5)
+    curve = teacher.spec.companding
+    assert (teacher.spec.dtype, curve.peak, curve.mu) == ("uint8", 225.0, 10_000.0)
+    stored = label(teacher, clip)
+    assert stored.dtype == np.uint8 and stored.shape == teacher.spec.shape(len(clip) // 320)
+    found = teacher.spec.values(stored)
+    np.testing.assert_allclose(found, expected, rtol=HALF_A_LEVEL + 1e-4, atol=HALF_A_LEVEL * 225 / 10_000 + 2e-5)
+    variance = expected.astype(np.float64).var(axis=0).mean()
+    assert np.square(found - expected).mean() < 5e-4 * variance
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(frames=st.integers(1, 30), chunk=st.integers(1, 9))
-def test_short_tracks_and_any_chunks(small: CqtTeacher, frames: int, chunk: int):
-    audio = noise(frames / 75, seed=frames)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cqt_teacher, "CHUNK_FRAMES", chunk)
-        magnitudes = small.label(audio)
-    np.testing.assert_allclose(magnitudes.astype(np.float32), whole_cqt(audio, **SMALL), rtol=1e-3, atol=1e-5)
+@settings(max_examples=20)
+@given(cuts=st.lists(st.integers(1, 99), max_size=6), storage=st.sampled_from(["float16", "uint8"]))
+def test_the_sizes_of_blocks_do_not_matter_bit_for_bit(cuts: list[int], storage: str):
+    teacher, audio = make_teacher(**SMALL, storage=storage), noise(100 / 75, seed=1)
+    teacher.chunk_frames = 30
+    blocks = np.split(audio, [320 * edge for edge in sorted(set(cuts))])
+    np.testing.assert_array_equal(label(teacher, *blocks), label(teacher, audio))
+
+
+def test_labels_come_before_the_track_has_ended(small: CqtTeacher):
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            yield np.zeros(3200, np.float32)
+
+    labels = small.label(endless())
+    assert [len(next(labels)) for _ in range(3)] == [750] * 3
+
+
+@pytest.mark.parametrize("frames", [1, 2, 30, 750, 751])
+def test_as_many_frames_as_the_blocks_have(small: CqtTeacher, frames: int):
+    assert label(small, np.zeros(320 * frames, np.float32)).shape == (frames, 36)
 
 
 @pytest.mark.parametrize("index", [0, 5, 20, 35])
 def test_a_tone_lights_its_own_bin(small: CqtTeacher, index: int):
-    magnitudes = small.label(tone(500.0 * 2 ** (index / 12), 1)).astype(np.float32)
-    assert (magnitudes[20:-20].argmax(axis=1) == index).all()
-    assert (magnitudes[20:-20, index] > 3 * np.delete(magnitudes[20:-20], [index - 1, index, (index + 1) % 36], axis=1).max(axis=1)).all()
+    found = values(small, tone(500.0 * 2 ** (index / 12), 1))[20:-20]
+    neighbours = [index - 1, index, (index + 1) % 36]
+    assert (found.argmax(axis=1) == index).all()
+    assert (found[:, index] > 3 * np.delete(found, neighbours, axis=1).max(axis=1)).all()
 
 
-def test_twice_as_loud_is_twice_the_magnitude(small: CqtTeacher):
-    audio = tone(1000, 0.5)
-    np.testing.assert_allclose(
-        small.label(audio).astype(np.float32), 2 * small.label(audio / 2).astype(np.float32), rtol=3e-3, atol=1e-5
-    )
-
-
-def test_silence_is_silent(small: CqtTeacher):
-    magnitudes = small.label(np.zeros(320 * 30, np.float32))
-    assert magnitudes.shape == (30, 36) and not magnitudes.any()
+@pytest.mark.parametrize("storage", ["float16", "uint8"])
+def test_silence_is_silent(storage: str):
+    stored = label(make_teacher(**SMALL, storage=storage), np.zeros(320 * 30, np.float32))
+    assert stored.shape == (30, 36) and not stored.any()
 
 
 @pytest.mark.parametrize("frame", [0, 17, 40])
 def test_an_impulse_peaks_at_its_frame(small: CqtTeacher, frame: int):
     audio = np.zeros(320 * 60, np.float32)
     audio[320 * frame] = 1.0
-    magnitudes = small.label(audio).astype(np.float32)
-    assert (magnitudes.argmax(axis=0) == frame).all()
+    found = values(small, audio)
+    assert (found.argmax(axis=0) == frame).all()
     for distance in range(1, min(frame, 5)):
-        np.testing.assert_allclose(magnitudes[frame + distance], magnitudes[frame - distance], atol=1e-3)
+        np.testing.assert_allclose(found[frame + distance], found[frame - distance], rtol=0.04, atol=1e-3)
+
+
+def test_the_loudest_audio_there_is_fits_the_curve():
+    """A full-scale square wave at the lowest bin, the one of the longest window: 2 / pi of the window's L1 norm."""
+    teacher = make_teacher()
+    square = np.sign(tone(32.7, 4) + np.float32(1e-6))
+    found = values(teacher, square.astype(np.float32))
+    assert found.max() == pytest.approx(2 / np.pi * 224.6, rel=0.03)
+    assert found.max() < teacher.spec.companding.peak
+
+
+def test_audio_beyond_full_scale_is_refused_not_clipped():
+    with pytest.raises(ValueError, match="companding curve holds 0 to 225"):
+        label(make_teacher(), 10 * tone(32.7, 4))
+    with pytest.raises(ValueError, match="companding curve holds 0 to 225"):
+        label(make_teacher(), np.full(3200, np.nan, np.float32))
 
 
 def test_a_bin_above_half_the_sample_rate_is_refused():
@@ -110,5 +136,5 @@ def test_a_bin_above_half_the_sample_rate_is_refused():
 
 def test_fingerprint_follows_the_settings_not_the_name(small: CqtTeacher):
     assert make_teacher(**SMALL, name="pitch").spec.fingerprint == small.spec.fingerprint
-    for change in ({"lowest_frequency": 501.0}, {"bins": 35}, {"bins_per_octave": 13}):
+    for change in ({"lowest_frequency": 501.0}, {"bins": 35}, {"bins_per_octave": 13}, {"storage": "float16"}):
         assert make_teacher(**SMALL | change).spec.fingerprint != small.spec.fingerprint

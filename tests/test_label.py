@@ -20,13 +20,16 @@ from audio_files import mert, mert_command, mert_environment, noise, tone, write
 
 from jobs.command_line import run
 from jobs.label import main as label_job
+from pipeline.audio_blocks import label_track
+from pipeline.cqt_teacher import CqtTeacherConfig
+from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.process_shard import decode_track, process_shard
-from pipeline.resample import to_float
+from pipeline.process_shard import process_shard
 from pipeline.shard_index import load_index
 from pipeline.shard_plan import SegmentConfig, plan_shards
 from pipeline.shard_record import load_record
-from pipeline.teachers import CqtTeacherConfig, EncodecTeacherConfig, build_teachers
+from pipeline.teachers import build_teachers
+from pipeline.track_audio import decode_track
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -160,11 +163,12 @@ def test_labels_of_a_segment_are_those_of_the_whole_track_cut(corpus: Path, mani
             assert start == 320 * frames[track] and tracks[track].split == entry.split
             assert example["__key__"] == f"{track}-{info['segment']:05d}"
             frames[track] += info["num_frames"]
-            audio = decode_track(tracks[track], str(corpus))
+            with decode_track(tracks[track], str(corpus)) as decoded:
+                audio = decoded.read(0, decoded.num_frames * 320)
             stored, rate = soundfile.read(io.BytesIO(example["flac"]), dtype="int16")
             assert rate == 24_000
             np.testing.assert_array_equal(stored, audio[start : start + count])
-            codes, cqt = (teacher.label(to_float(audio)) for teacher in teachers)
+            codes, cqt = (label_track(teacher, audio) for teacher in teachers)
             np.testing.assert_array_equal(example["codes.npy"], codes[:, start // 320 : (start + count) // 320])
             np.testing.assert_array_equal(example["cqt.npy"], cqt[start // 320 : (start + count) // 320])
     for key, track in tracks.items():
@@ -316,7 +320,7 @@ def test_a_task_needs_no_ray(corpus: Path, manifest: Path, tiny_codec: Path, und
     record = process_shard(task, teachers, str(corpus), "memory://label-test", {}, 2, seconds.append)
     stored = fsspec.filesystem("memory").cat(f"/label-test/{task.name}.tar")
     assert stored == (undisturbed / f"{task.name}.tar").read_bytes()
-    assert sum(seconds) == pytest.approx(task.seconds) and record.examples == load_record(str(undisturbed), task.name).examples
+    assert sum(seconds) == pytest.approx(record.seconds) and record.examples == load_record(str(undisturbed), task.name).examples
 
 
 def test_mistakes_end_in_one_line(manifest: Path, tiny_codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -1,6 +1,7 @@
 """What of a plan is done: only shard files count, and nothing stale goes unseen."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 
 from pipeline.decode import DecodeError
 from pipeline.manifest import Manifest, ManifestConfig, Track, load_manifest, scan, write_manifest
-from pipeline.process_shard import decode_track, process_shard
+from pipeline.process_shard import process_shard
 from pipeline.shard_plan import SegmentConfig, plan_shards
 from pipeline.shard_state import find_unfinished, shard_names
 from pipeline.teacher import TargetSpec
+from pipeline.track_audio import decode_track
 
 
 class CountingTeacher:
@@ -19,8 +21,12 @@ class CountingTeacher:
 
     spec = TargetSpec(name="count", kind="continuous", dtype="float16", frame_rate=75, size=1, fingerprint="a" * 64, teacher={})
 
-    def label(self, audio: np.ndarray) -> np.ndarray:
-        return np.arange(len(audio) // 320, dtype=np.float16)[:, None]
+    def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        start = 0
+        for block in blocks:
+            frames = len(block) // 320
+            yield np.arange(start, start + frames, dtype=np.float16)[:, None]
+            start += frames
 
 
 @pytest.fixture
@@ -77,9 +83,25 @@ def test_another_rounding_of_the_same_file_is_not_a_change(manifest: Manifest) -
     def pretend(**changes: object) -> Track:
         return track.model_copy(update=changes)
 
-    samples = decode_track(track, manifest.root)
+    def decoded(track: Track) -> np.ndarray:
+        with decode_track(track, manifest.root) as audio:
+            return audio.read(0, track.num_samples)
+
     # The digest another CPU's lossy decoder might have given.
-    assert np.array_equal(decode_track(pretend(audio_sha256="0" * 64), manifest.root), samples)
+    assert np.array_equal(decoded(pretend(audio_sha256="0" * 64)), decoded(track))
     for changes in ({"sha256": "1" * 64}, {"num_samples": track.num_samples + 1}):
         with pytest.raises(DecodeError, match="changed"):
             decode_track(pretend(audio_sha256="0" * 64, **changes), manifest.root)
+
+
+@pytest.mark.parametrize(("surplus", "words"), [(-1, "expected float16"), (-400, "expected"), (1, "more than the track's 300 frames")])
+def test_a_teacher_that_loses_or_invents_frames_is_refused(manifest: Manifest, tmp_path: Path, surplus: int, words: str) -> None:
+    class WrongTeacher(CountingTeacher):
+        def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            frames = max(0, sum(len(block) // 320 for block in blocks) + surplus)
+            yield np.zeros((frames, 1), np.float16)
+
+    task = plan_shards(manifest, SegmentConfig(segment_seconds=2.0, shortest_seconds=1.0))[0]
+    with pytest.raises(ValueError, match=words):
+        process_shard(task, [WrongTeacher()], manifest.root, str(tmp_path / "out"), {})
+    assert not list((tmp_path / "out").glob("[!.]*"))

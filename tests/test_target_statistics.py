@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_fixtures import CODES, CQT
 
+from pipeline.companding import Companding
 from pipeline.target_statistics import empty, measure, merge, summarise
 
 
@@ -32,6 +33,17 @@ def test_summary_is_that_of_numpy():
     np.testing.assert_allclose(summary.mean, cqt.astype(np.float64).mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(summary.deviation, cqt.astype(np.float64).std(axis=0), rtol=1e-9)
     assert (summary.minimum, summary.maximum) == (cqt.min(), cqt.max())
+
+
+def test_companded_targets_are_summed_in_their_own_unit():
+    companding = Companding(peak=225, mu=10_000)
+    spec = CQT.model_copy(update={"dtype": "uint8", "companding": companding})
+    levels = np.random.default_rng(0).integers(0, 256, (500, 4)).astype(np.uint8)
+    values = 0.0225 * (10_001 ** (levels / 255) - 1)
+    summary = summarise(total(spec, np.split(levels, [100])))
+    np.testing.assert_allclose(summary.mean, values.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(summary.deviation, values.std(axis=0), rtol=1e-9)
+    assert (summary.minimum, summary.maximum) == (0, pytest.approx(225))
 
 
 def test_usage_and_perplexity():

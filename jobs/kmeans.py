@@ -1,0 +1,61 @@
+"""Fit centroids of log-mel or chroma to a manifest, to be a teacher.
+
+    mert kmeans configs/kmeans.yaml manifest=MANIFEST_FOLDER out=KMEANS_FOLDER
+    mert kmeans configs/kmeans.yaml manifest=MANIFEST_FOLDER out=KMEANS_FOLDER feature=chroma
+
+Writes centroids.safetensors and kmeans.yaml (the feature's settings, how they were fitted, how well). The folder is
+then the `weights` of a teacher of kind kmeans in a label config.
+"""
+
+import sys
+import tempfile
+
+import torch
+
+from jobs.command_line import run
+from jobs.config import load_config
+from jobs.progress import Progress
+from model.publish import publish_folder
+from pipeline.kmeans_fitting import (
+    KmeansFittingConfig,
+    choose_crops,
+    collect_features,
+    describe_fitting,
+    fit_centroids,
+    judge_centroids,
+)
+from pipeline.kmeans_folder import save_kmeans
+from pipeline.kmeans_teacher import build_feature
+from pipeline.manifest import load_manifest
+from pipeline.storage import local_path
+
+CONFIG = KmeansFittingConfig
+
+
+def main(arguments: list[str]) -> int:
+    config = load_config(CONFIG, arguments)
+    out = local_path(config.out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is not empty; fit into a new folder")
+    manifest = load_manifest(config.manifest)
+    crops = choose_crops(manifest, config)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryFile(prefix="mert-kmeans-") as file:
+        with Progress("kmeans", sum(drawn.seconds(config.crop_seconds) for drawn in crops)) as progress:
+            sample = collect_features(file, manifest.root, crops, config, progress.update)
+        print(f"fitting {config.num_clusters} centroids to {len(sample)} frames of {len(crops)} tracks", flush=True)
+        kmeans = fit_centroids(sample, config)
+        quality = judge_centroids(kmeans, sample)
+    with publish_folder(out) as folder:
+        feature_settings = build_feature(config.feature, torch.device("cpu")).settings
+        save_kmeans(folder, kmeans.cluster_centers_, feature_settings, describe_fitting(manifest, config, kmeans, sample), quality)
+    print(
+        f"{config.feature}: {quality['used']} of {config.num_clusters} centroids in use, perplexity {quality['perplexity']:.0f},"
+        f" squared error {quality['squared_error']:.4g} a frame ({quality['relative_error']:.1%} of the variance)"
+    )
+    print(f"kmeans: {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))

@@ -1,0 +1,85 @@
+"""A manifest's track decoded once into a temporary file, so that memory is bounded for any length.
+
+Each teacher and the shard writer then read it at their own pace: 16 bits at 24 kHz are 173 MB an hour of disk.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pipeline.audio_blocks import BLOCK_SAMPLES
+from pipeline.decode import AudioDigest, DecodeError, open_audio
+from pipeline.frames import HOP, whole_frames
+from pipeline.manifest import Track, file_sha256
+from pipeline.resample import resample_to_int16, to_float
+from pipeline.storage import local_copy
+
+BYTES = 2  # of a sample
+
+
+class TrackAudio:
+    """Decoded audio, int16 24 kHz mono, cut to whole frames; a context manager that removes its file.
+
+    Raises:
+        OSError: the folder for temporary files (TMPDIR) is full, naming it.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray]):
+        self._file = tempfile.TemporaryFile(prefix="mert-track-", buffering=0)
+        samples = 0
+        for block in blocks:
+            self._write(block.astype("<i2").tobytes())
+            samples += len(block)
+        self.num_frames = whole_frames(samples)
+
+    def __enter__(self) -> "TrackAudio":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._file.close()
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """int16 samples [start, start + count), as many of them as there are."""
+        count = max(0, min(count, self.num_frames * HOP - start))
+        return np.frombuffer(os.pread(self._file.fileno(), count * BYTES, start * BYTES), "<i2")
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The track from its start as float32 blocks of 20 s, the last one shorter."""
+        for start in range(0, self.num_frames * HOP, BLOCK_SAMPLES):
+            yield to_float(self.read(start, BLOCK_SAMPLES))
+
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise OSError(f"{tempfile.gettempdir()}: a decoded track does not fit ({error.strerror})") from error
+
+
+def decode_track(track: Track, root: str) -> TrackAudio:
+    """Decode a track of the manifest.
+
+    Raises:
+        DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `open_audio`.
+        OSError: the file cannot be reached, or there is no room for the decoded track.
+    """
+    with local_copy(root, track.path) as path, open_audio(path) as audio:
+        digest = AudioDigest(audio.header)
+        decoded = TrackAudio(resample_to_int16(digest.follow(audio.blocks()), audio.header.sample_rate))
+        # Lossy decoders round differently on another CPU: the same file of the same length is the same music.
+        same = digest.hexdigest() == track.audio_sha256 or (
+            digest.num_samples == track.num_samples and file_sha256(path) == track.sha256
+        )
+    if not same:
+        decoded.close()
+        raise DecodeError(
+            "changed", f"{digest.num_samples} samples with SHA-256 {digest.hexdigest()},"
+            f" the manifest has {track.num_samples} with {track.audio_sha256}"
+        )
+    return decoded

@@ -1,0 +1,90 @@
+"""The list of teachers, and the README's way to add one, followed to the letter."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import yaml
+from audio_files import noise, tone
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline import teachers
+from pipeline.audio_blocks import label_track
+from pipeline.decode import to_int16
+
+ROOT = Path(__file__).parent.parent
+SECTION = "### A teacher of your own"
+CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
+
+
+def readme_blocks() -> dict[str, list[str]]:
+    """The fenced blocks of the section, by language."""
+    section = (ROOT / "README.md").read_text().split(SECTION)[1].split("\n#")[0]
+    blocks: dict[str, list[str]] = {}
+    for language, content in re.findall(r"^```(\w+)\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL):
+        blocks.setdefault(language, []).append(content)
+    return blocks
+
+
+def module_of(name: str, path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def with_loudness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """pipeline/teachers.py with the README's file beside it and the README's line in it."""
+    code, line = readme_blocks()["python"]
+    (tmp_path / "loudness_teacher.py").write_text(code)
+    assert line.count("\n") == 1
+    source = (ROOT / "pipeline" / "teachers.py").read_text()
+    place = source.index("from pipeline.random_projection_teacher")
+    (tmp_path / "teachers.py").write_text(source[:place] + line + source[place:])
+    for name in ("pipeline.loudness_teacher", "teachers_with_loudness"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # so that it is taken away again
+    module_of("pipeline.loudness_teacher", tmp_path / "loudness_teacher.py")
+    return module_of("teachers_with_loudness", tmp_path / "teachers.py")
+
+
+def test_the_teacher_of_the_readme_labels_a_track(with_loudness: ModuleType):
+    config = yaml.safe_load(readme_blocks()["yaml"][0])["teachers"]
+    configs = TypeAdapter(list[with_loudness.TeacherConfig]).validate_python([*config, CQT])
+    loudness, cqt = with_loudness.build_teachers(configs, "cpu")
+    assert (loudness.spec.name, cqt.spec.name) == ("loudness", "cqt")
+    audio = to_int16(np.concatenate([tone(440, 2), noise(23, seed=1), np.zeros(24_000, np.float32)]))
+    labels = label_track(loudness, audio)
+    assert labels.dtype == np.float16 and labels.shape == loudness.spec.shape(26 * 75)
+    assert labels[75, 0] == pytest.approx(-9.03, abs=0.1)  # a sine of half full scale
+    assert labels[1000, 0] == pytest.approx(-20, abs=1.5) and (labels[-75:] == -80).all()
+    with pytest.raises(ValidationError, match="loudness"):
+        TypeAdapter(list[teachers.TeacherConfig]).validate_python(config)
+
+
+def test_every_kind_has_its_config_and_class():
+    kinds = {config.model_fields["kind"].annotation.__args__[0]: teacher for config, teacher in teachers.TEACHERS.items()}
+    assert {kind: teacher.__name__ for kind, teacher in kinds.items()} == {
+        "encodec": "EncodecTeacher", "cqt": "CqtTeacher", "kmeans": "KmeansTeacher",
+        "random_projection": "RandomProjectionTeacher",
+    }
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match="mfcc.*random_projection"):
+        TypeAdapter(list[teachers.TeacherConfig]).validate_python([{"kind": "mfcc"}])
+
+
+def test_two_targets_of_one_name_are_refused():
+    configs = TypeAdapter(list[teachers.TeacherConfig]).validate_python(
+        [{"kind": "random_projection", "codebook_size": 16}, CQT, {"kind": "random_projection", "codebook_size": 32}]
+    )
+    with pytest.raises(ValueError, match="'random_projection' is made by two teachers"):
+        teachers.build_teachers(configs, "cpu")
+    other = configs[2].model_copy(update={"name": "other"})
+    assert [each.spec.name for each in teachers.build_teachers([*configs[:2], other], "cpu")] == ["random_projection", "cqt", "other"]
