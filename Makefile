@@ -1,13 +1,14 @@
 # make demo                      the whole job on the music of tests/data
 # make demo CORPUS=/path/to/music   the same on your own folder
 # make test                      the test suite
+# make test-transformers-4        exports opened by the last transformers 4.x
 # make corpus                    about 6.6 hours of freely licensed music, from Debian packages, into corpus/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 CORPUS ?= tests/data/music
 PACKAGES := wesnoth-1.16-music planetblupi-music-ogg singularity-music hyperrogue-music asc-music
 
-.PHONY: demo test corpus install
+.PHONY: demo test test-transformers-4 corpus install
 
 install: $(VENV)/installed
 
@@ -22,6 +23,11 @@ demo: install
 
 test: install
 	$(VENV)/bin/python -m pytest -m 'not gpu'
+
+test-transformers-4: install
+	$(VENV)/bin/pip install --quiet --upgrade --target .transformers-4 'transformers>=4.57,<5'
+	PYTHONPATH=.transformers-4 $(VENV)/bin/python -c 'import transformers; assert transformers.__version__.startswith("4.")'
+	PYTHONPATH=.transformers-4 $(VENV)/bin/python -m pytest tests/test_export.py tests/test_export_command.py
 
 corpus:
 	mkdir -p corpus/packages

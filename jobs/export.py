@@ -2,8 +2,10 @@
 
     mert export RUN_FOLDER OUT_FOLDER
     mert export RUN_FOLDER/checkpoints/step_1000 OUT_FOLDER
+    mert export IMPORTED_FOLDER OUT_FOLDER
 
-A run folder means its newest whole checkpoint.
+A run folder means its newest whole checkpoint. An encoder with options that Hubert lacks is written as a folder of our
+own class, which model.load.load_encoder opens; what prevents the native class is told.
 """
 
 import argparse
@@ -12,8 +14,10 @@ from pathlib import Path
 
 from jobs.command_line import run
 from jobs.pretrain import RunDescription
-from model.checkpoint import CHECKSUMS, find_fault, latest_checkpoint, load_config, load_state, load_weights
-from model.export import export_hubert
+from model.checkpoint import find_checkpoint, load_config, load_state
+from model.export import export_model
+from model.load import read_checkpoint, read_model
+from model.stored_model import StoredModel
 from pipeline.storage import local_path
 
 
@@ -22,15 +26,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("out")
     options = parser.parse_args(arguments)
-    checkpoint = find_checkpoint(options.source)
-    description = RunDescription(**load_config(checkpoint))
-    state = load_state(checkpoint)
+    model, card, named = read(options.source)
+    for obstacle in export_model(local_path(options.out), model, card):
+        print(f"no native hubert folder: {obstacle}", file=sys.stderr)
+    print(f"exported {named} to {options.out}")
+    return 0
+
+
+def read(source: Path) -> tuple[StoredModel, dict, str]:
+    """The model of a run, a checkpoint or an exported folder; what its card says; what it is, in words."""
+    if (source / "config.json").is_file():
+        return read_model(source), {"Source": f"{source.resolve().name}, exported again"}, str(source)
+    checkpoint, faults = find_checkpoint(source)
+    for fault in faults:
+        print(f"passed over: {fault}", file=sys.stderr)
+    state, description = load_state(checkpoint), RunDescription(**load_config(checkpoint))
     config = description.config
     card = {
         "Data": description.data,
         "Training": {
             "steps": state.step,
             "seed": config.seed,
+            "initial weights": Path(config.initial).name if config.initial else "random",
             "examples a step": config.stream.batch_size,
             "crop samples": config.stream.crop_samples,
             "skipped steps": state.skipped_steps,
@@ -38,32 +55,7 @@ def main(arguments: list[str]) -> int:
             "trainer": config.trainer.model_dump(mode="json"),
         },
     }
-    export_hubert(
-        local_path(options.out), load_weights(checkpoint), config.encoder, description.heads, description.data["sample_rate"], card
-    )
-    print(f"exported step {state.step} of {checkpoint} to {options.out}")
-    return 0
-
-
-def find_checkpoint(source: Path) -> Path:
-    """The newest whole checkpoint of a run folder, or the checkpoint folder itself.
-
-    Raises:
-        ValueError: neither, or a torn checkpoint.
-    """
-    if (source / "checkpoints").is_dir():
-        checkpoint, faults = latest_checkpoint(source / "checkpoints")
-        if checkpoint is None:
-            raise ValueError(f"{source}: no whole checkpoint{''.join('; ' + fault for fault in faults)}")
-        for fault in faults:
-            print(f"passed over: {fault}", file=sys.stderr)
-        return checkpoint
-    if not (source / CHECKSUMS).is_file():
-        raise ValueError(f"{source} is neither a run folder nor a whole checkpoint: it has no checkpoints/ and no {CHECKSUMS}")
-    fault = find_fault(source)
-    if fault:
-        raise ValueError(f"torn checkpoint: {fault}")
-    return source
+    return read_checkpoint(checkpoint), card, f"step {state.step} of {checkpoint}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     mert pretrain configs/tiny.yaml shards=SHARD_FOLDER out=RUN_FOLDER
     torchrun --nproc-per-node=8 -m jobs.pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER
+    mert pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER initial=IMPORTED_OR_EXPORTED_FOLDER
 
+`initial` is read when a run begins, not when it goes on from a checkpoint of its own.
 SIGTERM or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, since it is not finished.
 """
 
@@ -24,11 +26,15 @@ from jobs.command_line import run
 from jobs.config import load_config
 from jobs.folder_lock import locked
 from jobs.training_report import TrainingReport
-from model.checkpoint import list_checkpoints
+from model.architecture import architecture_differences
+from model.checkpoint import latest_checkpoint, list_checkpoints
 from model.encoder import EncoderConfig
 from model.heads import HeadSpec
-from model.pretrain_model import ObjectiveConfig, build_pretrain_model
+from model.load import read_model
+from model.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 from model.publish import publish_file
+from model.stored_model import StoredModel, select
+from model.target_alignment import target_stride
 from model.trainer import Batch, Position, TrainerConfig, train
 from pipeline.batch_stream import BatchStream, StreamConfig, validation_batches
 from pipeline.shard_index import ShardIndex, load_index
@@ -55,6 +61,10 @@ class PretrainConfig(BaseModel):
 
     shards: str = Field(description="Shard folder, a local path or fsspec URL")
     out: str = Field(description="Run folder, local")
+    initial: str | None = Field(
+        default=None,
+        description="Local folder with the first weights: of mert import, mert export, a run, a checkpoint; null: random",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of weights, order, crops, masks, mixture and dropout")
     train_split: str = Field(default="train", description="Split to train on")
     valid_split: str | None = Field(default="valid", description="Split to validate on; null for none")
@@ -75,11 +85,16 @@ class RunDescription(BaseModel):
     data: dict = Field(description="Digest, hours and teachers of the shard set")
 
 
+CONFIG = PretrainConfig
+
+
 def main(arguments: list[str]) -> int:
-    config = load_config(PretrainConfig, arguments)
+    config = load_config(CONFIG, arguments)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     out = local_path(config.out)
     index = load_index(config.shards)
+    initial = read_initial(config, out, index, rank)
+    config = settle_encoder(config, initial, out)
     description = RunDescription(config=config, heads=heads_of(index), data=describe_data(index))
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, shown=rank == 0))
@@ -97,8 +112,12 @@ def main(arguments: list[str]) -> int:
                 BatchStream(config.shards, config.train_split, config.stream, config.seed, rank, world_size, position)
             )
 
+        model = build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
+        if initial is not None:
+            taken = begin_from(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
+            report.note(taken if rank == 0 else "")
         result = train(
-            build_pretrain_model(config.encoder, description.heads, config.objective, config.seed),
+            model,
             stream,
             validation_of(config, rank, world_size),
             config.trainer,
@@ -138,17 +157,84 @@ def process_group(device: str, world_size: int) -> Iterator[torch.device]:
 
 def heads_of(index: ShardIndex) -> list[HeadSpec]:
     """One head for each target of the shard set."""
-    return [
-        HeadSpec(name=spec.name, kind=spec.kind, size=spec.size, codebook_size=spec.codebook_size)
-        for spec in index.targets
-    ]
+    return [HeadSpec(**spec.model_dump(include=set(HeadSpec.model_fields))) for spec in index.targets]
+
+
+def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int) -> StoredModel | None:
+    """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
+
+    Raises:
+        ValueError: no such folder, audio of another rate than the shards', or only torn checkpoints.
+    """
+    if config.initial is None:
+        return None
+    if list_checkpoints(out / CHECKPOINTS):
+        if rank == 0 and latest_checkpoint(out / CHECKPOINTS)[0] is None:
+            raise ValueError(f"{out}: all its checkpoints are torn; remove them to begin anew from {config.initial}")
+        return None
+    initial = read_model(local_path(config.initial))
+    if initial.sample_rate != index.sample_rate:
+        raise ValueError(f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz")
+    return initial
+
+
+def settle_encoder(config: PretrainConfig, initial: StoredModel | None, out: Path) -> PretrainConfig:
+    """With `initial`, what the config does not say of the encoder comes from there (later from the run's own config).
+
+    Raises:
+        ValueError: the config says something else that makes another architecture; key and both values are named.
+    """
+    if config.initial is None:
+        return config
+    if initial is not None:
+        before = initial.encoder
+    else:
+        before = EncoderConfig(**yaml.safe_load((out / RUN_CONFIG).read_text())["config"]["encoder"])
+    said = config.encoder.model_dump(exclude_unset=True) if "encoder" in config.model_fields_set else {}
+    encoder = EncoderConfig(**merge(before.model_dump(), said))
+    if initial is not None:
+        different = architecture_differences(encoder, before).items()
+        if different:
+            faults = "; ".join(f"encoder.{key} is {ours!r} in the config, {theirs!r} there" for key, (ours, theirs) in different)
+            raise ValueError(f"{config.initial} has another encoder: {faults}")
+    return config.model_copy(update={"encoder": encoder})
+
+
+def merge(values: dict, changes: dict) -> dict:
+    """Nested mappings, the second laid over the first."""
+    inner = {
+        key: merge(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
+        for key, change in changes.items()
+    }
+    return {**values, **inner}
+
+
+def begin_from(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
+    """Load the encoder, and the heads that fit: the same target of the same teacher. Says which heads stay new."""
+    model.encoder.load_state_dict(initial.weights)
+    stored = {spec.name: spec for spec in initial.heads}
+    taken = []
+    for spec in model.head_specs:
+        weights = select(initial.head_weights, f"{spec.name}.")
+        own = {name: weight.shape for name, weight in model.heads[spec.name].state_dict().items()}
+        same_teacher = initial.fingerprints.get(spec.name) == fingerprints[spec.name]
+        if stored.get(spec.name) == spec and same_teacher and {n: w.shape for n, w in weights.items()} == own:
+            model.heads[spec.name].load_state_dict(weights)
+            taken.append(spec.name)
+    new = [spec.name for spec in model.head_specs if spec.name not in taken]
+    return f"first weights: encoder and {', '.join(taken) or 'no'} heads as stored; new heads: {', '.join(new) or 'none'}"
 
 
 def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> None:
     """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example."""
-    hop = config.encoder.frontend.hop
-    if hop != index.hop:
-        raise ValueError(f"the front-end's strides multiply to {hop} samples, the shards have a hop of {index.hop}")
+    frontend = config.encoder.frontend
+    hop = frontend.hop
+    if frontend.sample_rate not in (None, index.sample_rate):
+        raise ValueError(f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {index.sample_rate} Hz")
+    if hop % index.hop:
+        raise ValueError(f"the encoder's hop is {hop} samples, no multiple of the shards' hop of {index.hop}")
+    for spec in index.targets:
+        target_stride(spec.name, spec.frame_rate, hop)
     if config.stream.batch_size % world_size:
         raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
     filled = [split for split, totals in sorted(index.totals.items()) if totals.examples]
@@ -233,4 +319,4 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:], __doc__))
+    sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))

@@ -1,6 +1,8 @@
 """What a training run shows while it runs: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+from math import isnan
+from statistics import mean
 from typing import Any
 
 from tqdm import tqdm
@@ -55,6 +57,8 @@ class TrainingReport:
                 return f"step {record['step']} skipped: loss {record['loss']}, gradient norm {record['gradient_norm']}"
             case "torn_checkpoint":
                 return f"passed over: {record['fault']}"
+            case "diagnostics":
+                return ""  # for TensorBoard
             case kind:
                 raise ValueError(f"unknown record kind {kind!r}")
 
@@ -69,9 +73,10 @@ def describe_step(record: dict[str, Any]) -> str:
 
 
 def describe_losses(record: dict[str, Any]) -> str:
-    """The loss, its parts, and the mean accuracy over codebooks of each discrete target."""
+    """The loss, its parts, and the mean accuracy over codebooks, but those left out, of each discrete target."""
     parts = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     accuracy = "".join(
-        f", {name} accuracy {sum(levels) / len(levels):.2%}" for name, levels in record["accuracy"].items()
+        f", {name} accuracy {mean(level for level in levels if not isnan(level)):.2%}"
+        for name, levels in record["accuracy"].items()
     )
     return f"loss {record['loss']:.3f} ({parts}){accuracy}"

@@ -110,6 +110,24 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, faults
 
 
+def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint of a run folder, or the checkpoint folder itself, and the faults of torn ones passed over.
+
+    Raises ValueError when the source is neither, or has only torn checkpoints.
+    """
+    if (source / "checkpoints").is_dir():
+        checkpoint, faults = latest_checkpoint(source / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"{source}: no whole checkpoint{''.join('; ' + fault for fault in faults)}")
+        return checkpoint, faults
+    if not (source / CHECKSUMS).is_file():
+        raise ValueError(f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no checkpoints/, {CHECKSUMS} or config.json")
+    fault = find_fault(source)
+    if fault:
+        raise ValueError(f"torn checkpoint: {fault}")
+    return source, []
+
+
 def load_state(path: Path) -> CheckpointState:
     """Read state.json. Raises ValueError when it was written in another format version."""
     document = json.loads((path / "state.json").read_text())

@@ -1,14 +1,17 @@
 """Wave front-end: raw audio to frames by a stack of strided convolutions.
 
-The layout of wav2vec 2.0 (arXiv 2006.11477, section 2) that HuBERT and MERT keep: no bias, GELU, group norm
-with one group per channel on the first layer only. At MERT's strides one frame is 320 samples, 75 Hz at 24 kHz.
+The layout of wav2vec 2.0 (arXiv 2006.11477, section 2) that HuBERT and MERT keep: GELU, no bias, and either group
+norm with one group per channel on the first layer only (HuBERT base, MERT) or layer norm over channels on every
+layer (HuBERT large). At MERT's strides one frame is 320 samples, 75 Hz at 24 kHz.
 """
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class FrontendConfig(BaseModel):
@@ -16,6 +19,7 @@ class FrontendConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["convolution"] = Field("convolution", description="Strided convolutions over the wave")
     channels: int = Field(512, ge=1, description="output channels of every convolution")
     kernels: tuple[int, ...] = Field(
         (10, 3, 3, 3, 3, 2, 2), min_length=1, description="kernel of each layer, in its input's steps"
@@ -23,7 +27,14 @@ class FrontendConfig(BaseModel):
     strides: tuple[int, ...] = Field(
         (5, 2, 2, 2, 2, 2, 2), min_length=1, description="stride of each layer, in its input's steps"
     )
+    bias: bool = Field(False, description="whether the convolutions have a bias")
+    norm: Literal["group", "layer"] = Field(
+        "group", description="group: each channel over time, first layer only; layer: over channels, every layer"
+    )
     gradient_multiplier: float = Field(0.1, ge=0.0, description="factor on the gradient entering the front-end")
+    activation_checkpointing: bool = Field(
+        False, description="keep the input of each layer only and compute the rest again in the backward pass"
+    )
 
     @model_validator(mode="after")
     def _same_length(self) -> "FrontendConfig":
@@ -36,33 +47,62 @@ class FrontendConfig(BaseModel):
         """Samples from one frame to the next: the product of the strides."""
         return math.prod(self.strides)
 
+    @property
+    def width(self) -> int:
+        """Features per frame."""
+        return self.channels
+
+    @property
+    def sample_rate(self) -> None:
+        """Hz the front-end is made for: the convolutions learn whatever rate they are given."""
+        return None
+
+    @property
+    def padding_invariant(self) -> bool:
+        """Whether zeros behind a row leave its frames as they are; not with group norm, see ConvFrontend."""
+        return self.norm == "layer"
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of [B, C, T]."""
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return super().forward(signal.transpose(1, 2)).transpose(1, 2)
+
 
 class ConvLayer(nn.Module):
-    """Convolution, optional per-channel group norm over time, GELU: [B, C_in, T] -> [B, C, T']."""
+    """Convolution, norm, GELU: [B, C_in, T] -> [B, C, T']."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, normalised: bool):
+    def __init__(self, conv: nn.Conv1d, norm: nn.Module):
         super().__init__()
-        self.conv = nn.Conv1d(in_channels, channels, kernel, stride=stride, bias=False)
-        self.norm = nn.GroupNorm(channels, channels) if normalised else nn.Identity()
+        self.conv = conv
+        self.norm = norm
 
     def forward(self, signal: Tensor) -> Tensor:
         return nn.functional.gelu(self.norm(self.conv(signal)))
 
 
 class ConvFrontend(nn.Module):
-    """Audio [B, T] samples -> features [B, F, C] frames.
+    """Audio [B, T] samples -> features [B, F, C] frames; frame i sees the samples from i * hop on.
 
-    The first layer's group norm takes its statistics over the whole row, padding included: padded rows give
-    slightly other features than the same audio alone. Batch by length where that matters.
+    Group norm takes its statistics over the whole row, padding included: padded rows give slightly other features
+    than the same audio alone, so batch by length where that matters. With layer norm a frame depends on the samples
+    it sees and on nothing else.
     """
 
     def __init__(self, config: FrontendConfig):
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(
-            ConvLayer(1 if i == 0 else config.channels, config.channels, kernel, stride, normalised=i == 0)
-            for i, (kernel, stride) in enumerate(zip(config.kernels, config.strides))
+        self.layers = nn.ModuleList(self._layer(i) for i in range(len(config.kernels)))
+
+    def _layer(self, i: int) -> ConvLayer:
+        config, channels = self.config, self.config.channels
+        conv = nn.Conv1d(
+            channels if i else 1, channels, config.kernels[i], stride=config.strides[i], bias=config.bias
         )
+        if config.norm == "layer":
+            return ConvLayer(conv, ChannelNorm(channels))
+        return ConvLayer(conv, nn.Identity() if i else nn.GroupNorm(channels, channels))
 
     def num_frames(self, num_samples: int) -> int:
         """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
@@ -76,8 +116,13 @@ class ConvFrontend(nn.Module):
             raise ValueError(f"audio of {audio.shape[1]} samples is too short: the front-end gives 0 frames for it")
         features = audio[:, None]
         for layer in self.layers:
-            features = layer(features)
+            features = self._run(layer, features)
         return scale_gradient(features.transpose(1, 2), self.config.gradient_multiplier)
+
+    def _run(self, layer: ConvLayer, features: Tensor) -> Tensor:
+        if self.training and self.config.activation_checkpointing:
+            return checkpoint(layer, features, use_reentrant=False)
+        return layer(features)
 
 
 class _ScaleGradient(torch.autograd.Function):

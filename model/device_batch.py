@@ -1,7 +1,8 @@
 """A batch on its way to the device.
 
-As the stream gives it (stored dtypes, CPU):  audio int16 or float32 [B, T]; discrete targets integer [B, K, F];
-continuous targets float [B, F, bins]; valid bool [B, F]; key list of B str; row int64 [B], index in the global batch.
+As the stream gives it (stored dtypes, CPU):  audio int16 or float32 [B, T]; discrete targets integer [B, K, F'];
+continuous targets float or companded uint8 [B, F', bins], F' frames at the target's own frame rate; valid bool
+[B, F] at 75 Hz; key list of B str; row int64 [B], index in the global batch.
 As the model takes it: audio float32 in [-1, 1), codes int64, values float32, on the device.
 """
 
@@ -12,26 +13,34 @@ import torch
 from torch import Tensor
 
 from model.heads import HeadSpec
+from model.target_alignment import FRAME_RATE, align_valid, target_stride
 
 
-def check_batch(batch: Mapping[str, Any], heads: Sequence[HeadSpec], num_frames: int) -> None:
+def check_batch(batch: Mapping[str, Any], heads: Sequence[HeadSpec], num_frames: int, hop: int) -> None:
     """Refuse a batch the model cannot learn from, naming the key and both values (ValueError).
 
-    `num_frames` is what the encoder returns for the batch's audio; targets may be longer, never shorter.
+    `num_frames` is what an encoder of `hop` samples a frame returns for the batch's audio; targets may be longer,
+    never shorter.
     """
     rows, target_frames = batch["valid"].shape
-    if target_frames < num_frames:
-        raise ValueError(f"targets have {target_frames} frames, fewer than the encoder's {num_frames}")
-    if not batch["valid"][:, :num_frames].any(1).all():
-        empty = int((~batch["valid"][:, :num_frames].any(1)).nonzero()[0])
-        raise ValueError(f"example {batch['key'][empty]} has no valid frame")
+    enough = target_frames // target_stride("valid", FRAME_RATE, hop)
+    if enough < num_frames:
+        raise ValueError(f"targets have {enough} frames, fewer than the encoder's {num_frames}")
+    filled = align_valid(batch["valid"], hop, num_frames).any(1)
+    if not filled.all():
+        raise ValueError(f"example {batch['key'][int((~filled).nonzero()[0])]} has no valid frame")
     for spec in heads:
-        target = batch[spec.name]
-        expected = [rows, spec.size, target_frames] if spec.kind == "discrete" else [rows, target_frames, spec.size]
-        if list(target.shape) != expected:
-            raise ValueError(f"target {spec.name} has shape {list(target.shape)}, expected {expected}")
-        if spec.kind == "discrete":
-            _check_codes(target.to(torch.int64), spec, batch["key"])
+        _check_target(batch[spec.name], spec, rows, target_frames * spec.frame_rate // FRAME_RATE, batch["key"])
+
+
+def _check_target(target: Tensor, spec: HeadSpec, rows: int, frames: int, keys: Sequence[str]) -> None:
+    expected = [rows, spec.size, frames] if spec.kind == "discrete" else [rows, frames, spec.size]
+    if list(target.shape) != expected:
+        raise ValueError(f"target {spec.name} has shape {list(target.shape)}, expected {expected}")
+    if spec.kind == "discrete":
+        _check_codes(target.to(torch.int64), spec, keys)
+    elif (target.dtype == torch.uint8) != (spec.companding is not None):
+        raise ValueError(f"target {spec.name} is stored as {target.dtype}, but its companding is {spec.companding!r}")
 
 
 def _check_codes(codes: Tensor, spec: HeadSpec, keys: Sequence[str]) -> None:
@@ -42,10 +51,14 @@ def _check_codes(codes: Tensor, spec: HeadSpec, keys: Sequence[str]) -> None:
         raise ValueError(f"target {spec.name} of {keys[row]} has code {code}, codebook_size is {spec.codebook_size}")
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+def to_device(batch: Mapping[str, Any], heads: Sequence[HeadSpec], device: torch.device) -> dict[str, Tensor]:
     """The tensors of a batch in their device form; stored dtypes travel, and are converted on the device."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)}
-    return {name: _convert(name, tensor) for name, tensor in moved.items()}
+    companded = {spec.name: spec.companding for spec in heads if spec.companding is not None}
+    return {
+        name: companded[name].expand(tensor) if name in companded else _convert(name, tensor)
+        for name, tensor in moved.items()
+    }
 
 
 def _convert(name: str, tensor: Tensor) -> Tensor:

@@ -1,14 +1,20 @@
-"""The MERT encoder: wave front-end, projection, mask embedding, transformer. Config defaults are MERT 95M's."""
+"""The MERT encoder: front-end, projection, mask embedding, transformer. Config defaults are MERT 95M's."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from model.conv_frontend import ConvFrontend, FrontendConfig
-from model.transformer import PositionalConvolution, TransformerConfig, TransformerEncoderExtend
+from model.conv_frontend import FrontendConfig
+from model.frontends import AnyFrontendConfig, build_frontend
+from model.initialisation import initialise
+from model.masking import Masking, apply_masking
+from model.linear import Linear
+from model.transformer import TransformerEncoderExtend
+from model.transformer_config import TransformerConfig
 
 
 class EncoderConfig(BaseModel):
@@ -16,9 +22,16 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    frontend: FrontendConfig = Field(FrontendConfig(), description="wave front-end")
+    frontend: AnyFrontendConfig = Field(
+        FrontendConfig(), discriminator="kind", description="front-end; kind: convolution where none is named"
+    )
     input_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on projected front-end features")
     transformer: TransformerConfig = Field(TransformerConfig(), description="transformer over frames")
+
+    @field_validator("frontend", mode="before")
+    @classmethod
+    def _convolution_by_default(cls, value: Any) -> Any:
+        return {"kind": "convolution", **value} if isinstance(value, Mapping) else value
 
 
 @dataclass
@@ -26,21 +39,23 @@ class EncoderOutput:
     """What the encoder knows about a batch.
 
     hidden_states: layers + 1 tensors [B, F, D], see model/transformer.py. last: output [B, F, D].
-    frontend_features: output of the wave front-end before its norm [B, F, C].
+    frontend_features: output of the front-end before its norm [B, F, C].
+    attention: each layer's map [B, H, F, F]; None if they were not asked for.
     """
 
     hidden_states: tuple[Tensor, ...]
     last: Tensor
     frontend_features: Tensor
+    attention: tuple[Tensor, ...] | None = None
 
 
 class FeatureProjection(nn.Module):
-    """Layer norm, linear map and dropout from front-end channels to the transformer's width: [B, F, C] -> [B, F, D]."""
+    """Layer norm, linear map and dropout from front-end features to the transformer's width: [B, F, C] -> [B, F, D]."""
 
     def __init__(self, channels: int, width: int, norm_epsilon: float, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=norm_epsilon)
-        self.linear = nn.Linear(channels, width)
+        self.linear = Linear(channels, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -54,27 +69,47 @@ class MertEncoder(nn.Module):
         super().__init__()
         self.config = config
         transformer = config.transformer
-        self.frontend = ConvFrontend(config.frontend)
+        self.frontend = build_frontend(config.frontend)
         self.projection = FeatureProjection(
-            config.frontend.channels, transformer.width, transformer.norm_epsilon, config.input_dropout
+            config.frontend.width, transformer.width, transformer.norm_epsilon, config.input_dropout
         )
         self.mask_embedding = nn.Parameter(torch.empty(transformer.width))
         self.transformer = TransformerEncoderExtend(transformer)
         self.initialise()
 
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return self.config.frontend.hop
+
+    @property
+    def padding_invariant(self) -> bool:
+        """Whether zeros behind a row, marked as not `valid`, leave its frames as they are (to rounding)."""
+        return self.config.frontend.padding_invariant
+
     def num_frames(self, num_samples: int) -> int:
         """Frames F that `forward` returns for audio of `num_samples` samples."""
         return self.frontend.num_frames(num_samples)
 
-    def forward(self, audio: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> EncoderOutput:
+    def forward(
+        self,
+        audio: Tensor,
+        mask: Tensor | Masking | None = None,
+        valid: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_valid: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> EncoderOutput:
         """Encode a batch.
 
         Args:
             audio: [B, T] float in [-1, 1).
-            mask: [B, F] bool; frames to replace by the mask embedding. None: no frame.
+            mask: [B, F] bool; frames to replace by the mask embedding; or a Masking. None: no frame.
             valid: [B, F] bool; False for padding. None: every frame is valid.
+            memory, memory_valid, return_attention: see TransformerEncoderExtend.forward.
 
-        Raises ValueError when mask or valid has another shape than [B, F], or T is too short for one frame.
+        Raises ValueError when mask or valid has another shape than [B, F], T is too short for one frame, or the
+        memory does not fit the model.
         """
         features = self.frontend(audio)
         hidden = self.projection(features)
@@ -83,35 +118,12 @@ class MertEncoder(nn.Module):
                 expected = list(hidden.shape[:2])
                 raise ValueError(f"{name} has shape {list(frames.shape)}, the encoder's frames {expected}")
         if mask is not None:
-            hidden = torch.where(mask[:, :, None], self.mask_embedding.to(hidden.dtype), hidden)
-        output = self.transformer(hidden, valid)
-        return EncoderOutput(output.hidden_states, output.last, features)
+            hidden = apply_masking(hidden, mask, self.mask_embedding)
+        output = self.transformer(hidden, valid, memory, memory_valid, return_attention)
+        return EncoderOutput(output.hidden_states, output.last, features, output.attention)
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all weights anew; the whole initialisation of the encoder is here.
-
-        front-end convolutions   Kaiming normal
-        linear maps              normal, deviation 0.02 (BERT); biases 0
-        norms                    weight 1, bias 0
-        positional convolution   normal, deviation sqrt(4 / (kernel * D)); its weight-norm gain makes that exact
-        mask embedding           uniform in [0, 1)
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, PositionalConvolution):
-                _initialise_position(module.conv)
-        for layer in self.frontend.layers:
-            nn.init.kaiming_normal_(layer.conv.weight)
+        """Draw all weights anew, as model/initialisation.py tells."""
+        initialise(self)
         nn.init.uniform_(self.mask_embedding)
-
-
-def _initialise_position(conv: nn.Conv1d) -> None:
-    deviation = math.sqrt(4.0 / (conv.kernel_size[0] * conv.out_channels))
-    conv.weight = torch.empty_like(conv.weight).normal_(std=deviation)  # the parametrisation splits it
-    nn.init.zeros_(conv.bias)

@@ -1,17 +1,19 @@
-"""A trained encoder as a Hugging Face folder that `transformers.AutoModel` opens as native `hubert`.
+"""A trained encoder as a folder: native Hugging Face `hubert` where HubertModel can be the same, our own class elsewhere.
 
-    config.json, model.safetensors     the encoder in HubertModel's layout; no remote code
-    preprocessor_config.json           Wav2Vec2FeatureExtractor at the training rate, no normalisation
-    heads.safetensors                  the pre-training heads, with their specs in the metadata
+    config.json, model.safetensors     native: HubertModel's layout, opened by `transformers.AutoModel`, no remote code
+                                       own: model_type `mert_foundry`, the encoder's config, weights by its own names
+    preprocessor_config.json           native only: Wav2Vec2FeatureExtractor at the training rate
+    heads.safetensors                  the pre-training heads if there are any, with their specs in the metadata
     README.md                          model card
 
-HubertModel of transformers 5 and the last 4.x hold the positional convolution under parametrised weight-norm names
-(`parametrizations.weight.original0/1`), which are torch's own and are written as they stand. `last_hidden_state`
-and hidden states equal MertEncoder's; with Pre-LN, transformers 4.x puts the normed output in the last hidden state.
+`model.load.load_encoder` opens both. HubertModel of transformers 5 and the last 4.x hold the positional convolution
+under parametrised weight-norm names (`parametrizations.weight.original0/1`), which are torch's own and are written as
+they stand. `last_hidden_state` and hidden states equal MertEncoder's; with Pre-LN, transformers 4.x puts the normed
+output in the last hidden state.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,140 +21,103 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.encoder import EncoderConfig
-from model.heads import HeadSpec
+from model.hubert_config import hubert_config, hubert_obstacles
+from model.hubert_names import hubert_name
 from model.publish import publish_folder
+from model.stored_model import OWN_MODEL_TYPE, StoredModel
 
-# Our names to HubertModel's, applied in order; each fragment is found in no other place of a name.
-HUBERT_NAMES = (
-    ("frontend.layers.", "feature_extractor.conv_layers."),
-    ("projection.norm.", "feature_projection.layer_norm."),
-    ("projection.linear.", "feature_projection.projection."),
-    ("mask_embedding", "masked_spec_embed"),
-    ("transformer.position.", "encoder.pos_conv_embed."),
-    ("transformer.norm.", "encoder.layer_norm."),
-    ("transformer.layers.", "encoder.layers."),
-    (".attention.query.", ".attention.q_proj."),
-    (".attention.key.", ".attention.k_proj."),
-    (".attention.value.", ".attention.v_proj."),
-    (".attention.out.", ".attention.out_proj."),
-    (".attention_norm.", ".layer_norm."),
-    (".feed_forward.inner.", ".feed_forward.intermediate_dense."),
-    (".feed_forward.outer.", ".feed_forward.output_dense."),
-    (".feed_forward_norm.", ".final_layer_norm."),
-    ("conv_layers.0.norm.", "conv_layers.0.layer_norm."),
-)
+PYTORCH = {"format": "pt"}  # which transformers asks for
 
 
-def export_hubert(
-    out: Path,
-    weights: Mapping[str, Tensor],
-    encoder: EncoderConfig,
-    heads: Sequence[HeadSpec],
-    sample_rate: int,
-    card: Mapping[str, Any],
-) -> Path:
+def export_model(out: Path, model: StoredModel, card: Mapping[str, Any]) -> list[str]:
     """Write the folder, published by rename.
 
     Args:
         out: must not exist, or be empty (ValueError).
-        weights: of a PretrainModel by name, such as checkpoint.load_weights gives.
-        encoder, heads: what it was built from.
-        sample_rate: Hz of the audio it was trained on.
+        model: what is written.
         card: what the model card says beside the architecture, by title (`Data`, `Training`, ...): text or a
             plain value, shown as YAML.
+
+    Returns what prevents the native class (`hubert_obstacles`): empty when the folder is a native one.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; export to a new folder")
-    encoder_weights = _select(weights, "encoder.")
+    obstacles = hubert_obstacles(model.encoder)
     with publish_folder(out) as folder:
-        hubert = {hubert_name(name): tensor.contiguous() for name, tensor in encoder_weights.items()}
-        save_file(hubert, folder / "model.safetensors", metadata={"format": "pt"})
-        specs = json.dumps([spec.model_dump() for spec in heads])
-        save_file(_select(weights, "heads."), folder / "heads.safetensors", metadata={"format": "pt", "heads": specs})
-        _write_json(folder / "config.json", hubert_config(encoder))
-        _write_json(folder / "preprocessor_config.json", _preprocessor_config(sample_rate))
-        (folder / "README.md").write_text(_model_card(encoder, heads, sample_rate, card))
-    return out
+        if obstacles:
+            _save_weights(folder / "model.safetensors", model.weights, PYTORCH)
+            _write_json(folder / "config.json", _own_config(model))
+        else:
+            weights = {hubert_name(name): weight for name, weight in model.weights.items()}
+            _save_weights(folder / "model.safetensors", weights, PYTORCH)
+            _write_json(folder / "config.json", hubert_config(model.encoder))
+            _write_json(folder / "preprocessor_config.json", _preprocessor_config(model))
+        if model.heads:
+            _save_weights(folder / "heads.safetensors", model.head_weights, {"heads": _describe_heads(model)})
+        (folder / "README.md").write_text(_model_card(model, obstacles, card))
+    return obstacles
 
 
-def hubert_name(name: str) -> str:
-    """The name HubertModel gives to a weight of MertEncoder."""
-    for ours, theirs in HUBERT_NAMES:
-        name = name.replace(ours, theirs)
-    return name
-
-
-def hubert_config(encoder: EncoderConfig) -> dict[str, Any]:
-    """config.json of the same architecture as a HubertModel."""
-    frontend, transformer = encoder.frontend, encoder.transformer
+def _own_config(model: StoredModel) -> dict[str, Any]:
     return {
-        "model_type": "hubert",
-        "architectures": ["HubertModel"],
-        "conv_dim": [frontend.channels] * len(frontend.kernels),
-        "conv_kernel": list(frontend.kernels),
-        "conv_stride": list(frontend.strides),
-        "conv_bias": False,
-        "feat_extract_norm": "group",
-        "feat_extract_activation": "gelu",
-        "feat_proj_layer_norm": True,
-        "feat_proj_dropout": encoder.input_dropout,
-        "hidden_size": transformer.width,
-        "num_hidden_layers": transformer.layers,
-        "num_attention_heads": transformer.heads,
-        "intermediate_size": transformer.feed_forward,
-        "hidden_act": "gelu",
-        "do_stable_layer_norm": transformer.norm == "pre",
-        "layer_norm_eps": transformer.norm_epsilon,
-        "num_conv_pos_embeddings": transformer.position_kernel,
-        "num_conv_pos_embedding_groups": transformer.position_groups,
-        "hidden_dropout": transformer.dropout,
-        "attention_dropout": transformer.attention_dropout,
-        "activation_dropout": transformer.activation_dropout,
-        "layerdrop": transformer.layer_drop,
-        # Above 0, or HubertModel would have no place for the mask embedding.
-        "mask_time_prob": 0.05,
+        "model_type": OWN_MODEL_TYPE,
+        "architectures": ["MertEncoder"],
+        "sample_rate": model.sample_rate,
+        "encoder": model.encoder.model_dump(mode="json"),
     }
 
 
-def _preprocessor_config(sample_rate: int) -> dict[str, Any]:
+def _preprocessor_config(model: StoredModel) -> dict[str, Any]:
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
-        "sampling_rate": sample_rate,
+        "sampling_rate": model.sample_rate,
         "padding_side": "right",
         "padding_value": 0.0,
-        "do_normalize": False,
+        "do_normalize": model.normalised,
         # transformers asks models with group norm in the front-end to be fed zero-padded audio without a mask.
-        "return_attention_mask": False,
+        "return_attention_mask": hubert_config(model.encoder)["feat_extract_norm"] == "layer",
     }
 
 
-def _model_card(encoder: EncoderConfig, heads: Sequence[HeadSpec], sample_rate: int, card: Mapping[str, Any]) -> str:
+NATIVE_LOADER = """\
+from transformers import AutoModel
+model = AutoModel.from_pretrained("THIS_FOLDER")
+hidden_states = model(audio, output_hidden_states=True).hidden_states  # audio: float tensor [batch, samples]
+"""
+OWN_LOADER = """\
+from model.load import load_encoder  # mert-foundry
+encoder, sample_rate = load_encoder("THIS_FOLDER")
+hidden_states = encoder(audio).hidden_states  # audio: float tensor [batch, samples]
+"""
+
+
+def _model_card(model: StoredModel, obstacles: list[str], card: Mapping[str, Any]) -> str:
     sections = {
         **card,
-        "Targets": [spec.model_dump(exclude_none=True) for spec in heads],
-        "Encoder": encoder.model_dump(mode="json"),
+        **({"Targets": [spec.model_dump(mode="json", exclude_none=True) for spec in model.heads]} if model.heads else {}),
+        "Encoder": model.encoder.model_dump(mode="json"),
     }
     told = "\n".join(f"## {title}\n\n{_as_text(content)}\n" for title, content in sections.items())
+    scaled = "scaled to zero mean and unit variance" if model.normalised else "not normalised"
+    library, loader = ("mert-foundry", OWN_LOADER) if obstacles else ("transformers", NATIVE_LOADER)
+    why = "".join(f"- {line}\n" for line in obstacles)
     return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: feature-extraction
 tags: [music, audio, mert]
 ---
 # Music encoder
 
-Pre-trained by masked prediction of codec codes and spectra (MERT, arXiv 2306.00107) with mert-foundry.
-Input: mono audio at {sample_rate} Hz in [-1, 1], not normalised. Output: {encoder.transformer.width} features a frame.
+An encoder in the manner of HuBERT and MERT (arXiv 2306.00107), trained by masked prediction; written by mert-foundry.
+Input: mono audio at {model.sample_rate} Hz in [-1, 1], {scaled}. Output: {model.encoder.transformer.width} features a frame.
 
 ```python
-from transformers import AutoModel
-model = AutoModel.from_pretrained("THIS_FOLDER")
-hidden_states = model(audio, output_hidden_states=True).hidden_states  # audio: float tensor [batch, samples]
-```
-
-Licence: not stated; it is for whoever publishes this folder to state, with that of the training data in mind.
+{loader}```
+{f"{chr(10)}transformers has no native class for it:{chr(10)}{chr(10)}{why}" if obstacles else ""}
+Licence: not stated; it is for whoever publishes this folder to state, with that of the training data and of any
+weights it began from in mind.
 
 {told}"""
 
@@ -163,8 +128,15 @@ def _as_text(content: Any) -> str:
     return "```yaml\n" + yaml.safe_dump(content, sort_keys=False) + "```"
 
 
-def _select(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+def _describe_heads(model: StoredModel) -> str:
+    """Specs of the heads with the fingerprint of the teacher each was trained on, as JSON."""
+    specs = [spec.model_dump(mode="json") | {"fingerprint": model.fingerprints.get(spec.name)} for spec in model.heads]
+    return json.dumps(specs)
+
+
+def _save_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """One metadata key only: safetensors writes several in any order, so the same weights would differ in bytes."""
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Losses as sums; who knows the counts of all ranks and micro-batches divides. S is the number of masked frames."""
+"""Losses as sums; who knows the counts of all ranks and micro-batches divides. S is the number of frames."""
 
 from torch import Tensor, nn
 

@@ -22,7 +22,7 @@ class MetricsLog:
     def __init__(self, run_folder: Path, step: int):
         run_folder.mkdir(parents=True, exist_ok=True)
         self.path = run_folder / "metrics.jsonl"
-        _forget_after(self.path, step)
+        self._held = _forget_after(self.path, step)
         self._file = open(self.path, "a")
         self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1)
 
@@ -33,6 +33,10 @@ class MetricsLog:
         for name, value in _flatten(record):
             if name != "step":
                 self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def holds(self, kind: str, step: int) -> bool:
+        """Whether a record was there when the log was opened, and not forgotten."""
+        return (kind, step) in self._held
 
     def close(self) -> None:
         """Close both files."""
@@ -78,21 +82,23 @@ class Throughput:
         self._wait_seconds = 0.0
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Keep whole lines up to `step`; the last line of a killed run may be torn."""
+def _forget_after(path: Path, step: int) -> set[tuple[str, int]]:
+    """Keep whole lines up to `step`; the last line of a killed run may be torn. Returns kind and step of those kept."""
     if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _is_record_until(line, step)]
+        return set()
+    parsed = [(line, _parse(line)) for line in path.read_text().splitlines()]
+    kept = [(line, record) for line, record in parsed if record is not None and record["step"] <= step]
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_text("".join(line + "\n" for line, _ in kept))
     os.replace(temporary, path)
+    return {(record["kind"], record["step"]) for _, record in kept}
 
 
-def _is_record_until(line: str, step: int) -> bool:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"] <= step
+        return json.loads(line)
     except ValueError:
-        return False
+        return None
 
 
 def _finite_or_null(value: Any) -> Any:

@@ -1,8 +1,13 @@
 """AdamW (arXiv 1711.05101) with parameter groups."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from model.transformer_layer import TransformerLayer
 
 
 class OptimizerConfig(BaseModel):
@@ -17,14 +22,50 @@ class OptimizerConfig(BaseModel):
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters, in two groups: with and without weight decay."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if not _is_vector(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if _is_vector(p)], "weight_decay": 0.0},
+    """AdamW over all trainable parameters, in groups alike in weight decay and `rate_multiplier`.
+
+    Each step a group's rate is to be set to `rate_multiplier` times the schedule's. The parameters at multiplier 1
+    come first, those with weight decay before those without.
+    """
+    multipliers = _rate_multipliers(model)
+    groups: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {(1.0, False): [], (1.0, True): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((multipliers.get(parameter, 1.0), _is_vector(parameter)), []).append((name, parameter))
+    settings = [
+        {"params": named, "weight_decay": 0.0 if is_vector else config.weight_decay, "rate_multiplier": multiplier}
+        for (multiplier, is_vector), named in groups.items()
+        if named
     ]
-    fused = parameters[0].is_cuda  # one kernel instead of many; the CPU keeps the plain, exactly repeatable one
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, fused=fused)
+    fused = next(model.parameters()).is_cuda  # one kernel instead of many; the CPU keeps the plain, exactly repeatable one
+    return torch.optim.AdamW(settings, betas=config.betas, eps=config.epsilon, fused=fused)
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: object) -> None:
+    """Load the moments of a saved state dict; the settings of the groups stay the optimiser's own.
+
+    Raises ValueError naming `source` when the state belongs to parameters of other names or another order: moments
+    are stored by place, and would go to the wrong ones.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    found, expected = (
+        [name for group in groups for name in group["param_names"]] for groups in (state["param_groups"], own)
+    )
+    if found != expected:
+        place = next((i for i, names in enumerate(zip(found, expected)) if len(set(names)) == 2), len(found))
+        names = [names[place] if place < len(names) else "none" for names in (found, expected)]
+        raise ValueError(f"{source}: moment {place} of the optimiser is {names[0]}'s, here {names[1]}'s")
+    optimizer.load_state_dict({**state, "param_groups": own})
+
+
+def _rate_multipliers(model: nn.Module) -> dict[nn.Parameter, float]:
+    """The multiplier of each parameter within a transformer layer."""
+    return {
+        parameter: module.config.learning_rate_multiplier
+        for module in model.modules()
+        if isinstance(module, TransformerLayer)
+        for parameter in module.parameters()
+    }
 
 
 def _is_vector(parameter: Tensor) -> bool:

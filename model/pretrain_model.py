@@ -1,22 +1,27 @@
 """Encoder, heads and losses behind one forward: what the trainer moves.
 
-Target frame i belongs to encoder frame i. The encoder may return fewer frames than there are targets (120,000
-samples: 375 target frames, 374 encoder frames); the targets beyond its length are dropped.
+Which target frames belong to which encoder frame is said in model/target_alignment.py.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from model.encoder import EncoderConfig, MertEncoder
-from model.heads import HeadSpec, build_head
+from model.heads import CodeHead, HeadSpec, RegressionHead
 from model.losses import code_cross_entropy, correct_codes, feature_energy, squared_error
+from model.masking import Masking, as_masking
 from model.seeding import derive_seed
+from model.target_alignment import align_codes, align_valid, align_values, target_stride
 
 FEATURE_PENALTY = "feature_penalty"  # the loss term that belongs to no target
+UNMASKED = "unmasked/"  # before a target's name: its term over frames that are not masked
+
+Codebooks = Mapping[str, Sequence[int]]  # by target; those not named use all
 
 
 class ObjectiveConfig(BaseModel):
@@ -25,88 +30,166 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     final_dim: int = Field(64, ge=1, description="features in which codes are compared, per codebook")
-    temperature: float = Field(0.1, gt=0.0, description="divides the cosine logits")
+    tied_projection: bool = Field(False, description="one projection for all codebooks of a target, instead of one each")
+    temperature: float = Field(0.1, gt=0.0, description="divides the cosine logits; where a learnable one starts")
+    learnable_temperature: bool = Field(False, description="each codebook learns its temperature, from 0.01 up")
+    codebooks_per_step: int | None = Field(
+        None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"
+    )
     target_weights: dict[str, float] = Field({}, description="factor on each target's loss by name; 1 where not named")
+    masked_weight: float = Field(1.0, ge=0.0, description="factor on the losses over masked frames")
+    unmasked_weight: float = Field(0.0, ge=0.0, description="factor on the losses over other valid frames; 0: not made")
     feature_penalty: float = Field(10.0, ge=0.0, description="factor on the mean square of front-end features")
+
+    @model_validator(mode="after")
+    def _predicts(self) -> "ObjectiveConfig":
+        if self.masked_weight == self.unmasked_weight == 0.0:
+            raise ValueError("masked_weight and unmasked_weight are both 0: nothing would be predicted")
+        return self
 
 
 class PretrainModel(nn.Module):
     """MERT's objective (arXiv 2306.00107): codes and values of masked frames, from the frames around them."""
 
     def __init__(self, encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: ObjectiveConfig):
-        """Raises ValueError when no head is given, names repeat, or target_weights names an unknown target."""
+        """Raises ValueError when heads and objective do not fit each other, or a target's hop not the encoder's."""
         super().__init__()
-        _check_names([spec.name for spec in heads], objective)
+        _check_heads(heads, objective)
         self.head_specs = tuple(heads)
         self.objective = objective
         self.encoder = MertEncoder(encoder)
-        width = encoder.transformer.width
+        self._strides = {spec.name: target_stride(spec.name, spec.frame_rate, self.encoder.hop) for spec in heads}
         self.heads = nn.ModuleDict(
-            {spec.name: build_head(spec, width, objective.final_dim, objective.temperature) for spec in heads}
+            {spec.name: _build_head(spec, encoder.transformer.width, objective) for spec in heads}
         )
 
-    def forward(self, batch: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Mapping[str, Tensor], mask: Tensor | Masking, codebooks: Codebooks | None = None
+    ) -> dict[str, Tensor]:
         """Sums over a batch in its device form (model/device_batch.py), to be added up by name and then divided.
 
-        mask is [B, F] bool with F the encoder's frames and must lie inside `valid`. Logits are computed on
-        masked frames only. Returns, with gradient where it is a loss:
+        `mask` is [B, F] bool, or a Masking, with F the encoder's frames, and must lie inside `valid`. Logits are
+        computed on masked frames only, and on the other valid ones if they have a weight. `codebooks` leaves
+        codebooks of discrete targets out (`draw_codebooks`). Returns, with gradient where it is a loss:
 
-        loss/{target}            codes: cross-entropy over codebooks and masked frames; values: squared error over
-                                 masked frames, mean over bins; scalars
+        loss/{target}            codes: cross-entropy over codebooks and masked frames, times codebooks / codebooks
+                                 used; values: squared error over masked frames, mean over bins; scalars
+        loss/unmasked/{target}   the same over valid frames that are not masked; if unmasked_weight is above 0
         loss/feature_penalty     mean square of front-end features over valid frames; scalar
-        correct/{target}         masked frames with the right code, per codebook [K]; discrete targets only
+        correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
+                                 discrete targets only
         masked_frames, valid_frames     what the sums are divided by (`count_frames`)
         """
-        num_frames = mask.shape[1]
-        valid = batch["valid"][:, :num_frames]
-        encoded = self.encoder(batch["audio"], mask=mask, valid=None if valid.all() else valid)
-        masked = encoded.last[mask]
+        masking = as_masking(mask)
+        masked = masking.predicted
+        valid = align_valid(batch["valid"], self.encoder.hop, masked.shape[1])
+        encoded = self.encoder(batch["audio"], mask=masking, valid=None if valid.all() else valid)
 
-        sums = count_frames(mask, valid)
+        sums = count_frames(masked, valid)
         sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(encoded.frontend_features, valid)
-        for spec in self.head_specs:
-            prediction = self.heads[spec.name](masked)
-            if spec.kind == "discrete":
-                codes = batch[spec.name][:, :, :num_frames].transpose(1, 2)[mask]
-                sums[f"loss/{spec.name}"] = code_cross_entropy(prediction, codes)
-                sums[f"correct/{spec.name}"] = correct_codes(prediction, codes)
-            else:
-                sums[f"loss/{spec.name}"] = squared_error(prediction, batch[spec.name][:, :num_frames][mask])
+        places = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
+        for prefix, place in places.items():
+            frames = encoded.last[place]
+            for spec in self.head_specs:
+                loss, correct = self._compare(spec, batch, place, frames, (codebooks or {}).get(spec.name))
+                sums[f"loss/{prefix}{spec.name}"] = loss
+                if correct is not None and prefix == "":
+                    sums[f"correct/{spec.name}"] = correct
         return sums
+
+    def _compare(
+        self, spec: HeadSpec, batch: Mapping[str, Tensor], place: Tensor, frames: Tensor, codebooks: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `place` [B, F] is true."""
+        stride, num_frames = self._strides[spec.name], place.shape[1]
+        if spec.kind == "continuous":
+            values = align_values(batch[spec.name], stride, num_frames)[place]
+            return squared_error(self.heads[spec.name](frames), values), None
+        codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2)[place]
+        logits = self.heads[spec.name](frames, codebooks)
+        if codebooks is None:
+            return code_cross_entropy(logits, codes), correct_codes(logits, codes)
+        codes = codes[:, codebooks]
+        correct = torch.full((spec.size,), torch.nan, device=codes.device)
+        correct[codebooks] = correct_codes(logits, codes).float()
+        return code_cross_entropy(logits, codes) * (spec.size / len(codebooks)), correct
+
+    def draw_codebooks(self, seed: int, step: int) -> Codebooks | None:
+        """Codebooks that training step `step` uses, by target: `codebooks_per_step` distinct ones, each alike often.
+
+        A pure function of (seed, step), so all ranks and micro-batches use the same. Their loss is multiplied by
+        codebooks / codebooks used: its expectation over steps, and that of its gradient, is the loss over all.
+        MERT's own code draws with repetition, so it may use fewer than asked, and does not rescale.
+        None when every step uses all.
+        """
+        if self.objective.codebooks_per_step is None:
+            return None
+        drawn = {}
+        for spec in self.discrete_heads():
+            generator = np.random.default_rng(derive_seed(seed, step, "codebooks", spec.name))
+            chosen = generator.choice(spec.size, self.objective.codebooks_per_step, replace=False)
+            drawn[spec.name] = sorted(chosen.tolist())
+        return drawn
+
+    def limit_temperatures(self) -> None:
+        """Keep learnt temperatures in their range; to be called after each optimiser step."""
+        for head in self.heads.values():
+            if isinstance(head, CodeHead):
+                head.limit_temperature()
 
     def zero_sums(self) -> dict[str, Tensor]:
         """What `forward` returns for no frame at all; in float64, so that sums over many batches stay exact."""
         zeros = torch.zeros(1, dtype=torch.float64, device=self.encoder.mask_embedding.device)
-        sums = {name: zeros[0] for name in ("masked_frames", "valid_frames", f"loss/{FEATURE_PENALTY}")}
-        for spec in self.head_specs:
-            sums[f"loss/{spec.name}"] = zeros[0]
-            if spec.kind == "discrete":
-                sums[f"correct/{spec.name}"] = zeros.repeat(spec.size)
-        return sums
+        sums = {name: zeros[0] for name in ("masked_frames", "valid_frames")}
+        sums |= {f"loss/{name}": zeros[0] for name in self._weights()}
+        return sums | {f"correct/{spec.name}": zeros.repeat(spec.size) for spec in self.discrete_heads()}
 
     def mean_losses(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each term's mean per frame by name, unweighted. `counts` holds the frames of all ranks and micro-batches."""
+        """Each term's mean per frame by name, unweighted. `counts` holds the frames of all ranks and micro-batches.
+
+        Masked and unmasked frames have means of their own (fairseq divides their sum by the number of both), so
+        neither the masked share nor the unmasked weight changes what the other mean says.
+        """
         masked, valid = float(counts["masked_frames"]), float(counts["valid_frames"])
-        means = {spec.name: sums[f"loss/{spec.name}"] / masked for spec in self.head_specs}
-        return {**means, FEATURE_PENALTY: sums[f"loss/{FEATURE_PENALTY}"] / valid}
+        unmasked = max(valid - masked, 1.0)  # when every frame is masked the sum is 0
+        means = {}
+        for name in self._weights():
+            frames = valid if name == FEATURE_PENALTY else unmasked if name.startswith(UNMASKED) else masked
+            means[name] = sums[f"loss/{name}"] / frames
+        return means
 
     def weighted_loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """The training loss from `mean_losses`: sum of weight x mean over all terms; scalar."""
-        weights = {FEATURE_PENALTY: self.objective.feature_penalty, **self.objective.target_weights}
-        return sum(weights.get(name, 1.0) * mean for name, mean in means.items())
+        weights = self._weights()
+        return sum(weights[name] * mean for name, mean in means.items())
+
+    def _weights(self) -> dict[str, float]:
+        """Every loss term by name, with its factor."""
+        objective = self.objective
+        weights = {spec.name: objective.target_weights.get(spec.name, 1.0) for spec in self.head_specs}
+        terms = {name: objective.masked_weight * weight for name, weight in weights.items()}
+        if objective.unmasked_weight:
+            terms |= {UNMASKED + name: objective.unmasked_weight * weight for name, weight in weights.items()}
+        return {**terms, FEATURE_PENALTY: objective.feature_penalty}
+
+    def discrete_heads(self) -> list[HeadSpec]:
+        """The heads that predict codes."""
+        return [spec for spec in self.head_specs if spec.kind == "discrete"]
 
     def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, Any]:
         """Plain numbers from the sums of all ranks.
 
         loss: weighted sum. losses: mean per frame of each term. accuracy: share of right codes per codebook, a list
-        for each discrete target.
+        for each discrete target; NaN for a codebook that was left out.
         """
         means = self.mean_losses(totals, totals)
-        discrete = [spec.name for spec in self.head_specs if spec.kind == "discrete"]
         return {
             "loss": float(self.weighted_loss(means)),
             "losses": {name: float(mean) for name, mean in means.items()},
-            "accuracy": {name: (totals[f"correct/{name}"] / totals["masked_frames"]).tolist() for name in discrete},
+            "accuracy": {
+                spec.name: (totals[f"correct/{spec.name}"] / totals["masked_frames"]).tolist()
+                for spec in self.discrete_heads()
+            },
         }
 
 
@@ -124,7 +207,22 @@ def build_pretrain_model(
         return PretrainModel(encoder, heads, objective)
 
 
-def _check_names(names: list[str], objective: ObjectiveConfig) -> None:
+def _build_head(spec: HeadSpec, width: int, objective: ObjectiveConfig) -> nn.Module:
+    if spec.kind == "continuous":
+        return RegressionHead(width, spec.size)
+    return CodeHead(
+        width,
+        spec.size,
+        spec.codebook_size,
+        objective.final_dim,
+        objective.temperature,
+        objective.tied_projection,
+        objective.learnable_temperature,
+    )
+
+
+def _check_heads(heads: Sequence[HeadSpec], objective: ObjectiveConfig) -> None:
+    names = [spec.name for spec in heads]
     if not names:
         raise ValueError("no target to predict: heads is empty")
     if len(set(names)) < len(names) or FEATURE_PENALTY in names:
@@ -132,3 +230,7 @@ def _check_names(names: list[str], objective: ObjectiveConfig) -> None:
     unknown = sorted(set(objective.target_weights) - set(names))
     if unknown:
         raise ValueError(f"target_weights names {unknown}, but the targets are {names}")
+    asked = objective.codebooks_per_step
+    for spec in heads:
+        if asked is not None and spec.kind == "discrete" and spec.size < asked:
+            raise ValueError(f"codebooks_per_step is {asked}, but target {spec.name} has {spec.size} codebooks")

@@ -33,8 +33,11 @@ def agree_on_rank_zero(value: int, device: torch.device) -> int:
 
 
 def sum_across_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor]:
-    """Sum every named value (same names and shapes on all ranks) in one exchange; float64 tensors on the CPU."""
-    tensors = {name: torch.as_tensor(value).detach().to(device, torch.float64) for name, value in values.items()}
+    """Sum every named value (same names and shapes on all ranks) in one exchange; float64 tensors on the CPU.
+
+    Names may come in another order on each rank.
+    """
+    tensors = {name: torch.as_tensor(values[name]).detach().to(device, torch.float64) for name in sorted(values)}
     packed = torch.cat([tensor.flatten() for tensor in tensors.values()])
     if world_size() > 1:
         dist.all_reduce(packed)

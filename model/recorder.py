@@ -28,7 +28,7 @@ class Recorder:
             self._log.close()
 
     def step(self, state: CheckpointState, result: StepResult, rate: float, logged: bool) -> None:
-        """Count a step, and record it when `logged` or when it was skipped."""
+        """Count a step, and record it when `logged` or when it was skipped, and its diagnostics if it has some."""
         wait_seconds = float(result.totals["wait"]) / world_size()
         self._throughput.add(float(result.totals["samples"]) / self._sample_rate, wait_seconds)
         if not result.finite:
@@ -49,6 +49,12 @@ class Recorder:
                     "position": state.position,
                 }
             )
+        if result.diagnostics is not None:
+            self._write({"kind": "diagnostics", "step": state.step, **result.diagnostics})
+
+    def has_validation(self, step: int) -> bool:
+        """Whether an earlier start of this run recorded the validation at `step`; rank 0 knows, others say no."""
+        return self._log is not None and self._log.holds("validation", step)
 
     def validation(self, step: int, summary: dict[str, Any]) -> None:
         """Record a validation."""

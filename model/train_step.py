@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.device_batch import check_batch, micro_batches, to_device
+from model.diagnostics import diagnose, gradient_norms
+from model.masking import Masking
 from model.mixture import MixtureConfig, mix_batch
 from model.optimizer import OptimizerConfig, build_optimizer
-from model.pretrain_model import PretrainModel, count_frames
+from model.pretrain_model import Codebooks, PretrainModel, count_frames
 from model.ranks import rank, sum_across_ranks, world_size
 from model.seeding import derive_seed
-from model.span_mask import MaskConfig, draw_masks
+from model.span_mask import MaskConfig, draw_masking
+from model.target_alignment import align_valid
 
 VALIDATION_STEP = 0  # the step that validation masks are drawn for: training steps count from 1
 
@@ -30,12 +33,14 @@ class StepResult:
 
     summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether the
     optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
+    diagnostics: as in model/diagnostics.py if they were asked for, on rank 0 alone.
     """
 
     summary: dict[str, Any]
     gradient_norm: float
     finite: bool
     totals: dict[str, Tensor]
+    diagnostics: dict[str, Any] | None
 
 
 class TrainStep:
@@ -63,21 +68,31 @@ class TrainStep:
         self.device = device
         self._parallel = _wrap(model, device)
 
-    def train(self, batch: Mapping[str, Any], step: int, rate: float, extras: Mapping[str, float]) -> StepResult:
+    def train(
+        self,
+        batch: Mapping[str, Any],
+        step: int,
+        rate: float,
+        extras: Mapping[str, float],
+        diagnosed: bool = False,
+    ) -> StepResult:
         """Step number `step` (from 1) at learning rate `rate`, on this rank's rows of the global batch.
 
         All ranks call it together. `extras` are numbers the caller wants summed over ranks in the same exchange.
+        `diagnosed` asks for diagnostics of the gradient, and of the weights after it moved them.
         A step that is not finite on any rank moves no rank's optimiser. Raises ValueError for a batch that does
         not fit the model.
         """
         torch.manual_seed(derive_seed(self.seed, step, "dropout", rank()))
         self.model.train()
-        inputs = self._prepare(batch, step)
+        inputs, masking = self._prepare(batch, step)
         if self.mixture is not None:
             inputs["audio"] = self._mix(inputs["audio"], batch, step)
-        valid = inputs["valid"][:, : inputs["mask"].shape[1]]
-        counts = sum_across_ranks(count_frames(inputs["mask"], valid), self.device)
-        sums = self._backward(inputs, counts)
+        valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
+        counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
+        sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
+        diagnosed = diagnosed and rank() == 0  # gradients are the same on all ranks
+        diagnostics = {"gradient_norms": gradient_norms(self.model)} if diagnosed else None
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
 
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
@@ -88,40 +103,53 @@ class TrainStep:
         finite = float(totals["broken"]) == 0.0
         if finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate_multiplier"]
             self.optimizer.step()
+            self.model.limit_temperatures()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals)
+        if diagnosed:
+            with self._autocast():
+                diagnostics |= diagnose(self.model, inputs, masking)
+        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics)
 
     def evaluate(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """This rank's sums over one validation batch (PretrainModel.forward), to be added up by name.
 
-        No dropout, no mixture; masks depend on seed and key only, so that every validation masks alike.
+        No dropout, no mixture, all codebooks; masks depend on seed and key only, so that every validation masks alike.
         """
         self.model.eval()
-        inputs = self._prepare(batch, VALIDATION_STEP)
+        inputs, masking = self._prepare(batch, VALIDATION_STEP)
         with torch.no_grad(), self._autocast():
-            return self.model(inputs, inputs["mask"])
+            return self.model(inputs, masking)
 
-    def _prepare(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """The device form of a batch with its `mask` [B, F]; `valid` stays as long as the targets."""
-        num_frames = self.model.encoder.num_frames(batch["audio"].shape[1])
-        check_batch(batch, self.model.head_specs, num_frames)
-        mask = draw_masks(self.mask, self.seed, step, batch["key"], batch["valid"][:, :num_frames].numpy())
-        return to_device({**batch, "mask": torch.from_numpy(mask)}, self.device)
+    def _prepare(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
+        """The device form of a batch, and its masks; `valid` stays as long as the targets."""
+        encoder, heads = self.model.encoder, self.model.head_specs
+        num_frames = encoder.num_frames(batch["audio"].shape[1])
+        check_batch(batch, heads, num_frames, encoder.hop)
+        valid = align_valid(batch["valid"], encoder.hop, num_frames).numpy()
+        masking = draw_masking(self.mask, self.seed, step, batch["key"], valid, len(encoder.mask_embedding))
+        return to_device(batch, heads, self.device), masking.to(self.device)
 
     def _mix(self, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
         hop = audio.shape[1] // batch["valid"].shape[1]
         lengths = (batch["valid"].sum(1) * hop).tolist()
         return mix_batch(audio, lengths, batch["row"].tolist(), self.mixture, self.seed, step)
 
-    def _backward(self, inputs: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _backward(
+        self,
+        inputs: Mapping[str, Tensor],
+        masking: Masking,
+        codebooks: Codebooks | None,
+        counts: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
         """Gradients of the global loss on every parameter; returns this rank's sums over all micro-batches."""
         total: dict[str, Tensor] = {}
-        for i, part in enumerate(micro_batches(inputs, self.accumulation)):
+        parts = zip(micro_batches(inputs, self.accumulation), masking.split(self.accumulation))
+        for i, (part, masks) in enumerate(parts):
             with self._synchronised(last=i == self.accumulation - 1):
                 with self._autocast():
-                    sums = self._parallel(part, part["mask"])
+                    sums = self._parallel(part, masks, codebooks)
                 loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
                 # DDP takes the mean over ranks, where the sum is the gradient of the global loss.
                 (loss * world_size()).backward()

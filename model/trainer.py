@@ -3,6 +3,10 @@
 `train` is called by every rank with its own slice of each global batch; torch.distributed is used when it is
 initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
 the same number of ranks, its losses are bit for bit the same.
+
+Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so that a validation that
+fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
+metrics.jsonl does not hold it.
 """
 
 import dataclasses
@@ -26,7 +30,7 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.mixture import MixtureConfig
-from model.optimizer import OptimizerConfig
+from model.optimizer import OptimizerConfig, restore_moments
 from model.pretrain_model import PretrainModel
 from model.publish import remove_leftovers
 from model.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
@@ -56,6 +60,7 @@ class TrainerConfig(BaseModel):
     )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
+    diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
@@ -117,27 +122,31 @@ def train(
     validated = None
     total_steps = config.schedule.total_steps
 
+    def validates(step: int) -> bool:
+        return validation is not None and (step == total_steps or step % config.validate_every == 0)
+
     # A run that starts anew forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
     with Recorder(Path(run_folder), known_until, sample_rate, report) as recorder:
-        if state.step == 0 and validation is not None:
-            validated = _validate(trainee, validation, 0, recorder)
+        if validates(state.step) and not agree_on_rank_zero(recorder.has_validation(state.step), device):
+            validated = _validate(trainee, validation, state.step, recorder)
         batches = stream(state.position) if state.step < total_steps else iter(())
         while state.step < total_steps:
             batch, position, wait = _next_batch(batches, state.step, total_steps)
             rate = learning_rate(config.schedule, state.step + 1)
-            result = trainee.train(batch, state.step + 1, rate, {"stop": float(stop()), "wait": wait})
+            diagnosed = config.diagnostics_every is not None and (state.step + 1) % config.diagnostics_every == 0
+            result = trainee.train(batch, state.step + 1, rate, {"stop": float(stop()), "wait": wait}, diagnosed)
             state = _advance(state, position, result)
             stopping, done = bool(result.totals["stop"]), state.step == total_steps
 
             recorder.step(state, result, rate, logged=done or state.step % config.log_every == 0)
             _stop_if_broken(state, config.max_consecutive_skips)
-            if validation is not None and (done or (state.step % config.validate_every == 0 and not stopping)):
-                validated = _validate(trainee, validation, state.step, recorder)
             if stopping or done or state.step % config.checkpoint_every == 0:
                 checkpoint = _save(trainee, checkpoints, state, run_config, config.keep_checkpoints, recorder)
             if stopping and not done:
                 return TrainResult("stopped", state.step, checkpoint, validated)
+            if validates(state.step):
+                validated = _validate(trainee, validation, state.step, recorder)
     return TrainResult("done", state.step, checkpoint, validated)
 
 
@@ -161,8 +170,7 @@ def _resume(
         raise ValueError(f"{path}: seed is {state.seed} in the checkpoint but {seed} in this run")
     _load_model_weights(trainee.model, load_weights(path), path)
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
-    settings = trainee.optimizer.state_dict()["param_groups"]
-    trainee.optimizer.load_state_dict({**load_optimizer_state(path), "param_groups": settings})
+    restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
 

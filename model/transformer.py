@@ -1,149 +1,98 @@
-"""Transformer encoder over any [B, F, D] features, in the layout of HuBERT (arXiv 2106.07447).
+"""Transformer encoder over any [B, F, D] features; by default in the layout of HuBERT (arXiv 2106.07447).
 
 Every layer's hidden states are returned with the meaning `transformers.HubertModel` 5.x gives them: state 0 is
-the input of the first layer, state i the output of layer i. With Pre-LN the final norm is applied to `last` only,
-so `last` differs from the last hidden state (transformers 4.x put the normed output in that place).
+the input of the first layer, state i the output of layer i. Where a norm stands before each part (pre, sub), the
+final norm is applied to `last` only, so `last` differs from the last hidden state (transformers 4.x put the normed
+output in that place).
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
-from model.attention import MultiheadAttentionExtend
-
-
-class TransformerConfig(BaseModel):
-    """Sizes and dropouts of the transformer; the defaults are MERT 95M's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: int = Field(12, ge=1, description="number of layers")
-    width: int = Field(768, ge=1, description="features per frame, D")
-    heads: int = Field(12, ge=1, description="attention heads; must divide width")
-    feed_forward: int = Field(3072, ge=1, description="inner features of the feed-forward part")
-    norm: Literal["post", "pre"] = Field(
-        "post", description="post: norm after each residual sum; pre: before each part, and once at the end"
-    )
-    norm_epsilon: float = Field(1e-5, gt=0.0, description="added to the variance in every layer norm")
-    position_kernel: int = Field(128, ge=1, description="kernel of the positional convolution, frames")
-    position_groups: int = Field(16, ge=1, description="groups of the positional convolution; must divide width")
-    dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on input, after attention and feed-forward")
-    attention_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on attention weights")
-    activation_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability inside the feed-forward part")
-    layer_drop: float = Field(0.05, ge=0.0, lt=1.0, description="probability that a training step skips a layer")
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "TransformerConfig":
-        for name in ("heads", "position_groups"):
-            if self.width % getattr(self, name):
-                raise ValueError(f"width {self.width} is not a multiple of {name} {getattr(self, name)}")
-        return self
+from model.initialisation import initialise
+from model.layer_drop import happens, skip
+from model.norm import build_norm, norm_placement
+from model.position import PositionalConvolution
+from model.transformer_config import TransformerConfig
+from model.transformer_layer import TransformerLayer
 
 
 @dataclass
 class TransformerOutput:
-    """hidden_states: layers + 1 tensors [B, F, D]; last: the output [B, F, D]."""
+    """hidden_states: layers + 1 tensors [B, F, D]; last: the output [B, F, D].
+
+    attention: each layer's map [B, H, F, F], before dropout; None if they were not asked for.
+    """
 
     hidden_states: tuple[Tensor, ...]
     last: Tensor
-
-
-class PositionalConvolution(nn.Module):
-    """Position from a grouped convolution over frames, weight-normed per kernel tap: [B, F, D] -> [B, F, D]."""
-
-    def __init__(self, width: int, kernel: int, groups: int):
-        super().__init__()
-        conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
-        self.conv = weight_norm(conv, dim=2)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        # An even kernel padded by half on both sides gives one frame too many: the last is trimmed.
-        position = self.conv(hidden.transpose(1, 2))[:, :, : hidden.shape[1]]
-        return nn.functional.gelu(position).transpose(1, 2)
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with GELU between: [B, F, D] -> [B, F, D]."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.inner = nn.Linear(config.width, config.feed_forward)
-        self.outer = nn.Linear(config.feed_forward, config.width)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.outer(self.activation_dropout(nn.functional.gelu(self.inner(hidden))))
-
-
-class PostNormLayer(nn.Module):
-    """norm(x + part(x)) for attention, then for feed-forward."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.attention = MultiheadAttentionExtend(config.width, config.heads, config.attention_dropout)
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, valid)))
-        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
-
-
-class PreNormLayer(PostNormLayer):
-    """x + part(norm(x)) for attention, then for feed-forward; same parameters as the Post-LN layer."""
-
-    def forward(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), valid))
-        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+    attention: tuple[Tensor, ...] | None = None
 
 
 class TransformerEncoderExtend(nn.Module):
-    """Positional convolution, then a stack of Post-LN or Pre-LN layers with layer drop (arXiv 1909.11556)."""
+    """Position, then a stack of layers with layer drop, over wave features, mel frames or token embeddings alike."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        layer_class = PostNormLayer if config.norm == "post" else PreNormLayer
-        self.position = PositionalConvolution(config.width, config.position_kernel, config.position_groups)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.norm_first = norm_placement(config.norm, config.layers).first
+        if config.position == "convolution":
+            self.position = PositionalConvolution(config.width, config.position_kernel, config.position_groups)
+        else:
+            self.position = nn.Identity()
+        self.norm = build_norm(config.norm_kind, config.width, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(layer_class(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(TransformerLayer(layer, config) for layer in config.layer_configs())
+        initialise(self)
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> TransformerOutput:
-        """features [B, F, D], valid [B, F] bool (None: all frames are valid) -> TransformerOutput.
+    def forward(
+        self,
+        features: Tensor,
+        valid: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_valid: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> TransformerOutput:
+        """Encode a batch of features.
 
-        Invalid frames are zeroed at the entrance and attended to by none, so they never change a valid one.
-        Every row needs one valid frame.
+        Args:
+            features: [B, F, D].
+            valid: [B, F] bool; None: all frames. Invalid frames are zeroed at the entrance and attended to by none,
+                so they never change a valid one. Every row needs one valid frame.
+            memory: [B, M, D_m] for the layers with `reads_memory`; None: nothing to read.
+            memory_valid: [B, M] bool; None: all entries. A row may have none.
+            return_attention: compute each layer's attention map too, from its input and beside the normal path;
+                a layer that layer drop skips gets the map it would have had.
+
+        Raises ValueError when a memory is given to a model without one, or of another width.
         """
+        self._check_memory(memory)
         if valid is not None:
             features = features.masked_fill(~valid[:, :, None], 0.0)
-        hidden = features + self.position(features)
-        if self.config.norm == "post":
+        hidden = self.position(features)
+        if not self.norm_first:
             hidden = self.norm(hidden)
         hidden = self.dropout(hidden)
 
         hidden_states = [hidden]
         for layer in self.layers:
-            hidden = _skip(layer, hidden) if self._drops_layer() else layer(hidden, valid)
-            hidden_states.append(hidden)
-        last = self.norm(hidden) if self.config.norm == "pre" else hidden
-        return TransformerOutput(tuple(hidden_states), last)
+            hidden_states.append(self._run(layer, hidden_states[-1], valid, memory, memory_valid))
+        last = self.norm(hidden_states[-1]) if self.norm_first else hidden_states[-1]
+        attention = None
+        if return_attention:
+            attention = tuple(layer.attention_map(state, valid) for layer, state in zip(self.layers, hidden_states))
+        return TransformerOutput(tuple(hidden_states), last, attention)
 
-    def _drops_layer(self) -> bool:
-        # Drawn on the CPU: the decision must not wait for the device.
-        return self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop
+    def _run(self, layer: TransformerLayer, hidden: Tensor, *context: Tensor | None) -> Tensor:
+        if self.training and happens(layer.config.layer_drop):
+            return skip(layer, hidden)
+        if self.training and self.config.activation_checkpointing:
+            return checkpoint(layer, hidden, *context, use_reentrant=False)
+        return layer(hidden, *context)
 
-
-def _skip(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """Identity that still hangs on every parameter of the layer.
-
-    A skipped layer then gets a zero gradient instead of none, so DDP needs no search for unused parameters and the
-    optimiser treats it alike on one rank and on many. Cost: one element per parameter.
-    """
-    return hidden + 0.0 * sum(parameter.flatten()[0] for parameter in layer.parameters())
+    def _check_memory(self, memory: Tensor | None) -> None:
+        width = self.config.memory_width
+        if memory is not None and memory.shape[2] != width:
+            raise ValueError(f"memory has {memory.shape[2]} features an entry, memory_width is {width}")

@@ -3,10 +3,10 @@ import torch
 from tiny_model import tiny_encoder
 from transformers import HubertConfig, HubertModel
 
-from model.conv_frontend import ConvFrontend, FrontendConfig, scale_gradient
+from model.conv_frontend import FrontendConfig, scale_gradient
 from model.encoder import EncoderConfig, MertEncoder
 from model.export import hubert_config, hubert_name
-from model.transformer import TransformerConfig, TransformerEncoderExtend
+from model.transformer_config import TransformerConfig
 
 MERT_330M = EncoderConfig(
     transformer=TransformerConfig(layers=24, width=1024, heads=16, feed_forward=4096, norm="pre")
@@ -40,22 +40,6 @@ def test_positional_convolution_starts_at_its_stated_deviation():
     assert encoder.transformer.position.conv.weight.std().item() == pytest.approx((4 / (128 * 256)) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("num_samples", [399, 400, 719, 720, 4_001, 5_555])
-def test_num_frames_tells_what_forward_returns(num_samples):
-    frontend = ConvFrontend(FrontendConfig(channels=4))
-    frames = frontend.num_frames(num_samples)
-    if frames == 0:
-        with pytest.raises(ValueError, match=str(num_samples)):
-            frontend(torch.zeros(1, num_samples))
-    else:
-        assert frontend(torch.zeros(2, num_samples)).shape == (2, frames, 4)
-
-
-def test_published_crops_give_the_published_frames():
-    frontend = ConvFrontend(FrontendConfig(channels=1))
-    assert [frontend.num_frames(samples) for samples in (120_000, 122_880)] == [374, 383]
-
-
 def test_scale_gradient_is_an_identity_with_scaled_gradient():
     values = torch.randn(3, requires_grad=True)
     scaled = scale_gradient(values, 0.1)
@@ -74,17 +58,6 @@ def test_frontend_learns_at_its_own_rate():
     assert norms[1] / norms[0] == pytest.approx(0.25, rel=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-def test_padding_never_changes_valid_frames(norm):
-    torch.manual_seed(0)
-    transformer = TransformerEncoderExtend(tiny_encoder(norm).transformer).eval()
-    features = torch.randn(1, 12, 16)
-    padded = torch.cat([features, 100 * torch.randn(1, 7, 16)], dim=1)
-    valid = torch.arange(19)[None] < 12
-    for alone, beside in zip(transformer(features).hidden_states, transformer(padded, valid).hidden_states):
-        assert torch.allclose(alone, beside[:, :12], atol=1e-5)
-
-
 def test_masked_frames_hide_their_content():
     torch.manual_seed(0)
     encoder = MertEncoder(tiny_encoder()).eval()
@@ -95,34 +68,26 @@ def test_masked_frames_hide_their_content():
     assert not torch.allclose(encoder(audio).last, other.last)
 
 
+def test_memory_and_attention_maps_pass_through():
+    torch.manual_seed(0)
+    config = tiny_encoder()
+    changes = {"memory_width": 5, "overrides": {"1": {"reads_memory": True}}}
+    transformer = TransformerConfig(**{**config.transformer.model_dump(), **changes})
+    encoder = MertEncoder(config.model_copy(update={"transformer": transformer})).eval()
+    torch.nn.init.ones_(encoder.transformer.layers[1].memory.gate)
+    audio, memory = torch.randn(2, 4_000), torch.randn(2, 3, 5)
+    output = encoder(audio, memory=memory, return_attention=True)
+    assert [attention.shape for attention in output.attention] == [(2, 2, 12, 12)] * 2
+    assert not torch.allclose(output.last, encoder(audio).last)
+    half = torch.tensor([[True, True, False]] * 2)
+    expected = encoder(audio, memory=memory[:, :2]).last
+    assert torch.allclose(encoder(audio, memory=memory, memory_valid=half).last, expected, atol=1e-6)
+
+
 def test_mask_of_another_length_is_refused():
     encoder = MertEncoder(tiny_encoder())
     with pytest.raises(ValueError, match=r"mask has shape \[1, 9\].*\[1, 10\]"):
         encoder(torch.zeros(1, 3_300), mask=torch.zeros(1, 9, dtype=torch.bool))
-
-
-def test_a_dropped_layer_is_an_identity_with_zero_gradient():
-    torch.manual_seed(0)
-    config = tiny_encoder(dropout=0.0, layer_drop=0.999).transformer
-    transformer = TransformerEncoderExtend(config)
-    output = transformer(torch.randn(1, 5, 16))
-    assert all(torch.equal(state, output.hidden_states[0]) for state in output.hidden_states)
-    output.last.sum().backward()
-    assert all((weight.grad == 0).all() for weight in transformer.layers.parameters())
-
-
-def test_layers_drop_at_their_rate_and_in_training_only():
-    torch.manual_seed(0)
-    transformer = TransformerEncoderExtend(tiny_encoder(dropout=0.0, layer_drop=0.3, layers=4).transformer)
-    features = torch.randn(1, 5, 16)
-
-    def dropped() -> int:
-        states = transformer(features).hidden_states
-        return sum(torch.equal(before, after) for before, after in zip(states, states[1:]))
-
-    assert sum(dropped() for _ in range(250)) / 1000 == pytest.approx(0.3, abs=0.06)
-    transformer.eval()
-    assert sum(dropped() for _ in range(50)) == 0
 
 
 @pytest.mark.parametrize("field, value", [("heads", 5), ("position_groups", 7)])

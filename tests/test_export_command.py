@@ -1,6 +1,5 @@
 """`mert export`: a run or a checkpoint becomes a folder that transformers opens by itself, with our hidden states."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 import transformers
 import yaml
 from audio_files import mert
+from export_agreement import assert_transformers_agrees, hidden_states_of
 from pretrain_run import pretrain_here
 from shard_fixtures import write_set
 
@@ -16,6 +16,7 @@ from jobs import export
 from jobs.command_line import run
 from jobs.pretrain import RunDescription
 from model.checkpoint import load_config, load_weights
+from model.load import load_encoder
 from model.pretrain_model import build_pretrain_model
 
 
@@ -49,34 +50,21 @@ def our_model(checkpoint: Path):
     return model.eval()
 
 
-def assert_transformers_agrees(folder: Path, checkpoint: Path) -> None:
-    assert not list(folder.glob("*.py")) and "auto_map" not in json.loads((folder / "config.json").read_text())
-    theirs = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
-    assert type(theirs).__module__.startswith("transformers.models.hubert.")
-    ours = our_model(checkpoint)
-    generator = torch.Generator().manual_seed(0)
-    for samples in (401, 6_401, 13_337, 24_001):
-        audio = torch.rand(2, samples, generator=generator) * 2 - 1
-        with torch.no_grad():
-            mine, other = ours.encoder(audio), theirs(audio, output_hidden_states=True)
-        assert mine.last.shape[1] == other.last_hidden_state.shape[1] == ours.encoder.num_frames(samples)
-        pairs = [*zip(mine.hidden_states, other.hidden_states, strict=True), (mine.last, other.last_hidden_state)]
-        for state, other_state in pairs:
-            assert state.abs().max() > 0.1
-            assert (state - other_state).abs().max() < 1e-4
+def assert_transformers_agrees_with(folder: Path, checkpoint: Path) -> None:
+    assert_transformers_agrees(folder, hidden_states_of(our_model(checkpoint).encoder), (401, 6_401, 13_337, 24_001))
 
 
 def test_newest_checkpoint_of_a_run(trained, tmp_path, exported):
     code, out, _ = exported(trained, tmp_path / "out")
     assert (code, out) == (0, f"exported step 8 of {trained}/checkpoints/step_8 to {tmp_path}/out\n")
-    assert_transformers_agrees(tmp_path / "out", trained / "checkpoints" / "step_8")
+    assert_transformers_agrees_with(tmp_path / "out", trained / "checkpoints" / "step_8")
 
 
 def test_one_checkpoint(trained, tmp_path, exported):
     (tmp_path / "out").mkdir()  # an empty folder is as good as none
     code, out, _ = exported(trained / "checkpoints" / "step_5", tmp_path / "out")
     assert (code, out.split(" of ")[0]) == (0, "exported step 5")
-    assert_transformers_agrees(tmp_path / "out", trained / "checkpoints" / "step_5")
+    assert_transformers_agrees_with(tmp_path / "out", trained / "checkpoints" / "step_5")
 
 
 def test_model_card_and_feature_extractor(trained, tmp_path, exported):
@@ -141,3 +129,30 @@ def test_a_folder_with_content_is_refused_and_left_alone(trained, tmp_path, expo
 def test_what_is_no_run_is_refused(trained, tmp_path, exported, name):
     code, _, error = exported(trained.parent / name, tmp_path / "out")
     assert code == 1 and error.startswith(f"error: {trained.parent / name} is neither a run folder nor a whole checkpoint")
+
+
+def test_options_that_hubert_lacks_are_told_and_the_folder_opens_with_our_loader(tmp_path, exported):
+    write_set(tmp_path / "shards", [4], valid_sizes=[2])
+    changes = ["encoder.transformer.position=rope", "encoder.transformer.norm_kind=rms", "trainer.schedule.total_steps=5"]
+    assert pretrain_here(tmp_path / "shards", tmp_path / "run", *changes) == 0
+    code, out, error = exported(tmp_path / "run", tmp_path / "out")
+    assert code == 0 and out.startswith("exported step 5 ")
+    assert error.splitlines() == [
+        "no native hubert folder: transformer.norm_kind is rms, a HubertModel would have layer",
+        "no native hubert folder: transformer.position is rope, a HubertModel would have convolution",
+    ]
+    audio = torch.randn(1, 6_401)
+    expected = our_model(tmp_path / "run" / "checkpoints" / "step_5").encoder
+    for folder in (tmp_path / "out", tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_5"):
+        encoder, sample_rate = load_encoder(folder)
+        assert sample_rate == 24_000 and not encoder.training
+        with torch.no_grad():
+            assert torch.equal(encoder(audio).last, expected(audio).last)
+
+
+def test_an_exported_folder_exports_again(trained, tmp_path, exported):
+    assert exported(trained, tmp_path / "first")[0] == 0
+    code, out, error = exported(tmp_path / "first", tmp_path / "second")
+    assert (code, out, error) == (0, f"exported {tmp_path}/first to {tmp_path}/second\n", "")
+    for name in ("model.safetensors", "heads.safetensors", "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

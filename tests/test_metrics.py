@@ -28,6 +28,13 @@ def test_a_resume_forgets_what_the_kill_undid(tmp_path):
     assert read_steps(tmp_path) == []
 
 
+def test_the_log_knows_what_it_kept(tmp_path):
+    write_steps(tmp_path, 0, [1, 2, 3])
+    log = MetricsLog(tmp_path, 2)
+    log.close()
+    assert log.holds("train", 2) and not log.holds("train", 3) and not log.holds("validation", 2)
+
+
 def test_tensorboard_holds_the_same_numbers(tmp_path):
     write_steps(tmp_path, 0, [1, 2])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

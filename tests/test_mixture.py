@@ -1,7 +1,12 @@
 import pytest
 import torch
+from tiny_model import HEADS, synthetic_batch, tiny_model
 
+from model.device_batch import to_device
 from model.mixture import MixtureConfig, mix_batch
+from model.optimizer import OptimizerConfig
+from model.span_mask import MaskConfig
+from model.train_step import TrainStep
 
 CONFIG = MixtureConfig(min_samples=20, max_samples=30)
 
@@ -74,3 +79,43 @@ def test_draws_belong_to_seed_step_and_global_row():
 def test_limits_in_wrong_order_are_refused(unit):
     with pytest.raises(ValueError, match=f"min_{unit} 9 is above max_{unit} 2"):
         MixtureConfig(**{f"min_{unit}": 9, f"max_{unit}": 2})
+
+
+def test_marginal_probability_holds_for_every_row_over_steps():
+    """MERT's code mixes with 1 - p: at 0.2 that would be 0.8."""
+    audio, steps, config = torch.ones(6, 60), 1_500, CONFIG.model_copy(update={"probability": 0.2})
+    mixed = torch.zeros(6)
+    for step in range(steps):
+        mixed += (mix_batch(audio, [60] * 6, range(6), config, seed=4, step=step) != audio).any(1)
+    deviation = (0.2 * 0.8 / steps) ** 0.5
+    assert ((mixed / steps - 0.2).abs() < 4.5 * deviation).all()
+
+
+def test_sources_and_places_are_uniform():
+    config = MixtureConfig(probability=1.0, max_snippets=1, min_samples=1, max_samples=1)
+    rows, samples, steps = 4, 10, 1_500
+    audio = torch.arange(rows * samples, dtype=torch.float64).reshape(rows, samples)
+    sources, places = torch.zeros(rows, rows), torch.zeros(samples)
+    for step in range(steps):
+        added = mix_batch(audio + 1, [samples] * rows, range(rows), config, 0, step) - (audio + 1)
+        for row, place in added.nonzero().tolist():
+            sources[row, (int(added[row, place]) - 1) // samples] += 1
+            places[place] += 1
+    assert (sources.diagonal() == 0).all()
+    others = sources[~torch.eye(rows, dtype=torch.bool)]
+    assert (others - steps / 3).abs().max() < 4.5 * (steps / 3) ** 0.5
+    assert (places - rows * steps / samples).abs().max() < 4.5 * (rows * steps / samples) ** 0.5
+
+
+def test_targets_stay_those_of_the_clean_audio(monkeypatch):
+    """What the model gets in a step with a mixture: other audio, and the stored targets of every row."""
+    model, seen = tiny_model(dropout=0.0), {}
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda batch, *rest: seen.update(batch) or forward(batch, *rest))
+    mixture = MixtureConfig(probability=1.0, min_samples=500, max_samples=900)
+    stored = synthetic_batch(2)
+    TrainStep(model, OptimizerConfig(), MaskConfig(), mixture, 1, False, 3, torch.device("cpu")).train(stored, 1, 0, {})
+    clean = to_device(stored, HEADS, torch.device("cpu"))
+    assert ((seen["audio"] != clean["audio"]).any(1)).all()
+    for name in ("codes", "cqt", "valid"):
+        assert torch.equal(seen[name], clean[name]), name

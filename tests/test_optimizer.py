@@ -1,9 +1,11 @@
 import pytest
 import torch
-from tiny_model import tiny_model
+from tiny_model import tiny_encoder, tiny_model
 
-from model.optimizer import OptimizerConfig, build_optimizer
+from model.encoder import EncoderConfig, MertEncoder
+from model.optimizer import OptimizerConfig, build_optimizer, restore_moments
 from model.schedule import ScheduleConfig, learning_rate
+from model.transformer_config import TransformerConfig
 
 
 def test_published_schedule_at_its_corners():
@@ -46,3 +48,84 @@ def test_settings_reach_adamw():
     config = OptimizerConfig(betas=(0.5, 0.6), epsilon=1e-3)
     group = build_optimizer(torch.nn.Linear(2, 2), config).param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3)
+
+
+def encoder_with(overrides: dict) -> MertEncoder:
+    torch.manual_seed(0)
+    shared = tiny_encoder(layers=4, dropout=0.0)
+    transformer = TransformerConfig(**{**shared.transformer.model_dump(), "overrides": overrides})
+    return MertEncoder(EncoderConfig(**{**dict(shared), "transformer": transformer}))
+
+
+def test_layers_are_grouped_by_their_multiplier():
+    encoder = encoder_with({"0-1": {"learning_rate_multiplier": 0.1}, "3": {"learning_rate_multiplier": 2.0}})
+    optimizer = build_optimizer(encoder, OptimizerConfig())
+    names = {parameter: name for name, parameter in encoder.named_parameters()}
+    groups = {(group["rate_multiplier"], group["weight_decay"]): group["params"] for group in optimizer.param_groups}
+    assert list(groups) == [(1.0, 0.01), (1.0, 0.0), (0.1, 0.01), (0.1, 0.0), (2.0, 0.01), (2.0, 0.0)]
+    grouped = [parameter for group in groups.values() for parameter in group]
+    assert len(grouped) == len(set(grouped)) == len(names)
+    for (multiplier, _), parameters in groups.items():
+        layers = {name.split(".")[2] for name in map(names.get, parameters) if name.startswith("transformer.layers.")}
+        assert layers == {0.1: {"0", "1"}, 2.0: {"3"}, 1.0: {"2"}}[multiplier]
+
+
+def test_the_multiplier_scales_the_step():
+    """Adam's first step has the size of its rate, whatever the gradient."""
+    encoder = encoder_with({"2": {"learning_rate_multiplier": 0.25}})
+    optimizer = build_optimizer(encoder, OptimizerConfig(weight_decay=0.0, epsilon=1e-30))
+    before = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+    encoder(torch.randn(1, 4_000)).last.square().sum().backward()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 * group["rate_multiplier"]
+    optimizer.step()
+    for layer, expected in ((1, 0.01), (2, 0.0025)):
+        name = f"transformer.layers.{layer}.feed_forward.outer.weight"
+        step = (encoder.get_parameter(name) - before[name]).abs()
+        assert step.median().item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_frozen_layers_are_left_to_themselves():
+    encoder = encoder_with({"0-2": {"trainable": False}})
+    optimizer = build_optimizer(encoder, OptimizerConfig())
+    before = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+    encoder(torch.randn(1, 4_000)).last.square().sum().backward()
+    optimizer.step()
+    moved = {name for name, parameter in encoder.named_parameters() if not torch.equal(parameter, before[name])}
+    assert not any(name.startswith(tuple(f"transformer.layers.{i}." for i in range(3))) for name in moved)
+    assert "transformer.layers.3.attention.value.weight" in moved and "projection.linear.weight" in moved
+
+
+def stepped(overrides: dict) -> torch.optim.Optimizer:
+    encoder = encoder_with(overrides)
+    optimizer = build_optimizer(encoder, OptimizerConfig())
+    encoder(torch.randn(1, 4_000)).last.square().sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_moments_come_back_under_the_settings_of_now(tmp_path):
+    torch.save(stepped({}).state_dict(), tmp_path / "optimizer.pt")
+    state = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    optimizer = build_optimizer(encoder_with({}), OptimizerConfig(betas=(0.5, 0.6)))
+    restore_moments(optimizer, state, "step_1")
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+    weight = optimizer.param_groups[0]["params"][3]
+    assert torch.equal(optimizer.state[weight]["exp_avg"], state["state"][3]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    "before, now",
+    [
+        ({}, {"1": {"learning_rate_multiplier": 0.5}}),
+        ({"1": {"learning_rate_multiplier": 0.5}}, {"2": {"learning_rate_multiplier": 0.5}}),
+        ({"1": {"trainable": False}}, {"2": {"trainable": False}}),
+        ({}, {"3": {"trainable": False}}),
+    ],
+)
+def test_moments_of_another_grouping_are_refused(before, now):
+    """Some of these have as many parameters of the same shapes: only the names tell them apart."""
+    optimizer = build_optimizer(encoder_with(now), OptimizerConfig())
+    with pytest.raises(ValueError, match=r"^runs/step_1: moment \d+ of the optimiser is .*'s, here .*'s$"):
+        restore_moments(optimizer, stepped(before).state_dict(), "runs/step_1")
+    assert not optimizer.state

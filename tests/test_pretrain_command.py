@@ -268,7 +268,7 @@ def test_no_training_split_or_another_hop_is_refused(shards, tmp_path, capsys):
     line = refusal(capsys, shards, tmp_path / "run", "train_split=rehearsal")
     assert "no split 'rehearsal' to train on, only train, valid\n" in line
     strides = "encoder.frontend.strides=[5, 2, 2, 2, 2, 2, 1]"
-    assert "multiply to 160 samples, the shards have a hop of 320" in refusal(capsys, shards, tmp_path / "run", strides)
+    assert "the encoder's hop is 160 samples, no multiple of the shards' hop of 320" in refusal(capsys, shards, tmp_path / "run", strides)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_model import HEADS, slice_rows, synthetic_batch, tiny_encoder, tiny_model
 
 from model.device_batch import check_batch, to_device
-from model.heads import CodeHead, HeadSpec
+from model.heads import CodeHead, Companding, HeadSpec
 from model.losses import code_cross_entropy, correct_codes, feature_energy, squared_error
 from model.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 
@@ -37,7 +37,7 @@ def naive_code_loss(head: CodeHead, frames: torch.Tensor, codes: torch.Tensor) -
 @torch.no_grad()
 def test_loss_equals_the_formula():
     model = tiny_model(dropout=0.0).eval()
-    batch = to_device(synthetic_batch(3), CPU)
+    batch = to_device(synthetic_batch(3), HEADS, CPU)
     mask = every_other_frame(4, 19)
     sums = model(batch, mask)
     encoded = model.encoder(batch["audio"], mask=mask)
@@ -60,7 +60,7 @@ def test_loss_equals_the_formula():
 @torch.no_grad()
 def test_accuracy_counts_the_most_likely_code_per_codebook():
     model = tiny_model(dropout=0.0).eval()
-    batch = to_device(synthetic_batch(3), CPU)
+    batch = to_device(synthetic_batch(3), HEADS, CPU)
     mask = every_other_frame(4, 19)
     logits = model.heads["codes"](model.encoder(batch["audio"], mask=mask).last[mask])
     best = logits.argmax(2)
@@ -75,7 +75,7 @@ def test_padding_and_unmasked_frames_do_not_count():
     model = tiny_model(dropout=0.0).eval()
     stored = synthetic_batch(3)
     stored["valid"][1, 12:] = False
-    batch = to_device(stored, CPU)
+    batch = to_device(stored, HEADS, CPU)
     mask = every_other_frame(4, 19)
     mask[1, 12:] = False
     sums = model(batch, mask)
@@ -95,7 +95,7 @@ def test_padding_and_unmasked_frames_do_not_count():
 @torch.no_grad()
 def test_sums_of_parts_are_the_sums_of_the_whole():
     model = tiny_model(dropout=0.0).eval()
-    batch, mask = to_device(synthetic_batch(3), CPU), every_other_frame(4, 19)
+    batch, mask = to_device(synthetic_batch(3), HEADS, CPU), every_other_frame(4, 19)
     whole = model(batch, mask)
     parts = [model(slice_rows(batch, rows), mask[rows]) for rows in (slice(0, 1), slice(1, 4))]
     for name, value in whole.items():
@@ -104,14 +104,15 @@ def test_sums_of_parts_are_the_sums_of_the_whole():
 
 def test_zero_sums_have_the_names_and_shapes_of_forward():
     model = tiny_model()
-    sums = model(to_device(synthetic_batch(0), CPU), every_other_frame(4, 19))
+    sums = model(to_device(synthetic_batch(0), HEADS, CPU), every_other_frame(4, 19))
     zeros = model.zero_sums()
+    assert len(zeros) == 6
     assert {name: value.shape for name, value in zeros.items()} == {name: value.shape for name, value in sums.items()}
 
 
 def test_every_weight_gets_a_gradient():
     model = tiny_model(layer_drop=0.5)
-    sums = model(to_device(synthetic_batch(0), CPU), every_other_frame(4, 19))
+    sums = model(to_device(synthetic_batch(0), HEADS, CPU), every_other_frame(4, 19))
     model.weighted_loss(model.mean_losses(sums, sums)).backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
@@ -147,7 +148,7 @@ def test_first_weights_depend_on_the_seed_alone():
 
 
 def test_to_device_converts_stored_types():
-    batch = to_device(synthetic_batch(0), CPU)
+    batch = to_device(synthetic_batch(0), HEADS, CPU)
     assert {name: tensor.dtype for name, tensor in batch.items()} == {
         "audio": torch.float32,
         "codes": torch.int64,
@@ -156,9 +157,62 @@ def test_to_device_converts_stored_types():
         "row": torch.int64,
     }
     audio = torch.tensor([[-32768, 0, 16384]], dtype=torch.int16)
-    assert to_device({"audio": audio}, CPU)["audio"].tolist() == [[-1.0, 0.0, 0.5]]
-    assert to_device({"codes": torch.tensor([65535], dtype=torch.uint16)}, CPU)["codes"].tolist() == [65535]
-    assert to_device({"audio": torch.tensor([0.25])}, CPU)["audio"].tolist() == [0.25]
+    assert to_device({"audio": audio}, HEADS, CPU)["audio"].tolist() == [[-1.0, 0.0, 0.5]]
+    assert to_device({"codes": torch.tensor([65535], dtype=torch.uint16)}, HEADS, CPU)["codes"].tolist() == [65535]
+    assert to_device({"audio": torch.tensor([0.25])}, HEADS, CPU)["audio"].tolist() == [0.25]
+
+
+def test_companded_targets_are_expanded_on_the_device():
+    heads = [HEADS[0], HEADS[1].model_copy(update={"companding": Companding(peak=8.0, mu=63.0)})]
+    stored = {**synthetic_batch(0), "cqt": torch.full((4, 20, 6), 255, dtype=torch.uint8)}
+    stored["cqt"][0] = 0
+    check_batch(stored, heads, 19, 320)
+    values = to_device(stored, heads, CPU)["cqt"]
+    assert values.dtype == torch.float32 and (values[0] == 0).all()
+    assert torch.allclose(values[1:], torch.tensor(8.0))
+    with pytest.raises(ValueError, match="target cqt is stored as torch.uint8, but its companding is None"):
+        check_batch(stored, HEADS, 19, 320)
+    with pytest.raises(ValueError, match="target cqt is stored as torch.float16, but its companding is Companding"):
+        check_batch(synthetic_batch(0), heads, 19, 320)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked_weight, unmasked_weight", [(1.0, 0.0), (1.0, 0.25), (0.0, 1.0)])
+def test_masked_and_unmasked_frames_have_their_own_means_and_weights(masked_weight, unmasked_weight):
+    objective = ObjectiveConfig(
+        final_dim=4, masked_weight=masked_weight, unmasked_weight=unmasked_weight, target_weights={"cqt": 0.5}
+    )
+    model = tiny_model(objective=objective, dropout=0.0).eval()
+    stored = synthetic_batch(3)
+    stored["valid"][1, 12:] = False
+    batch, mask = to_device(stored, HEADS, CPU), every_other_frame(4, 19)
+    valid = batch["valid"][:, :19]
+    mask &= valid
+    means = model.mean_losses(*[model(batch, mask)] * 2)
+    encoded = model.encoder(batch["audio"], mask=mask, valid=valid)
+    expected = 10.0 * float(means["feature_penalty"])
+    for prefix, place, weight in (("", mask, masked_weight), ("unmasked/", valid & ~mask, unmasked_weight)):
+        if prefix and not weight:
+            assert not any(name.startswith("unmasked/") for name in means)
+            continue
+        codes = batch["codes"].transpose(1, 2)[:, :19][place]
+        loss = naive_code_loss(model.heads["codes"], encoded.last[place], codes) / int(place.sum())
+        error = (model.heads["cqt"](encoded.last[place]) - batch["cqt"][:, :19][place]).square().mean()
+        assert float(means[f"{prefix}codes"]) == pytest.approx(loss, rel=1e-5)
+        assert float(means[f"{prefix}cqt"]) == pytest.approx(float(error), rel=1e-5)
+        expected += weight * (loss + 0.5 * float(error))
+    assert float(model.weighted_loss(means)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_masked_everywhere_has_no_unmasked_loss():
+    model = tiny_model(objective=ObjectiveConfig(final_dim=4, unmasked_weight=1.0))
+    sums = model(to_device(synthetic_batch(0), HEADS, CPU), torch.ones(4, 19, dtype=torch.bool))
+    assert float(model.mean_losses(sums, sums)["unmasked/codes"].detach()) == 0.0
+
+
+def test_an_objective_that_predicts_nothing_is_refused():
+    with pytest.raises(ValueError, match="masked_weight and unmasked_weight are both 0"):
+        ObjectiveConfig(masked_weight=0.0)
 
 
 def spoil(batch: dict, name: str) -> dict:
@@ -187,9 +241,9 @@ def spoil(batch: dict, name: str) -> dict:
     ],
 )
 def test_batches_that_do_not_fit_are_refused(name, message):
-    check_batch(synthetic_batch(0), HEADS, 19)
+    check_batch(synthetic_batch(0), HEADS, 19, 320)
     with pytest.raises(ValueError, match=message):
-        check_batch(spoil(synthetic_batch(0), name), HEADS, 19)
+        check_batch(spoil(synthetic_batch(0), name), HEADS, 19, 320)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +269,7 @@ def test_head_spec_wants_a_codebook_size_for_codes_only():
 
 def test_a_few_steps_learn_constant_codes():
     model = build_pretrain_model(tiny_encoder(dropout=0.0), HEADS, ObjectiveConfig(final_dim=4), seed=0)
-    batch, mask = to_device(synthetic_batch(0), CPU), every_other_frame(4, 19)
+    batch, mask = to_device(synthetic_batch(0), HEADS, CPU), every_other_frame(4, 19)
     batch["codes"][:] = 7
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(30):

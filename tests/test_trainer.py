@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import run_ranks, slice_rows, synthetic_batch, synthetic_stream, tiny_model
 
 from model.checkpoint import latest_checkpoint, load_state, load_weights
 from model.mixture import MixtureConfig
 from model.optimizer import OptimizerConfig
+from model.pretrain_model import ObjectiveConfig
 from model.ranks import rank, world_size
 from model.schedule import ScheduleConfig
-from model.span_mask import MaskConfig
+from model.span_mask import ChannelMaskConfig, MaskConfig
 from model.train_step import TrainStep
 from model.trainer import TrainerConfig, TrainResult, train, use_bfloat16
 
@@ -35,12 +37,20 @@ def validation() -> list[dict]:
     return [slice_rows(batches[0], slice(rank() * rows, (rank() + 1) * rows)), *batches[1 : 2 - rank()]]
 
 
-def run(folder: Path, trainer: TrainerConfig, stop=lambda: False, stream=None, records=None, **encoder) -> TrainResult:
+def run(
+    folder: Path,
+    trainer: TrainerConfig,
+    stop=lambda: False,
+    stream=None,
+    records=None,
+    validation=validation,
+    **model,
+) -> TrainResult:
     torch.manual_seed(len(list(folder.glob("**/*"))))  # a run must not lean on the global generator
     if stream is None:
         stream = lambda position: synthetic_stream(position, rank(), world_size())  # noqa: E731
     return train(
-        model=tiny_model(**encoder),
+        model=tiny_model(**model),
         stream=stream,
         validation=validation,
         config=trainer,
@@ -109,9 +119,96 @@ def test_stops_write_a_checkpoint_and_change_no_bit(tmp_path, uninterrupted, sto
         assert result.checkpoint == latest_checkpoint(tmp_path / "checkpoints")[0]
         assert load_state(result.checkpoint).position == {"offset": step}
     assert run(tmp_path, config(), layer_drop=0.3).status == "done"
-    train_records = [[r for r in read_metrics(folder) if r["kind"] == "train"] for folder in (tmp_path, uninterrupted)]
-    assert train_records[0] == train_records[1]
+    assert read_metrics(tmp_path) == read_metrics(uninterrupted)
     assert_same_weights(tmp_path, uninterrupted)
+
+
+class BrokenShard(Exception):
+    """A validation that fails."""
+
+
+def validation_broken_at_call(number: int):
+    calls = itertools.count(1)
+
+    def broken() -> list[dict]:
+        if next(calls) == number:
+            raise BrokenShard
+        return validation()
+
+    return broken
+
+
+@pytest.mark.parametrize("call, step", [(2, 3), (3, 6)])
+def test_a_validation_that_fails_costs_no_step_and_is_made_up_for(tmp_path, call, step):
+    """Also what a kill between checkpoint and validation leaves behind."""
+    trainer = config(checkpoint_every=3)
+    for broken in (call, 1):
+        with pytest.raises(BrokenShard):
+            run(tmp_path, trainer, validation=validation_broken_at_call(broken), layer_drop=0.3)
+        assert load_state(latest_checkpoint(tmp_path / "checkpoints")[0]).step == step
+    result = run(tmp_path, trainer, stream=None if step < 6 else stream_killed_at(1), layer_drop=0.3)
+    assert result.status == "done" and result.validation is not None
+    whole = tmp_path / "whole"
+    run(whole, trainer, layer_drop=0.3)
+    assert read_metrics(tmp_path) == read_metrics(whole)
+    assert_same_weights(tmp_path, whole)
+
+
+def test_diagnostics_are_recorded_at_their_interval_and_change_no_bit(tmp_path):
+    folders = [tmp_path / name for name in ("with", "killed", "without")]
+    for folder, interval in zip(folders, (2, 2, None)):
+        folder.mkdir()
+        if folder.name == "killed":
+            with pytest.raises(Killed):
+                run(folder, config(diagnostics_every=interval), stream=stream_killed_at(4), layer_drop=0.3)
+        run(folder, config(diagnostics_every=interval), layer_drop=0.3)
+    with_them, killed, without = (read_metrics(folder) for folder in folders)
+    assert [record["step"] for record in with_them if record["kind"] == "diagnostics"] == [2, 4, 6]
+    assert with_them == killed
+    assert [record for record in with_them if record["kind"] != "diagnostics"] == without
+    assert_same_weights(folders[0], folders[2])
+    events = EventAccumulator(str(folders[0] / "tensorboard")).Reload()
+    for name in ("gradient_norms/heads.codes", "attention_entropy/1", "code_entropy/codes", "effective_rank"):
+        assert len(events.Scalars(f"diagnostics/{name}")) == 3
+
+
+EVERY_OPTION = {
+    "objective": ObjectiveConfig(
+        final_dim=4,
+        tied_projection=True,
+        learnable_temperature=True,
+        codebooks_per_step=1,
+        unmasked_weight=0.3,
+        target_weights={"cqt": 0.5},
+    ),
+    "layer_drop": 0.3,
+}
+EVERY_MASK = MaskConfig(
+    min_space=1,
+    probability_schedule=((3, 0.4),),
+    span_schedule=((2, 3),),
+    replace=0.2,
+    keep=0.2,
+    channels=ChannelMaskConfig(probability=0.3, span=2),
+)
+
+
+def test_every_option_together_resumes_to_the_bit(tmp_path):
+    trainer = config(mask=EVERY_MASK, accumulation=2, diagnostics_every=2)
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    run(folders[0], trainer, **EVERY_OPTION)
+    for step in (3, 6):
+        with pytest.raises(Killed):
+            run(folders[1], trainer, stream=stream_killed_at(step), **EVERY_OPTION)
+    run(folders[1], trainer, **EVERY_OPTION)
+    assert read_metrics(folders[0]) == read_metrics(folders[1])
+    assert_same_weights(*folders)
+    accuracies = [record["accuracy"]["codes"] for record in read_metrics(folders[0]) if record["kind"] == "train"]
+    assert all(accuracy.count(None) == 1 for accuracy in accuracies)
+    assert {accuracy.index(None) for accuracy in accuracies} == {0, 1}
+    assert None not in read_metrics(folders[0])[0]["accuracy"]["codes"]  # a validation uses all codebooks
 
 
 def test_a_finished_run_is_left_as_it_is(uninterrupted):
@@ -205,10 +302,10 @@ def test_too_many_broken_steps_in_a_row_end_training_even_across_a_resume(tmp_pa
         run(tmp_path, trainer, stream=poisoned_stream({1, 3, 4, 5}))
 
 
-def gradient(accumulation: int, batch: dict) -> dict[str, torch.Tensor]:
+def gradient(accumulation: int, batch: dict, mask: MaskConfig = MaskConfig(), **model) -> dict[str, torch.Tensor]:
     """The gradient an optimiser step applies, caught before the optimiser clears it."""
-    model = tiny_model(dropout=0.0)
-    step = TrainStep(model, OptimizerConfig(gradient_clip=1e9), config().mask, None, accumulation, False, 11, CPU)
+    model = tiny_model(**{"dropout": 0.0, **model})
+    step = TrainStep(model, OptimizerConfig(gradient_clip=1e9), mask, None, accumulation, False, 11, CPU)
     caught = {}
     step.optimizer.step = lambda: caught.update({n: p.grad.clone() for n, p in model.named_parameters()})
     result = step.train(batch, 1, 1e-3, {})
@@ -247,6 +344,20 @@ def test_accumulation_does_not_change_the_gradient(accumulation):
     assert_close(gradient(1, uneven_batch()), gradient(accumulation, uneven_batch()))
 
 
+def test_accumulation_does_not_change_the_gradient_with_every_option():
+    options = {"mask": EVERY_MASK, "objective": EVERY_OPTION["objective"]}
+    assert_close(gradient(1, uneven_batch(), **options), gradient(3, uneven_batch(), **options))
+
+
+def test_the_rate_of_a_group_is_the_schedules_times_its_multiplier():
+    step = TrainStep(tiny_model(), OptimizerConfig(), MaskConfig(), None, 1, False, 11, CPU)
+    for number, group in enumerate(step.optimizer.param_groups):
+        group["rate_multiplier"] = 0.5**number
+    step.train(synthetic_batch(0), 1, 1e-3, {})
+    rates = [group["lr"] for group in step.optimizer.param_groups]
+    assert len(rates) > 1 and rates == [1e-3 * 0.5**number for number in range(len(rates))]
+
+
 def test_a_batch_smaller_than_accumulation_is_refused():
     with pytest.raises(ValueError, match="4 rows cannot be split into accumulation 5 parts"):
         gradient(5, uneven_batch())
@@ -254,7 +365,10 @@ def test_a_batch_smaller_than_accumulation_is_refused():
 
 def two_ranks(process_rank: int, folder: Path) -> None:
     rows = slice(2 * process_rank, 2 * process_rank + 2)
-    torch.save([gradient(n, slice_rows(uneven_batch(), rows)) for n in (1, 2)], folder / f"gradients{process_rank}.pt")
+    gradients = [gradient(n, slice_rows(uneven_batch(), rows)) for n in (1, 2)]
+    options = {"mask": EVERY_MASK, "objective": EVERY_OPTION["objective"]}
+    every_option = gradient(1, slice_rows(uneven_batch(), rows), **options)
+    torch.save([*gradients, every_option], folder / f"gradients{process_rank}.pt")
 
     run(folder / "plain", config(mixture=None), dropout=0.0)
     stop = lambda: process_rank == 1  # noqa: E731  (the signal reaches one rank only)
@@ -262,18 +376,26 @@ def two_ranks(process_rank: int, folder: Path) -> None:
     assert (stopped.status, stopped.step) == ("stopped", 1)
     for part in ("resumed", "whole"):
         run(folder / part, config(), layer_drop=0.3)
+    for part, steps in (("options", 3), ("options", 6), ("options_whole", 6)):
+        stop = (lambda: True) if steps == 3 else (lambda: False)
+        run(folder / part, config(mask=EVERY_MASK, diagnostics_every=2), stop=stop, **EVERY_OPTION)
+    alone = lambda: validation() if process_rank == 0 else []  # noqa: E731  (rank 1 has no batch to validate on)
+    run(folder / "validation", config(total_steps=3, mixture=None), validation=alone)
     run(folder / "poisoned", config(total_steps=4), stream=poisoned_stream({2}, poisoned_rank=1))
 
 
 def test_two_ranks_do_as_one(tmp_path):
-    for name in ("plain", "resumed", "whole", "poisoned", "single"):
+    for name in ("plain", "resumed", "whole", "poisoned", "single", "options", "options_whole", "validation"):
         (tmp_path / name).mkdir()
     run_ranks(two_ranks, 2, tmp_path)
 
     alone = gradient(1, uneven_batch())
+    every_option = gradient(1, uneven_batch(), mask=EVERY_MASK, objective=EVERY_OPTION["objective"])
     for process_rank in range(2):
-        for caught in torch.load(tmp_path / f"gradients{process_rank}.pt", weights_only=True):
-            assert_close(alone, caught)
+        *plain, caught = torch.load(tmp_path / f"gradients{process_rank}.pt", weights_only=True)
+        for one in plain:
+            assert_close(alone, one)
+        assert_close(every_option, caught)
 
     run(tmp_path / "single", config(mixture=None), dropout=0.0)
     for one, two in zip(read_metrics(tmp_path / "single"), read_metrics(tmp_path / "plain"), strict=True):
@@ -281,6 +403,9 @@ def test_two_ranks_do_as_one(tmp_path):
 
     assert read_metrics(tmp_path / "resumed") == read_metrics(tmp_path / "whole")
     assert_same_weights(tmp_path / "resumed", tmp_path / "whole")
+    assert read_metrics(tmp_path / "options") == read_metrics(tmp_path / "options_whole")
+    assert_same_weights(tmp_path / "options", tmp_path / "options_whole")
+    assert all(record["loss"] > 0 for record in read_metrics(tmp_path / "validation"))
     assert [r["step"] for r in read_metrics(tmp_path / "poisoned") if r["kind"] == "skipped"] == [2]
     assert all(weight.isfinite().all() for weight in final_weights(tmp_path / "poisoned").values())
 
@@ -296,7 +421,8 @@ def test_bf16_stays_near_fp32(tmp_path):
         folder.mkdir()
         run(folder, config(total_steps=3, precision=precision), dropout=0.0)
         losses.append([record["loss"] for record in read_metrics(folder)])
-    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0][:2] == pytest.approx(losses[1][:2], rel=0.002)  # before weights have gone their own ways
 
 
 def test_a_resumed_run_uses_its_own_optimizer_settings(tmp_path, uninterrupted):

@@ -41,8 +41,10 @@ def tiny_encoder(norm: str = "post", dropout: float = 0.1, layer_drop: float = 0
     )
 
 
-def tiny_model(seed: int = 1, **encoder: object) -> PretrainModel:
-    objective = ObjectiveConfig(final_dim=4, target_weights={"cqt": 0.5})
+OBJECTIVE = ObjectiveConfig(final_dim=4, target_weights={"cqt": 0.5})
+
+
+def tiny_model(seed: int = 1, objective: ObjectiveConfig = OBJECTIVE, **encoder: object) -> PretrainModel:
     return build_pretrain_model(tiny_encoder(**encoder), HEADS, objective, seed)
 
 
@@ -85,5 +87,6 @@ def _start(rank: int, function: Callable, world_size: int, folder: str, argument
     dist.init_process_group("gloo", init_method=(Path(folder) / "store").as_uri(), rank=rank, world_size=world_size)
     try:
         function(rank, *arguments)
+        dist.barrier()  # gloo may abort a rank whose peer has gone
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,268 @@
+"""Weights of Hubert and MERT come in exactly, or are refused by name."""
+
+import json
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from hubert_sources import (
+    HUBERT_LARGE,
+    MERT_330M,
+    MERT_95M,
+    TINY,
+    fairseq_checkpoint,
+    random_hubert,
+    save_hubert,
+    save_mert,
+    with_arguments,
+)
+from safetensors.torch import load_file
+from transformers import AutoModel, HubertForCTC, HubertModel
+
+from model.encoder import MertEncoder
+from model.export import export_model
+from model.hubert_config import hubert_config
+from model.import_fairseq import import_fairseq, parse_conv_layers
+from model.import_weights import Imported, import_hugging_face
+from model.load import load_encoder
+
+LAYOUTS = {"95M": TINY, "330M": TINY | {"do_stable_layer_norm": True}, "Hubert large": TINY | HUBERT_LARGE}
+
+
+def build(imported: Imported) -> MertEncoder:
+    encoder = MertEncoder(imported.model.encoder).eval()
+    encoder.load_state_dict(imported.model.weights)
+    return encoder
+
+
+def differences(encoder: MertEncoder, hubert: HubertModel, seconds: float = 1.0) -> list[float]:
+    """Largest absolute difference of each hidden state, and of the output, over odd lengths and a padded batch."""
+    longest = round(24_000 * seconds) + 1
+    largest = torch.zeros(hubert.config.num_hidden_layers + 2)
+    for lengths in ([400], [1_111], [longest], [longest, longest * 2 // 3, 1_777]):
+        audio = torch.randn(len(lengths), max(lengths), generator=torch.Generator().manual_seed(lengths[0]))
+        given = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        audio = audio * given
+        counts = torch.tensor([encoder.num_frames(length) for length in lengths])
+        valid = torch.arange(int(counts.max()))[None] < counts[:, None]
+        with torch.no_grad():
+            ours = encoder(audio, valid=valid)
+            theirs = hubert(audio, attention_mask=given.long(), output_hidden_states=True)
+        pairs = zip([*ours.hidden_states, ours.last], [*theirs.hidden_states, theirs.last_hidden_state], strict=True)
+        found = [(mine - other)[valid].abs().max() for mine, other in pairs]
+        largest = torch.maximum(largest, torch.stack(found))
+    return largest.tolist()
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("source", ["Hugging Face", "MERT", "fairseq", "fairseq with args"])
+def test_every_hidden_state_equals_huberts(tmp_path, sizes, source):
+    hubert = random_hubert(**sizes)
+    if source == "Hugging Face":
+        imported = import_hugging_face(save_hubert(hubert, tmp_path / "source"))
+        assert imported.notes == []
+    elif source == "MERT":
+        imported = import_hugging_face(save_mert(hubert, tmp_path / "source", attention_relax=32.0))
+        assert imported.notes == []
+    else:
+        checkpoint = fairseq_checkpoint(hubert)
+        torch.save(with_arguments(checkpoint) if "args" in source else checkpoint, tmp_path / "source.pt")
+        imported = import_fairseq(tmp_path / "source.pt")
+        heads = ["encoder_cqt_model.fc.weight", "final_proj.bias", "final_proj.weight", "label_embs_concat"]
+        assert [note.split()[2] for note in imported.notes] == heads
+    assert imported.model.sample_rate == 24_000
+    assert max(differences(build(imported), hubert)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [MERT_95M, MERT_330M], ids=["95M", "330M"])
+def test_published_sizes_agree_layer_by_layer(tmp_path, sizes, capsys):
+    hubert = random_hubert(scale=0.0, **sizes)
+    save_hubert(hubert, tmp_path / "source")
+    imported = import_hugging_face(tmp_path / "source")
+    found = differences(build(imported), hubert, seconds=5.0)
+    with capsys.disabled():
+        print("\nlargest difference of state 0 to last, and of the output:", " ".join(f"{value:.1e}" for value in found))
+    assert max(found) < 1e-4
+    export_model(tmp_path / "out", imported.model, {})
+    file = load_file(tmp_path / "out" / "model.safetensors")
+    assert file.keys() == hubert.state_dict().keys()
+    assert all(torch.equal(file[name], weight) for name, weight in hubert.state_dict().items())
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
+def test_import_and_export_give_back_every_bit(tmp_path, sizes):
+    hubert = random_hubert(**sizes)
+    first = import_hugging_face(save_hubert(hubert, tmp_path / "source")).model
+    export_model(tmp_path / "first", first, {})
+    again = AutoModel.from_pretrained(tmp_path / "first").state_dict()
+    assert again.keys() == hubert.state_dict().keys()
+    assert all(torch.equal(again[name], weight) for name, weight in hubert.state_dict().items())
+    export_model(tmp_path / "second", import_hugging_face(tmp_path / "first").model, {})
+    bytes_of = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert bytes_of[0] == bytes_of[1]
+    theirs = json.loads((tmp_path / "source" / "config.json").read_text())
+    ours = hubert_config(first.encoder)
+    assert ours == {key: theirs[key] for key in ours}
+
+
+def test_deepnorm_of_mert_scales_the_residual(tmp_path):
+    """MERT's HubertEncoder_extend: alpha = (2 N)^(1/4) on both residuals of a Post-LN layer."""
+    hubert = random_hubert(**TINY)
+    imported = import_hugging_face(save_mert(hubert, tmp_path / "source", deepnorm=True))
+    encoder, layer = build(imported), hubert.encoder.layers[0]
+    audio = torch.randn(1, 3_333)
+    with torch.no_grad():
+        hidden = hubert(audio, output_hidden_states=True).hidden_states[0]
+        alpha = (2 * 2) ** 0.25
+        expected = layer.layer_norm(alpha * hidden + layer.attention(hidden)[0])
+        expected = layer.final_layer_norm(alpha * expected + layer.feed_forward(expected))
+        states = encoder(audio).hidden_states
+    assert (states[0] - hidden).abs().max() < 1e-4 and (states[1] - expected).abs().max() < 1e-4
+    obstacles = export_model(tmp_path / "out", imported.model, {})
+    assert obstacles == ["transformer.norm is deepnorm, a HubertModel would have post"]
+    with torch.no_grad():
+        assert torch.equal(load_encoder(tmp_path / "out")[0](audio).last, states[-1])
+
+
+def test_a_model_with_a_head_comes_in_without_it(tmp_path):
+    torch.manual_seed(0)
+    model = HubertForCTC(random_hubert(**TINY).config).eval()
+    imported = import_hugging_face(save_hubert(model, tmp_path / "source"))
+    assert imported.notes == ["not imported: lm_head.bias [32]", "not imported: lm_head.weight [32, 32]"]
+    assert max(differences(build(imported), model.hubert)) < 1e-4
+
+
+def test_half_precision_is_widened_and_told(tmp_path):
+    imported = import_hugging_face(save_hubert(random_hubert(**TINY).half(), tmp_path / "source"))
+    assert imported.notes == ["weights were torch.float16, they are torch.float32 now"]
+    assert {weight.dtype for weight in imported.model.weights.values()} == {torch.float32}
+
+
+def test_sharded_weights_are_put_together(tmp_path):
+    hubert = random_hubert(**TINY)
+    hubert.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert max(differences(build(import_hugging_face(tmp_path, 24_000)), hubert)) < 1e-4
+
+
+def test_normalised_audio_is_told_and_kept(tmp_path):
+    source = save_hubert(random_hubert(**TINY), tmp_path / "source")
+    settings = json.loads((source / "preprocessor_config.json").read_text())
+    (source / "preprocessor_config.json").write_text(json.dumps(settings | {"do_normalize": True}))
+    imported = import_hugging_face(source)
+    assert len(imported.notes) == 1 and "do_normalize" in imported.notes[0]
+    export_model(tmp_path / "out", imported.model, {})
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["do_normalize"] is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"feature_extractor_cqt": True}, "feature_extractor_cqt is True, the encoder has False only"),
+        ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm is False"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"feat_extract_activation": "relu"}, "feat_extract_activation is 'relu'"),
+        ({"conv_dim": [16] * 6 + [32]}, r"conv_dim is \[16, 16"),
+        ({"deepnorm": True, "do_stable_layer_norm": True}, "deepnorm and do_stable_layer_norm"),
+        ({"adapter_attn_dim": 16}, "adapter_attn_dim is 16"),
+        ({"feat_extract_norm": "batch"}, "frontend.*norm"),
+        ({"num_attention_heads": 5}, "width 32 is not a multiple of heads 5"),
+        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
+        ({"sample_rate": 16_000}, "config.json says 16000 Hz, preprocessor_config.json says 24000 Hz"),
+        ({"num_hidden_layers": 3}, "16 of 67 encoder weights are missing: encoder.layers.2.attention.q_proj"),
+        ({"intermediate_size": 64}, r"layers.0.feed_forward.intermediate_dense.weight has shape \[48, 32\] in the file, \[64, 32\]"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, changes, words):
+    source = save_mert(random_hubert(**TINY), tmp_path / "source", **changes)
+    with pytest.raises(ValueError, match=words):
+        import_hugging_face(source)
+
+
+def test_a_key_nobody_knows_is_told(tmp_path):
+    source = save_mert(random_hubert(**TINY), tmp_path / "source", residual_dropout=0.5)
+    assert import_hugging_face(source).notes == [
+        "keys of config.json that are not known here and have no effect: residual_dropout"
+    ]
+
+
+def test_no_sample_rate_is_an_error_unless_given(tmp_path):
+    random_hubert(**TINY).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no sample rate in config.json or preprocessor_config.json; give --sample-rate"):
+        import_hugging_face(tmp_path)
+    assert import_hugging_face(tmp_path, 16_000).model.sample_rate == 16_000
+
+
+def test_no_code_of_a_file_is_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("sprung",))
+
+    source = save_mert(random_hubert(**TINY), tmp_path / "source")
+    for path, read in ((source / "pytorch_model.bin", lambda: import_hugging_face(source)), (tmp_path / "x.pt", lambda: import_fairseq(tmp_path / "x.pt"))):
+        torch.save({"model": Trap()}, path)
+        with pytest.raises(ValueError, match=rf"{path.name}: not loaded, since it holds objects of .*print"):
+            read()
+        path.write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(ValueError, match=f"{path.name}: not loaded"):
+            read()
+
+
+def test_dictionaries_of_fairseq_are_no_hindrance(tmp_path, monkeypatch):
+    """Checkpoints of HuBERT's pre-training hold fairseq's Dictionary, a class that is not there."""
+    module = types.ModuleType("fairseq.data.dictionary")
+
+    class Dictionary:
+        def __init__(self):
+            self.symbols = ["0", "1"]
+
+    Dictionary.__module__, Dictionary.__qualname__ = module.__name__, "Dictionary"
+    module.Dictionary = Dictionary
+    for name in ("fairseq", "fairseq.data"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    hubert = random_hubert(**TINY)
+    checkpoint = {**fairseq_checkpoint(hubert), "task_state": {"dictionaries": [Dictionary()]}}
+    torch.save(checkpoint, tmp_path / "source.pt")
+    monkeypatch.undo()
+    assert max(differences(build(import_fairseq(tmp_path / "source.pt")), hubert)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pos_conv_depth": 5}, "pos_conv_depth is 5, the encoder has 1 only"),
+        ({"layer_type": "conformer"}, "layer_type is 'conformer'"),
+        ({"wav_normalize": True}, "wav_normalize is True"),
+        ({"feature_extractor_cqt": True}, "feature_extractor_cqt is True"),
+        ({"extractor_mode": "other"}, "extractor_mode is 'other', known are default, layer_norm"),
+        ({"activation_fn": "tanh"}, "hidden_act is 'tanh'"),
+        ({"conv_feature_layers": "__import__('os').getcwd()"}, "is no sum of lists"),
+        ({"encoder_layers": 3}, "16 of 67 encoder weights are missing: encoder.layers.2.self_attn.q_proj.weight"),
+    ],
+)
+def test_fairseq_settings_that_cannot_be_honoured_are_refused(tmp_path, changes, words):
+    torch.save(fairseq_checkpoint(random_hubert(**TINY), **changes), tmp_path / "source.pt")
+    with pytest.raises(ValueError, match=words):
+        import_fairseq(tmp_path / "source.pt")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "source.pt")
+    with pytest.raises(ValueError, match="no fairseq checkpoint, it has no `model`"):
+        import_fairseq(tmp_path / "source.pt")
+    torch.save({"model": {}, "cfg": None}, tmp_path / "source.pt")
+    with pytest.raises(ValueError, match="no settings, neither `cfg` nor `args`"):
+        import_fairseq(tmp_path / "source.pt")
+
+
+def test_conv_layers_are_read_without_eval():
+    text = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+    assert parse_conv_layers(text) == [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
+    for wrong in ("[(512,10)]", "[(1,1,1)] * 1000", "512", "[(512,10,5)] - 1", "exit()"):
+        with pytest.raises(ValueError, match="is no sum of lists"):
+            parse_conv_layers(wrong)
