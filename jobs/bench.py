@@ -1,0 +1,26 @@
+"""Measure speed, memory and exactness against the named peers, side by side in one run.
+
+    mert bench label [--json] [--minutes 30] [--codec foundry-small] FILES_OR_FOLDERS...
+    mert bench step  [--json] [--layout 95m]
+
+Ratios within one run are what counts; a machine's times are its own.
+"""
+
+import importlib
+import sys
+
+from jobs.command_line import run
+from jobs.config import UsageError
+
+BENCHES = {"label": "jobs.bench_label", "step": "jobs.bench_step"}
+
+
+def main(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else None
+    if name not in BENCHES:
+        raise UsageError(f"mert bench: {name!r} is none of {', '.join(BENCHES)}")
+    return importlib.import_module(BENCHES[name]).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__))

@@ -1,0 +1,223 @@
+"""The two labelling paths of `mert bench label`, each in processes of its own that time their stages.
+
+The published one is gone about as MERT's scripts do: whole files through `encodec` and nnAudio, one after the other.
+"""
+
+import multiprocessing
+import resource
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import psutil
+import soundfile
+import torch
+from encodec.utils import convert_audio
+from nnAudio.features.cqt import CQT1992v2
+from torch import Tensor
+
+from jobs.stage_clock import StageClock
+from pipeline.codec import load_codec
+from pipeline.cqt_teacher import CqtTeacherConfig
+from pipeline.decode import open_audio, to_int16
+from pipeline.encodec_teacher import EncodecTeacherConfig
+from pipeline.frames import HOP, SAMPLE_RATE
+from pipeline.resample import resample_to_int16, to_float
+from pipeline.shard_format import encode_flac
+from pipeline.teachers import build_teachers
+from pipeline.track_audio import TrackAudio
+
+STAGES = ("decode", "resample", "encodec", "quantiser", "cqt", "flac")
+TEACHER_STAGES = ("encodec", "quantiser", "cqt")
+SEGMENT_SAMPLES = 30 * SAMPLE_RATE
+DTYPES = {"audio": "int16", "codes": "uint16", "cqt": "float32", "latents": "float32"}
+
+
+@dataclass(frozen=True)
+class FileLabels:
+    """What a path made of one file: arrays on disk, and what it took."""
+
+    folder: Path
+    columns: dict[str, int]  # of each array, whose rows are frames (samples, for `audio`)
+    audio_seconds: float
+    stage_seconds: dict[str, float]
+    peak_bytes: int  # of the process so far
+
+    def load(self, name: str) -> np.ndarray:
+        """`audio` int16 `[T, 1]`, `codes` uint16 `[F, K]`, `cqt` float32 `[F, bins]` or `latents` float32 `[F, D]`."""
+        return np.memmap(self.folder / name, DTYPES[name], "r").reshape(-1, self.columns[name])
+
+    def remove(self) -> None:
+        """Delete the arrays."""
+        shutil.rmtree(self.folder)
+
+
+class Labeller(Protocol):
+    """Labels one file into a folder; `audio` is the int16 file its teachers are to hear, if another path made it."""
+
+    def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels: ...
+
+
+class Output:
+    """Writes arrays row by row into files of a folder."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir()
+        self.folder = folder
+        self.columns: dict[str, int] = {}
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Add rows `[n, columns]` to an array."""
+        self.columns[name] = rows.shape[1]
+        with open(self.folder / name, "ab") as file:
+            file.write(rows.astype(DTYPES[name]).tobytes())
+
+    def finish(self, clock: StageClock, num_samples: int) -> FileLabels:
+        """What was written, with the times of its making."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return FileLabels(self.folder, self.columns, num_samples / SAMPLE_RATE, dict(clock.seconds), peak)
+
+
+class OurLabeller:
+    """The stages of `mert label`, with one arithmetic thread."""
+
+    def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str):
+        torch.set_num_threads(1)
+        self.encodec, self.cqt = build_teachers([codec, cqt], device)
+
+    def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels:
+        clock, output = StageClock(), Output(folder)
+        with open_audio(path) as file, clock.stage("resample"):
+            track = TrackAudio(resample_to_int16(clock.follow("decode", file.blocks()), file.header.sample_rate))
+        with track:
+            for latents, frames in clock.follow("encodec", self.encodec.encoder.latents(track.blocks())):
+                with clock.stage("quantiser"):
+                    codes = self.encodec.quantizer.encode(latents)[:, :frames].cpu().numpy()
+                output.append("codes", codes.T)
+            for magnitudes in clock.follow("cqt", self.cqt.transform.stream(track.blocks(), self.cqt.chunk_frames)):
+                with clock.stage("cqt"):
+                    self.cqt.store(magnitudes)
+                output.append("cqt", magnitudes.cpu().numpy())
+            num_samples = track.num_frames * HOP
+            for start in range(0, num_samples, SEGMENT_SAMPLES):
+                segment = track.read(start, SEGMENT_SAMPLES)
+                with clock.stage("flac"):
+                    encode_flac(segment)
+                output.append("audio", segment[:, None])
+        return output.finish(clock, num_samples)
+
+
+class ReferenceLabeller:
+    """The package's codec and nnAudio's transform on whole files, with all threads that torch takes by itself."""
+
+    def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str):
+        self.device = device
+        if device == "cpu":
+            # A long file asks for more than there is: an error then, where the system would kill what it finds.
+            available = psutil.virtual_memory().available
+            resource.setrlimit(resource.RLIMIT_DATA, (available, available))
+        self.codec = load_codec(codec.weights).to(device)
+        self.codebooks = codec.codebooks
+        self.transform = CQT1992v2(
+            sr=SAMPLE_RATE, hop_length=HOP, fmin=cqt.lowest_frequency, n_bins=cqt.bins, norm=1, window="hann",
+            bins_per_octave=cqt.bins_per_octave, pad_mode="constant", output_format="Magnitude", verbose=False,
+        ).to(device)
+
+    @torch.inference_mode()
+    def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels:
+        clock, output = StageClock(), Output(folder)
+        with clock.stage("decode"):
+            samples, rate = read_whole(path)
+        with clock.stage("resample"):
+            # convert_audio takes at most two channels.
+            samples = samples if len(samples) <= 2 else samples.mean(0, keepdim=True)
+            resampled = convert_audio(samples, rate, SAMPLE_RATE, 1)[0].numpy()
+        output.append("audio", to_int16(resampled)[:, None])
+        heard = torch.from_numpy(to_float(np.fromfile(audio, "<i2"))).to(self.device)[None]
+        with clock.stage("encodec"):
+            latents = _finished(self.codec.encoder(heard[None]))
+        with clock.stage("quantiser"):
+            codes = self.codec.quantizer.vq.encode(latents, n_q=self.codebooks)[:, 0].cpu().numpy()
+        with clock.stage("cqt"):
+            magnitudes = self.transform(heard)[0].cpu().numpy()
+        output.append("latents", latents[0].T.cpu().numpy())
+        output.append("codes", codes.T)
+        output.append("cqt", magnitudes.T[: codes.shape[1]])
+        return output.finish(clock, heard.shape[1])
+
+
+def read_whole(path: Path) -> tuple[Tensor, int]:
+    """Samples `[C, T]` and Hz, by libsndfile, or by our decoder for what it does not know (AAC, WMA)."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        return torch.from_numpy(samples.T), rate
+    except soundfile.SoundFileError:
+        with open_audio(path) as file:
+            return torch.from_numpy(np.concatenate(list(file.blocks()), axis=1)), file.header.sample_rate
+
+
+def _finished(output: Tensor) -> Tensor:
+    if output.is_cuda:
+        torch.cuda.synchronize()
+    return output
+
+
+class Side:
+    """One path's processes, and the sums of what they did."""
+
+    def __init__(self, labeller: Callable[..., Labeller], processes: int, *arguments: object):
+        spawn = multiprocessing.get_context("spawn")
+        self.processes = processes
+        self._pool = ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(labeller, arguments))
+        self.audio = self.wall = 0.0
+        self.stages: Counter[str] = Counter()
+        self.peak_bytes = 0
+        self.failure = ""
+        list(self._pool.map(time.sleep, [0.1] * processes))  # all are up and have their teachers
+
+    def label(self, jobs: Iterable[tuple[Path, Path, Path | None]]) -> list[FileLabels]:
+        """Label files (path, folder, audio); none once the path has failed, as for want of memory."""
+        if self.failure:
+            return []
+        start = time.perf_counter()
+        try:
+            done = list(self._pool.map(_label, jobs))
+        except (RuntimeError, MemoryError, BrokenProcessPool) as error:
+            self.failure = " ".join(str(error).split())[:200] or type(error).__name__
+            return []
+        self.wall += time.perf_counter() - start
+        for labels in done:
+            self.audio += labels.audio_seconds
+            self.stages.update(labels.stage_seconds)
+            self.peak_bytes = max(self.peak_bytes, labels.peak_bytes)
+        return done
+
+    def rates(self) -> dict[str, float]:
+        """Times real time of each stage, as if all processes did nothing else, and of the whole."""
+        seconds = {name: self.stages[name] / self.processes for name in STAGES if self.stages[name]}
+        seconds["teachers"] = sum(seconds.get(name, 0.0) for name in TEACHER_STAGES)
+        seconds["whole"] = self.wall
+        return {name: self.audio / taken for name, taken in seconds.items() if taken}
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_labeller: Labeller  # of a worker process
+
+
+def _start(labeller: Callable[..., Labeller], arguments: tuple) -> None:
+    global _labeller
+    _labeller = labeller(*arguments)
+
+
+def _label(job: tuple[Path, Path, Path | None]) -> FileLabels:
+    return _labeller.label(*job)

@@ -1,0 +1,71 @@
+"""`mert bench label`: both paths on the same files, every stage timed, and labels that agree."""
+
+import json
+from pathlib import Path
+
+import pytest
+from audio_files import mert, tone, write_audio
+
+from jobs.bench import main as bench
+from jobs.bench_label import find_audio
+from jobs.bench_label_sides import STAGES, Side
+from jobs.command_line import run
+from jobs.config import UsageError
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+
+def test_both_paths_are_timed_and_agree(clips: Path, tmp_path: Path, tiny_codec: Path):
+    files = [clips / "singularity-music/coherence.opus", clips / "wesnoth-1.16-music/transience.flac"]
+    done = mert("bench", "label", "--json", "--codec", str(tiny_codec), "--codebooks", "4", *map(str, files))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    rates = report["times_real_time"]
+    assert set(rates) == {*STAGES, "teachers", "whole"} and all(rate["ours"] > 0 for rate in rates.values())
+    assert all(rate["reference"] > 0 for name, rate in rates.items() if name != "flac") and not report["reference_failure"]
+    for rate in (side for rate in rates.values() for side in rate.values() if side):
+        assert rate > 0
+    for path in ("reference", "ours"):
+        assert rates["whole"][path] < rates["teachers"][path] < rates["encodec"][path]
+    agreement = report["agreement"]
+    assert agreement["code_frames"] == pytest.approx(75 * 3600 * report["audio_hours"])
+    assert agreement["code_frames_equal"] >= 0.999
+    assert agreement["code_frames_differing"] == agreement["code_frames_near_ties"]
+    assert 0 < agreement["cqt_relative_error"] <= 1e-4 and max(agreement["cqt_relative_error_by_octave"]) <= 1e-4
+    assert agreement["audio_largest_difference_16_bit_steps"] <= 1
+
+
+def test_the_table_names_every_stage_and_minutes_end_the_run(tmp_path: Path, tiny_codec: Path):
+    for number in range(9):
+        write_audio(tmp_path / "music" / f"{number}.wav", tone(440.0, 2.0))
+    done = mert("bench", "label", "--codec", str(tiny_codec), "--codebooks", "2", "--minutes", "0.01", str(tmp_path / "music"))
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    hours = float(first.split()[0])
+    assert hours < 9 * 2 / 3600 and "cpu" in first
+    for stage in (*STAGES, "whole", "peak memory", "codes:", "cqt:"):
+        assert any(line.startswith(stage) for line in lines), done.stdout
+
+
+class ForgetfulLabeller:
+    """Asks for more memory than any machine has."""
+
+    def label(self, path: Path, folder: Path, audio: Path | None):
+        raise MemoryError(f"{path}: 10 TB")
+
+
+def test_a_path_that_fails_says_so_and_is_left_out():
+    side = Side(ForgetfulLabeller, 1)
+    assert side.label([(Path("a"), Path("b"), None)]) == [] and "10 TB" in side.failure
+    assert side.label([(Path("c"), Path("d"), None)]) == [] and side.rates() == {}
+    side.close()
+
+
+def test_what_is_asked_for_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "notes.txt").write_text("no audio")
+    (tmp_path / "a.FLAC").write_text("audio by name")
+    assert find_audio([tmp_path]) == [tmp_path / "a.FLAC"]
+    assert find_audio([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
+    with pytest.raises(UsageError, match="missing"):
+        find_audio([tmp_path / "missing"])
+    assert run(bench, ["labels"], "") == 2 and "'labels' is none of label, step" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""`mert bench step`: both sides compute the same loss and gradient, and the report says what it should."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs import bench_step
+from jobs.command_line import run
+from jobs.measurement import in_own_process, median, peak_memory, take_turns
+from jobs.naive_hubert import NaiveHubert, naive_cross_entropy
+from jobs.step_variant import StepSettings, build, count_operations, make_batch
+from model.losses import code_cross_entropy
+
+SMALL = ["--layout", "small", "--batch", "2", "--seconds", "0.5", "--dropout", "0"]
+SETTINGS = StepSettings(layout="small", batch=2, seconds=0.5, dropout=0.0)
+
+
+@pytest.fixture
+def bench(capsys):
+    """Run the command in this process; gives exit code, stdout and stderr."""
+
+    def bench(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(bench_step.main, list(arguments), bench_step.__doc__)
+        return code, *capsys.readouterr()
+
+    return bench
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_both_sides_have_the_same_loss_and_gradients(attention):
+    ours, naive = build(SETTINGS), NaiveHubert(build(SETTINGS), attention)
+    ours.train(), naive.train()
+    batch, mask = make_batch(ours, SETTINGS, torch.device("cpu"))
+    sums = ours(batch, mask)
+    loss, other = ours.weighted_loss(ours.mean_losses(sums, sums)), naive(batch, mask)
+    assert loss.item() == pytest.approx(other.item(), rel=1e-5)
+    loss.backward(), other.backward()
+    layers = naive.hubert.encoder.layers
+    pairs = [
+        (ours.heads["codes"].embedding, naive.heads["codes"].embedding),
+        (ours.heads["cqt"].linear.weight, naive.heads["cqt"].linear.weight),
+        (ours.encoder.transformer.layers[0].attention.query.weight, layers[0].attention.q_proj.weight),
+        (ours.encoder.mask_embedding, naive.hubert.masked_spec_embed),
+        (ours.encoder.frontend.layers[0].conv.weight, naive.hubert.feature_extractor.conv_layers[0].conv.weight),
+    ]
+    for mine, theirs in pairs:
+        assert mine.grad.abs().max() > 0
+        assert (mine.grad - theirs.grad).abs().max() < 1e-4 * mine.grad.abs().max()
+
+
+def test_naive_cross_entropy_counts_the_right_code_once():
+    torch.manual_seed(0)
+    frames, table, codes = torch.randn(5, 4), torch.randn(7, 4), torch.tensor([0, 6, 2, 2, 3])
+    logits = torch.cosine_similarity(frames[:, None], table[None], dim=2) / 0.1
+    expected = code_cross_entropy(logits[None], codes[:, None]) / 5
+    assert naive_cross_entropy(frames, table, codes, 0.1).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_operations_are_those_torch_counts_in_the_forward_pass():
+    model = build(SETTINGS)
+    batch, mask = make_batch(model, SETTINGS, torch.device("cpu"))
+    hubert, heads = NaiveHubert(model, "eager").hubert.eval(), model.heads
+    with FlopCounterMode(display=False) as counter:  # of HubertModel, since it does not know oneDNN's operators
+        masked = hubert(batch["audio"], mask_time_indices=mask).last_hidden_state[mask]
+        nn.functional.linear(masked, heads["codes"].projection.weight)
+        nn.functional.linear(masked, heads["cqt"].linear.weight)
+        torch.bmm(torch.ones(8, len(masked), 16), heads["codes"].embedding.transpose(1, 2))
+    assert 3 * counter.get_total_flops() == pytest.approx(count_operations(model, SETTINGS), rel=0.01)
+
+
+@pytest.mark.slow
+def test_report_as_json_and_as_table(bench):
+    code, out, error = bench(*SMALL, "--rounds", "2", "--json", "--only", "hubert sdpa,ours,ours checkpointed")
+    assert (code, error) == (0, "")
+    (report,) = json.loads(out)
+    assert report["settings"]["layout"] == "small" and report["settings"]["rounds"] == 2
+    rows = report["variants"]
+    assert list(rows) == ["hubert sdpa", "ours", "ours checkpointed"]
+    losses = [row["first_loss"] for row in rows.values()]
+    assert max(losses) - min(losses) < 1e-3
+    for row in rows.values():
+        assert row["audio_seconds_per_second"] == pytest.approx(1.0 / row["seconds_a_step"])
+        assert row["peak_bytes"] > 1e8
+        rate = report["peak_operations_per_second"]
+        assert row["share_of_peak"] == pytest.approx(report["operations_a_step"] / row["seconds_a_step"] / rate)
+    ratios = report["ours_to_better_baseline"]
+    assert ratios["speed"] == pytest.approx(rows["hubert sdpa"]["seconds_a_step"] / rows["ours"]["seconds_a_step"])
+    assert ratios["memory"] == pytest.approx(rows["ours"]["peak_bytes"] / rows["hubert sdpa"]["peak_bytes"])
+    assert ratios["memory"] < 1.0  # the expanded tables alone are larger than all of ours
+
+
+@pytest.mark.slow
+def test_a_variant_that_cannot_run_is_told_and_the_others_are_measured(bench):
+    # The flash kernel has no CPU form with dropout, so a variant held to it fails.
+    code, out, _ = bench(*SMALL[:-1], "0.1", "--rounds", "2", "--only", "ours sdpa cudnn,ours")
+    assert code == 0
+    failed, measured = out.splitlines()[3:5]
+    assert failed.startswith("ours sdpa cudnn") and "not measured: " in failed
+    assert measured.startswith("ours ") and "not measured" not in measured
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--only", "theirs"], 2, "no variant 'theirs', only hubert eager, hubert sdpa"),
+        (["--rounds", "0"], 2, "--rounds is 0, at least 1 is needed"),
+    ],
+)
+def test_bad_usage(bench, arguments, code, words):
+    assert bench(*arguments)[0] == code
+    assert words in bench(*arguments)[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_without_a_device_is_one_line(bench):
+    assert bench(*SMALL, "--device", "cuda") == (1, "", "error: --device cuda: torch finds no CUDA device on this machine\n")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_measures_memory_and_share_of_peak(bench):
+    code, out, _ = bench(*SMALL, "--device", "cuda", "--rounds", "1", "--json", "--only", "ours")
+    row = json.loads(out)[0]["variants"]["ours"]
+    assert code == 0 and 0 < row["share_of_peak"] < 1 and row["peak_bytes"] > 0
+
+
+def test_variants_take_turns_and_a_failing_one_is_not_tried_again():
+    order = []
+
+    def measure(name: str) -> dict:
+        order.append(name)
+        if name == "broken":
+            raise RuntimeError("no such kernel")
+        return {"seconds": float(len(order))}
+
+    results = take_turns(["first", "broken", "second"], 3, measure)
+    assert order == ["first", "broken", "second", "first", "second", "first", "second"]
+    assert results["broken"] == [{"failed": "no such kernel"}]
+    assert median(results["first"], "seconds") == 4.0
+
+
+def test_a_process_of_its_own_answers_or_says_why_not():
+    with pytest.raises(RuntimeError, match="'nothing'"):
+        in_own_process("jobs.step_variant", SETTINGS.model_dump() | {"variant": "nothing"})
+
+
+def test_peak_memory_keeps_the_largest():
+    before = peak_memory()
+    block = torch.ones(before // 4 + 50_000_000, dtype=torch.float32)
+    with_block = peak_memory()
+    del block
+    assert with_block >= before + 150_000_000
+    assert peak_memory() >= with_block - 2**21  # Linux counts in batches of pages
