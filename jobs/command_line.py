@@ -16,11 +16,16 @@ JOBS = {
     "kmeans": "fit centroids of log-mel or chroma, to be a teacher",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "verify": "check every shard against the index",
+    "inspect": "look at a manifest, shards, runs or features; HTML report",
     "import": "weights of Hubert, MERT or fairseq to a folder that pretrain and export begin from",
     "pretrain": "train the encoder from shards, also under torchrun",
     "export": "a checkpoint to a Hugging Face folder",
+    "extract": "hidden states over audio, into a zarr store",
     "bench": "speed, memory and exactness against the named peers",
 }
+
+# Which extra of pyproject.toml brings a package, where it is not `label`.
+EXTRAS = {"zarr": "features", "nnAudio": "bench", "transformers": "bench"}
 
 
 def main() -> int:
@@ -36,7 +41,8 @@ def main() -> int:
     try:
         module = importlib.import_module(f"jobs.{name}")
     except ModuleNotFoundError as error:
-        print(f"mert {name}: the package {error.name} is not installed; pip install '.[label]' adds it", file=sys.stderr)
+        extra = EXTRAS.get(error.name, "label")
+        print(f"mert {name}: the package {error.name} is not installed; pip install '.[{extra}]' adds it", file=sys.stderr)
         return 1
     return run(module.main, arguments[1:], module.__doc__, getattr(module, "CONFIG", None))
 

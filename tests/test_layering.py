@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ["pipeline", "model", "jobs"]
 MODULES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # What a training node does not install, and what reads other people's audio.
-FORBIDDEN_IN_TRAINING = {"ray", "av", "encodec", "nnAudio", "torchaudio", "webdataset", "sklearn", "zarr", "transformers"}
+FORBIDDEN_IN_TRAINING = {"ray", "av", "encodec", "nnAudio", "torchaudio", "webdataset", "sklearn", "zarr", "transformers", "openvino"}
 LABELLING = {
     "pipeline/teachers.py", "pipeline/encodec_teacher.py", "pipeline/cqt_teacher.py", "pipeline/codec.py", "pipeline/decode.py",
     "pipeline/kmeans_teacher.py", "pipeline/random_projection_teacher.py", "pipeline/power_spectrum.py",
-    "pipeline/multirate_cqt.py", "pipeline/track_audio.py",
+    "pipeline/multirate_cqt.py", "pipeline/track_audio.py", "pipeline/encodec_encoder.py", "pipeline/residual_quantizer.py",
     "pipeline/process_shard.py", "pipeline/shard_writer.py", "jobs/label_on_ray.py",
 }
 

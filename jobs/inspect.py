@@ -1,0 +1,136 @@
+"""Look at a manifest, a shard folder, a run or a feature store.
+
+    mert inspect SHARD_FOLDER                          hours, targets, codebook use, lengths, what was dropped
+    mert inspect SHARD_FOLDER --html report.html       the same with plots and examples to hear, one file, offline
+    mert inspect SHARD_FOLDER --shard train-000000     the examples of one shard
+    mert inspect SHARD_FOLDER --example KEY            members, shapes, ranges and first values of one
+    mert inspect SHARD_FOLDER --export KEY FOLDER      its audio and targets as files
+    mert inspect RUN_FOLDER [RUN_FOLDER ...] --html r.html    curves of runs, one over the other
+    mert inspect STORE.zarr --track KEY                nearest neighbours of a track
+    mert inspect LOCATION --diff OTHER                 what was added, removed, relabelled; which settings differ
+
+LOCATION is a folder or a URL (s3://, memory://); runs are local. Of a shard folder only index and records are read,
+and the bytes of the examples shown. --json prints the same for machines; the models ShardSummary, ManifestSummary,
+RunSummary, FeatureSummary, ExampleSummary, ShardRecord and Difference describe every key. With --html: --examples N
+(default 6) drawn by --seed N, or --keys KEY,KEY; --codec WEIGHTS names the teacher's codec where it has moved.
+--manifest FOLDER shows what the manifest of a shard set left out, and the tracks' paths. --export overwrites nothing.
+Exit code 0, also when --diff finds differences.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from jobs.command_line import run
+from jobs.config import UsageError
+from pipeline import storage
+
+# The file that tells what a folder is, what to call it, and who looks at it.
+KINDS = {
+    "index.json": ("shard folder", "jobs.inspect_shards"),
+    "manifest.yaml": ("manifest folder", "jobs.inspect_manifest"),
+    "metrics.jsonl": ("run folder", "jobs.inspect_run"),
+    "zarr.json": ("feature store", "jobs.inspect_features"),
+}
+PLACES = ("manifest", "shards", "run")
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    name, module = find_kind(options.locations)
+    refuse_options(options, name, module)
+    if options.html:
+        write_report(Path(options.html), module.report(options))
+        return 0
+    answer, lines = module.inspect(options)
+    print(json.dumps(answer, indent=1, ensure_ascii=True, allow_nan=False) if options.json else "\n".join(lines))
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Command line of `mert inspect`."""
+    parser = argparse.ArgumentParser(prog="mert inspect", add_help=False)
+    parser.add_argument("locations", nargs="+", metavar="LOCATION")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--shard", metavar="NAME")
+    parser.add_argument("--example", metavar="KEY")
+    parser.add_argument("--export", nargs=2, metavar=("KEY", "FOLDER"))
+    parser.add_argument("--diff", metavar="OTHER")
+    parser.add_argument("--manifest", metavar="FOLDER")
+    parser.add_argument("--track", metavar="KEY")
+    parser.add_argument("--html", metavar="FILE")
+    parser.add_argument("--examples", type=int, metavar="N")
+    parser.add_argument("--keys", metavar="KEY,KEY")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--codec", metavar="WEIGHTS")
+    options = parser.parse_args(arguments)
+    if options.examples is not None and options.examples < 0:
+        raise UsageError(f"--examples {options.examples}: a number of examples is needed, 0 or more")
+    if options.html and not options.html.endswith((".html", ".htm")):
+        raise UsageError(f"--html {options.html}: a name that ends with .html is needed")
+    if options.keys and options.examples is not None:
+        raise UsageError("--keys names the examples, --examples draws them: give one of the two")
+    return options
+
+
+def find_kind(locations: list[str]) -> tuple[str, ModuleType]:
+    """What the locations are, all of one kind, and the module that looks at them. Raises UsageError."""
+    kinds = {location: _marker(location) for location in locations}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{location} is a {KINDS[marker][0]}" for location, marker in kinds.items())
+        raise UsageError(f"several locations must be of one kind: {listed}")
+    marker = kinds[locations[0]]
+    if len(locations) > 1 and marker != "metrics.jsonl":
+        raise UsageError(f"only runs are shown together; {locations[0]} is a {KINDS[marker][0]}, --diff compares two")
+    name, module = KINDS[marker]
+    return name, importlib.import_module(module)
+
+
+def _marker(location: str) -> str:
+    for marker in KINDS:
+        if storage.exists(storage.join(location, marker)):
+            return marker
+    known = ", ".join(f"{name} ({marker})" for marker, (name, _) in KINDS.items())
+    if not storage.exists(location):
+        raise UsageError(f"{location}: there is no such folder; what is looked at is a {known}")
+    below = [storage.join(location, place) for place in PLACES if storage.exists(storage.join(location, place))]
+    hint = f"; did you mean {' or '.join(below)}?" if below else ""
+    if any(name.endswith(".tar") for name in storage.list_names(location)):
+        hint = "; it has tars but no index.json, which mert label writes when all shards are done"
+    raise UsageError(f"{location}: none of {known}{hint}")
+
+
+def refuse_options(options: argparse.Namespace, name: str, module: ModuleType) -> None:
+    """Raise UsageError for an option that means nothing on this kind of location, or two that exclude each other."""
+    given = {option for option, value in vars(options).items() if value is not None and value is not False} - {
+        "locations",
+        "json",
+    }
+    foreign = sorted(given - module.OPTIONS)
+    if foreign:
+        raise UsageError(f"--{foreign[0]} means nothing on a {name}")
+    views = sorted(given & {"html", "diff", "export", "example", "track"})
+    if len(views) > 1:
+        raise UsageError(f"--{views[0]} and --{views[1]}: give one of the two")
+    if options.html is None and given & {"examples", "keys", "seed", "codec"}:
+        raise UsageError(f"--{sorted(given & {'examples', 'keys', 'seed', 'codec'})[0]} belongs to --html")
+    for narrow, others in {"shard": {"html", "diff"}, "manifest": {"diff", "example", "export", "shard"}}.items():
+        if narrow in given and given & others:
+            raise UsageError(f"--{narrow} and --{sorted(given & others)[0]}: give one of the two")
+    if options.html and options.json:
+        raise UsageError("--html and --json: give one of the two")
+    if options.diff and len(options.locations) > 1:
+        raise UsageError("--diff compares one location with one other")
+
+
+def write_report(path: Path, page: bytes) -> None:
+    """Publish the page whole, in place of an older report."""
+    storage.publish_bytes(str(path.absolute()), page)
+    print(f"report: {path}, {len(page) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__))

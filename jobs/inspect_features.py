@@ -1,0 +1,77 @@
+"""What `mert inspect` shows of a feature store."""
+
+from argparse import Namespace
+
+from jobs.text_table import number, pairs, printable, table
+from pipeline.feature_summary import (
+    FeatureSummary,
+    NeighbourSummary,
+    nearest,
+    read_features,
+)
+
+OPTIONS = {"track", "html", "examples", "keys", "seed"}
+MOST_ROWS = 10
+
+
+def inspect(options: Namespace) -> tuple[dict, list[str]]:
+    """The answer for machines and the lines for people."""
+    read = read_features(options.locations[0], options.track)
+    if options.track:
+        neighbours = nearest(read, options.track)
+        return neighbours.model_dump(mode="json"), neighbour_lines(neighbours)
+    return read.summary.model_dump(mode="json"), summary_lines(read.summary)
+
+
+def report(options: Namespace) -> bytes:
+    """The page of --html."""
+    from jobs.feature_report import feature_page  # only where a page is made
+
+    return feature_page(options)
+
+
+def summary_lines(summary: FeatureSummary) -> list[str]:
+    """The terminal summary."""
+    what = "frames" if summary.array == "features" else "tracks, pooled"
+    lines = [f"features {printable(summary.location)}"]
+    lines += pairs(
+        [
+            ("rows", f"{summary.rows} {what}; {len(summary.layers)} layers of {summary.dim}, {summary.dtype}"),
+            ("audio", f"{summary.tracks} tracks, {summary.hours:.3f} h; {summary.frame_rate:g} frames a second"),
+            ("model", printable(summary.model.get("fingerprint", "-"))),
+            ("settings", printable(", ".join(f"{name}={value}" for name, value in summary.settings.items()))),
+        ]
+    )
+    rows = [
+        (
+            each.layer,
+            number(each.mean),
+            number(each.deviation),
+            number(each.largest),
+            f"{each.effective_rank:.1f}",
+            f"{each.dead_share:.1%}",
+        )
+        for each in summary.layers
+    ]
+    lines += ["", *table(("layer", "mean", "deviation", "largest", "effective rank", "dead dimensions"), rows)]
+    lines.append(f"  from {summary.rows_read} rows of {summary.tracks_read} tracks")
+    lines += ["", f"tracks without features: {len(summary.dropped) or 'none'}"]
+    lines += [f"  {printable(f'{key}: {reason}')}" for key, reason in list(summary.dropped.items())[:MOST_ROWS]]
+    if len(summary.dropped) > MOST_ROWS:
+        lines.append(f"  and {len(summary.dropped) - MOST_ROWS} more; --json names all")
+    return lines
+
+
+def neighbour_lines(neighbours: NeighbourSummary) -> list[str]:
+    """The nearest tracks, over all layers and in each."""
+    lines = [
+        f"track {printable(neighbours.key)} of group {printable(neighbours.group)}, among {neighbours.compared} others"
+    ]
+    rows = [(printable(each.key), printable(each.group), f"{each.similarity:.3f}") for each in neighbours.nearest]
+    lines += ["", *table(("nearest over all layers", "group", "cosine"), rows)]
+    rows = [
+        (layer, *(printable(f"{each.key} {each.similarity:.2f}") for each in found[:3]))
+        for layer, found in neighbours.by_layer.items()
+    ]
+    places = ("nearest", "second", "third")[: min(3, neighbours.compared)]
+    return [*lines, "", *table(("layer", *places), rows)]

@@ -1,0 +1,70 @@
+"""What `mert inspect` shows of a manifest folder."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+
+from jobs.difference_text import difference_lines
+from jobs.inspect_shards import length_lines, reasons
+from jobs.text_table import human_bytes, pairs, printable, table
+from pipeline.manifest_difference import compare_manifests
+from pipeline.manifest_summary import (
+    ManifestSummary,
+    TrackTotals,
+    load_manifest_folder,
+    summarise_manifest,
+)
+
+OPTIONS = {"diff", "html"}
+MOST_ROWS = 10
+
+
+def inspect(options: Namespace) -> tuple[dict, list[str]]:
+    """The answer for machines and the lines for people."""
+    read = load_manifest_folder(options.locations[0])
+    if options.diff:
+        difference = compare_manifests(read, load_manifest_folder(options.diff))
+        return difference.model_dump(mode="json"), difference_lines(difference)
+    summary = summarise_manifest(read)
+    return summary.model_dump(mode="json"), summary_lines(summary)
+
+
+def report(options: Namespace) -> bytes:
+    """The page of --html."""
+    from jobs.manifest_report import manifest_page  # only where a page is made
+
+    return manifest_page(load_manifest_folder(options.locations[0]))
+
+
+def summary_lines(summary: ManifestSummary) -> list[str]:
+    """The terminal summary."""
+    lines = [f"manifest {printable(summary.location)}"]
+    lines += pairs(
+        [
+            ("audio below", printable(summary.root)),
+            ("digest", summary.manifest_sha256),
+            ("settings", printable(", ".join(f"{name}={value}" for name, value in summary.config.items()))),
+        ]
+    )
+    for title, totals in (
+        ("split", summary.splits),
+        ("format", summary.formats),
+        ("rate x channels", summary.sample_rates),
+        ("group", summary.groups),
+    ):
+        lines += ["", *totals_lines(title, totals)]
+    lines += ["", *length_lines({"tracks": summary.track_seconds})]
+    lines += ["", f"files left out: {reasons(summary.rejected)}"]
+    lines += [
+        f"  {printable(f'{reject.path}: {reject.reason}: {reject.detail}')}" for reject in summary.rejects[:MOST_ROWS]
+    ]
+    if len(summary.rejects) > MOST_ROWS:
+        lines.append(f"  and {len(summary.rejects) - MOST_ROWS} more; --json names all")
+    return lines
+
+
+def totals_lines(title: str, totals: Mapping[str, TrackTotals]) -> list[str]:
+    """Tracks, hours and bytes by name, at most ten rows."""
+    shown = list(totals.items())[:MOST_ROWS]
+    rows = [(printable(name), each.tracks, f"{each.hours:.3f}", human_bytes(each.bytes)) for name, each in shown]
+    more = [f"  and {len(totals) - MOST_ROWS} more"] if len(totals) > MOST_ROWS else []
+    return table((title, "tracks", "hours", "bytes"), rows) + more

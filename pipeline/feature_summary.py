@@ -1,0 +1,291 @@
+"""What each layer of a feature store holds: statistics, a two-dimensional view of the tracks, and who is near whom.
+
+A store may be far larger than memory. Of frames, a piece from the middle of each of at most 500 tracks is read, evenly
+over the store; of pooled features, the rows of at most 5,000 tracks. The summary says how much that was.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import zarr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from zarr.errors import GroupNotFoundError
+
+from pipeline import storage
+from pipeline.feature_store import KIND, SCHEMA_VERSION
+
+MOST_FRAME_TRACKS, MOST_POOLED_TRACKS = 500, 5_000
+MOST_VALUES = 2_000_000_000  # that are read: frames of a track times tracks, layers and dimensions
+READ_AT_ONCE = 256  # rows of a pooled store
+DEAD_SHARE = 0.01
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerSummary(_Model):
+    """One layer, over the rows that were read."""
+
+    layer: int = Field(description="Hidden state: 0 is the input of the first layer, i the output of layer i")
+    mean: float = Field(description="Mean of all values")
+    deviation: float = Field(description="Standard deviation of all values")
+    largest: float = Field(description="Largest magnitude")
+    effective_rank: float = Field(
+        description="exp of the entropy of the singular values' shares, of centred rows (Roy & Vetterli 2007); 1 to dim"
+    )
+    dead_share: float = Field(
+        description="Share of dimensions with a deviation of at most 1 % of the layer's (root mean square)"
+    )
+
+
+class FeatureSummary(_Model):
+    """What `mert inspect STORE.zarr --json` prints."""
+
+    kind: str = Field(default="features", description="What the location is")
+    location: str = Field(description="Feature store")
+    array: str = Field(description="What was summarised: features (frames) or mean (pooled)")
+    dtype: str = Field(description="As stored")
+    rows: int = Field(description="Frames, or tracks when pooled")
+    dim: int = Field(description="Features of a layer")
+    frame_rate: float = Field(description="Frames a second of the model")
+    tracks: int = Field(description="Tracks")
+    hours: float = Field(description="Audio hours")
+    dropped: dict[str, str] = Field(description="Tracks without features, by key: the reason")
+    model: dict[str, JsonValue] = Field(description="What computed them")
+    settings: dict[str, JsonValue] = Field(description="Settings of mert extract")
+    tracks_read: int = Field(description="Tracks that the statistics are from")
+    rows_read: int = Field(description="Rows that the statistics are from")
+    layers: list[LayerSummary] = Field(description="In the order of the store")
+
+
+class Neighbour(_Model):
+    """A track near another one."""
+
+    key: str = Field(description="Track key")
+    group: str = Field(description="Its group")
+    similarity: float = Field(description="Cosine of the vectors, -1 to 1")
+
+
+class NeighbourSummary(_Model):
+    """What `mert inspect STORE.zarr --track KEY --json` prints."""
+
+    kind: str = Field(default="neighbours", description="What this is")
+    location: str = Field(description="Feature store")
+    key: str = Field(description="Track key")
+    group: str = Field(description="Its group")
+    compared: int = Field(description="Tracks compared with it")
+    nearest: list[Neighbour] = Field(description="The nearest first, over all layers together")
+    by_layer: dict[int, list[Neighbour]] = Field(description="The nearest in each layer")
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """What was read of a store: statistics of layers, and a vector a track (the mean of its rows that were read).
+
+    `vectors` float64 `[tracks, layers, dim]`, of the tracks `keys` with their `groups`.
+    """
+
+    summary: FeatureSummary
+    keys: list[str]
+    groups: list[str]
+    vectors: np.ndarray
+
+
+def read_features(location: str, wanted: str | None = None) -> FeatureRows:
+    """Read an even share of the tracks, and the track `wanted`.
+
+    Raises:
+        ValueError: not a feature store, an unfinished one, no track with features, or no track of that key.
+    """
+    with warnings.catch_warnings():
+        # Text columns are a convention of zarr v3 that its core text does not have yet.
+        warnings.filterwarnings("ignore", "(?s).*not part in the Zarr format 3 specification.*", UserWarning)
+        return _read(location, open_features(location), wanted)
+
+
+def _read(location: str, group: zarr.Group, wanted: str | None) -> FeatureRows:
+    table = {name: group[name][:].tolist() for name in ("key", "seconds", "offset", "length", "group", "dropped")}
+    array = group["features"] if "features" in group else group["mean"]
+    is_frames = "features" in group
+    chosen = choose_tracks(
+        table["key"], table["dropped"], MOST_FRAME_TRACKS if is_frames else MOST_POOLED_TRACKS, wanted
+    )
+    if not chosen:
+        raise ValueError(f"{location}: no track with features")
+    sums = _LayerSums(*array.shape[1:])
+    if is_frames:
+        vectors = _read_frames(array, [(table["offset"][track], table["length"][track]) for track in chosen], sums)
+    else:
+        vectors = _read_pooled(array, chosen, sums)
+    summary = FeatureSummary(
+        location=location,
+        array=array.basename,
+        dtype=str(array.dtype),
+        rows=array.shape[0],
+        dim=array.shape[2],
+        frame_rate=group.attrs["frame_rate"],
+        tracks=len(table["key"]),
+        hours=sum(table["seconds"]) / 3600,
+        dropped={key: reason for key, reason in zip(table["key"], table["dropped"], strict=True) if reason},
+        model=group.attrs["model"],
+        settings=group.attrs["settings"],
+        tracks_read=len(chosen),
+        rows_read=sums.rows,
+        layers=[sums.summarise(place, layer) for place, layer in enumerate(group["layer"][:].tolist())],
+    )
+    return FeatureRows(
+        summary, [table["key"][track] for track in chosen], [table["group"][track] for track in chosen], vectors
+    )
+
+
+def open_features(location: str) -> zarr.Group:
+    """A finished feature store, for reading. Raises ValueError naming what it is instead."""
+    try:
+        group = zarr.open_group(_zarr_store(location), mode="r")
+    except (GroupNotFoundError, ValueError) as error:
+        raise ValueError(f"{location}: not a zarr group ({error})") from error
+    found = (group.attrs.get("kind"), group.attrs.get("schema_version"))
+    if found != (KIND, SCHEMA_VERSION):
+        raise ValueError(f"{location}: a zarr group of kind and version {found}, this reads {(KIND, SCHEMA_VERSION)}")
+    if not group.attrs.get("complete"):
+        raise ValueError(f"{location}: not finished; the same mert extract command goes on with it")
+    return group
+
+
+def choose_tracks(keys: list[str], dropped: list[str], most: int, wanted: str | None) -> list[int]:
+    """Places of at most `most` tracks with features, evenly over the store, and of `wanted`; ValueError without it."""
+    usable = [track for track, reason in enumerate(dropped) if not reason]
+    if len(usable) > most:
+        usable = [usable[number * len(usable) // most] for number in range(most)]
+    if wanted is None:
+        return usable
+    if wanted not in keys:
+        raise ValueError(f"no track {wanted!r} among the {len(keys)} of the store")
+    place = keys.index(wanted)
+    if dropped[place]:
+        raise ValueError(f"track {wanted!r} has no features: {dropped[place]}")
+    return sorted({*usable, place})
+
+
+def project(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components of `[tracks, dim]`: float64 `[tracks, 2]`, and their shares of the variance.
+
+    The sign of a component is such that its largest weight is positive.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    places = np.zeros((len(vectors), 2))
+    shares = np.zeros(2)
+    count = min(2, len(singular))
+    signs = np.sign(right[np.arange(count), np.abs(right[:count]).argmax(axis=1)])
+    places[:, :count] = left[:, :count] * singular[:count] * np.where(signs == 0, 1, signs)
+    shares[:count] = singular[:count] ** 2 / max(np.sum(singular**2), np.finfo(float).tiny)
+    return places, shares
+
+
+def nearest(read: FeatureRows, key: str, count: int = 10) -> NeighbourSummary:
+    """The tracks nearest to one: by cosine of vectors whose every dimension has mean 0 and deviation 1 over the tracks.
+
+    Over all layers together, and in each layer. Raises ValueError when the track was not read.
+    """
+    if key not in read.keys:
+        raise ValueError(f"track {key!r} is not among the {len(read.keys)} that were read")
+    place = read.keys.index(key)
+    deviation = read.vectors.std(axis=0)
+    scaled = (read.vectors - read.vectors.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+
+    def order(vectors: np.ndarray) -> list[Neighbour]:
+        lengths = np.linalg.norm(vectors, axis=1)
+        similarity = vectors @ vectors[place] / np.maximum(lengths * lengths[place], np.finfo(float).tiny)
+        others = [track for track in np.argsort(-similarity, kind="stable").tolist() if track != place][:count]
+        return [
+            Neighbour(
+                key=read.keys[track], group=read.groups[track], similarity=float(np.clip(similarity[track], -1, 1))
+            )
+            for track in others
+        ]
+
+    return NeighbourSummary(
+        location=read.summary.location,
+        key=key,
+        group=read.groups[place],
+        compared=len(read.keys) - 1,
+        nearest=order(scaled.reshape(len(scaled), -1)),
+        by_layer={layer.layer: order(scaled[:, number]) for number, layer in enumerate(read.summary.layers)},
+    )
+
+
+def _zarr_store(location: str) -> zarr.storage.StoreLike:
+    if storage.is_local(location):
+        return zarr.storage.LocalStore(storage.local_path(location), read_only=True)
+    return zarr.storage.FsspecStore.from_url(location, read_only=True)
+
+
+def _read_frames(array: zarr.Array, spans: list[tuple[int, int]], sums: "_LayerSums") -> np.ndarray:
+    """The middle of each track, a bounded number of frames; returns the tracks' means."""
+    most = max(1, MOST_VALUES // (len(spans) * array.shape[1] * array.shape[2]))
+    vectors = []
+    for offset, length in spans:
+        frames = min(length, most)
+        start = offset + (length - frames) // 2
+        rows = array[start : start + frames].astype(np.float64)
+        sums.add(rows)
+        vectors.append(rows.mean(axis=0))
+    return np.array(vectors)
+
+
+def _read_pooled(array: zarr.Array, tracks: list[int], sums: "_LayerSums") -> np.ndarray:
+    """The rows of these tracks."""
+    vectors = []
+    for start in range(0, len(tracks), READ_AT_ONCE):
+        rows = array.oindex[tracks[start : start + READ_AT_ONCE]].astype(np.float64)
+        sums.add(rows)
+        vectors.append(rows)
+    return np.concatenate(vectors)
+
+
+class _LayerSums:
+    """Sums from which every statistic of a layer follows, so that rows need not be kept."""
+
+    def __init__(self, layers: int, dim: int):
+        self.rows = 0
+        self.total = np.zeros((layers, dim))
+        self.products = np.zeros((layers, dim, dim))
+        self.largest = np.zeros(layers)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Count rows `[n, layers, dim]`."""
+        self.rows += len(rows)
+        self.total += rows.sum(axis=0)
+        self.largest = np.maximum(self.largest, np.abs(rows).max(axis=(0, 2)))
+        for layer in range(rows.shape[1]):
+            self.products[layer] += rows[:, layer].T @ rows[:, layer]
+
+    def summarise(self, place: int, layer: int) -> LayerSummary:
+        """Statistics of the layer at a place of the array."""
+        mean = self.total[place] / self.rows
+        covariance = self.products[place] / self.rows - np.outer(mean, mean)
+        variance = np.maximum(np.diag(covariance), 0)
+        second_moment = np.trace(self.products[place]) / self.rows / len(mean)
+        floor = DEAD_SHARE * np.sqrt(variance.mean())
+        return LayerSummary(
+            layer=layer,
+            mean=mean.mean(),
+            deviation=np.sqrt(max(second_moment - mean.mean() ** 2, 0)),
+            largest=self.largest[place],
+            effective_rank=_effective_rank(covariance),
+            dead_share=float(np.mean(np.sqrt(variance) <= floor)),
+        )
+
+
+def _effective_rank(covariance: np.ndarray) -> float:
+    """From the roots of the eigenvalues, which are the singular values of the centred rows but for a factor."""
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    # What the rounding of sums leaves where nothing varies.
+    singular = np.sqrt(np.where(eigenvalues > 1e-12 * max(eigenvalues[-1], 0), eigenvalues, 0))
+    if not singular.any():
+        return 1.0
+    shares = singular[singular > 0] / singular.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))

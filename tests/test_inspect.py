@@ -1,0 +1,421 @@
+"""`mert inspect` on manifests, shard sets and runs: what it says is what is there, and no tar is read for a summary."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from audio_files import mert_environment, noise, write_audio
+from labelled_set import HOSTILE, label_manifest, write_manifest_folder
+from shard_fixtures import index_shards, make_track, write_examples, write_set
+
+from jobs import inspect
+from jobs.command_line import run
+from model.run_history import curves, load_run
+from pipeline import storage
+from pipeline.length_spread import histogram, spread
+from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
+from pipeline.shard_index import load_index
+from pipeline.shard_record import DroppedTrack, load_record
+from pipeline.shard_summary import evenly
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, tiny_codec) -> Path:
+    """A folder with audio/, manifest/ and shards/; read only."""
+    folder = tmp_path_factory.mktemp("labelled")
+    write_manifest_folder(folder / "audio", folder / "manifest")
+    label_manifest(folder / "manifest", folder / "shards", tiny_codec)
+    return folder
+
+
+@pytest.fixture
+def say(capsys):
+    """Run the command in this process; gives its exit code, stdout and stderr."""
+
+    def say(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return say
+
+
+@pytest.fixture
+def answer(say):
+    """The parsed --json of a call that must succeed."""
+
+    def answer(*arguments: object) -> dict:
+        code, out, err = say(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return answer
+
+
+def test_the_summary_of_a_shard_set_needs_no_tar(labelled, tmp_path, answer, say):
+    shards = shutil.copytree(labelled / "shards", tmp_path / "shards")
+    index = load_index(str(shards))
+    for tar in shards.glob("*.tar"):
+        tar.unlink()
+    found = answer(shards)
+    assert found["kind"] == "shards" and found["index_sha256"] == index.digest()
+    for split, totals in index.totals.items():
+        each = found["splits"][split]
+        assert (each["shards"], each["examples"], each["bytes"]) == (totals.shards, totals.examples, totals.bytes)
+        assert each["hours"] == pytest.approx(totals.seconds / 3600)
+    assert [target["name"] for target in found["targets"]] == ["codes", "cqt", "random_projection"]
+    assert found["targets"][0]["statistics"]["perplexity"] == index.statistics["codes"].perplexity
+    assert found["targets"][1]["fingerprint"] == index.targets[1].fingerprint
+    # 9 s is 4 + 4 + 1, 5 s is 4 + 1, 3 s is 3
+    assert found["tracks"] == 4 and found["track_seconds"]["maximum"] == 9
+    assert found["example_seconds"]["count"] == 8 and found["example_seconds"]["minimum"] == 1
+    assert found["records_read"] == found["records"] == len(index.shardlist) and found["rejected"] is None
+    code, out, _ = say(shards)
+    assert code == 0 and index.targets[0].fingerprint[:12] in out and "random_projection, codebook" in out
+    assert max(map(len, out.splitlines())) < 160
+
+
+def test_rejects_come_from_the_manifest_of_the_set(labelled, tmp_path, answer, say):
+    assert answer(labelled / "shards", "--manifest", labelled / "manifest")["rejected"] == {"not_audio": 1}
+    other = write_manifest_folder(tmp_path / "audio", tmp_path / "manifest", seed=5)
+    code, _, err = say(labelled / "shards", "--manifest", other)
+    assert code == 1 and load_manifest(str(other)).sha256 in err
+    assert load_index(str(labelled / "shards")).manifest_sha256 in err
+
+
+def test_dropped_tracks_are_named_with_their_reason(tmp_path, answer, say):
+    drop = DroppedTrack(track="gone", reason="truncated", detail="3 s of \x1b[31m 9 s", segments=2)
+    write_examples(tmp_path, "train-000000", [*make_track("one", 30, 15), drop])
+    index_shards(tmp_path, ["train-000000"])
+    found = answer(tmp_path)
+    assert found["dropped"] == {"truncated": 2} and found["dropped_tracks"] == [drop.model_dump()]
+    _, out, _ = say(tmp_path)
+    assert "segments dropped: 2 truncated" in out and "gone: truncated, 2 segments" in out
+    assert "\x1b" not in out
+
+
+def test_a_set_on_an_object_store(answer):
+    folder = "memory://inspected/shards"
+    write_set(folder, [2, 1], valid_sizes=[1])
+    found = answer(folder)
+    assert {split: each["examples"] for split, each in found["splits"].items()} == {"train": 3, "valid": 1}
+    key = load_record(folder, "valid-000000").members[0].key
+    shown = answer(folder, "--example", key)
+    assert shown["shard"] == "valid-000000.tar"
+    # Without tars the summary is the same, and the example cannot be shown.
+    for name in storage.list_names(folder):
+        if name.endswith(".tar"):
+            storage.remove(storage.join(folder, name))
+    assert answer(folder) == found
+    fsspec.filesystem("memory").rm("/inspected", recursive=True)
+
+
+def test_one_shard_and_one_example(labelled, answer, say):
+    shards = labelled / "shards"
+    record = load_record(str(shards), "train-000000")
+    assert answer(shards, "--shard", "train-000000.tar") == record.model_dump(mode="json")
+    entry = record.members[0]
+    code, out, _ = say(shards, "--shard", "train-000000")
+    assert code == 0 and all(member.key in out for member in record.members)
+
+    found = answer(shards, "--example", entry.key)
+    members = {member["name"]: member for member in found["members"]}
+    content = (shards / record.url).read_bytes()
+    for suffix, (offset, size, checksum) in entry.members.items():
+        assert (members[suffix]["offset"], members[suffix]["bytes"], members[suffix]["crc32"]) == (
+            offset,
+            size,
+            checksum,
+        )
+        assert zlib.crc32(content[offset : offset + size]) == checksum
+    codes = array_in(content, entry.members["codes.npy"])
+    assert (members["codes.npy"]["dtype"], members["codes.npy"]["shape"]) == ("uint16", list(codes.shape))
+    assert (members["codes.npy"]["minimum"], members["codes.npy"]["maximum"]) == (codes.min(), codes.max())
+    assert members["codes.npy"]["first"] == codes[:, :8].tolist()
+    assert members["codes.npy"]["distinct"] == [len(set(level.tolist())) for level in codes]
+    spec = load_index(str(shards)).targets[1]
+    values = spec.values(array_in(content, entry.members["cqt.npy"]))
+    assert members["cqt.npy"]["maximum"] == pytest.approx(values.max())
+    assert np.allclose(members["cqt.npy"]["first"], values[:2, :8])
+    _, out, _ = say(shards, "--example", entry.key)
+    assert f"segment       1 of {found['info']['segments']}, from 0.000 s" in out
+
+    code, _, err = say(shards, "--example", "nobody-00000")
+    assert code == 1 and "no example 'nobody-00000' in" in err
+    code, _, err = say(shards, "--shard", "train-999999")
+    assert code == 2 and "train-999999" in err
+
+
+def array_in(tar: bytes, span: tuple[int, int, int]) -> np.ndarray:
+    """A .npy member, read with NumPy alone."""
+    return np.load(io.BytesIO(tar[span[0] : span[0] + span[1]]), allow_pickle=False)
+
+
+def test_export_writes_what_the_shard_holds_and_overwrites_nothing(labelled, tmp_path, answer, say):
+    shards = labelled / "shards"
+    record = load_record(str(shards), "train-000000")
+    key = record.members[1].key
+    files = answer(shards, "--export", key, tmp_path / "out")["files"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(Path(file).name for file in files)
+    assert len(files) == 5
+    content = (shards / record.url).read_bytes()
+    for suffix, span in record.members[1].members.items():
+        written = (tmp_path / "out" / f"{key}.{suffix}").read_bytes()
+        assert written == content[span[0] : span[0] + span[1]]
+    audio, rate = soundfile.read(tmp_path / "out" / f"{key}.flac")
+    assert (rate, len(audio)) == (24_000, 320 * record.members[1].num_frames)
+
+    (tmp_path / "out" / f"{key}.json").write_text("mine")
+    (tmp_path / "out" / f"{key}.codes.npy").unlink()
+    code, _, err = say(shards, "--export", key, tmp_path / "out")
+    assert code == 1 and "already there" in err
+    assert (tmp_path / "out" / f"{key}.json").read_text() == "mine"
+    assert not (tmp_path / "out" / f"{key}.codes.npy").exists()
+    code, _, err = say(shards, "--export", "../../etc/passwd", tmp_path / "out")
+    assert code == 1 and "no example" in err
+
+
+def test_export_of_pcm_is_a_wav_file(tmp_path, answer):
+    write_set(tmp_path / "shards", [1], audio_member="pcm.npy")
+    key = load_record(str(tmp_path / "shards"), "train-000000").members[0].key
+    answer(tmp_path / "shards", "--export", key, tmp_path / "out")
+    audio, rate = soundfile.read(tmp_path / "out" / f"{key}.wav", dtype="int16")
+    assert rate == 24_000 and audio.tolist() == (np.arange(len(audio)) % 32_000).tolist()
+
+
+def test_a_damaged_member_is_named(labelled, tmp_path, say):
+    shards = shutil.copytree(labelled / "shards", tmp_path / "shards")
+    entry = load_record(str(shards), "train-000000").members[0]
+    offset, size, _ = entry.members["cqt.npy"]
+    content = bytearray((shards / "train-000000.tar").read_bytes())
+    content[offset + size // 2] ^= 1
+    (shards / "train-000000.tar").write_bytes(content)
+    code, _, err = say(shards, "--example", entry.key)
+    assert code == 1 and f"train-000000.tar: {entry.key}.cqt.npy: CRC-32" in err and "Traceback" not in err
+
+
+def test_the_summary_of_a_manifest(labelled, answer, say):
+    found = answer(labelled / "manifest")
+    manifest = load_manifest(str(labelled / "manifest"))
+    assert found["kind"] == "manifest" and found["manifest_sha256"] == manifest.sha256
+    assert sum(split["tracks"] for split in found["splits"].values()) == 4
+    assert sum(split["hours"] for split in found["splits"].values()) == pytest.approx(22 / 3600, rel=1e-3)
+    assert [(name, each["tracks"]) for name, each in found["formats"].items()] == [(manifest.tracks[0].format, 4)]
+    assert [(name, each["tracks"]) for name, each in found["sample_rates"].items()] == [("24000 Hz x 1", 4)]
+    assert found["rejected"] == {"not_audio": 1} and found["rejects"][0]["path"] == "<b>not audio"
+    assert found["track_seconds"]["minimum"] == 3 and HOSTILE in found["groups"]
+    code, out, _ = say(labelled / "manifest")
+    assert code == 0 and "1 not_audio" in out
+
+
+def test_difference_of_manifests(labelled, tmp_path, answer, say):
+    assert answer(labelled / "manifest", "--diff", labelled / "manifest")["same"] is True
+    audio = shutil.copytree(labelled / "audio", tmp_path / "audio")
+    (audio / "noise.wav").unlink()
+    write_audio(audio / "new.wav", noise(4, seed=9))
+    write_audio(audio / "low.wav", noise(9, seed=10))
+    config = ManifestConfig(
+        root=str(audio), out=str(tmp_path / "manifest"), splits={"valid": 0.3}, group_by="track", min_seconds=2.0
+    )
+    write_manifest(config, scan(config))
+    found = answer(labelled / "manifest", "--diff", tmp_path / "manifest")
+    assert [key.rpartition("-")[0] for key in found["added"]] == ["new"]
+    assert [key.rpartition("-")[0] for key in found["removed"]] == ["noise"]
+    assert [change["key"].rpartition("-")[0] for change in found["changed"]] == ["low"]
+    assert found["changed"][0]["what"] == ["audio", "file"]
+    settings = {change["key"]: (change["first"], change["second"]) for change in found["settings"]}
+    assert settings["config.min_seconds"] == (3.0, 2.0) and "config.seed" not in settings
+    code, out, _ = say(labelled / "manifest", "--diff", tmp_path / "manifest")
+    assert code == 0 and "1 added, 1 removed, 1 changed" in out and "  ~ low-" in out
+
+
+def test_difference_of_shard_sets_names_the_relabelled_targets(
+    labelled, tmp_path, tiny_codec, other_codec, answer, say
+):
+    shards = labelled / "shards"
+    assert answer(shards, "--diff", shards)["same"] is True
+    label_manifest(labelled / "manifest", tmp_path / "recoded", other_codec)
+    for tar in (tmp_path / "recoded").glob("*.tar"):
+        tar.unlink()
+    found = answer(shards, "--diff", tmp_path / "recoded")
+    settings = {change["key"] for change in found["settings"]}
+    assert "targets.codes.fingerprint" in settings and "targets.cqt.fingerprint" not in settings
+    assert (found["added"], found["removed"], len(found["changed"])) == ([], [], 8)
+    assert all(change["what"] == ["relabelled codes"] for change in found["changed"])
+
+    label_manifest(labelled / "manifest", tmp_path / "retuned", tiny_codec, lowest_frequency=55.0)
+    found = answer(shards, "--diff", tmp_path / "retuned")
+    assert all(change["what"] == ["relabelled cqt"] for change in found["changed"]) and len(found["changed"]) == 8
+    assert {"key": "targets.cqt.teacher.lowest_frequency", "first": 110.0, "second": 55.0} in found["settings"]
+    code, out, _ = say(shards, "--diff", tmp_path / "retuned")
+    assert code == 0 and "targets.cqt.teacher.lowest_frequency" in out
+
+
+def write_run(folder: Path, rate: float = 0.001, offset: float = 0.0) -> Path:
+    """What a run leaves: three training records, two validations, a torn line."""
+    folder.mkdir(parents=True)
+    config = {
+        "shards": "s3://music/shards",
+        "out": str(folder),
+        "trainer": {"schedule": {"total_steps": 40, "learning_rate": rate}},
+    }
+    document = {
+        "config": config,
+        "heads": [{"name": "codes", "kind": "discrete"}],
+        "data": {"index_sha256": "f" * 64, "hours": {"train": 1.5}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(document))
+    records = []
+    for step in (10, 20, 30):
+        records.append(
+            {
+                "kind": "train",
+                "step": step,
+                "loss": 9 - step / 10 + offset,
+                "losses": {"codes": 5.0, "cqt": 1.0},
+                "accuracy": {"codes": [step / 100, step / 200]},
+                "learning_rate": rate * step,
+                "gradient_norm": 2.0 + step,
+                "audio_seconds_per_second": 100.0 + step,
+                "data_wait_share": 0.01 * step,
+                "skipped_steps": step // 30,
+            }
+        )
+    for step, loss in ((10, 7.0 + offset), (20, 5.0 + offset), (30, None)):
+        records.append(
+            {
+                "kind": "validation",
+                "step": step,
+                "loss": loss,
+                "losses": {"codes": loss, "cqt": 0.5},
+                "accuracy": {"codes": [0.5, 0.25]},
+            }
+        )
+    records.append(
+        {"kind": "diagnostics", "step": 30, "attention_entropy": [1.0, 2.0], "gradient_norms": {"heads.codes": 0.5}}
+    )
+    lines = [json.dumps(record) for record in sorted(records, key=lambda record: record["step"])]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "tra')
+    (folder / "checkpoints" / "step_20").mkdir(parents=True)
+    return folder
+
+
+def test_the_summary_of_a_run(tmp_path, answer, say):
+    found = answer(write_run(tmp_path / "run"))
+    assert (found["kind"], found["step"], found["total_steps"], found["unreadable_lines"]) == ("run", 30, 40, 1)
+    assert found["best_validation"]["step"] == 20 and found["last_validation"]["loss"] is None
+    assert (found["audio_seconds_per_second"], found["data_wait_share"]) == (120.0, pytest.approx(0.2))
+    assert found["skipped_steps"] == 1 and found["checkpoints"] == ["step_20"] and found["hours"] == {"train": 1.5}
+    code, out, _ = say(tmp_path / "run")
+    assert code == 0 and "30 of 40, 1 skipped" in out and "20.0% waiting for data" in out
+
+
+def test_curves_are_the_records(tmp_path):
+    found = curves(load_run(write_run(tmp_path / "run")))
+    assert found["loss"] == {
+        "train": [(10, 8.0), (20, 7.0), (30, 6.0)],
+        "validation": [(10, 7.0), (20, 5.0), (30, None)],
+    }
+    assert found["train accuracy of codes by codebook"]["codebook 1"] == [(10, 0.05), (20, 0.1), (30, 0.15)]
+    assert found["accuracy of codes"]["validation"] == [(10, 0.375), (20, 0.375), (30, 0.375)]
+    assert found["gradient norm"] == {"train": [(10, 12.0), (20, 22.0), (30, 32.0)]}
+    assert found["diagnostics: attention entropy"] == {"layer 0": [(30, 1.0)], "layer 1": [(30, 2.0)]}
+    assert {"learning rate", "audio seconds a second", "share of time waiting for data", "loss of cqt"} <= set(found)
+
+
+def test_runs_side_by_side_and_their_difference(tmp_path, answer, say):
+    first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", rate=0.002, offset=1.0)
+    assert [each["best_validation"]["loss"] for each in answer(first, second)["runs"]] == [5.0, 6.0]
+    code, out, _ = say(first, second)
+    assert code == 0 and str(first) in out and str(second) in out
+    found = answer(first, "--diff", second)
+    settings = {change["key"]: (change["first"], change["second"]) for change in found["settings"]}
+    assert settings["config.trainer.schedule.learning_rate"] == (0.001, 0.002)
+    assert "config.out" not in settings and found["same"] is False
+    assert {"key": "validation at step 20", "what": ["loss 5 -> 6"]} in found["changed"]
+
+
+def test_other_places_are_refused_in_one_line(labelled, tmp_path, say):
+    for location, words in {
+        tmp_path / "nothing": "there is no such folder",
+        tmp_path: "none of shard folder (index.json), manifest folder (manifest.yaml)",
+        labelled: f"did you mean {labelled}/manifest or {labelled}/shards?",
+    }.items():
+        code, out, err = say(location)
+        assert (code, out, err.count("\n")) == (2, "", 1) and words in err
+    unfinished = shutil.copytree(labelled / "shards", tmp_path / "unfinished")
+    (unfinished / "index.json").unlink()
+    assert "tars but no index.json" in say(unfinished)[2]
+    (unfinished / "index.json").write_text('{"schema_version": 7}')
+    code, _, err = say(unfinished)
+    assert code == 1 and f"{unfinished}/index.json: schema_version" in err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("not json\n")
+    code, _, err = say(tmp_path / "run")
+    assert code == 1 and "metrics.jsonl: no record" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["manifest", "--shard", "train-000000"], "--shard means nothing on a manifest folder"),
+        (["shards", "--track", "x"], "--track means nothing on a shard folder"),
+        (["shards", "manifest"], "several locations must be of one kind"),
+        (["shards", "shards"], "only runs are shown together"),
+        (["shards", "--seed", "0"], "--seed belongs to --html"),
+        (["shards", "--html", "page.txt"], "ends with .html"),
+        (["shards", "--html", "x.html", "--json"], "--html and --json"),
+        (["shards", "--html", "x.html", "--diff", "y"], "--diff and --html"),
+        (["shards", "--html", "x.html", "--shard", "y"], "--shard and --html"),
+        (["shards", "--manifest", "manifest", "--example", "y"], "--manifest and --example"),
+        (["shards", "--html", "x.html", "--examples", "-1"], "0 or more"),
+        (["shards", "--html", "x.html", "--examples", "2", "--keys", "a"], "--keys names the examples"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(labelled, say, arguments, words):
+    places = [str(labelled / each) if each in ("shards", "manifest") else each for each in arguments]
+    code, out, err = say(*places)
+    assert code == 2 and words in err and out == ""
+
+
+def test_as_a_module_of_its_own(labelled):
+    command = [sys.executable, "-m", "jobs.inspect", str(labelled / "shards")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=mert_environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"shards {labelled / 'shards'}\n")
+
+
+def test_a_large_set_is_sampled_evenly():
+    assert evenly(range(10), 20) == list(range(10))
+    assert evenly(range(100), 4) == [0, 25, 50, 75]
+
+
+def test_spread_and_histogram():
+    values = np.random.default_rng(0).gamma(2, 30, 1000)
+    found = spread(values)
+    assert (found.minimum, found.maximum, found.median) == (values.min(), values.max(), np.median(values))
+    assert spread([]) is None
+    bars = histogram(values)
+    assert (
+        sum(bars.counts) == 1000
+        and len(bars.counts) <= 41
+        and bars.edges[0] <= values.min()
+        and bars.edges[-1] >= values.max()
+    )
+    naive = [
+        sum(low <= value < high for value in values) for low, high in zip(bars.edges, bars.edges[1:], strict=False)
+    ]
+    assert bars.counts == naive
+    assert sum(histogram([30.0] * 5).counts) == 5 and sum(histogram([-3, 4, 0]).counts) == 3

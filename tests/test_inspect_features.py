@@ -1,0 +1,231 @@
+"""`mert inspect` on feature stores: every number against a naive one over the same rows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from jobs import inspect
+from jobs.command_line import run
+from pipeline import feature_summary
+from pipeline.feature_store import (
+    KIND,
+    SCHEMA_VERSION,
+    StoreLayout,
+    description_digest,
+    finish_store,
+    prepare_store,
+    publish_part,
+)
+from pipeline.feature_summary import choose_tracks, project, read_features
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
+
+LAYERS, DIM = (0, 2, 5), 24
+LENGTHS = [40, 75, 30, 120, 55, 80]
+DEAD = [3, 7, 11]  # dimensions of the last layer
+DROPPED = "track-2"
+
+
+def frames() -> np.ndarray:
+    """Rows that differ by track: a direction a group, noise, constant dimensions in the last layer; NaN if dropped."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for track, length in enumerate(LENGTHS):
+        centre = 4 * np.eye(DIM)[track % 2] + 0.5 * generator.standard_normal(DIM)
+        rows.append(centre + generator.standard_normal((length, len(LAYERS), DIM)) * [[[1.0]], [[0.5]], [[0.2]]][0])
+    values = np.concatenate(rows).astype(np.float32)
+    values[:, 2, DEAD] = 0.25
+    start = sum(LENGTHS[:2])
+    values[start : start + LENGTHS[2]] = np.nan
+    return values
+
+
+def write_store(location: str, pooled: bool = False, finish: bool = True) -> None:
+    """A store of six tracks in two groups, one of them dropped."""
+    values, offsets = frames(), np.cumsum([0, *LENGTHS])[:-1]
+    arrays = {"features": values}
+    if pooled:
+        means = np.stack(
+            [values[start : start + length].mean(axis=0) for start, length in zip(offsets, LENGTHS, strict=True)]
+        )
+        arrays = {"mean": means}
+    rows = len(next(iter(arrays.values())))
+    layout = StoreLayout(
+        arrays=tuple(arrays),
+        row="track" if pooled else "frame",
+        rows=rows,
+        layers=LAYERS,
+        width=DIM,
+        dtype="float32",
+        part_rows=rows,
+        chunk_rows=rows,
+    )
+    description = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "frame_rate": 75.0,
+        "model": {"fingerprint": "e" * 64},
+        "settings": {"pooling": "mean" if pooled else "none"},
+    }
+    prepare_store(location, description, replace=False)
+    digest, dropped = description_digest(description), {DROPPED: "changed: once it was another"}
+    publish_part(location, layout, 0, arrays, digest=digest, dropped=dropped, backend={})
+    if finish:
+        table = {
+            "key": [f"track-{track}" for track in range(6)],
+            "seconds": [length / 75 for length in LENGTHS],
+            "offset": offsets.tolist(),
+            "length": LENGTHS,
+            "split": ["train"] * 6,
+            "group": ["even", "odd"] * 3,
+        }
+        finish_store(location, layout, description, table, dropped)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A store of frames; read only."""
+    folder = tmp_path_factory.mktemp("features") / "frames.zarr"
+    write_store(str(folder))
+    return folder
+
+
+@pytest.fixture
+def say(capsys):
+    """Run the command in this process; gives its exit code, stdout and stderr."""
+
+    def say(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return say
+
+
+def test_statistics_of_each_layer_against_naive_ones(store, say):
+    code, out, err = say(store, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    rows = frames()[~np.isnan(frames()[:, 0, 0])].astype(np.float64)
+    assert (found["kind"], found["rows"], found["rows_read"], found["tracks_read"]) == ("features", 400, 370, 5)
+    assert found["dropped"] == {DROPPED: "changed: once it was another"}
+    assert [layer["layer"] for layer in found["layers"]] == list(LAYERS)
+    for place, layer in enumerate(found["layers"]):
+        values = rows[:, place]
+        assert layer["mean"] == pytest.approx(values.mean())
+        assert layer["deviation"] == pytest.approx(values.std())
+        assert layer["largest"] == pytest.approx(np.abs(values).max())
+        singular = np.linalg.svd(values - values.mean(axis=0), compute_uv=False)
+        shares = singular[singular > 1e-6 * singular[0]] / singular.sum()
+        assert layer["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+        assert layer["dead_share"] == pytest.approx(len(DEAD) / DIM if place == 2 else 0)
+    code, out, _ = say(store)
+    assert code == 0 and "12.5%" in out and f"  {DROPPED}: changed" in out
+
+
+def test_pooled_features_and_object_stores(store, say):
+    for pooled in (False, True):
+        write_store(f"memory://inspected-{pooled}.zarr", pooled)
+    code, out, err = say("memory://inspected-True.zarr", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    means = read_features(str(store)).vectors
+    assert (found["array"], found["rows"], found["rows_read"]) == ("mean", 6, 5)
+    assert found["layers"][1]["mean"] == pytest.approx(means[:, 1].mean(), rel=1e-5)
+    remote, local = read_features("memory://inspected-False.zarr"), read_features(str(store))
+    assert remote.summary.layers == local.summary.layers and (remote.vectors == local.vectors).all()
+
+
+def test_neighbours_against_sklearn(store, say):
+    read = read_features(str(store))
+    code, out, _ = say(store, "--track", "track-3", "--json")
+    found = json.loads(out)
+    assert code == 0 and (found["key"], found["group"], found["compared"]) == ("track-3", "odd", 4)
+
+    def naive(vectors: np.ndarray) -> list[tuple[str, float]]:
+        scaled = StandardScaler().fit_transform(vectors)
+        place = read.keys.index("track-3")
+        cosines = {
+            key: scaled[other] @ scaled[place] / np.linalg.norm(scaled[other]) / np.linalg.norm(scaled[place])
+            for other, key in enumerate(read.keys)
+            if other != place
+        }
+        return sorted(cosines.items(), key=lambda item: -item[1])
+
+    for neighbours, vectors in [
+        (found["nearest"], read.vectors.reshape(5, -1)),
+        *((found["by_layer"][str(layer)], read.vectors[:, place]) for place, layer in enumerate(LAYERS[:2])),
+    ]:
+        wanted = naive(vectors)
+        assert [each["key"] for each in neighbours] == [key for key, _ in wanted]
+        assert [each["similarity"] for each in neighbours] == pytest.approx([value for _, value in wanted])
+    assert found["nearest"][0]["group"] == "odd"
+    code, out, _ = say(store, "--track", "track-3")
+    assert code == 0 and out.startswith("track track-3 of group odd, among 4 others")
+    for key, words in {"nobody": "no track 'nobody'", DROPPED: "changed: once it was another"}.items():
+        code, _, err = say(store, "--track", key)
+        assert code == 1 and words in err
+
+
+def test_projection_against_sklearn():
+    vectors = np.random.default_rng(1).standard_normal((30, 8)) * np.arange(1, 9)
+    places, shares = project(vectors)
+    reference = PCA(2).fit(vectors)
+    assert np.allclose(np.abs(places), np.abs(reference.transform(vectors)))
+    assert np.allclose(shares, reference.explained_variance_ratio_)
+    places, shares = project(np.ones((3, 4)))
+    assert (places == 0).all() and (shares == 0).all()
+    assert project(np.ones((1, 4)))[0].shape == (1, 2)
+
+
+def test_a_large_store_is_sampled(store, monkeypatch):
+    assert choose_tracks(list("abcdefgh"), [""] * 8, 4, None) == [0, 2, 4, 6]
+    assert choose_tracks(list("abcdefgh"), [""] * 8, 4, "d") == [0, 2, 3, 4, 6]
+    monkeypatch.setattr(feature_summary, "MOST_FRAME_TRACKS", 2)
+    monkeypatch.setattr(feature_summary, "MOST_VALUES", 2 * len(LAYERS) * DIM * 10)
+    read = read_features(str(store))
+    assert (read.summary.tracks_read, read.summary.rows_read) == (2, 20)
+    first = frames()[15:25].astype(np.float64)  # the middle ten of forty frames
+    assert np.allclose(read.vectors[0], first.mean(axis=0))
+
+
+def test_what_is_no_finished_store_is_said(tmp_path, say):
+    write_store(str(tmp_path / "open.zarr"), finish=False)
+    code, _, err = say(tmp_path / "open.zarr")
+    assert code == 1 and "not finished" in err
+    zarr.create_group(str(tmp_path / "other.zarr"), attributes={"kind": "weather"})
+    code, _, err = say(tmp_path / "other.zarr")
+    assert code == 1 and "weather" in err
+    (tmp_path / "bad.zarr").mkdir()
+    (tmp_path / "bad.zarr" / "zarr.json").write_text("{")
+    code, _, err = say(tmp_path / "bad.zarr")
+    assert code == 1 and "bad.zarr" in err and "Traceback" not in err
+
+
+def test_the_page_of_a_store(store, tmp_path, say):
+    code, _, err = say(store, "--html", tmp_path / "page.html", "--keys", "track-3,track-0")
+    assert code == 0, err
+    text = (tmp_path / "page.html").read_text()
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    titles = [plot["title"] for plot in data["plots"].values()]
+    assert titles == [
+        "Mean and deviation",
+        "Largest magnitude",
+        "Effective rank",
+        "Dead dimensions",
+        "Layer 0",
+        "Layer 2",
+        "Layer 5",
+    ]
+    points = next(plot for plot in data["plots"].values() if plot["title"] == "Layer 0")
+    assert {series["label"]: sorted(series["names"]) for series in points["series"]} == {
+        "even": ["track-0", "track-4"],
+        "odd": ["track-1", "track-3", "track-5"],
+    }
+    assert text.index("track-3, of odd") < text.index("track-0, of even")

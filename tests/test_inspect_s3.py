@@ -1,0 +1,59 @@
+"""`mert inspect` on an S3 server: a summary fetches no tar, an example only its own bytes, a page its examples."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+from shard_fixtures import write_set
+
+from jobs import inspect
+from jobs.command_line import run
+from pipeline.shard_record import load_record
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A shard set in a bucket of a loopback S3 server."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("mert-inspect")
+    write_set("s3://mert-inspect/shards", [30, 3], valid_sizes=[2])
+    yield "s3://mert-inspect/shards"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_little_is_fetched(
+    shards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path
+) -> None:
+    fetched: list[tuple[str, int]] = []
+    cat_file = s3fs.S3FileSystem._cat_file
+
+    async def counted(self, path, **options):
+        content = await cat_file(self, path, **options)
+        fetched.append((path, len(content)))
+        return content
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", counted)
+    s3fs.S3FileSystem.clear_instance_cache()  # instances bind their methods
+    assert run(inspect.main, [shards, "--json"], "") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["splits"]["train"]["examples"] == 33
+    assert fetched and all(path.endswith(".json") for path, _ in fetched)
+
+    entry = load_record(shards, "train-000000").members[4]
+    fetched.clear()
+    assert run(inspect.main, [shards, "--export", entry.key, str(tmp_path / "out")], "") == 0
+    in_tars = sum(size for path, size in fetched if path.endswith(".tar"))
+    assert in_tars == sum(size for _, size, _ in entry.members.values())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{entry.key}.{suffix}" for suffix in entry.members}
