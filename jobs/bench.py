@@ -3,6 +3,7 @@
     mert bench label [--json] [--minutes 30] [--codec foundry-small] FILES_OR_FOLDERS...
     mert bench step  [--json] [--layout 95m]
 
+`mert bench label --help` and `mert bench step --help` tell what each measures and all its options.
 Ratios within one run are what counts; a machine's times are its own.
 """
 
@@ -12,14 +13,14 @@ import sys
 from jobs.command_line import run
 from jobs.config import UsageError
 
-BENCHES = {"label": "jobs.bench_label", "step": "jobs.bench_step"}
+PARTS = {"label": "jobs.bench_label", "step": "jobs.bench_step"}
 
 
 def main(arguments: list[str]) -> int:
     name = arguments[0] if arguments else None
-    if name not in BENCHES:
-        raise UsageError(f"mert bench: {name!r} is none of {', '.join(BENCHES)}")
-    return importlib.import_module(BENCHES[name]).main(arguments[1:])
+    if name not in PARTS:
+        raise UsageError(f"mert bench: {name!r} is none of {', '.join(PARTS)}")
+    return importlib.import_module(PARTS[name]).main(arguments[1:])
 
 
 if __name__ == "__main__":

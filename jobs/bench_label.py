@@ -9,7 +9,6 @@ hour), those of a stage as if nothing else were done. Both label the very same s
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import torch
 from jobs.bench_label_sides import STAGES, FileLabels, OurLabeller, ReferenceLabeller, Side
 from jobs.command_line import run
 from jobs.config import UsageError
+from jobs.console import console
 from pipeline.code_agreement import CodeAgreement, compare_codes
 from pipeline.codec import load_codec
 from pipeline.cqt_teacher import CqtTeacherConfig
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
         kind="encodec", weights=options.codec, codebooks=options.codebooks, backend=options.backend, precision=options.precision
     )
     report = compare(files, codec, CqtTeacherConfig(kind="cqt"), options.device, options.minutes * 60)
-    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    console.answer(report, [as_text(report)])
     return 0
 
 
@@ -95,7 +95,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
 

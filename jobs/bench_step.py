@@ -10,17 +10,31 @@ process's largest resident set, on CUDA the largest allocated. Parameters, gradi
 weight (1.5 GB at 95M), so ratios of memory depend on the batch. Layer drop is off. `peak` is the rate of a large
 matrix product in that precision on that device; the share of it counts a plain step's operations, without what
 checkpointing repeats. Needs transformers.
+
+    --layout 95m | 330m | small    sizes of the model; 95m
+    --batch 4      crops a step; several with commas are measured one after another
+    --seconds 5    length of a crop
+    --rounds 3     turns of each variant; medians are told
+    --steps 1      steps timed in a turn, after one that warms up
+    --dropout 0.1  every dropout; the recipe's where not given
+    --device cpu | cuda
+    --precision fp32 | bf16        fp32 on cpu, bf16 on cuda
+    --only A,B     these variants; `hubert eager`, `hubert sdpa` and `ours` where not given
+    --all          all of them: also `hubert sdpa compiled`, `ours checkpointed`, `ours checkpointed front-end`,
+                   `ours compiled`, and `ours sdpa B` for B of math, flash, efficient, cudnn
+    --json         the report as JSON
 """
 
 import argparse
-import json
 import sys
 import time
 
 import torch
+from pydantic import ValidationError
 
 from jobs.command_line import run
-from jobs.config import UsageError
+from jobs.config import UsageError, explain
+from jobs.console import console
 from jobs.measurement import Figures, in_own_process, median, take_turns
 from jobs.step_variant import LAYOUTS, SAMPLE_RATE, VARIANTS, StepSettings, build, count_operations
 
@@ -30,8 +44,8 @@ OURS = "ours"
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    reports = [measure_batch(options, batch) for batch in options.batch]
-    print(json.dumps(reports, indent=2) if options.json else "\n\n".join(map(as_table, reports)))
+    reports = [measure_batch(options, settings) for settings in all_settings(options)]
+    console.answer(reports, ["\n\n".join(map(as_table, reports))])
     return 0
 
 
@@ -47,7 +61,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--only", type=lambda text: text.split(","), default=[*BASELINES, OURS])
     parser.add_argument("--all", dest="only", action="store_const", const=list(VARIANTS))
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.only if name not in VARIANTS]
     if unknown:
@@ -65,17 +78,17 @@ def whole_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def measure_batch(options: argparse.Namespace, batch: int) -> Figures:
+def all_settings(options: argparse.Namespace) -> list[StepSettings]:
+    """One for each batch size. Raises UsageError naming the option that is out of its range."""
+    shared = {name: getattr(options, name) for name in ("layout", "seconds", "dropout", "device", "precision", "steps")}
+    try:
+        return [StepSettings(batch=batch, **shared) for batch in options.batch]
+    except ValidationError as error:
+        raise UsageError(f"mert bench step: --{explain(error, StepSettings)[0]}") from error
+
+
+def measure_batch(options: argparse.Namespace, settings: StepSettings) -> Figures:
     """All variants at one batch size: medians over the rounds, and ours against the better baseline."""
-    settings = StepSettings(
-        layout=options.layout,
-        batch=batch,
-        seconds=options.seconds,
-        dropout=options.dropout,
-        device=options.device,
-        precision=options.precision,
-        steps=options.steps,
-    )
     results = take_turns(
         options.only,
         options.rounds,

@@ -19,6 +19,7 @@ from encodec.model import EncodecModel
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.console import console
 from model.publish import publish_folder
 from pipeline.codec import build_codec, save_folder
 from pipeline.codec_training import (
@@ -54,12 +55,13 @@ def main(arguments: list[str]) -> int:
         record = {"step": step, **{name: round(loss, 5) for name, loss in losses.items()}}
         if step % config.validate_every == 0 and step > config.autoencoder_steps:
             record["held_out"] = judge_codec(model, valid_audio)
-        print(json.dumps(record), file=sys.stderr, flush=True)
+        if not console.quiet:
+            print(json.dumps(record), file=sys.stderr, flush=True)
         history.append(record)
 
     model = train_codec(config, train_audio, report)
     publish_codec(config, model, untrained, history, train_audio, valid_audio, train_tracks, valid_tracks)
-    print(f"codec: {config.out}")
+    console.finish({"out": config.out, "untrained": untrained, "last": history[-1]}, [f"codec: {config.out}"])
     return 0
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from jobs.config import UsageError
 from jobs.config_help import describe_keys
+from jobs.console import console
 
 JOBS = {
     "manifest": "scan a folder of audio into a manifest",
@@ -34,23 +35,26 @@ def main() -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
-    name = arguments[0]
+    name, *arguments = arguments
     if name not in JOBS:
         print(f"mert: no command {name!r}\n{usage()}", file=sys.stderr)
         return 2
     try:
         module = importlib.import_module(f"jobs.{name}")
+        parts = getattr(module, "PARTS", {})
+        if arguments and arguments[0] in parts:
+            module = importlib.import_module(parts[arguments.pop(0)])
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name, "label")
         print(f"mert {name}: the package {error.name} is not installed; pip install '.[{extra}]' adds it", file=sys.stderr)
         return 1
-    return run(module.main, arguments[1:], module.__doc__, getattr(module, "CONFIG", None))
+    return run(module.main, arguments, module.__doc__, getattr(module, "CONFIG", None))
 
 
 def usage() -> str:
     """What `mert --help` prints."""
     lines = "\n".join(f"  mert {name:9} {purpose}" for name, purpose in JOBS.items())
-    return f"usage: mert COMMAND ARGUMENTS [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example and every setting."
+    return f"usage: mert COMMAND ARGUMENTS [--quiet] [--json] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example and every setting."
 
 
 def run(
@@ -65,7 +69,7 @@ def run(
         return 0
     debug = "--debug" in arguments
     try:
-        return job([argument for argument in arguments if argument != "--debug"])
+        return job(console.take_options([argument for argument in arguments if argument != "--debug"]))
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,12 +80,11 @@ def set_value(values: dict, key: str, text: str, is_text: bool = False) -> None:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each fault, with the key, the value, and for an unknown key the nearest known one."""
-    known = known_keys(model)
     lines = []
     for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"])
+        key, beside = _place(fault["loc"], model)
         if fault["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(str(fault["loc"][-1]), beside, n=1, cutoff=0.0)
             lines.append(f"unknown key {key!r}; the nearest known key is {nearest[0]!r}")
         elif fault["type"] == "missing":
             lines.append(f"key {key!r} is missing")
@@ -92,6 +92,26 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             shown = f" (got {fault['input']!r})" if key and not isinstance(fault["input"], dict) else ""
             lines.append(f"{key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}{shown}")
     return lines
+
+
+def _place(location: Sequence[str | int], model: type[BaseModel]) -> tuple[str, list[str]]:
+    """The dotted key of a fault, a kind in brackets as `--help` shows it, and the known names beside its last part."""
+    key, models, beside = "", [model], [model]
+    for part in location:
+        beside = models
+        of_kind = [inner for inner in models if part in _kinds(inner)] if len(models) > 1 else []
+        key += f"({part})" if of_kind else f".{part}"
+        if of_kind:
+            models = of_kind
+        elif not isinstance(part, int):
+            found = [inner.model_fields[part].annotation for inner in models if part in inner.model_fields]
+            models = [inner for annotation in found for inner in _models_in(annotation)]
+    return key.removeprefix("."), [name for inner in beside for name in inner.model_fields]
+
+
+def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
+    """The values of `kind` by which a model is chosen among others."""
+    return typing.get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:

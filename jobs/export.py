@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from jobs.command_line import run
+from jobs.console import console
 from jobs.pretrain import RunDescription
 from model.checkpoint import find_checkpoint, load_config, load_state
 from model.export import export_model
@@ -27,9 +28,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out")
     options = parser.parse_args(arguments)
     model, card, named = read(options.source)
-    for obstacle in export_model(local_path(options.out), model, card):
+    obstacles = list(export_model(local_path(options.out), model, card))
+    for obstacle in obstacles:
         print(f"no native hubert folder: {obstacle}", file=sys.stderr)
-    print(f"exported {named} to {options.out}")
+    console.finish({"out": options.out, "not_native_because": obstacles}, [f"exported {named} to {options.out}"])
     return 0
 
 

@@ -27,6 +27,7 @@ from torch import distributed
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.console import console
 from jobs.extract_part import PartExtractor, WorkOrder, model_fingerprint
 from jobs.folder_lock import locked
 from jobs.progress import Progress
@@ -151,7 +152,7 @@ def main(arguments: list[str]) -> int:
             missing = [part for part in plan.parts if part.number not in finished]
             if rank == 0:
                 hours = sum(part.seconds for part in plan.parts) / 3600
-                print(f"plan: {len(found.tracks)} tracks, {hours:.3f} h in {len(plan.parts)} parts; {len(missing)} to do")
+                console.say(f"plan: {len(found.tracks)} tracks, {hours:.3f} h in {len(plan.parts)} parts; {len(missing)} to do")
                 if missing:
                     reopen_store(config.out, plan.description)
             wait_for_all(ranks)  # or a rank that is late would find the parts of another one done
@@ -344,11 +345,18 @@ def finish(config: ExtractConfig, plan: Plan) -> int:
     layout = plan.order.layout
     stored = sum(size for record in records.values() for size, _ in record.files.values())
     raw = layout.rows * len(layout.layers) * layout.width * (2 if layout.dtype == "float16" else 4) * len(layout.arrays)
-    for name in layout.arrays:
-        print(f"{name}: {layout.dtype} [{layout.rows} {layout.row}s, {len(layout.layers)} layers, {layout.width}]")
-    print(f"tracks: {len(plan.table['key'])}, {len(dropped)} dropped, {len(plan.description['input']['rejected'])} files left out")
-    print(f"stored: {stored / 1e6:.1f} MB, {stored / raw:.0%} of {raw / 1e6:.1f} MB")
-    print(f"features: {config.out}")
+    shape = f"[{layout.rows} {layout.row}s, {len(layout.layers)} layers, {layout.width}]"
+    tracks, rejected = len(plan.table["key"]), plan.description["input"]["rejected"]
+    console.finish(
+        {"out": config.out, "arrays": list(layout.arrays), "rows": layout.rows, "layers": list(layout.layers),
+         "width": layout.width, "dtype": layout.dtype, "tracks": tracks, "dropped": dropped, "rejected": rejected, "bytes": stored},
+        [
+            *(f"{name}: {layout.dtype} {shape}" for name in layout.arrays),
+            f"tracks: {tracks}, {len(dropped)} dropped, {len(rejected)} files left out",
+            f"stored: {stored / 1e6:.1f} MB, {stored / raw:.0%} of {raw / 1e6:.1f} MB",
+            f"features: {config.out}",
+        ],
+    )  # fmt: skip
     return 0
 
 

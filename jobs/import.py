@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from jobs.command_line import run
+from jobs.console import console
 from model.export import export_model
 from model.import_fairseq import import_fairseq
 from model.import_weights import Imported, import_hugging_face
@@ -34,10 +35,11 @@ def main(arguments: list[str]) -> int:
     for obstacle in obstacles:
         print(f"no native hubert folder: {obstacle}", file=sys.stderr)
     transformer, heads = imported.model.encoder.transformer, len(imported.model.heads)
-    print(
+    line = (
         f"imported {len(imported.model.weights)} weights ({transformer.layers} layers of width {transformer.width}, "
         f"{imported.model.sample_rate} Hz, {heads or 'no'} heads) from {options.source} to {options.out}"
     )
+    console.finish({"out": options.out, "notes": imported.notes, "not_native_because": list(obstacles)}, [line])
     return 0
 
 

@@ -19,13 +19,13 @@ Exit code 0, also when --diff finds differences.
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from jobs.command_line import run
 from jobs.config import UsageError
+from jobs.console import console
 from pipeline import storage
 
 # The file that tells what a folder is, what to call it, and who looks at it.
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         write_report(Path(options.html), module.report(options))
         return 0
     answer, lines = module.inspect(options)
-    print(json.dumps(answer, indent=1, ensure_ascii=True, allow_nan=False) if options.json else "\n".join(lines))
+    console.answer(answer, lines)
     return 0
 
 
@@ -54,7 +54,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Command line of `mert inspect`."""
     parser = argparse.ArgumentParser(prog="mert inspect", add_help=False)
     parser.add_argument("locations", nargs="+", metavar="LOCATION")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--shard", metavar="NAME")
     parser.add_argument("--example", metavar="KEY")
     parser.add_argument("--export", nargs=2, metavar=("KEY", "FOLDER"))
@@ -107,7 +106,6 @@ def refuse_options(options: argparse.Namespace, name: str, module: ModuleType) -
     """Raise UsageError for an option that means nothing on this kind of location, or two that exclude each other."""
     given = {option for option, value in vars(options).items() if value is not None and value is not False} - {
         "locations",
-        "json",
     }
     foreign = sorted(given - module.OPTIONS)
     if foreign:
@@ -120,7 +118,7 @@ def refuse_options(options: argparse.Namespace, name: str, module: ModuleType) -
     for narrow, others in {"shard": {"html", "diff"}, "manifest": {"diff", "example", "export", "shard"}}.items():
         if narrow in given and given & others:
             raise UsageError(f"--{narrow} and --{sorted(given & others)[0]}: give one of the two")
-    if options.html and options.json:
+    if options.html and console.as_json:
         raise UsageError("--html and --json: give one of the two")
     if options.diff and len(options.locations) > 1:
         raise UsageError("--diff compares one location with one other")
@@ -129,7 +127,7 @@ def refuse_options(options: argparse.Namespace, name: str, module: ModuleType) -
 def write_report(path: Path, page: bytes) -> None:
     """Publish the page whole, in place of an older report."""
     storage.publish_bytes(str(path.absolute()), page)
-    print(f"report: {path}, {len(page) / 1e6:.1f} MB")
+    console.say(f"report: {path}, {len(page) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.console import console
 from jobs.progress import Progress
 from model.publish import publish_folder
 from pipeline.kmeans_fitting import (
@@ -43,17 +44,17 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryFile(prefix="mert-kmeans-") as file:
         with Progress("kmeans", sum(drawn.seconds(config.crop_seconds) for drawn in crops)) as progress:
             sample = collect_features(file, manifest.root, crops, config, progress.update)
-        print(f"fitting {config.num_clusters} centroids to {len(sample)} frames of {len(crops)} tracks", flush=True)
+        console.say(f"fitting {config.num_clusters} centroids to {len(sample)} frames of {len(crops)} tracks")
         kmeans = fit_centroids(sample, config)
         quality = judge_centroids(kmeans, sample)
     with publish_folder(out) as folder:
         feature_settings = build_feature(config.feature, torch.device("cpu")).settings
         save_kmeans(folder, kmeans.cluster_centers_, feature_settings, describe_fitting(manifest, config, kmeans, sample), quality)
-    print(
+    line = (
         f"{config.feature}: {quality['used']} of {config.num_clusters} centroids in use, perplexity {quality['perplexity']:.0f},"
         f" squared error {quality['squared_error']:.4g} a frame ({quality['relative_error']:.1%} of the variance)"
     )
-    print(f"kmeans: {config.out}")
+    console.finish({"out": config.out, "feature": config.feature, **quality}, [line, f"kmeans: {config.out}"])
     return 0
 
 

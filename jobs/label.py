@@ -10,6 +10,7 @@ unless relabel=true. Exit code 1 when a shard is missing at the end.
 """
 
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Literal
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.console import console
 from jobs.folder_lock import locked
 from jobs.label_on_ray import label_on_ray
 from jobs.progress import Progress
@@ -30,6 +32,7 @@ from pipeline.teacher import TargetSpec
 from pipeline.teachers import TeacherConfig, build_teachers
 
 RECORDED_CONFIG = "label.yaml"
+SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
 
 
 class LabelConfig(BaseModel):
@@ -72,7 +75,7 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
     """Do what the plan lacks and write the index; returns the exit code."""
     storage.sweep_temporary(config.out)
     unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.relabel)
-    print(f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do")
+    console.say(f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do")
     failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
     for name, message in sorted(failures.items()):
         print(f"error: {name}: {message}", file=sys.stderr)
@@ -84,7 +87,7 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
         config.out, [task.name for task in tasks], specs, name="mert-foundry", manifest_sha256=manifest.sha256,
         segment_seconds=config.segments.segment_seconds, audio_member=config.segments.audio,
     )
-    print_summary(config, index)
+    console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
     return 0
 
 
@@ -99,21 +102,21 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
         )
 
 
-def print_summary(config: LabelConfig, index: ShardIndex) -> None:
+def summary_lines(config: LabelConfig, index: ShardIndex) -> Iterator[str]:
     """Hours, examples and bytes by split, codebook use, and what was dropped."""
     for split, totals in index.totals.items():
         rate = totals.bytes / totals.seconds if totals.seconds else 0
-        print(
+        yield (
             f"{split}: {totals.shards} shards, {totals.examples} examples, {totals.seconds / 3600:.3f} h,"
             f" {totals.bytes / 1e6:.1f} MB ({rate / 1000:.1f} kB an audio second)"
         )
     for spec in index.targets:
         if spec.kind == "discrete":
             levels = ", ".join(f"{value:.0f}" for value in index.statistics[spec.name].perplexity)
-            print(f"{spec.name}: {spec.size} codebooks of {spec.codebook_size}, perplexity {levels}")
+            yield f"{spec.name}: {spec.size} codebooks of {spec.codebook_size}, perplexity {levels}"
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(index.dropped.items()))
-    print(f"dropped segments: {dropped or 'none'}")
-    print(f"shards: {config.out}")
+    yield f"dropped segments: {dropped or 'none'}"
+    yield f"shards: {config.out}"
 
 
 if __name__ == "__main__":

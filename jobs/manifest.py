@@ -8,9 +8,11 @@ manifest.yaml (settings, counts and hours). Exit code 1 when no track is left.
 """
 
 import sys
+from collections.abc import Iterator
 
 from jobs.command_line import run
 from jobs.config import load_config
+from jobs.console import console
 from jobs.progress import Progress
 from pipeline.manifest import REST_SPLIT, ManifestConfig, scan, write_manifest
 
@@ -29,22 +31,22 @@ def main(arguments: list[str]) -> int:
 
         results = scan(config, report)
     summary = write_manifest(config, results)
-    print_summary(config, summary)
+    console.finish({"out": config.out, **summary}, summary_lines(config, summary))
     if not any(split["tracks"] for split in summary["splits"].values()):
         print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)
         return 1
     return 0
 
 
-def print_summary(config: ManifestConfig, summary: dict) -> None:
+def summary_lines(config: ManifestConfig, summary: dict) -> Iterator[str]:
     """Tracks and hours by split, rejects by reason, and a word on an empty split."""
     for split, totals in summary["splits"].items():
-        print(f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h")
+        yield f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h"
         if not totals["tracks"] and (split == REST_SPLIT or config.splits[split] > 0):
-            print(f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups")
+            yield f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups"
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejected"].items())
-    print(f"rejected: {reasons or 'none'}")
-    print(f"manifest: {config.out}")
+    yield f"rejected: {reasons or 'none'}"
+    yield f"manifest: {config.out}"
 
 
 if __name__ == "__main__":

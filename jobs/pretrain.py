@@ -19,11 +19,12 @@ from typing import Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import distributed
 
 from jobs.command_line import run
-from jobs.config import load_config
+from jobs.config import explain, load_config
+from jobs.console import console
 from jobs.folder_lock import locked
 from jobs.training_report import TrainingReport
 from model.architecture import architecture_differences
@@ -33,6 +34,7 @@ from model.heads import HeadSpec
 from model.load import read_model
 from model.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 from model.publish import publish_file
+from model.ranks import wait_for_all
 from model.stored_model import StoredModel, select
 from model.target_alignment import target_stride
 from model.trainer import Batch, Position, TrainerConfig, train
@@ -130,7 +132,8 @@ def main(arguments: list[str]) -> int:
             report,
         )
     if rank == 0:
-        print(f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}")
+        told = {"status": result.status, "step": result.step, "checkpoint": str(result.checkpoint)}
+        console.finish(told, [f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}"])
         if result.status == "stopped":
             left = config.trainer.schedule.total_steps - result.step
             print(f"{left} steps are left; the same command goes on", file=sys.stderr)
@@ -150,6 +153,7 @@ def process_group(device: str, world_size: int) -> Iterator[torch.device]:
         distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
     try:
         yield place
+        wait_for_all()  # gloo may abort a rank whose peer has gone
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -191,7 +195,11 @@ def settle_encoder(config: PretrainConfig, initial: StoredModel | None, out: Pat
     else:
         before = EncoderConfig(**yaml.safe_load((out / RUN_CONFIG).read_text())["config"]["encoder"])
     said = config.encoder.model_dump(exclude_unset=True) if "encoder" in config.model_fields_set else {}
-    encoder = EncoderConfig(**merge(before.model_dump(), said))
+    try:
+        encoder = EncoderConfig(**merge(before.model_dump(), said))
+    except ValidationError as error:
+        faults = "; ".join(explain(error, EncoderConfig))
+        raise ValueError(f"{config.initial} and what the config says of the encoder do not go together: {faults}") from error
     if initial is not None:
         different = architecture_differences(encoder, before).items()
         if different:
@@ -201,7 +209,9 @@ def settle_encoder(config: PretrainConfig, initial: StoredModel | None, out: Pat
 
 
 def merge(values: dict, changes: dict) -> dict:
-    """Nested mappings, the second laid over the first."""
+    """Nested mappings, the second laid over the first; one of another `kind` takes its place."""
+    if "kind" in changes and changes["kind"] != values.get("kind"):
+        return changes
     inner = {
         key: merge(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
         for key, change in changes.items()

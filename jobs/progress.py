@@ -1,9 +1,11 @@
-"""Progress of long work in audio seconds: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work in audio seconds: a bar on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 import sys
 import time
 
 from tqdm import tqdm
+
+from jobs.console import console
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -22,7 +24,7 @@ class Progress:
         self.done = 0.0
         self.started = self.last_line = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not console.quiet:
             left = "{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h, ETA {remaining}{postfix}"
             unknown = "{desc} {n:.2f} h, {elapsed}{postfix}"
             hours = None if total_seconds is None else total_seconds / 3600
@@ -52,6 +54,8 @@ class Progress:
         return f"{done / max(time.monotonic() - self.started, 1e-9):.1f}x real time"
 
     def _print(self, notes: str) -> None:
+        if console.quiet:
+            return
         elapsed = time.monotonic() - self.started
         hours = f"{self.done / 3600:.3f} h"
         left = ""

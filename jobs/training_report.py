@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jobs.console import console
+
 
 class TrainingReport:
     """Called with each record of the trainer (see `model.trainer.train`); a context manager.
@@ -18,7 +20,7 @@ class TrainingReport:
 
     def __init__(self, total_steps: int, shown: bool):
         self.total_steps = total_steps
-        self.bar = tqdm(total=total_steps, unit="step") if shown and sys.stderr.isatty() else None
+        self.bar = tqdm(total=total_steps, unit="step") if shown and sys.stderr.isatty() and not console.quiet else None
 
     def __enter__(self) -> "TrainingReport":
         return self
@@ -38,8 +40,8 @@ class TrainingReport:
         self.note(self._line(record))
 
     def note(self, text: str) -> None:
-        """Print a line above the bar; nothing when it is empty."""
-        if text:
+        """Print a line above the bar; nothing when it is empty, or with --quiet."""
+        if text and not console.quiet:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 

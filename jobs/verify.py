@@ -14,6 +14,7 @@ and key; exit code 1 if there is any.
 import argparse
 import sys
 from collections import Counter
+from dataclasses import asdict
 
 import torch
 import yaml
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.command_line import run
 from jobs.config import UsageError
+from jobs.console import console
 from jobs.label import RECORDED_CONFIG
 from jobs.progress import Progress
 from pipeline import storage
@@ -48,10 +50,11 @@ def main(arguments: list[str]) -> int:
         teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG))
         check_teachers(index, teachers)
         faults += relabel(options.shards, index, options.relabel, teachers)
-    for fault in faults:
-        print(fault)
-    examples = sum(entry.nsamples for entry in index.shardlist)
-    print(f"{len(index.shardlist)} shards, {examples} examples: {f'{len(faults)} faults' if faults else 'no fault'}")
+    shards, examples = len(index.shardlist), sum(entry.nsamples for entry in index.shardlist)
+    total = f"{shards} shards, {examples} examples: {f'{len(faults)} faults' if faults else 'no fault'}"
+    result = {"shards": shards, "examples": examples, "faults": [asdict(fault) for fault in faults]}
+    tell = console.answer if faults else console.finish
+    tell(result, [*map(str, faults), total])
     return 1 if faults else 0
 
 

@@ -25,10 +25,13 @@ WITHOUT_EFFECT = frozenset(
 def architecture_differences(first: EncoderConfig, second: EncoderConfig) -> dict[str, tuple[Any, Any]]:
     """Both values of every key, dotted, that makes another architecture; None where a config does not have it.
 
-    A layer's own settings are keys such as `transformer.layer.3.heads`; None there means that of all layers.
+    A layer's own settings are keys such as `transformer.layer.3.heads`; None there means that of all layers. Of
+    front-ends of two kinds only the kind is told, since their other keys follow from it.
     """
     values = [_flatten(_with_layers(config)) for config in (first, second)]
     keys = [key for key in values[0] | values[1] if key.split(".")[-1] not in WITHOUT_EFFECT]
+    if first.frontend.kind != second.frontend.kind:
+        keys = [key for key in keys if key == "frontend.kind" or not key.startswith("frontend.")]
     return {key: (values[0].get(key), values[1].get(key)) for key in keys if values[0].get(key) != values[1].get(key)}
 
 

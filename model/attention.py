@@ -18,7 +18,7 @@ from model.position import rotate
 class AttentionConfig(BaseModel):
     """What self-attention may add to the plain one; by default nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     window: int | None = Field(None, ge=0, description="frames to each side that a frame attends to; null: all")
     temperature: bool = Field(False, description="a learnable temperature per head, 1 at first, divides the logits")

@@ -37,9 +37,11 @@ class FrontendConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _same_length(self) -> "FrontendConfig":
+    def _consistent(self) -> "FrontendConfig":
         if len(self.kernels) != len(self.strides):
             raise ValueError(f"kernels has {len(self.kernels)} layers but strides has {len(self.strides)}")
+        if min(self.kernels + self.strides) < 1:
+            raise ValueError(f"kernels {self.kernels} and strides {self.strides} must all be at least 1")
         return self
 
     @property

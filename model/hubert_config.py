@@ -99,7 +99,7 @@ def encoder_from_hubert(config: Mapping[str, Any]) -> EncoderConfig:
         if config.get(key, value) != value:
             raise ValueError(f"{key} is {config[key]!r}, the encoder has {value!r} only")
     values = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
-    if len(set(values["conv_dim"])) != 1:
+    if not isinstance(values["conv_dim"], list) or len({str(channels) for channels in values["conv_dim"]}) != 1:
         raise ValueError(f"conv_dim is {values['conv_dim']}, the encoder has one number of channels for all layers")
     if values["hidden_act"] not in ACTIVATIONS:
         raise ValueError(f"hidden_act is {values['hidden_act']!r}, Hubert and the encoder share {', '.join(ACTIVATIONS)}")
@@ -144,8 +144,6 @@ def hubert_obstacles(encoder: EncoderConfig) -> list[str]:
     """What prevents HubertModel from being this encoder, one line a key; empty when nothing does."""
     closest = encoder_from_hubert(hubert_config(_with_known_choices(encoder)))
     differences = architecture_differences(encoder, closest)
-    if "frontend.kind" in differences:  # which the other keys of another front-end follow from
-        differences = {key: both for key, both in differences.items() if key == "frontend.kind" or "frontend." not in key}
     return [
         f"{key} is {ours}, a HubertModel {'has no such option' if theirs is None else f'would have {theirs}'}"
         for key, (ours, theirs) in differences.items()

@@ -15,7 +15,7 @@ import torch
 from model.encoder import EncoderConfig
 from model.hubert_config import encoder_from_hubert
 from model.hubert_names import FAIRSEQ_GROUP_NORM_NAMES, FAIRSEQ_LAYER_NORM_NAMES
-from model.import_weights import Imported, fit_weights, load_safely, one_rate
+from model.import_weights import Imported, fit_weights, load_safely, named_tensors, one_rate
 from model.stored_model import StoredModel
 
 # Settings under which fairseq builds another encoder than this one can be, with the value each must have.
@@ -54,7 +54,7 @@ def import_fairseq(path: Path, sample_rate: int | None = None) -> Imported:
         raise ValueError(f"{path}: {error}") from error
     layered = model.get("extractor_mode", "default") == "layer_norm"
     names = FAIRSEQ_LAYER_NORM_NAMES if layered else FAIRSEQ_GROUP_NORM_NAMES
-    weights, notes = fit_weights(encoder, checkpoint["model"], names, path)
+    weights, notes = fit_weights(encoder, named_tensors(checkpoint["model"], path), names, path)
     normalised = bool(task.get("normalize"))
     if normalised:
         notes.append("it was trained on audio scaled to zero mean and unit variance (task.normalize); nothing here does")
@@ -103,7 +103,7 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
     try:
         layers = _evaluate(ast.parse(text.strip(), mode="eval").body)
         return [(channels, kernel, stride) for channels, kernel, stride in layers]
-    except (SyntaxError, TypeError, ValueError) as error:
+    except (AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"conv_feature_layers {text!r} is no sum of lists of (channels, kernel, stride)") from error
 
 
@@ -112,8 +112,8 @@ def _evaluate(node: ast.expr) -> Any:
         return _evaluate(node.left) + _evaluate(node.right)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         left, right = _evaluate(node.left), _evaluate(node.right)
-        if isinstance(right, int) and right > 100:
-            raise ValueError(f"{right} layers")
+        if not isinstance(left, list) or not isinstance(right, int) or len(left) * right > 100:
+            raise ValueError("a list is repeated, to 100 layers at most")
         return left * right
     return ast.literal_eval(node)
 

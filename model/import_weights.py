@@ -4,6 +4,7 @@ A weight that the encoder has and the folder has not is an error, as is one of a
 """
 
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from model.encoder import EncoderConfig, MertEncoder
 from model.heads import HeadSpec
 from model.hubert_config import encoder_from_hubert, unknown_keys
 from model.hubert_names import HUBERT_NAMES, Names, rename
-from model.stored_model import StoredModel
+from model.stored_model import OWN_MODEL_TYPE, StoredModel
 
 MODEL_TYPES = ("hubert", "mert_model", "music_hubert")
 # torch's older weight norm and the parametrised one of today hold the same two tensors.
@@ -41,6 +42,8 @@ def import_hugging_face(folder: Path, sample_rate: int | None = None) -> Importe
     Raises ValueError for another architecture, a missing weight, one of another shape, no or two sample rates.
     """
     config = read_json(folder / "config.json")
+    if config.get("model_type") == OWN_MODEL_TYPE:
+        raise ValueError(f"{folder} is a folder of mert export already: mert pretrain initial= and mert export take it as it is")
     if config.get("model_type") not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, imported are {known}")
@@ -80,6 +83,8 @@ def fit_weights(
         if found[current[name]].shape != shape:
             shapes = f"{list(found[current[name]].shape)} in the file, {list(shape)} by its config"
             raise ValueError(f"{source}: weight {current[name]} has shape {shapes}")
+        if not found[current[name]].is_floating_point():
+            raise ValueError(f"{source}: weight {current[name]} is {found[current[name]].dtype}, floating point is needed")
     weights = {ours: found[current[name]].float() for name, (ours, _) in expected.items()}
     notes = [
         f"not imported: {name} {list(found[name].shape)}"
@@ -93,8 +98,11 @@ def fit_weights(
 
 
 def one_rate(stated: Mapping[str, int | None], given: int | None, source: Path) -> int:
-    """The sample rate, Hz. Raises ValueError when none is known or two differ, naming where each stands."""
+    """The sample rate, Hz. Raises ValueError when none is known, one is no rate or two differ, naming where each stands."""
     rates = {place: rate for place, rate in {**stated, "--sample-rate": given}.items() if rate is not None}
+    for place, rate in rates.items():
+        if not isinstance(rate, int | float) or rate < 1 or rate != int(rate):
+            raise ValueError(f"{source}: the sample rate in {place} is {rate!r}, a whole number of Hz is needed")
     if not rates:
         raise ValueError(f"{source}: no sample rate in {' or '.join(stated)}; give --sample-rate")
     if len(set(rates.values())) > 1:
@@ -107,21 +115,26 @@ def read_heads(folder: Path) -> tuple[tuple[HeadSpec, ...], dict[str, Tensor], d
     path = folder / "heads.safetensors"
     if not path.exists():
         return (), {}, {}
+    weights = load_safetensors(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     if "heads" not in metadata:
         raise ValueError(f"{path}: its metadata has no specs of heads")
-    described = json.loads(metadata["heads"])
-    fingerprints = {spec["name"]: spec.pop("fingerprint", None) for spec in described}
+    try:
+        described = json.loads(metadata["heads"])
+        fingerprints = {spec["name"]: spec.pop("fingerprint", None) for spec in described}
+        specs = tuple(HeadSpec(**spec) for spec in described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: specs of heads: {type(error).__name__}: {' '.join(str(error).split())}") from error
     known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
-    return tuple(HeadSpec(**spec) for spec in described), load_file(path), known
+    return specs, weights, known
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ValueError naming the file."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: an object is needed, not {type(content).__name__}")
@@ -130,27 +143,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder by name, on the CPU."""
-    for name, read in (("model.safetensors", _load_safetensors), ("pytorch_model.bin", _load_pickle)):
+    for name, read in (("model.safetensors", load_safetensors), ("pytorch_model.bin", _load_pickle)):
         if (folder / name).exists():
             return read(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
-            return {key: tensor for part in parts for key, tensor in read(folder / part).items()}
+            return {key: tensor for part in _parts(index) for key, tensor in read(folder / part).items()}
     raise ValueError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _parts(index: Path) -> list[str]:
+    """The files that an index of sharded weights names, all in its own folder. Raises ValueError."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index}: it has no weight_map")
+    for part in places.values():
+        if not isinstance(part, str) or part != Path(part).name:
+            raise ValueError(f"{index}: {part!r} is no file name, weights are read from this folder alone")
+    return sorted(set(places.values()))
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises ValueError naming it."""
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
-    content = load_safely(path)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: a mapping of names to tensors is needed")
+    return named_tensors(load_safely(path), path)
+
+
+def named_tensors(content: Any, source: Path) -> dict[str, Tensor]:
+    """What was unpickled, when it is tensors by name. Raises ValueError naming the source when it is not."""
+    if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise ValueError(f"{source}: a mapping of names to tensors is needed")
     return dict(content)
 
 
@@ -169,7 +197,7 @@ def _reason(path: Path, error: Exception) -> str:
         unsafe = []
     if unsafe:
         return f"since it holds objects of {', '.join(sorted(unsafe))}, which could run code"
-    return str(error).splitlines()[0]
+    return "it is damaged or torch.save did not write it" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
 
 
 def _prefix(found: Mapping[str, Tensor], name: str) -> str:

@@ -2,7 +2,8 @@
 
 torch sends them to MKL, which on AMD processors leaves half of the machine unused: 748 x 768 times 768 x 3072 on one
 EPYC core takes 37 ms there and 17 ms with oneDNN, and as long for either gradient. torch's own compiler calls the same
-operator (`torch.ops.mkldnn._linear_pointwise`) when it freezes a model; the pinned torch has it, with no gradient.
+operator (`torch.ops.mkldnn._linear_pointwise`) when it freezes a model; the pinned torch has it, with no gradient. A
+torch without it falls back to nn.Linear's own product. Second derivatives and functorch are not supported.
 """
 
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Linear(nn.Linear):
@@ -23,7 +27,9 @@ class Linear(nn.Linear):
             features.device.type == "cpu"
             and features.dtype == self.weight.dtype == torch.float32
             and features.numel() > 0
-            and torch.backends.mkldnn.is_available()
+            and features.dim() > 1
+            and features.shape[-1] == self.in_features
+            and HAS_ONEDNN_LINEAR
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )

@@ -10,13 +10,12 @@ its checkpoints; a Hugging Face folder of Hubert or MERT.
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from model.checkpoint import find_checkpoint, load_config, load_weights
 from model.encoder import EncoderConfig, MertEncoder
 from model.heads import HeadSpec
-from model.import_weights import import_hugging_face, read_heads, read_json
-from model.stored_model import OWN_MODEL_TYPE, StoredModel, select
+from model.import_weights import import_hugging_face, load_safetensors, read_heads, read_json
+from model.stored_model import OWN_MODEL_TYPE, StoredModel, check_weights, select
 
 
 def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MertEncoder, int]:
@@ -62,4 +61,7 @@ def _read_own(folder: Path) -> StoredModel:
         sample_rate = int(config["sample_rate"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    return StoredModel(encoder, load_file(folder / "model.safetensors"), sample_rate, *read_heads(folder))
+    weights = load_safetensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        check_weights(MertEncoder(encoder).state_dict(), weights, folder)
+    return StoredModel(encoder, weights, sample_rate, *read_heads(folder))

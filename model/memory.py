@@ -25,7 +25,7 @@ class MemoryReader(nn.Module):
     def forward(self, hidden: Tensor, memory: Tensor | None, valid: Tensor | None) -> Tensor:
         """hidden [B, F, D], memory [B, M, D_m], valid [B, M] bool (None: all entries) -> [B, F, D].
 
-        Without a memory, or in a row without a valid entry, nothing is read.
+        Without a memory, or in a row without a valid entry, nothing is read; what stands in invalid entries is not.
         """
         if memory is None:
             return skip(self, hidden)
@@ -33,5 +33,6 @@ class MemoryReader(nn.Module):
         if valid is not None:
             known = valid.any(dim=1)[:, None]
             gate = gate * known[:, :, None]
+            memory = memory.masked_fill(~valid[:, :, None], 0.0)
             valid = valid | ~known  # a softmax over no entry at all would not be finite
         return hidden + gate * self.attention(self.norm(hidden), valid, memory)

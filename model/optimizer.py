@@ -44,10 +44,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: object) -> None:
     """Load the moments of a saved state dict; the settings of the groups stay the optimiser's own.
 
-    Raises ValueError naming `source` when the state belongs to parameters of other names or another order: moments
-    are stored by place, and would go to the wrong ones.
+    Raises ValueError naming `source` when the state belongs to parameters of other names or another order, or has no
+    names (as before learning-rate multipliers): moments are stored by place, and would go to the wrong ones.
     """
     own = optimizer.state_dict()["param_groups"]
+    if not all("param_names" in group for group in state["param_groups"]):
+        raise ValueError(f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its weights")
     found, expected = (
         [name for group in groups for name in group["param_names"]] for groups in (state["param_groups"], own)
     )

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
 from model.encoder import EncoderConfig, MertEncoder
-from model.heads import CodeHead, HeadSpec, RegressionHead
+from model.heads import MIN_TEMPERATURE, CodeHead, HeadSpec, RegressionHead
 from model.losses import code_cross_entropy, correct_codes, feature_energy, squared_error
 from model.masking import Masking, as_masking
 from model.seeding import derive_seed
@@ -27,7 +27,7 @@ Codebooks = Mapping[str, Sequence[int]]  # by target; those not named use all
 class ObjectiveConfig(BaseModel):
     """What is predicted how, and how much each term counts; the defaults are MERT 95M's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     final_dim: int = Field(64, ge=1, description="features in which codes are compared, per codebook")
     tied_projection: bool = Field(False, description="one projection for all codebooks of a target, instead of one each")
@@ -36,20 +36,29 @@ class ObjectiveConfig(BaseModel):
     codebooks_per_step: int | None = Field(
         None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"
     )
-    target_weights: dict[str, float] = Field({}, description="factor on each target's loss by name; 1 where not named")
+    target_weights: dict[str, NonNegativeFloat] = Field(
+        {}, description="factor on each target's loss by name; 1 where not named"
+    )
     masked_weight: float = Field(1.0, ge=0.0, description="factor on the losses over masked frames")
     unmasked_weight: float = Field(0.0, ge=0.0, description="factor on the losses over other valid frames; 0: not made")
-    feature_penalty: float = Field(10.0, ge=0.0, description="factor on the mean square of front-end features")
+    feature_penalty: float = Field(
+        10.0, ge=0.0, description="factor on the mean square of front-end features; none with log_mel, which has no weights"
+    )
 
     @model_validator(mode="after")
     def _predicts(self) -> "ObjectiveConfig":
         if self.masked_weight == self.unmasked_weight == 0.0:
             raise ValueError("masked_weight and unmasked_weight are both 0: nothing would be predicted")
+        if self.learnable_temperature and self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where a learnable one is kept")
         return self
 
 
 class PretrainModel(nn.Module):
-    """MERT's objective (arXiv 2306.00107): codes and values of masked frames, from the frames around them."""
+    """MERT's objective (arXiv 2306.00107): codes and values of masked frames, from the frames around them.
+
+    Batches hold no memory, so layers with `reads_memory` have nothing to read here and their gates stay at zero.
+    """
 
     def __init__(self, encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: ObjectiveConfig):
         """Raises ValueError when heads and objective do not fit each other, or a target's hop not the encoder's."""
@@ -58,6 +67,7 @@ class PretrainModel(nn.Module):
         self.head_specs = tuple(heads)
         self.objective = objective
         self.encoder = MertEncoder(encoder)
+        self._penalised = next(self.encoder.frontend.parameters(), None) is not None
         self._strides = {spec.name: target_stride(spec.name, spec.frame_rate, self.encoder.hop) for spec in heads}
         self.heads = nn.ModuleDict(
             {spec.name: _build_head(spec, encoder.transformer.width, objective) for spec in heads}
@@ -75,7 +85,7 @@ class PretrainModel(nn.Module):
         loss/{target}            codes: cross-entropy over codebooks and masked frames, times codebooks / codebooks
                                  used; values: squared error over masked frames, mean over bins; scalars
         loss/unmasked/{target}   the same over valid frames that are not masked; if unmasked_weight is above 0
-        loss/feature_penalty     mean square of front-end features over valid frames; scalar
+        loss/feature_penalty     mean square of front-end features over valid frames; scalar; if the front-end learns
         correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
                                  discrete targets only
         masked_frames, valid_frames     what the sums are divided by (`count_frames`)
@@ -86,7 +96,8 @@ class PretrainModel(nn.Module):
         encoded = self.encoder(batch["audio"], mask=masking, valid=None if valid.all() else valid)
 
         sums = count_frames(masked, valid)
-        sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(encoded.frontend_features, valid)
+        if self._penalised:
+            sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(encoded.frontend_features, valid)
         places = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
         for prefix, place in places.items():
             frames = encoded.last[place]
@@ -170,7 +181,7 @@ class PretrainModel(nn.Module):
         terms = {name: objective.masked_weight * weight for name, weight in weights.items()}
         if objective.unmasked_weight:
             terms |= {UNMASKED + name: objective.unmasked_weight * weight for name, weight in weights.items()}
-        return {**terms, FEATURE_PENALTY: objective.feature_penalty}
+        return {**terms, FEATURE_PENALTY: objective.feature_penalty} if self._penalised else terms
 
     def discrete_heads(self) -> list[HeadSpec]:
         """The heads that predict codes."""

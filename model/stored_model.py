@@ -34,3 +34,13 @@ class StoredModel:
 def select(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose name begins with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:
+    """Raise ValueError naming `source` and the first weight that is missing, unknown or of another shape."""
+    for name in sorted(own.keys() | found.keys()):
+        if name not in found or name not in own:
+            raise ValueError(f"{source}: weight {name} is only in the {'model' if name in own else 'checkpoint'}")
+        if found[name].shape != own[name].shape:
+            shapes = f"{list(found[name].shape)} in the checkpoint, {list(own[name].shape)} in the model"
+            raise ValueError(f"{source}: weight {name} is {shapes}")

@@ -11,14 +11,13 @@ metrics.jsonl does not hold it.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from model.checkpoint import (
     CheckpointState,
@@ -37,6 +36,7 @@ from model.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all
 from model.recorder import Recorder
 from model.schedule import ScheduleConfig, learning_rate
 from model.span_mask import MaskConfig
+from model.stored_model import check_weights
 from model.train_step import StepResult, TrainStep, add_by_name
 
 Batch = dict[str, Any]
@@ -168,7 +168,9 @@ def _resume(
     state = load_state(path)
     if state.seed != seed:
         raise ValueError(f"{path}: seed is {state.seed} in the checkpoint but {seed} in this run")
-    _load_model_weights(trainee.model, load_weights(path), path)
+    weights = load_weights(path)
+    check_weights(trainee.model.state_dict(), weights, path)
+    trainee.model.load_state_dict(weights)
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
@@ -185,18 +187,6 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
             report({"kind": "torn_checkpoint", "fault": fault})
         step = -1 if path is None else checkpoint_step(path)
     return agree_on_rank_zero(step, device)
-
-
-def _load_model_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load all weights by name. Raises ValueError naming the first that is missing, unknown or of another shape."""
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights or name not in own:
-            raise ValueError(f"{source}: weight {name} is only in the {'model' if name in own else 'checkpoint'}")
-        if weights[name].shape != own[name]:
-            shapes = f"{list(weights[name].shape)} in the checkpoint, {list(own[name])} in the model"
-            raise ValueError(f"{source}: weight {name} is {shapes}")
-    model.load_state_dict(weights)
 
 
 def _next_batch(

@@ -14,7 +14,7 @@ from model.norm import NormKind, NormPlacementName
 class LayerConfig(BaseModel):
     """What may differ from layer to layer; the defaults are MERT 95M's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     heads: int = Field(12, ge=1, description="attention heads; must divide width")
     feed_forward: int = Field(3072, ge=1, description="inner features of the feed-forward part")
@@ -24,7 +24,7 @@ class LayerConfig(BaseModel):
     attention_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on attention weights")
     activation_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability inside the feed-forward part")
     layer_drop: float = Field(0.05, ge=0.0, lt=1.0, description="probability that a training step skips a layer")
-    reads_memory: bool = Field(False, description="whether a layer reads the memory by gated cross-attention")
+    reads_memory: bool = Field(False, description="whether a layer reads the memory by gated cross-attention; mert pretrain gives it none")
     trainable: bool = Field(True, description="false: the layer's weights stay; its dropout and layer drop go on")
     learning_rate_multiplier: float = Field(1.0, gt=0.0, description="factor on the learning rate of a layer")
 
@@ -58,8 +58,12 @@ class TransformerConfig(LayerConfig):
     @field_validator("overrides", mode="before")
     @classmethod
     def _keys_are_text(cls, value: Any) -> Any:
-        # YAML reads the key 11 as a number.
-        return {str(key): change for key, change in value.items()} if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return value
+        changes = {str(key): change for key, change in value.items()}  # YAML reads the key 11 as a number
+        if len(changes) < len(value):
+            raise ValueError(f"overrides: a layer stands twice, as number and as text, in {list(value)}")
+        return changes
 
     @model_validator(mode="after")
     def _consistent(self) -> "TransformerConfig":

@@ -42,7 +42,7 @@ class KmeansFittingConfig(BaseModel):
         default=None, gt=1, le=65536, description="Centroids; by default as published, 300 for logmel and 200 for chroma"
     )
     hours: float = Field(default=4.0, gt=0, description="Audio to draw, hours (about 270 MB of temporary file an hour)")
-    crop_seconds: float = Field(default=30.0, ge=1, description="Length of the pieces that are drawn, seconds")
+    crop_seconds: float = Field(default=30.0, ge=1, allow_inf_nan=False, description="Length of the pieces that are drawn, seconds")
     seed: int = Field(default=0, ge=0, description="Seed of the sample and of the centroids")
 
     @property
@@ -98,7 +98,7 @@ def collect_features(
     Each piece is taken as a track of its own. `report` is called after each with the seconds done in all.
 
     Raises:
-        ValueError: the file of a track is not the one of the manifest.
+        ValueError: the file of a track is not the one of the manifest, or no track has a whole frame.
         OSError: the folder for temporary files (TMPDIR) is full.
     """
     feature = build_feature(config.feature, torch.device("cpu"))
@@ -115,6 +115,8 @@ def collect_features(
                     file.write(np.ascontiguousarray(features.numpy()))
                     frames += len(features)
                 report(frames / FRAME_RATE)
+    if not frames:
+        raise ValueError(f"{config.manifest}: no whole frame of {HOP} samples in {len(crops)} tracks")
     file.flush()
     return np.memmap(file, np.float32, "r", shape=(frames, feature.size))
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pipeline.shard_format import first_error
+
 CENTROIDS, CARD = "centroids.safetensors", "kmeans.yaml"
 
 
@@ -50,7 +52,9 @@ def load_kmeans(folder: Path) -> tuple[np.ndarray, KmeansCard]:
             raise FileNotFoundError(f"{folder / name}: not there; mert kmeans writes such a folder")
     try:
         card = KmeansCard.model_validate(yaml.safe_load((folder / CARD).read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+    except ValidationError as error:
+        raise ValueError(f"{folder / CARD}: not a card of mert kmeans: {first_error(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{folder / CARD}: not a card of mert kmeans: {' '.join(str(error).split())}") from error
     content = (folder / CENTROIDS).read_bytes()
     digest = hashlib.sha256(content).hexdigest()

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs import bench_step
+from jobs import bench_step, command_line
 from jobs.command_line import run
 from jobs.measurement import in_own_process, median, peak_memory, take_turns
 from jobs.naive_hubert import NaiveHubert, naive_cross_entropy
-from jobs.step_variant import StepSettings, build, count_operations, make_batch
+from jobs.step_variant import VARIANTS, StepSettings, build, count_operations, make_batch
 from model.losses import code_cross_entropy
 
 SMALL = ["--layout", "small", "--batch", "2", "--seconds", "0.5", "--dropout", "0"]
@@ -108,11 +108,22 @@ def test_a_variant_that_cannot_run_is_told_and_the_others_are_measured(bench):
     [
         (["--only", "theirs"], 2, "no variant 'theirs', only hubert eager, hubert sdpa"),
         (["--rounds", "0"], 2, "--rounds is 0, at least 1 is needed"),
+        (["--batch", "1"], 2, "mert bench step: --batch: Input should be greater than or equal to 2 (got 1)\n"),
+        (["--seconds", "0"], 2, "mert bench step: --seconds: Input should be greater than 0 (got 0.0)\n"),
     ],
 )
 def test_bad_usage(bench, arguments, code, words):
     assert bench(*arguments)[0] == code
     assert words in bench(*arguments)[2]
+
+
+def test_help_tells_every_option_and_variant(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["mert", "bench", "step", "--help"])
+    assert command_line.main() == 0
+    text = capsys.readouterr().out
+    options = [f"--{name}" for name in vars(bench_step.parse([]))]
+    assert [option for option in options if option not in text] == []
+    assert [name for name in VARIANTS if name not in text and "sdpa" not in name] == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

@@ -135,6 +135,19 @@ def test_unknown_keys_of_a_teacher_are_refused(argument: str):
         load_config(LabelConfig, [str(CONFIGS / "label.yaml"), "manifest=m", "out=o", argument])
 
 
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["encoder.frontend.kind=log_mel", "encoder.frontend.channels=3"], "'encoder.frontend(log_mel).channels'; the nearest known key is 'bands'"),
+    (["encoder.frontend={convolution: {chanels: 3}, kind: convolution_cqt}"],
+     "'encoder.frontend(convolution_cqt).convolution.chanels'; the nearest known key is 'channels'"),
+    (["encoder.frontend.chanels=3"], "'encoder.frontend(convolution).chanels'; the nearest known key is 'channels'"),
+    (["trainer.mixture.volum=3"], "'trainer.mixture.volum'; the nearest known key is 'volume'"),
+])
+def test_the_nearest_key_is_one_that_may_stand_there(arguments: list[str], line: str):
+    with pytest.raises(UsageError) as caught:
+        load_config(PretrainConfig, ["shards=s", "out=o", "stream={batch_size: 2}", *arguments])
+    assert str(caught.value) == f"arguments: unknown key {line}"
+
+
 def test_a_teacher_of_unknown_kind_is_refused():
     with pytest.raises(UsageError, match="wav2vec"):
         load_config(LabelConfig, [str(CONFIGS / "label.yaml"), "manifest=m", "out=o", "teachers.0.kind=wav2vec"])

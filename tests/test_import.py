@@ -18,7 +18,7 @@ from hubert_sources import (
     save_mert,
     with_arguments,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, HubertForCTC, HubertModel
 
 from model.encoder import MertEncoder
@@ -148,6 +148,41 @@ def test_sharded_weights_are_put_together(tmp_path):
     assert max(differences(build(import_hugging_face(tmp_path, 24_000)), hubert)) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"weight_map": {"a": "../outside.safetensors"}}, "'../outside.safetensors' is no file name"),
+        ({"weight_map": {"a": "/tmp/outside.safetensors"}}, "'/tmp/outside.safetensors' is no file name"),
+        ({"weight_map": {"a": 3}}, "3 is no file name"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors"),
+        ({"weight_map": ["a"]}, "no weight_map"),
+        ({}, "no weight_map"),
+    ],
+)
+def test_an_index_of_shards_reaches_no_other_folder(tmp_path, index, words):
+    source = save_hubert(random_hubert(**TINY), tmp_path / "source")
+    (source / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=words):
+        import_hugging_face(source)
+
+
+@pytest.mark.parametrize("described", [None, "{", "3", "[{}]", '[{"name": "codes"}]'])
+def test_heads_that_cannot_be_read_are_named(tmp_path, described):
+    source = save_hubert(random_hubert(**TINY), tmp_path / "source")
+    save_file({"codes.a": torch.zeros(1)}, source / "heads.safetensors", described and {"heads": described})
+    with pytest.raises(ValueError, match="heads.safetensors: "):
+        import_hugging_face(source)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    source = save_hubert(random_hubert(**TINY), tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    save_file({name: weight.to(torch.int8) for name, weight in weights.items()}, source / "model.safetensors")
+    with pytest.raises(ValueError, match="is torch.int8, floating point is needed"):
+        import_hugging_face(source)
+
+
 def test_normalised_audio_is_told_and_kept(tmp_path):
     source = save_hubert(random_hubert(**TINY), tmp_path / "source")
     settings = json.loads((source / "preprocessor_config.json").read_text())
@@ -167,6 +202,12 @@ def test_normalised_audio_is_told_and_kept(tmp_path):
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
         ({"feat_extract_activation": "relu"}, "feat_extract_activation is 'relu'"),
         ({"conv_dim": [16] * 6 + [32]}, r"conv_dim is \[16, 16"),
+        ({"conv_dim": [[16]] * 6 + [[32]]}, r"conv_dim is \[\[16\]"),
+        ({"conv_dim": None}, "conv_dim is None"),
+        ({"conv_stride": [0] * 7}, "strides .* must all be at least 1"),
+        ({"sample_rate": "24000"}, "the sample rate in config.json is '24000', a whole number of Hz is needed"),
+        ({"sample_rate": 0}, "the sample rate in config.json is 0"),
+        ({"model_type": "mert_foundry"}, "is a folder of mert export already"),
         ({"deepnorm": True, "do_stable_layer_norm": True}, "deepnorm and do_stable_layer_norm"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim is 16"),
         ({"feat_extract_norm": "batch"}, "frontend.*norm"),
@@ -255,6 +296,12 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "source.pt")
     with pytest.raises(ValueError, match="no fairseq checkpoint, it has no `model`"):
         import_fairseq(tmp_path / "source.pt")
+    torch.save(fairseq_checkpoint(random_hubert(**TINY)) | {"model": {"mask_emb": 3}}, tmp_path / "source.pt")
+    with pytest.raises(ValueError, match="a mapping of names to tensors is needed"):
+        import_fairseq(tmp_path / "source.pt")
+    (tmp_path / "source.pt").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="not loaded, it is damaged or torch.save did not write it"):
+        import_fairseq(tmp_path / "source.pt")
     torch.save({"model": {}, "cfg": None}, tmp_path / "source.pt")
     with pytest.raises(ValueError, match="no settings, neither `cfg` nor `args`"):
         import_fairseq(tmp_path / "source.pt")
@@ -263,6 +310,6 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 def test_conv_layers_are_read_without_eval():
     text = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
     assert parse_conv_layers(text) == [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
-    for wrong in ("[(512,10)]", "[(1,1,1)] * 1000", "512", "[(512,10,5)] - 1", "exit()"):
+    for wrong in ("[(512,10)]", "[(1,1,1)] * 1000", "[(1,1,1)]" + 4 * " * 99", "9999999 * [(1,1,1)]", None, "512", "[(512,10,5)] - 1", "exit()"):
         with pytest.raises(ValueError, match="is no sum of lists"):
             parse_conv_layers(wrong)

@@ -132,6 +132,10 @@ def test_encoder_settings_come_from_the_folder_or_must_agree(shards, tmp_path, i
         f"error: {tmp_path}/imported has another encoder: encoder.transformer.layers is 3 in the config, 2 there\n"
     )
     assert not (tmp_path / "run" / "checkpoints").exists()
+    assert pretrain_here(shards, tmp_path / "run", initial, "encoder={frontend: {kind: log_mel}}", SHORT) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/imported has another encoder: encoder.frontend.kind is 'log_mel' in the config, 'convolution' there\n"
+    )
     # The config says attention_dropout, which is no architecture, and nothing of dropout.
     assert pretrain_here(shards, tmp_path / "run", initial, "encoder.transformer.attention_dropout=0.3", SHORT) == 0
     transformer = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["config"]["encoder"]["transformer"]

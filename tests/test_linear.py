@@ -51,6 +51,15 @@ def test_fp32_goes_through_onednn_and_other_types_do_not():
         assert torch.equal(ours.float()(features), theirs(features))
 
 
+def test_a_lone_vector_and_another_width_are_as_in_torch():
+    ours, theirs = pair(24, 40)
+    features = torch.randn(24, requires_grad=True)
+    ours(features).sum().backward()
+    assert torch.allclose(ours(features), theirs(features), atol=1e-6) and features.grad.shape == (24,)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ours(torch.randn(5, 25))
+
+
 def test_no_row_gives_no_row():
     ours, _ = pair(24, 40)
     assert ours(torch.empty(0, 24)).shape == (0, 40)

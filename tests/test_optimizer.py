@@ -129,3 +129,12 @@ def test_moments_of_another_grouping_are_refused(before, now):
     with pytest.raises(ValueError, match=r"^runs/step_1: moment \d+ of the optimiser is .*'s, here .*'s$"):
         restore_moments(optimizer, stepped(before).state_dict(), "runs/step_1")
     assert not optimizer.state
+
+
+def test_moments_without_names_are_refused_in_one_line():
+    """As programs before learning-rate multipliers wrote them."""
+    state = stepped({}).state_dict()
+    for group in state["param_groups"]:
+        del group["param_names"], group["rate_multiplier"]
+    with pytest.raises(ValueError, match="^runs/step_1: its optimiser state has no names of weights"):
+        restore_moments(build_optimizer(encoder_with({}), OptimizerConfig()), state, "runs/step_1")

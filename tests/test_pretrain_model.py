@@ -9,6 +9,7 @@ from tiny_model import HEADS, slice_rows, synthetic_batch, tiny_encoder, tiny_mo
 from model.device_batch import check_batch, to_device
 from model.heads import CodeHead, Companding, HeadSpec
 from model.losses import code_cross_entropy, correct_codes, feature_energy, squared_error
+from model.mel_frontend import LogMelFrontendConfig
 from model.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 
 CPU = torch.device("cpu")
@@ -55,6 +56,28 @@ def test_loss_equals_the_formula():
     expected = means["codes"] + 0.5 * means["cqt"] + 10 * energy  # tiny_model weighs cqt by 0.5
     assert float(model.weighted_loss(means)) == pytest.approx(float(expected), rel=1e-5)
     assert model.summarise(sums)["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_front_end_without_weights_is_not_penalised():
+    encoder = tiny_encoder(dropout=0.0).model_copy(update={"frontend": LogMelFrontendConfig(kind="log_mel", bands=8)})
+    model = build_pretrain_model(encoder, HEADS, ObjectiveConfig(final_dim=4), 1)
+    sums = model(to_device(synthetic_batch(3, frames=24), HEADS, CPU), every_other_frame(4, 8))
+    assert model.summarise(sums)["losses"].keys() == {"codes", "cqt"} and model.zero_sums().keys() == sums.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"target_weights": {"codes": -1.0}}, "greater than or equal to 0"),
+        ({"target_weights": {"codes": math.nan}}, "finite"),
+        ({"feature_penalty": math.inf}, "finite"),
+        ({"learnable_temperature": True, "temperature": 0.001}, "temperature 0.001 is below 0.01"),
+    ],
+)
+def test_an_objective_that_cannot_be_minimised_is_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        ObjectiveConfig(**values)
 
 
 @torch.no_grad()

@@ -364,6 +364,14 @@ def test_invalid_entries_of_a_memory_are_not_read():
     assert not torch.allclose(output[:1], transformer(features[:1]).last, atol=1e-3)
 
 
+def test_what_stands_in_invalid_entries_of_a_memory_does_not_matter():
+    transformer, features, memory = opened(), torch.randn(2, 5, 16), torch.randn(2, 4, 6)
+    valid = torch.tensor([[True, True, False, False], [False] * 4])
+    expected = transformer(features, memory=memory, memory_valid=valid).last
+    spoiled = memory.masked_fill(~valid[:, :, None], torch.nan)
+    assert torch.equal(transformer(features, memory=spoiled, memory_valid=valid).last, expected)
+
+
 def test_a_memory_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="memory has 7 features an entry, memory_width is 6"):
         opened()(torch.randn(1, 5, 16), memory=torch.randn(1, 4, 7))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -69,6 +71,9 @@ def test_a_config_survives_its_own_dump():
         ({"3-1": {}}, "range '3-1' ends before it begins"),
         ({"first": {}}, "'first' is neither a layer such as '11' nor a range"),
         ({"-1": {}}, "'-1' is neither a layer"),
+        ({1: {"dropout": 0.0}, "1": {"dropout": 0.2}}, r"a layer stands twice, as number and as text, in \[1, '1'\]"),
+        ({"1": {"learning_rate_multiplier": math.inf}}, "layer 1, field 'learning_rate_multiplier': .*finite"),
+        ({"1": {"attention": {"relaxation": math.inf}}}, "layer 1, field 'attention.relaxation': .*finite"),
         ({"0-5": {"dropout": 0.2}, "5-7": {"dropout": 0.3}}, "layer 5, field 'dropout': '0-5' says 0.2, '5-7' says 0.3"),
         (
             {"0": {"attention": {"window": 3}}, "0-1": {"attention": {"window": 4}}},

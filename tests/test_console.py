@@ -1,0 +1,68 @@
+"""--quiet and --json mean the same for every job: one JSON object for machines, nothing but errors when quiet."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from audio_files import mert, tone, write_audio
+
+from jobs.command_line import JOBS, run
+from jobs.console import console
+from jobs.progress import Progress
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_audio(tmp_path / "music" / "a.wav", tone(440.0, 4.0))
+    (tmp_path / "music" / "b.wav").write_bytes(b"")
+    return tmp_path
+
+
+def scan(corpus: Path, capsys: pytest.CaptureFixture, out: str, *options: str) -> tuple[int, str, str]:
+    module = importlib.import_module("jobs.manifest")
+    code = run(module.main, [f"root={corpus / 'music'}", f"out={corpus / out}", "splits={}", *options], "")
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_job_for_people_for_machines_and_without_a_word(corpus: Path, capsys: pytest.CaptureFixture):
+    code, out, _ = scan(corpus, capsys, "plain")
+    assert code == 0 and "train: 1 tracks" in out and "rejected: 1 unreadable" in out
+    code, out, _ = scan(corpus, capsys, "machine", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["splits"]["train"]["tracks"] == 1 and result["rejected"] == {"unreadable": 1}
+    assert scan(corpus, capsys, "quiet", "--quiet") == (0, "", "")
+    assert (corpus / "quiet" / "manifest.jsonl").read_bytes() == (corpus / "plain" / "manifest.jsonl").read_bytes()
+
+
+def test_errors_are_told_even_when_quiet(corpus: Path, capsys: pytest.CaptureFixture):
+    (corpus / "music" / "a.wav").unlink()
+    code, out, err = scan(corpus, capsys, "none", "--quiet")
+    assert code == 1 and out == "" and err.startswith("error: no usable track")
+    code, out, err = scan(corpus, capsys, "wrong", "--quiet", "min_secs=3")
+    assert code == 2 and out == "" and "unknown key 'min_secs'" in err
+
+
+def test_the_command_takes_them_anywhere(corpus: Path):
+    done = mert("manifest", "--json", f"root={corpus / 'music'}", f"out={corpus / 'm'}", "splits={}")
+    assert done.returncode == 0 and json.loads(done.stdout)["out"] == str(corpus / "m"), done.stderr
+
+
+def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture):
+    console.take_options(["--quiet"])
+    try:
+        with Progress("label", 10.0) as progress:
+            progress.update(5.0)
+    finally:
+        console.take_options([])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_no_job_prints_past_the_console(name: str):
+    """What goes to standard output goes through the console, so that --json leaves one object there."""
+    source = Path(importlib.import_module(f"jobs.{name}").__file__).read_text()
+    for line in source.splitlines():
+        assert not re.search(r"\bprint\(", line) or "file=sys.stderr" in line, line
