@@ -25,11 +25,11 @@ from jobs.command_line import run
 from jobs.config import UsageError
 from jobs.console import console
 from pipeline.code_agreement import CodeAgreement, compare_codes
-from pipeline.codec import load_codec
 from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.decode import AUDIO_EXTENSIONS
+from pipeline.decode import AUDIO_EXTENSIONS, DecodeError
 from pipeline.encodec_encoder import Backend, Precision
-from pipeline.encodec_teacher import EncodecTeacherConfig, codebooks_of
+from pipeline.encodec_teacher import EncodecTeacherConfig
+from pipeline.teachers import build_teachers
 
 FILES_A_LABELLER = 2  # in a batch: few enough to alternate often, enough to keep all labellers busy
 COMPARED_ROWS = 1 << 14  # at a time
@@ -38,8 +38,8 @@ COMPARED_ROWS = 1 << 14  # at a time
 class Agreement:
     """How far the labels of the two paths agree, over all files so far."""
 
-    def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig):
-        self.codebooks = codebooks_of(load_codec(codec.weights)).numpy()
+    def __init__(self, codebooks: np.ndarray, cqt: CqtTeacherConfig):
+        self.codebooks = codebooks
         self.codes: CodeAgreement | None = None
         self.audio_steps = 0
         self.squared_error, self.squared = np.zeros(cqt.bins), np.zeros(cqt.bins)
@@ -62,13 +62,14 @@ class Agreement:
         if self.codes is None:
             return {}
         starts = range(0, len(self.squared), self.bins_per_octave)
-        errors, squares = np.add.reduceat(self.squared_error, starts), np.add.reduceat(self.squared, starts)
+        squared = np.maximum(self.squared, np.finfo(float).tiny)  # of silence, where both have nothing
+        errors, squares = np.add.reduceat(self.squared_error, starts), np.add.reduceat(squared, starts)
         return {
             "code_frames": self.codes.frames,
             "code_frames_equal": self.codes.equal_share,
             "code_frames_differing": self.codes.differing_frames,
             "code_frames_near_ties": self.codes.near_ties,
-            "cqt_relative_error": float(np.sqrt(self.squared_error.sum() / self.squared.sum())),
+            "cqt_relative_error": float(np.sqrt(self.squared_error.sum() / squared.sum())),
             "cqt_relative_error_by_octave": np.sqrt(errors / squares).tolist(),
             "audio_largest_difference_16_bit_steps": self.audio_steps,
         }
@@ -114,10 +115,16 @@ def find_audio(places: Sequence[Path]) -> list[Path]:
 def compare(
     files: Sequence[Path], codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str, seconds: float
 ) -> dict[str, Any]:
-    """Label files by both paths until `seconds` of audio are done, or all files; returns what was found."""
+    """Label files by both paths until `seconds` of audio are done, or all files; returns what was found.
+
+    Raises:
+        ValueError: no file can be read, our path fails, or as the teachers do.
+    """
+    encodec, _ = build_teachers([codec, cqt], device)  # here first, so that what is wrong with them is told in one line
     cores = len(os.sched_getaffinity(0))
     labellers = cores if device == "cpu" else 1
-    agreement = Agreement(codec, cqt)
+    agreement = Agreement(encodec.quantizer.codebooks.cpu().numpy(), cqt)
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mert-bench-") as folder, ExitStack() as stack:
         ours = Side(OurLabeller, labellers, codec, cqt, device)
         stack.callback(ours.close)
@@ -125,20 +132,23 @@ def compare(
         stack.callback(reference.close)
         for number, batch in enumerate(_batches(files, labellers * FILES_A_LABELLER)):
             places = [Path(folder) / f"{number}-{position}" for position in range(len(batch))]
-            mine = ours.label((path, place.with_suffix(".ours"), None) for path, place in zip(batch, places))
+            outcomes = ours.label((path, place.with_suffix(".ours"), None) for path, place in zip(batch, places))
             if ours.failure:
                 raise ValueError(f"{batch[0]} and the files after it: {ours.failure}")
+            skipped |= {str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)}
+            labelled = [labels for labels in zip(batch, places, outcomes) if str(labels[0]) not in skipped]
             theirs = reference.label(
-                (path, place.with_suffix(".reference"), labels.folder / "audio")
-                for path, place, labels in zip(batch, places, mine)
+                (path, place.with_suffix(".reference"), mine.folder / "audio") for path, place, mine in labelled
             )
-            for pair in zip(mine, theirs):
-                agreement.add(*pair)
-                for labels in pair:
-                    labels.remove()
+            for (_, _, mine), their in zip(labelled, theirs):
+                agreement.add(mine, their)
+                mine.remove()
+                their.remove()
             if ours.audio >= seconds:
                 break
-        return _report(ours, reference, agreement, codec, device, cores)
+        if not ours.audio:
+            raise ValueError(f"none of {len(skipped)} files can be used; {next(': '.join(each) for each in skipped.items())}")
+        return _report(ours, reference, agreement, codec, device, cores) | {"skipped": skipped}
 
 
 def _report(
@@ -174,6 +184,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"{'peak memory':16} {memory['reference'] / 2**30:7.2f}GiB {memory['ours'] / 2**30:7.2f}GiB"
         f"         (the largest of our {memory['our_processes']} processes)"
     )
+    lines += [f"skipped {path}: {reason}" for path, reason in report["skipped"].items()]
     if report["reference_failure"]:
         lines.append(f"the published path failed: {report['reference_failure']}")
     if found:

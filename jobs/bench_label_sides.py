@@ -4,8 +4,10 @@ The published one is gone about as MERT's scripts do: whole files through `encod
 """
 
 import multiprocessing
+import os
 import resource
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,10 +25,11 @@ from encodec.utils import convert_audio
 from nnAudio.features.cqt import CQT1992v2
 from torch import Tensor
 
+from jobs.measurement import peak_memory
 from jobs.stage_clock import StageClock
 from pipeline.codec import load_codec
 from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.decode import open_audio, to_int16
+from pipeline.decode import DecodeError, open_audio, to_int16
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.frames import HOP, SAMPLE_RATE
 from pipeline.resample import resample_to_int16, to_float
@@ -60,7 +63,10 @@ class FileLabels:
 
 
 class Labeller(Protocol):
-    """Labels one file into a folder; `audio` is the int16 file its teachers are to hear, if another path made it."""
+    """Labels one file into a folder; `audio` is the int16 file its teachers are to hear, if another path made it.
+
+    Raises DecodeError for a file that cannot be used.
+    """
 
     def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels: ...
 
@@ -81,8 +87,7 @@ class Output:
 
     def finish(self, clock: StageClock, num_samples: int) -> FileLabels:
         """What was written, with the times of its making."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return FileLabels(self.folder, self.columns, num_samples / SAMPLE_RATE, dict(clock.seconds), peak)
+        return FileLabels(self.folder, self.columns, num_samples / SAMPLE_RATE, dict(clock.seconds), peak_memory())
 
 
 class OurLabeller:
@@ -97,6 +102,8 @@ class OurLabeller:
         with open_audio(path) as file, clock.stage("resample"):
             track = TrackAudio(resample_to_int16(clock.follow("decode", file.blocks()), file.header.sample_rate))
         with track:
+            if not track.num_frames:
+                raise DecodeError("too_short", f"no whole frame of {HOP} samples")
             for latents, frames in clock.follow("encodec", self.encodec.encoder.latents(track.blocks())):
                 with clock.stage("quantiser"):
                     codes = self.encodec.quantizer.encode(latents)[:, :frames].cpu().numpy()
@@ -182,8 +189,8 @@ class Side:
         self.failure = ""
         list(self._pool.map(time.sleep, [0.1] * processes))  # all are up and have their teachers
 
-    def label(self, jobs: Iterable[tuple[Path, Path, Path | None]]) -> list[FileLabels]:
-        """Label files (path, folder, audio); none once the path has failed, as for want of memory."""
+    def label(self, jobs: Iterable[tuple[Path, Path, Path | None]]) -> list[FileLabels | DecodeError]:
+        """Label files (path, folder, audio) or say why not; none once the path has failed, as for want of memory."""
         if self.failure:
             return []
         start = time.perf_counter()
@@ -193,7 +200,7 @@ class Side:
             self.failure = " ".join(str(error).split())[:200] or type(error).__name__
             return []
         self.wall += time.perf_counter() - start
-        for labels in done:
+        for labels in (each for each in done if isinstance(each, FileLabels)):
             self.audio += labels.audio_seconds
             self.stages.update(labels.stage_seconds)
             self.peak_bytes = max(self.peak_bytes, labels.peak_bytes)
@@ -216,8 +223,18 @@ _labeller: Labeller  # of a worker process
 
 def _start(labeller: Callable[..., Labeller], arguments: tuple) -> None:
     global _labeller
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _labeller = labeller(*arguments)
 
 
-def _label(job: tuple[Path, Path, Path | None]) -> FileLabels:
-    return _labeller.label(*job)
+def _end_with_parent() -> None:
+    """Without this, the workers of a process that is killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _label(job: tuple[Path, Path, Path | None]) -> FileLabels | DecodeError:
+    try:
+        return _labeller.label(*job)
+    except DecodeError as error:
+        return error

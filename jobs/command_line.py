@@ -1,6 +1,7 @@
 """The `mert` command: one module a job, errors in one line, exit codes 0 done, 1 failed, 2 bad usage."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -73,6 +74,9 @@ def run(
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted: what was published is whole; the same command goes on from here", file=sys.stderr)
         return 1

@@ -105,7 +105,7 @@ def _place(location: Sequence[str | int], model: type[BaseModel]) -> tuple[str, 
             models = of_kind
         elif not isinstance(part, int):
             found = [inner.model_fields[part].annotation for inner in models if part in inner.model_fields]
-            models = [inner for annotation in found for inner in _models_in(annotation)]
+            models = [inner for annotation in found for inner in models_in(annotation)]
     return key.removeprefix("."), [name for inner in beside for name in inner.model_fields]
 
 
@@ -119,7 +119,7 @@ def known_keys(model: type[BaseModel]) -> list[str]:
     names: dict[str, None] = {}
     for name, field in model.model_fields.items():
         names[name] = None
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             names.update(dict.fromkeys(known_keys(inner)))
     return list(names)
 
@@ -134,11 +134,12 @@ def _is_text(model: type[BaseModel], parts: list[str]) -> bool:
         if not found:
             return False
         annotation = found[0]
-        models = [inner for each in found for inner in _models_in(each)]
+        models = [inner for each in found for inner in models_in(each)]
     return annotation is str
 
 
-def _models_in(annotation: object) -> list[type[BaseModel]]:
+def models_in(annotation: object) -> list[type[BaseModel]]:
+    """The models an annotation lets in: itself, an alternative, or what a list or mapping holds."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+    return [model for argument in typing.get_args(annotation) for model in models_in(argument)]

@@ -1,13 +1,14 @@
 """The keys of a typed config as text for `--help`: made from the models, so it cannot differ from what they do."""
 
 import textwrap
-import types
 import typing
 from collections.abc import Iterator
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from jobs.config import models_in
 
 WIDTH = 110
 INDENT = " " * 6
@@ -26,7 +27,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str | None
     """(dotted key, default as text or None when required, description) of all that is no model itself."""
     for name, field in model.model_fields.items():
         key = prefix + name
-        inner = _models_of(field.annotation)
+        inner = models_in(field.annotation)
         many = typing.get_origin(field.annotation) in (list, dict)
         if not inner or many:
             yield key, _default(field), _sentence(field)
@@ -34,13 +35,6 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str | None
             kind = alternative.model_fields.get("kind")
             choice = f"({_default(kind) or '|'.join(typing.get_args(kind.annotation))})" if kind else ""
             yield from _keys(alternative, f"{key}{'.N' if many else ''}{choice}.")
-
-
-def _models_of(annotation: object) -> list[type[BaseModel]]:
-    """The models an annotation lets in: itself, an alternative, or what a list or mapping holds."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for argument in typing.get_args(annotation) for model in _models_of(argument)]
 
 
 def _default(field: FieldInfo) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jobs.text_table import printable, table
+from jobs.text_table import table
 from pipeline.dataset_difference import Difference
 
 MOST_KEYS = 20
@@ -11,7 +11,7 @@ LONGEST_VALUE = 70  # characters: a SHA-256 has 64
 
 def difference_lines(difference: Difference) -> list[str]:
     """Settings as a table; keys with `+` added, `-` removed, `~` changed, at most 20 of each."""
-    lines = [f"from  {printable(difference.first)}", f"to    {printable(difference.second)}"]
+    lines = [f"from  {difference.first}", f"to    {difference.second}"]
     if difference.same:
         return [*lines, "", "no difference"]
     if difference.settings:
@@ -22,9 +22,9 @@ def difference_lines(difference: Difference) -> list[str]:
         f"{difference.rows}: {len(difference.added)} added, {len(difference.removed)} removed,"
         f" {len(difference.changed)} changed",
     ]
-    lines += _some("+", [printable(key) for key in difference.added])
-    lines += _some("-", [printable(key) for key in difference.removed])
-    return lines + _some("~", [printable(f"{change.key}: {', '.join(change.what)}") for change in difference.changed])
+    lines += _some("+", difference.added)
+    lines += _some("-", difference.removed)
+    return lines + _some("~", [f"{change.key}: {', '.join(change.what)}" for change in difference.changed])
 
 
 def _some(mark: str, texts: Sequence[str]) -> list[str]:
@@ -33,5 +33,5 @@ def _some(mark: str, texts: Sequence[str]) -> list[str]:
 
 
 def _value(value: object) -> str:
-    text = "-" if value is None else printable(value)
+    text = "-" if value is None else str(value)
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.report_page import MOST_BYTES, ReportPage, Section, pitch_axis
+from jobs.text_table import number
 from pipeline.codec_decoding import CodecDecoder, decodable, recorded_teacher
 from pipeline.example_media import (
     OUTLINE_SAMPLES,
@@ -130,7 +131,7 @@ def panel(shard_set: ShardSet, spec: TargetSpec, array: np.ndarray) -> dict[str,
         return {
             "kind": "codes",
             "name": spec.name,
-            "title": f"{spec.name}: {spec.size} × {spec.codebook_size}",
+            "title": f"{spec.name}: {spec.size} × {spec.codebook_size}, a colour for each code",
             "rows": array.shape[0],
             "columns": array.shape[1],
             "entries": spec.codebook_size,
@@ -138,11 +139,14 @@ def panel(shard_set: ShardSet, spec: TargetSpec, array: np.ndarray) -> dict[str,
         }
     statistics = shard_set.index.statistics[spec.name]
     levels = target_levels(spec, array, statistics.minimum, statistics.maximum)
-    scale = "decibels below the largest value of the set" if levels.decibels else "linear"
+    if levels.decibels:
+        scale = f"\N{MINUS SIGN}{levels.last * STEP_DECIBELS:g} to 0 dB of the largest value of the set"
+    else:
+        scale = f"{number(levels.bottom)} to {number(levels.top)}"
     return {
         "kind": "levels",
         "name": spec.name,
-        "title": f"{spec.name}: {spec.size} bins, {scale}",
+        "title": f"{spec.name}: {spec.size} bins, dark to bright: {scale}",
         "rows": levels.levels.shape[0],
         "columns": levels.levels.shape[1],
         "last": levels.last,

@@ -146,6 +146,8 @@ def main(arguments: list[str]) -> int:
         if rank == 0:
             for path, reason in found.rejected.items():
                 print(f"left out: {path}: {reason}", file=sys.stderr)
+            for key in plan.description["input"]["without_a_frame"]:
+                print(f"left out: {key}: too short for a frame of the model", file=sys.stderr)
             prepare_store(config.out, plan.description, config.replace)
         with rank_group(ranks):
             finished = find_finished(config.out, plan.order.layout, plan.order.digest)

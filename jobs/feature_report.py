@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from jobs.inspect_features import layer_rows, read_store
 from jobs.report_page import ReportPage
-from jobs.text_table import number
 from pipeline.feature_summary import (
     FeatureRows,
     FeatureSummary,
     nearest,
     project,
-    read_features,
 )
 
 NEIGHBOUR_TRACKS = 6
@@ -25,8 +24,8 @@ MOST_POINTS = 1500  # of a plot of tracks
 
 
 def feature_page(options: Namespace) -> bytes:
-    """Build the page. Raises as `read_features`, and ValueError for an unknown key."""
-    read = read_features(options.locations[0])
+    """Build the page. Raises as `read_store`, and ValueError for an unknown key."""
+    read = read_store(options)
     summary = read.summary
     page = ReportPage(
         kind="feature store",
@@ -85,19 +84,8 @@ def add_layers(page: ReportPage, summary: FeatureSummary) -> None:
         plot("Effective rank", f"1 to {summary.dim}", ("effective rank", "effective_rank"), zero=True),
         plot("Dead dimensions", "share of dimensions", ("dead", "dead_share"), zero=True, format="percent"),
     )
-    rows = [
-        (
-            each.layer,
-            number(each.mean),
-            number(each.deviation),
-            number(each.largest),
-            f"{each.effective_rank:.1f}",
-            f"{each.dead_share:.1%}",
-        )
-        for each in summary.layers
-    ]
     header = ("layer", "mean", "deviation", "largest magnitude", "effective rank", "dead dimensions")
-    section.table(f"From {summary.rows_read:,} rows of {summary.tracks_read:,} tracks", header, rows, "nnnnnn")
+    section.table(f"From {summary.rows_read:,} rows of {summary.tracks_read:,} tracks", header, layer_rows(summary), "nnnnnn")
 
 
 def add_projections(page: ReportPage, read: FeatureRows) -> None:
@@ -132,6 +120,8 @@ def add_projections(page: ReportPage, read: FeatureRows) -> None:
             }
         )
     page.plots(section, *plots)
+    if not any(read.groups):
+        section.note("The store knows no groups, as shards hold none; --manifest names the manifest that does.")
     if len(shown) < len(read.keys):
         section.note(f"{len(shown)} of {len(read.keys)} tracks are drawn.")
 
@@ -143,8 +133,8 @@ def add_neighbours(page: ReportPage, read: FeatureRows, options: Namespace) -> N
     drawn = random.Random(options.seed or 0).sample(read.keys, min(count, len(read.keys)))
     for key in options.keys.split(",") if options.keys else sorted(drawn):
         found = nearest(read, key, NEIGHBOURS)
-        rows = [(each.key, each.group, f"{each.similarity:.3f}") for each in found.nearest]
-        section.table(f"{found.key}, of {found.group}", ("nearest over all layers", "group", "cosine"), rows, "ttn")
+        rows = [(each.key, each.group or "-", f"{each.similarity:.3f}") for each in found.nearest]
+        section.table(f"{found.key}{', of ' if found.group else ''}{found.group}", ("nearest over all layers", "group", "cosine"), rows, "ttn")
     section.note(
         "Cosine of vectors whose every dimension has mean 0 and deviation 1 over the tracks;"
         " a track's vector is the mean of its frames."

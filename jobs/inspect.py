@@ -13,7 +13,7 @@ LOCATION is a folder or a URL (s3://, memory://); runs are local. Of a shard fol
 and the bytes of the examples shown. --json prints the same for machines; the models ShardSummary, ManifestSummary,
 RunSummary, FeatureSummary, ExampleSummary, ShardRecord and Difference describe every key. With --html: --examples N
 (default 6) drawn by --seed N, or --keys KEY,KEY; --codec WEIGHTS names the teacher's codec where it has moved.
---manifest FOLDER shows what the manifest of a shard set left out, and the tracks' paths. --export overwrites nothing.
+--manifest FOLDER shows what the manifest of a shard set left out, and the tracks' paths; of a feature store, the groups. --export overwrites nothing.
 Exit code 0, also when --diff finds differences.
 """
 
@@ -26,6 +26,7 @@ from types import ModuleType
 from jobs.command_line import run
 from jobs.config import UsageError
 from jobs.console import console
+from jobs.text_table import printable
 from pipeline import storage
 
 # The file that tells what a folder is, what to call it, and who looks at it.
@@ -42,11 +43,13 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     name, module = find_kind(options.locations)
     refuse_options(options, name, module)
+    if options.diff:
+        check_other(options.locations[0], options.diff)
     if options.html:
         write_report(Path(options.html), module.report(options))
         return 0
     answer, lines = module.inspect(options)
-    console.answer(answer, lines)
+    console.answer(answer, map(printable, lines))  # nothing in a name or a file steers the terminal
     return 0
 
 
@@ -86,6 +89,13 @@ def find_kind(locations: list[str]) -> tuple[str, ModuleType]:
         raise UsageError(f"only runs are shown together; {locations[0]} is a {KINDS[marker][0]}, --diff compares two")
     name, module = KINDS[marker]
     return name, importlib.import_module(module)
+
+
+def check_other(location: str, other: str) -> None:
+    """Raise UsageError when the two of --diff are not of one kind."""
+    kinds = [KINDS[_marker(each)][0] for each in (location, other)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(f"--diff compares two of a kind: {location} is a {kinds[0]}, {other} is a {kinds[1]}")
 
 
 def _marker(location: str) -> str:

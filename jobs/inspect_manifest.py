@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jobs.difference_text import difference_lines
 from jobs.inspect_shards import length_lines, reasons
-from jobs.text_table import human_bytes, pairs, printable, table
+from jobs.text_table import human_bytes, pairs, table
 from pipeline.manifest_difference import compare_manifests
 from pipeline.manifest_summary import (
     ManifestSummary,
@@ -37,12 +37,12 @@ def report(options: Namespace) -> bytes:
 
 def summary_lines(summary: ManifestSummary) -> list[str]:
     """The terminal summary."""
-    lines = [f"manifest {printable(summary.location)}"]
+    lines = [f"manifest {summary.location}"]
     lines += pairs(
         [
-            ("audio below", printable(summary.root)),
+            ("audio below", summary.root),
             ("digest", summary.manifest_sha256),
-            ("settings", printable(", ".join(f"{name}={value}" for name, value in summary.config.items()))),
+            ("settings", ", ".join(f"{name}={value}" for name, value in summary.config.items())),
         ]
     )
     for title, totals in (
@@ -54,9 +54,7 @@ def summary_lines(summary: ManifestSummary) -> list[str]:
         lines += ["", *totals_lines(title, totals)]
     lines += ["", *length_lines({"tracks": summary.track_seconds})]
     lines += ["", f"files left out: {reasons(summary.rejected)}"]
-    lines += [
-        f"  {printable(f'{reject.path}: {reject.reason}: {reject.detail}')}" for reject in summary.rejects[:MOST_ROWS]
-    ]
+    lines += [f"  {reject.path}: {reject.reason}: {reject.detail}" for reject in summary.rejects[:MOST_ROWS]]
     if len(summary.rejects) > MOST_ROWS:
         lines.append(f"  and {len(summary.rejects) - MOST_ROWS} more; --json names all")
     return lines
@@ -65,6 +63,6 @@ def summary_lines(summary: ManifestSummary) -> list[str]:
 def totals_lines(title: str, totals: Mapping[str, TrackTotals]) -> list[str]:
     """Tracks, hours and bytes by name, at most ten rows."""
     shown = list(totals.items())[:MOST_ROWS]
-    rows = [(printable(name), each.tracks, f"{each.hours:.3f}", human_bytes(each.bytes)) for name, each in shown]
+    rows = [(name, each.tracks, f"{each.hours:.3f}", human_bytes(each.bytes)) for name, each in shown]
     more = [f"  and {len(totals) - MOST_ROWS} more"] if len(totals) > MOST_ROWS else []
     return table((title, "tracks", "hours", "bytes"), rows) + more

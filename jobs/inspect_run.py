@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from jobs.difference_text import difference_lines
-from jobs.text_table import number, pairs, printable, table
+from jobs.text_table import number, pairs, table
 from model.run_history import (
     RunHistory,
     RunSummary,
@@ -63,11 +63,11 @@ def run_lines(summary: RunSummary) -> list[str]:
     hours = ", ".join(f"{split} {value:g} h" for split, value in summary.hours.items())
     done = f"{summary.step}" if summary.total_steps is None else f"{summary.step} of {summary.total_steps}"
     waiting = _share(summary.data_wait_share)
-    lines = [f"run {printable(summary.location)}"]
+    lines = [f"run {summary.location}"]
     lines += pairs(
         [
             ("steps", f"{done}, {summary.skipped_steps} skipped"),
-            ("shards", f"{printable(summary.shards)}{', ' if hours else ''}{hours}"),
+            ("shards", f"{summary.shards or '-'}{', ' if hours else ''}{hours}"),
             ("index", summary.index_sha256 or "-"),
             (
                 "throughput",
@@ -105,7 +105,7 @@ def side_by_side(summaries: list[RunSummary]) -> list[str]:
     """Several runs, a row each."""
     rows = [
         (
-            printable(each.location),
+            each.location,
             each.step,
             *_loss_at(each.best_validation),
             *_loss_at(each.last_validation)[1:],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs.config import UsageError
 from jobs.difference_text import difference_lines
-from jobs.text_table import human_bytes, number, pairs, printable, table
+from jobs.text_table import human_bytes, number, pairs, table
 from pipeline.example_members import (
     ExampleSummary,
     export_example,
@@ -17,10 +17,11 @@ from pipeline.frames import FRAME_RATE
 from pipeline.length_spread import Spread
 from pipeline.shard_difference import compare_shard_sets
 from pipeline.shard_index import ShardEntry, ShardIndex, load_index
-from pipeline.shard_record import ShardRecord, load_record
+from pipeline.shard_record import ShardRecord
 from pipeline.shard_summary import (
     ShardSummary,
     TargetSummary,
+    load_listed_record,
     load_shard_set,
     summarise_shard_set,
 )
@@ -42,9 +43,10 @@ def inspect(options: Namespace) -> tuple[dict, list[str]]:
     if options.example:
         return show_example(folder, options.example, options.shard)
     if options.shard:
-        record = load_record(folder, named_shard(load_index(folder), options.shard).name)
+        record = load_listed_record(folder, named_shard(load_index(folder), options.shard))
         return record.model_dump(mode="json"), shard_lines(record)
-    summary = summarise_shard_set(load_shard_set(folder), rejected_by(options.manifest, load_index(folder)))
+    shard_set = load_shard_set(folder)
+    summary = summarise_shard_set(shard_set, rejected_by(options.manifest, shard_set.index))
     return summary.model_dump(mode="json"), summary_lines(summary)
 
 
@@ -79,9 +81,8 @@ def named_shard(index: ShardIndex, name: str) -> ShardEntry:
     for entry in index.shardlist:
         if name in (entry.name, entry.url):
             return entry
-    raise UsageError(
-        f"--shard {name}: not one of {len(index.shardlist)} shards, {index.shardlist[0].name} is the first"
-    )
+    begin = ", ".join(entry.name for entry in index.shardlist[:3])
+    raise UsageError(f"--shard {name}: not one of {len(index.shardlist)} shards ({begin}, ...)")
 
 
 def shards_to_search(index: ShardIndex, shard: str | None) -> list[ShardEntry]:
@@ -107,7 +108,7 @@ def export(folder: str, key: str, out: str, shard: str | None) -> tuple[dict, li
 
 def summary_lines(summary: ShardSummary) -> list[str]:
     """The terminal summary."""
-    lines = [f"shards {printable(summary.location)}"]
+    lines = [f"shards {summary.location}"]
     lines += pairs(
         [
             ("name", summary.name),
@@ -130,7 +131,7 @@ def summary_lines(summary: ShardSummary) -> list[str]:
     )
     lines += ["", f"files rejected by the manifest: {rejected}", f"segments dropped: {reasons(summary.dropped)}"]
     for drop in summary.dropped_tracks[:MOST_ROWS]:
-        lines.append(f"  {printable(f'{drop.track}: {drop.reason}, {drop.segments} segments: {drop.detail}')}")
+        lines.append(f"  {drop.track}: {drop.reason}, {drop.segments} segments: {drop.detail}")
     if len(summary.dropped_tracks) > MOST_ROWS:
         lines.append(f"  and {len(summary.dropped_tracks) - MOST_ROWS} more tracks; --json names all")
     return lines
@@ -161,7 +162,7 @@ def target_lines(targets: list[TargetSummary]) -> list[str]:
             target.dtype,
             target.frame_rate,
             f"{target.size} x {target.codebook_size}" if target.codebook_size else f"{target.size} bins",
-            printable(teacher_name(target)),
+            teacher_name(target),
             target.fingerprint[:12],
         )
         for target in targets

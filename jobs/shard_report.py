@@ -157,6 +157,13 @@ def add_target(page: ReportPage, shard_set: ShardSet, target: TargetSummary) -> 
     pitch = pitch_axis(spec)
     x = {"label": "pitch of the bin" if pitch else "bin", "pitch": pitch}
     bins, statistics = list(range(target.size)), target.statistics
+    if target.size == 1:
+        section.facts(
+            ("values", f"{number(statistics.minimum)} to {number(statistics.maximum)}"),
+            ("mean", number(statistics.mean[0])),
+            ("standard deviation", number(statistics.deviation[0])),
+        )
+        return
     page.plots(
         section,
         {

@@ -70,9 +70,9 @@ class RunHistory:
 
 
 def load_run(folder: Path) -> RunHistory:
-    """Read a run folder. Raises FileNotFoundError, or ValueError when metrics.jsonl holds no record at all."""
+    """Read a run folder. Raises FileNotFoundError, or ValueError without any record, or for a config that is none."""
     records, unreadable = [], 0
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
         record = _parse(line)
         if record is None:
             unreadable += 1
@@ -82,7 +82,9 @@ def load_run(folder: Path) -> RunHistory:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no record of a training step or validation")
     config = folder / "config.yaml"
     document = yaml.safe_load(config.read_text()) if config.exists() else {}
-    return RunHistory(folder=folder, config=document or {}, records=records, unreadable_lines=unreadable)
+    if not isinstance(document, dict):
+        raise ValueError(f"{config}: not the config of a run")
+    return RunHistory(folder=folder, config=document, records=records, unreadable_lines=unreadable)
 
 
 def summarise_run(history: RunHistory) -> RunSummary:
@@ -166,7 +168,7 @@ def _parts(value: Any) -> list[tuple[str, float | None]]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=lambda name: None)  # NaN and the infinities
     except ValueError:
         return None
     whole = isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int)

@@ -10,6 +10,7 @@ with its state-dict names fits. Three ways to name weights, none of which is eve
 """
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -62,13 +63,15 @@ def load_codec(weights: str) -> EncodecModel:
     Raises:
         ValueError: nothing of that name, or the file's SHA-256 is not the one in its name.
     """
-    if weights == "official":
-        return load_official()
     path = SHIPPED_CODECS / weights if (SHIPPED_CODECS / weights).is_dir() else Path(weights)
-    if path.is_dir():
-        return load_folder(path)
-    if path.is_file():
-        return load_official(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # encodec 0.1.1 uses the older weight norm
+        if weights == "official":
+            return load_official()
+        if path.is_dir():
+            return load_folder(path)
+        if path.is_file():
+            return load_official(path)
     shipped = ", ".join(sorted(folder.name for folder in SHIPPED_CODECS.iterdir()))
     raise ValueError(f"codec weights {weights!r}: not 'official', not a shipped codec ({shipped}), not a file or folder")
 

@@ -1,6 +1,5 @@
 """Audio decoded back from stored codes, to hear what they kept; only for targets of a codec, which has a decoder."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,9 +37,7 @@ class CodecDecoder:
                 f"codec {config.weights}: fingerprint {teacher.spec.fingerprint}, target {spec.name} was made by"
                 f" {spec.fingerprint}"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # encodec 0.1.1 uses the older weight norm
-            self._codec = load_codec(config.weights)
+        self._codec = load_codec(config.weights)
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray) -> np.ndarray:

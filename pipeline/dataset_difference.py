@@ -96,7 +96,9 @@ def flatten(value: JsonValue, name: str = "") -> dict[str, JsonValue]:
 
 
 def _worded(name: str, first: JsonValue, second: JsonValue) -> str:
-    """`relabelled codes` for a checksum, `split train -> valid` for a short text, `loss 5.1 -> 4.9` for a measure."""
+    """What became of a value: `split train -> valid` for a short text, `loss 5.1 -> 4.9` for a measure, else its name."""
+    if first is None or second is None:
+        return f"{name.removeprefix('relabelled ')} {'added' if first is None else 'removed'}"
     if isinstance(first, float) and isinstance(second, float):
         return f"{name} {first:.5g} -> {second:.5g}"
     if isinstance(first, str) and isinstance(second, str) and len(first) + len(second) < 60:

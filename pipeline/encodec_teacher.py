@@ -1,6 +1,5 @@
 """Acoustic teacher: residual codes of an EnCodec-architecture codec (arXiv 2306.00107, section 3.2)."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -42,9 +41,7 @@ class EncodecTeacher:
     """
 
     def __init__(self, config: EncodecTeacherConfig, device: torch.device):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # encodec 0.1.1 uses the older weight norm
-            codec = load_codec(config.weights)
+        codec = load_codec(config.weights)
         if (codec.sample_rate, codec.encoder.hop_length) != (SAMPLE_RATE, HOP):
             raise ValueError(
                 f"codec {config.weights}: {codec.sample_rate} Hz and hop {codec.encoder.hop_length},"

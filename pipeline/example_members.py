@@ -22,7 +22,8 @@ from pipeline.shard_format import (
     member_suffixes,
 )
 from pipeline.shard_index import ShardEntry, ShardIndex
-from pipeline.shard_record import ExampleEntry, load_record
+from pipeline.shard_record import ExampleEntry
+from pipeline.shard_summary import load_listed_record
 
 FIRST_VALUES = 8
 READERS = 8
@@ -74,7 +75,7 @@ def find_examples(folder: str, shards: Iterable[ShardEntry], keys: Iterable[str]
     shards, wanted = list(shards), list(dict.fromkeys(keys))
     found: dict[str, Place] = {}
     with ThreadPoolExecutor(READERS) as threads:
-        records = threads.map(lambda shard: load_record(folder, shard.name), shards)
+        records = threads.map(lambda shard: load_listed_record(folder, shard), shards)
         for shard, record in zip(shards, records, strict=True):
             found |= {entry.key: Place(shard, entry) for entry in record.members if entry.key in wanted}
             if len(found) == len(wanted):
@@ -111,6 +112,12 @@ def read_members(folder: str, place: Place, suffixes: list[str]) -> dict[str, by
     if missing:
         raise ValueError(f"{place.shard.record}: {place.example.key} has no member {missing[0]}")
     spans = [place.example.members[suffix] for suffix in suffixes]
+    for suffix, (offset, size, _) in zip(suffixes, spans, strict=True):
+        if not 0 <= offset <= offset + size <= place.shard.filesize:
+            raise ValueError(
+                f"{place.shard.record}: {place.example.key}.{suffix} at {offset}, {size} bytes, of a tar of"
+                f" {place.shard.filesize}"
+            )
     filesystem, path = storage.open_filesystem(storage.join(folder, place.shard.url))
     contents = filesystem.cat_ranges(
         [path] * len(spans),

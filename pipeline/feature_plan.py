@@ -30,6 +30,7 @@ class ShardPlace(_Model):
     shard: int = Field(ge=0, description="Number of the shard in the shard list")
     examples: tuple[int, ...] = Field(description="Its segments' places in the shard, in order")
     frames: tuple[int, ...] = Field(description="Target frames of each segment")
+    audio: tuple[int, ...] = Field(description="CRC-32 of each segment's audio member")
 
 
 class SourceTrack(_Model):

@@ -17,7 +17,7 @@ from pipeline.feature_store import KIND, SCHEMA_VERSION
 
 MOST_FRAME_TRACKS, MOST_POOLED_TRACKS = 500, 5_000
 MOST_VALUES = 2_000_000_000  # that are read: frames of a track times tracks, layers and dimensions
-READ_AT_ONCE = 256  # rows of a pooled store
+READ_AT_ONCE = 1024  # rows: of MERT 330M, all layers, 0.2 GB
 DEAD_SHARE = 0.01
 
 
@@ -114,7 +114,7 @@ def _read(location: str, group: zarr.Group, wanted: str | None) -> FeatureRows:
     )
     if not chosen:
         raise ValueError(f"{location}: no track with features")
-    sums = _LayerSums(*array.shape[1:])
+    sums = _LayerSums(location, *array.shape[1:])
     if is_frames:
         vectors = _read_frames(array, [(table["offset"][track], table["length"][track]) for track in chosen], sums)
     else:
@@ -230,9 +230,12 @@ def _read_frames(array: zarr.Array, spans: list[tuple[int, int]], sums: "_LayerS
     for offset, length in spans:
         frames = min(length, most)
         start = offset + (length - frames) // 2
-        rows = array[start : start + frames].astype(np.float64)
-        sums.add(rows)
-        vectors.append(rows.mean(axis=0))
+        total = np.zeros(array.shape[1:])
+        for first in range(start, start + frames, READ_AT_ONCE):
+            rows = array[first : min(first + READ_AT_ONCE, start + frames)].astype(np.float64)
+            sums.add(rows)
+            total += rows.sum(axis=0)
+        vectors.append(total / frames)
     return np.array(vectors)
 
 
@@ -249,14 +252,17 @@ def _read_pooled(array: zarr.Array, tracks: list[int], sums: "_LayerSums") -> np
 class _LayerSums:
     """Sums from which every statistic of a layer follows, so that rows need not be kept."""
 
-    def __init__(self, layers: int, dim: int):
+    def __init__(self, location: str, layers: int, dim: int):
+        self.location = location
         self.rows = 0
         self.total = np.zeros((layers, dim))
         self.products = np.zeros((layers, dim, dim))
         self.largest = np.zeros(layers)
 
     def add(self, rows: np.ndarray) -> None:
-        """Count rows `[n, layers, dim]`."""
+        """Count rows `[n, layers, dim]`. Raises ValueError when one is not finite, as missing chunks are not."""
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{self.location}: a track that was not dropped has rows of NaN; chunks are missing or damaged")
         self.rows += len(rows)
         self.total += rows.sum(axis=0)
         self.largest = np.maximum(self.largest, np.abs(rows).max(axis=(0, 2)))

@@ -22,7 +22,7 @@ class KmeansCard(BaseModel):
 
     schema_version: Literal[1] = Field(default=1, description="Version of this file's form")
     feature: Literal["logmel", "chroma"] = Field(description="What was clustered")
-    feature_settings: dict = Field(description="How the feature is computed")
+    feature_settings: dict[str, str | int | float] = Field(description="How the feature is computed")
     clusters: int = Field(gt=0, description="Number of centroids")
     centroids_sha256: str = Field(description="SHA-256 of centroids.safetensors")
     fitting: dict = Field(description="Sample, seed and algorithm, for people to read")

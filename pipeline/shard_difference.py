@@ -11,7 +11,7 @@ from pipeline.shard_summary import load_records
 
 
 def compare_shard_sets(first: str, second: str) -> Difference:
-    """Examples by key, from the records of all shards. Raises as `load_index` and `load_record`."""
+    """Examples by key, from the records of all shards. Raises as `load_index` and `load_listed_record`."""
     indexes = [load_index(folder) for folder in (first, second)]
     settings = compare_settings(*map(_index_settings, indexes))
     rows = [_example_rows(folder, index) for folder, index in zip((first, second), indexes, strict=True)]

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from pipeline import storage
 from pipeline.companding import Companding
 from pipeline.frames import FRAME_RATE
 from pipeline.length_spread import Spread, spread
 from pipeline.shard_index import ShardEntry, ShardIndex, load_index
-from pipeline.shard_record import DroppedTrack, ShardRecord, load_record
+from pipeline.shard_record import DroppedTrack, ShardRecord, load_record_bytes
 from pipeline.target_statistics import Partial, Summary, empty, merge
 
 MOST_RECORDS = 2000
@@ -45,7 +46,7 @@ class TargetSummary(_Model):
     frame_rate: int = Field(description="Frames a second")
     size: int = Field(description="Codebooks (discrete) or bins (continuous)")
     codebook_size: int | None = Field(description="Entries per codebook; none if continuous")
-    companding: Companding | None = Field(description="What the levels of a uint8 target mean; none otherwise")
+    companding: Companding | None = Field(default=None, description="What the levels of a uint8 target mean; none otherwise")
     teacher: dict[str, JsonValue] = Field(description="Settings of the teacher")
     fingerprint: str = Field(description="SHA-256 over the teacher's weights and settings")
     statistics: Summary = Field(description="Usage (0 to 1) and perplexity by codebook, or mean and deviation by bin")
@@ -93,7 +94,7 @@ class ShardSet:
 
 
 def load_shard_set(folder: str) -> ShardSet:
-    """Read index and records. Raises as `load_index` and `load_record`."""
+    """Read index and records. Raises as `load_index` and `load_listed_record`."""
     index = load_index(folder)
     records = load_records(folder, evenly(index.shardlist, MOST_RECORDS))
     partials = {spec.name: empty(spec) for spec in index.targets}
@@ -113,9 +114,17 @@ def load_shard_set(folder: str) -> ShardSet:
 
 
 def load_records(folder: str, entries: Sequence[ShardEntry]) -> list[ShardRecord]:
-    """The records of these shards, in order, read in threads. Raises as `load_record`."""
+    """The records of these shards, in order, read in threads. Raises as `load_listed_record`."""
     with ThreadPoolExecutor(READERS) as threads:
-        return list(threads.map(lambda entry: load_record(folder, entry.name), entries))
+        return list(threads.map(lambda entry: load_listed_record(folder, entry), entries))
+
+
+def load_listed_record(folder: str, entry: ShardEntry) -> ShardRecord:
+    """The record that the index names. Raises as `load_record`, and ValueError for another one."""
+    record, digest = load_record_bytes(folder, entry.name)
+    if digest != entry.record_sha256:
+        raise ValueError(f"{storage.join(folder, entry.record)}: SHA-256 {digest}, the index says {entry.record_sha256}")
+    return record
 
 
 def evenly(entries: Sequence[ShardEntry], most: int) -> list[ShardEntry]:

@@ -34,7 +34,9 @@ class ShardTracks:
                 if key in tracks or [entry.key for _, entry in members] != segment_keys(key, len(members)):
                     raise ValueError(f"{shard.url}: the segments of track {key} are not all here, one after another")
                 frames = tuple(entry.num_frames for _, entry in members)
-                place = ShardPlace(shard=number, examples=tuple(place for place, _ in members), frames=frames)
+                examples = tuple(place for place, _ in members)
+                audio = tuple(entry.members[self.index.audio_member][2] for _, entry in members)
+                place = ShardPlace(shard=number, examples=examples, frames=frames, audio=audio)
                 tracks[key] = SourceTrack(key=key, num_samples=sum(frames) * HOP, split=shard.split, group="", place=place)
         return [tracks[key] for key in sorted(tracks)]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.companding import Companding
 
@@ -46,6 +46,11 @@ class TargetSpec(BaseModel):
     def frame_axis(self) -> int:
         """The axis of the stored array that runs over frames."""
         return 1 if self.kind == "discrete" else 0
+
+    @model_serializer(mode="wrap")
+    def _without_companding(self, fields: SerializerFunctionWrapHandler) -> dict:
+        # A set without it keeps the index.json, and so the digest, of before there was companding.
+        return {name: value for name, value in fields(self).items() if name != "companding" or value is not None}
 
 
 class Teacher(Protocol):

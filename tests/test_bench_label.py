@@ -1,6 +1,9 @@
 """`mert bench label`: both paths on the same files, every stage timed, and labels that agree."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,42 @@ def test_the_table_names_every_stage_and_minutes_end_the_run(tmp_path: Path, tin
     assert hours < 9 * 2 / 3600 and "cpu" in first
     for stage in (*STAGES, "whole", "peak memory", "codes:", "cqt:"):
         assert any(line.startswith(stage) for line in lines), done.stdout
+
+
+def test_files_that_cannot_be_used_are_skipped_by_name(tmp_path: Path, tiny_codec: Path):
+    write_audio(tmp_path / "good one.wav", tone(440.0, 1.0))
+    write_audio(tmp_path / "short.wav", tone(440.0, 0.01))
+    (tmp_path / "noise.mp3").write_bytes(b"no audio" * 99)
+    command = ["bench", "label", "--codec", str(tiny_codec), "--codebooks", "2"]
+    done = mert(*command, "--json", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["audio_hours"] == pytest.approx(1 / 3600)
+    assert {Path(path).name: reason.split(":")[0] for path, reason in report["skipped"].items()} == {
+        "noise.mp3": "unreadable", "short.wav": "too_short",
+    }
+    done = mert(*command, str(tmp_path / "noise.mp3"))
+    assert done.returncode == 1 and "none of 1 files can be used" in done.stderr.splitlines()[-1]
+
+
+def test_what_is_wrong_with_the_codec_is_told_in_one_line(tmp_path: Path, tiny_codec: Path, capsys: pytest.CaptureFixture):
+    sound = write_audio(tmp_path / "a.wav", tone(440.0, 1.0))
+    assert run(bench, ["label", "--codec", str(tiny_codec), "--codebooks", "5", str(sound)], "") == 1
+    assert capsys.readouterr().err.splitlines() == [f"error: codec {tiny_codec}: 4 codebooks, 5 asked for"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
+def test_the_processes_of_a_killed_bench_end():
+    code = "import os, time; from jobs.bench_label_sides import Side; from test_bench_label import ForgetfulLabeller\n"
+    code += "side = Side(ForgetfulLabeller, 1); print(*side._pool._processes, flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as parent:
+        worker = Path("/proc") / parent.stdout.readline().strip()
+        assert worker.name.isdigit() and worker.exists()
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while worker.exists() and worker.joinpath("stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the worker is still there"
+        time.sleep(0.1)
 
 
 class ForgetfulLabeller:

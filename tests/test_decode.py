@@ -1,6 +1,7 @@
 """Decoding against other decoders, exact formats, and files that are damaged, mislabelled or lie."""
 
 import hashlib
+import pickle
 import struct
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def refusal(path: Path) -> DecodeError:
         decode(path)
     assert "\n" not in str(caught.value)
     return caught.value
+
+
+def test_a_refusal_passes_between_processes():
+    passed = pickle.loads(pickle.dumps(DecodeError("truncated", "2 of 3 bytes")))
+    assert (passed.reason, passed.detail, str(passed)) == ("truncated", "2 of 3 bytes", "truncated: 2 of 3 bytes")
 
 
 def av_reference(path: Path) -> np.ndarray:

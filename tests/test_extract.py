@@ -32,6 +32,8 @@ from model.encoder import MertEncoder
 from model.export import export_model
 from model.stored_model import StoredModel
 from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
+from pipeline.shard_index import load_index
+from pipeline.shard_record import load_record
 from pipeline.track_audio import decode_track
 
 pytestmark = pytest.mark.filterwarnings(
@@ -312,6 +314,30 @@ def test_a_store_of_something_else_is_refused_until_told(model, shards, manifest
     assert contents(out) == contents(tmp_path / "fresh")
 
 
+def test_other_audio_of_the_same_length_in_the_shards_is_another_input(model, shards, whole, tmp_path, capsys):
+    out, changed = tmp_path / "out", tmp_path / "shards"
+    shutil.copytree(whole, out)
+    index = load_index(str(shards))
+    for entry in index.shardlist:
+        record = load_record(str(shards), entry.name)
+        lengths = {}
+        for member in record.members:
+            lengths.setdefault(member.track, []).append(member.num_frames)
+        examples = [example for key, frames in lengths.items() for example in make_track(key, *frames)]
+        write_examples(changed, entry.name, examples)
+    index_shards(changed, [entry.name for entry in index.shardlist])
+    assert extract_here(model, changed, out) == 1
+    assert "input.tracks_sha256" in capsys.readouterr().err and contents(out) == contents(whole)
+
+
+def test_tracks_without_a_frame_are_named(model, tmp_path, capsys):
+    write_audio(tmp_path / "audio" / "short.wav", noise(0.01, seed=0))
+    write_audio(tmp_path / "audio" / "long.wav", noise(1, seed=1))
+    assert extract_here(model, tmp_path / "audio", tmp_path / "out") == 0
+    assert "too short for a frame" in capsys.readouterr().err
+    assert [key.split("-")[0] for key in load(tmp_path / "out")] == ["long"]
+
+
 def test_a_changed_track_is_nan_with_its_reason_and_a_missing_one_fails_its_parts(corpus, model, whole, tmp_path, capsys):
     root, out = tmp_path / "corpus", tmp_path / "out"
     shutil.copytree(corpus, root)
@@ -465,7 +491,7 @@ def test_one_process_at_a_time(model, shards, tmp_path, capsys):
 
 
 def test_the_readme_opens_a_store(whole, tmp_path, monkeypatch):
-    readme = (Path(__file__).parent.parent / "README.md").read_text().split("### 6. Features")[1].split("\n## ")[0]
+    readme = (Path(__file__).parent.parent / "README.md").read_text().split("### 7. Features")[1].split("\n### ")[0]
     blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
     assert len(blocks) == 2
     names: dict = {}

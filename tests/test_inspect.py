@@ -1,5 +1,6 @@
 """`mert inspect` on manifests, shard sets and runs: what it says is what is there, and no tar is read for a summary."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -21,6 +22,7 @@ from jobs import inspect
 from jobs.command_line import run
 from model.run_history import curves, load_run
 from pipeline import storage
+from pipeline.dataset_difference import difference
 from pipeline.length_spread import histogram, spread
 from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
 from pipeline.shard_index import load_index
@@ -263,6 +265,37 @@ def test_difference_of_shard_sets_names_the_relabelled_targets(
     assert code == 0 and "targets.cqt.teacher.lowest_frequency" in out
 
 
+def test_difference_says_which_targets_came_and_went():
+    rows = {"t-00000": {"relabelled codes": 1, "relabelled cqt": 2}}, {"t-00000": {"relabelled codes": 3, "relabelled mel": 2}}
+    (changed,) = difference("shards difference", "a", "b", [], "examples", *rows).changed
+    assert changed.what == ["relabelled codes", "cqt removed", "mel added"]
+
+
+def test_a_record_that_is_not_the_indexs_is_refused(labelled, tmp_path, say):
+    shards = shutil.copytree(labelled / "shards", tmp_path / "shards")
+    record = json.loads((shards / "train-000000.json").read_text())
+    record["members"][0]["members"]["cqt.npy"][1] = 10**13
+    (shards / "train-000000.json").write_text(json.dumps(record))
+    for view in [(), ("--shard", "train-000000"), ("--example", record["members"][0]["key"]), ("--diff", labelled / "shards")]:
+        code, out, err = say(shards, *view)
+        assert (code, out) == (1, "") and "train-000000.json: SHA-256" in err and "the index says" in err
+    index = json.loads((shards / "index.json").read_text())
+    for entry in index["shardlist"]:
+        entry["record_sha256"] = hashlib.sha256((shards / entry["record"]).read_bytes()).hexdigest()
+    (shards / "index.json").write_text(json.dumps(index))
+    code, _, err = say(shards, "--example", record["members"][0]["key"])
+    assert code == 1 and "cqt.npy at" in err and "10000000000000 bytes, of a tar of" in err
+
+
+def test_no_text_of_a_file_steers_the_terminal(labelled, tmp_path, say):
+    shards = shutil.copytree(labelled / "shards", tmp_path / "shards")
+    index = json.loads((shards / "index.json").read_text())
+    index["name"] = "\x1b[31mred\x07"
+    (shards / "index.json").write_text(json.dumps(index))
+    code, out, _ = say(shards)
+    assert code == 0 and "\x1b" not in out and r"\x1b[31mred\x07" in out
+
+
 def write_run(folder: Path, rate: float = 0.001, offset: float = 0.0) -> Path:
     """What a run leaves: three training records, two validations, a torn line."""
     folder.mkdir(parents=True)
@@ -322,6 +355,19 @@ def test_the_summary_of_a_run(tmp_path, answer, say):
     assert code == 0 and "30 of 40, 1 skipped" in out and "20.0% waiting for data" in out
 
 
+def test_what_a_crash_or_another_writer_leaves_in_a_run(tmp_path, answer, say):
+    metrics = write_run(tmp_path / "run") / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_bytes("\n".join([*lines[:-1], lines[0].replace("8.0", "NaN")]).encode() + b"\n\x98\xff\x00\n")
+    found = answer(tmp_path / "run")
+    assert found["unreadable_lines"] == 1 and found["last_train"]["loss"] is None
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert "shards       -\n" in say(tmp_path / "run")[1]
+    (tmp_path / "run" / "config.yaml").write_text("[1]")
+    code, _, err = say(tmp_path / "run")
+    assert code == 1 and "config.yaml: not the config of a run" in err
+
+
 def test_curves_are_the_records(tmp_path):
     found = curves(load_run(write_run(tmp_path / "run")))
     assert found["loss"] == {
@@ -374,6 +420,7 @@ def test_other_places_are_refused_in_one_line(labelled, tmp_path, say):
         (["shards", "--track", "x"], "--track means nothing on a shard folder"),
         (["shards", "manifest"], "several locations must be of one kind"),
         (["shards", "shards"], "only runs are shown together"),
+        (["shards", "--diff", "manifest"], "--diff compares two of a kind"),
         (["shards", "--seed", "0"], "--seed belongs to --html"),
         (["shards", "--html", "page.txt"], "ends with .html"),
         (["shards", "--html", "x.html", "--json"], "--html and --json"),

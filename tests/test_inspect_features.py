@@ -1,11 +1,13 @@
 """`mert inspect` on feature stores: every number against a naive one over the same rows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from audio_files import noise, write_audio
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
@@ -22,6 +24,7 @@ from pipeline.feature_store import (
     publish_part,
 )
 from pipeline.feature_summary import choose_tracks, project, read_features
+from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
 
@@ -45,8 +48,10 @@ def frames() -> np.ndarray:
     return values
 
 
-def write_store(location: str, pooled: bool = False, finish: bool = True) -> None:
-    """A store of six tracks in two groups, one of them dropped."""
+def write_store(location: str, pooled: bool = False, finish: bool = True, keys: list[str] | None = None) -> None:
+    """A store of six tracks in two groups, the third of them dropped; `keys` names others, without groups."""
+    groups = [""] * 6 if keys else ["even", "odd"] * 3
+    keys = keys or [f"track-{track}" for track in range(6)]
     values, offsets = frames(), np.cumsum([0, *LENGTHS])[:-1]
     arrays = {"features": values}
     if pooled:
@@ -73,16 +78,16 @@ def write_store(location: str, pooled: bool = False, finish: bool = True) -> Non
         "settings": {"pooling": "mean" if pooled else "none"},
     }
     prepare_store(location, description, replace=False)
-    digest, dropped = description_digest(description), {DROPPED: "changed: once it was another"}
+    digest, dropped = description_digest(description), {keys[2]: "changed: once it was another"}
     publish_part(location, layout, 0, arrays, digest=digest, dropped=dropped, backend={})
     if finish:
         table = {
-            "key": [f"track-{track}" for track in range(6)],
+            "key": keys,
             "seconds": [length / 75 for length in LENGTHS],
             "offset": offsets.tolist(),
             "length": LENGTHS,
             "split": ["train"] * 6,
-            "group": ["even", "odd"] * 3,
+            "group": groups,
         }
         finish_store(location, layout, description, table, dropped)
 
@@ -193,6 +198,44 @@ def test_a_large_store_is_sampled(store, monkeypatch):
     assert (read.summary.tracks_read, read.summary.rows_read) == (2, 20)
     first = frames()[15:25].astype(np.float64)  # the middle ten of forty frames
     assert np.allclose(read.vectors[0], first.mean(axis=0))
+
+
+def test_a_long_track_is_read_piece_by_piece(store, monkeypatch):
+    whole = read_features(str(store))
+    monkeypatch.setattr(feature_summary, "READ_AT_ONCE", 7)
+    pieces = read_features(str(store))
+    assert np.allclose(pieces.vectors, whole.vectors) and pieces.summary.rows_read == whole.summary.rows_read
+    for one, other in zip(pieces.summary.layers, whole.summary.layers, strict=True):
+        assert one.model_dump() == pytest.approx(other.model_dump())
+
+
+def test_missing_chunks_are_not_taken_for_features(store, tmp_path, say):
+    damaged = shutil.copytree(store, tmp_path / "damaged.zarr")
+    shutil.rmtree(damaged / "features" / "c")
+    code, _, err = say(damaged)
+    assert code == 1 and "damaged.zarr: a track that was not dropped has rows of NaN" in err
+
+
+def test_groups_come_from_the_manifest_where_the_store_has_none(tmp_path, say):
+    for track in range(6):
+        write_audio(tmp_path / "audio" / ("calm", "loud")[track % 2] / f"{track}.wav", noise(1, seed=track))
+    config = ManifestConfig(root=str(tmp_path / "audio"), out=str(tmp_path / "manifest"), min_seconds=0.1)
+    write_manifest(config, scan(config))
+    groups = {track.key: track.group for track in load_manifest(str(tmp_path / "manifest")).tracks}
+    write_store(str(tmp_path / "features.zarr"), keys=list(groups))
+    first, *_ = groups
+    code, out, err = say(tmp_path / "features.zarr", "--track", first, "--manifest", tmp_path / "manifest", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["group"] == groups[first]
+    assert all(each["group"] == groups[each["key"]] for each in found["nearest"]) and len(found["nearest"]) == 4
+    page = tmp_path / "page.html"
+    assert say(tmp_path / "features.zarr", "--html", page)[0] == 0 and "--manifest names the manifest" in page.read_text()
+    assert say(tmp_path / "features.zarr", "--html", page, "--manifest", tmp_path / "manifest")[0] == 0
+    assert "--manifest names the manifest" not in page.read_text() and f"{first}, of {groups[first]}" in page.read_text()
+    write_store(str(tmp_path / "other.zarr"))
+    code, _, err = say(tmp_path / "other.zarr", "--manifest", tmp_path / "manifest")
+    assert code == 1 and "it has no track track-0" in err
 
 
 def test_what_is_no_finished_store_is_said(tmp_path, say):

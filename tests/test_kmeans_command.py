@@ -117,3 +117,11 @@ def test_refuses_a_folder_in_use_and_a_corpus_that_changed(tmp_path: Path, capsy
     write_audio(root / "one.wav", tone(441, 4))
     assert fit(out, tmp_path / "new") == 1
     assert "one.wav: changed" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_tracks_shorter_than_a_frame_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_audio(tmp_path / "corpus" / "click.wav", tone(440, 0.01))
+    config = ManifestConfig(root=str(tmp_path / "corpus"), out=str(tmp_path), group_by="track", splits={}, min_seconds=0.0)
+    write_manifest(config, scan(config))
+    assert fit(tmp_path, tmp_path / "kmeans") == 1
+    assert "no whole frame of 320 samples in 1 tracks" in capsys.readouterr().err

@@ -48,6 +48,13 @@ def test_digest_is_that_of_the_file_and_order_does_not_matter(shards):
     assert index_shards(shards, NAMES[:2]).digest() != index.digest()
 
 
+def test_an_index_from_before_companding_keeps_its_digest(shards):
+    index_shards(shards, NAMES)
+    raw = json.loads((shards / "index.json").read_bytes())
+    fields = "codebook_size dtype fingerprint frame_rate kind name size teacher".split()
+    assert [sorted(target) for target in raw["targets"]] == [fields, fields]
+
+
 def test_is_a_wids_index(shards):
     index_shards(shards, NAMES)
     raw = json.loads((shards / "index.json").read_bytes())

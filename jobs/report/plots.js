@@ -4,7 +4,7 @@
 A plot: {title, hint?, wide?, kind, x: {label, log?, pitch?, format?}, y: {label, log?, format?, zero?}, ...}
   kind "histogram": edges [n + 1], counts [n]
   kind "bars": labels [n], series [{label, values [n]}]
-  kind "lines": series [{label, x [n], y [n] (null: none), color? (number of a series), shade? (0 to 1), dashed?, faint?}]
+  kind "lines": series [{label, x [n], y [n] (null: none), color? (number of a series), shade? (0 to 1), faint?}]
   kind "points": series [{label, x [n], y [n], names [n]}]
 pitch: {lowest: Hz of bin 0, perOctave: bins}; format: "percent", "count" or absent. */
 
@@ -84,7 +84,11 @@ function logTicks(low, high) {
   const skip = Math.ceil((last - first + 1) / 7);
   const ticks = [];
   for (let power = first; power <= last; power += skip) ticks.push(10 ** power);
-  return ticks.length > 1 ? ticks : [low, high];
+  if (ticks.length > 2) return ticks;
+  const finer = [];
+  for (let power = first - 1; power <= last; power++) for (const one of [1, 2, 5]) finer.push(one * 10 ** power);
+  const inside = finer.filter(at => at >= low * 0.999 && at <= high * 1.001);
+  return inside.length > 1 ? inside : [low, high];
 }
 
 /* A map of [low, high] to [from, to], with its ticks. */
@@ -109,7 +113,7 @@ function drawPlot(figure, plot) {
 }
 
 function frameOf(width, height) {
-  return {left: 46, right: width - 8, top: 22, bottom: height - 34};
+  return {left: 52, right: width - 8, top: 22, bottom: height - 34};
 }
 
 function drawAxes(drawing, plot, box, x, y, xTicks) {
@@ -192,7 +196,7 @@ function drawLines(drawing, plot, width, height) {
   drawAxes(drawing, plot, box, x, y, ticks);
   const byX = new Map();
   for (const series of plot.series) {
-    let path = "", pen = "M", previous = null, alone = false;
+    let path = "", pen = "M";
     series.x.forEach((at, index) => {
       const value = series.y[index];
       if (value === null || (plot.y.log && value <= 0)) { pen = "M"; return; }
@@ -204,7 +208,7 @@ function drawLines(drawing, plot, width, height) {
     const shown = series.y.filter(value => value !== null).length;
     svg("path", {
       class: "curve", d: path, fill: "none", stroke: series.color, "stroke-width": series.faint ? 1.2 : 1.8, "stroke-linejoin": "round",
-      "stroke-dasharray": series.dashed ? "5 4" : "none", opacity: series.faint ? 0.55 : 1,
+      opacity: series.faint ? 0.55 : 1,
     }, drawing);
     if (shown <= 30) series.x.forEach((at, index) => {
       if (series.y[index] !== null && (!plot.y.log || series.y[index] > 0)) svg("circle", {cx: x.at(at), cy: y.at(series.y[index]), r: 2.4, fill: series.color, opacity: series.faint ? 0.55 : 1}, drawing);
@@ -287,7 +291,7 @@ function setUpPlot(figure, plot) {
     named.forEach((series, index) => {
       const item = html("li", {}, legend);
       const swatch = svg("svg", {viewBox: "0 0 18 10", "aria-hidden": "true"}, item);
-      if (plot.kind === "lines") svg("line", {x1: 0, x2: 18, y1: 5, y2: 5, stroke: series.color, "stroke-width": 2.5, "stroke-dasharray": series.dashed ? "5 3" : "none", opacity: series.faint ? 0.55 : 1}, swatch);
+      if (plot.kind === "lines") svg("line", {x1: 0, x2: 18, y1: 5, y2: 5, stroke: series.color, "stroke-width": 2.5, opacity: series.faint ? 0.55 : 1}, swatch);
       else if (plot.kind === "points") svg("circle", {cx: 8, cy: 5, r: 4, fill: seriesColor(index)}, swatch);
       else svg("rect", {x: 2, y: 0, width: 12, height: 10, rx: 2, fill: seriesColor(index)}, swatch);
       item.append(series.label);
