@@ -1,5 +1,6 @@
 """Fixtures shared by the tests of the data side: real clips, a small synthetic corpus, a tiny codec."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ settings.load_profile("mert")
 
 # As a labeller computes: another number of threads adds in another order, and may decide a near tie otherwise.
 torch.set_num_threads(1)
+# A CI system may start this in the background of a shell, where an interrupt is ignored and so by all children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
