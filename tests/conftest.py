@@ -1,12 +1,16 @@
 """Fixtures shared by the tests of the data side: real clips, a small synthetic corpus, a tiny codec."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
+import s3fs
 import torch
 from audio_files import MUSIC, noise, tone, write_audio
 from hypothesis import settings
+from moto.server import ThreadedMotoServer
 
 from pipeline.codec import CodecSizes, build_codec, save_folder
 
@@ -39,6 +43,25 @@ def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_audio(root / "rest" / "short.wav", tone(440, 1))
     (root / "rest" / "notes.txt").write_text("no audio here")
     return root
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on a loopback S3 server; the environment of this process and its children points to it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")).close()  # what it holds outlives a server
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("mert-test")
+    yield "s3://mert-test"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

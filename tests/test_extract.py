@@ -22,7 +22,6 @@ import zarr
 from audio_files import mert_environment, noise, tone, write_audio
 from pretrain_run import pretrain_here
 from shard_fixtures import index_shards, make_track, write_examples, write_set
-from test_s3 import bucket  # noqa: F401
 from tiny_model import tiny_encoder
 from torchaudio.functional import resample
 

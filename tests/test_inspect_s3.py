@@ -1,11 +1,9 @@
 """`mert inspect` on an S3 server: a summary fetches no tar, an example only its own bytes, a page its examples."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 from shard_fixtures import write_set
 
 from jobs import inspect
@@ -16,21 +14,10 @@ pytestmark = pytest.mark.s3
 
 
 @pytest.fixture
-def shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A shard set in a bucket of a loopback S3 server."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("mert-inspect")
-    write_set("s3://mert-inspect/shards", [30, 3], valid_sizes=[2])
-    yield "s3://mert-inspect/shards"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def shards(bucket: str) -> str:
+    """A shard set in a bucket."""
+    write_set(f"{bucket}/shards", [30, 3], valid_sizes=[2])
+    return f"{bucket}/shards"
 
 
 def test_little_is_fetched(
