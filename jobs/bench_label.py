@@ -4,7 +4,7 @@
     mert bench label --codec official --backend openvino --minutes 60 --json MUSIC_FOLDER
 
 The published path labels one file after the other, with all cores in each operation; ours runs one labeller a
-core with one thread each, as `mert label` does. Rates are seconds of audio a second of time (on a GPU: hours an
+core with one thread each, as `mert label` does, or on a GPU one that labels several files side by side. Rates are seconds of audio a second of time (on a GPU: hours an
 hour), those of a stage as if nothing else were done. Both label the very same samples: ours, rounded to 16 bits.
 """
 
@@ -20,18 +20,18 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from jobs.bench_label_sides import STAGES, FileLabels, OurLabeller, ReferenceLabeller, Side
+from jobs.bench_label_sides import STAGES, FileLabels, Job, OurLabeller, ReferenceLabeller, Side
 from jobs.command_line import run
 from jobs.config import UsageError
 from jobs.console import console
 from pipeline.code_agreement import CodeAgreement, compare_codes
 from pipeline.cqt_teacher import CqtTeacherConfig
 from pipeline.decode import AUDIO_EXTENSIONS, DecodeError
-from pipeline.encodec_encoder import Backend, Precision
+from pipeline.encodec_encoder import LANES, Backend, Precision
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.teachers import build_teachers
 
-FILES_A_LABELLER = 2  # in a batch: few enough to alternate often, enough to keep all labellers busy
+FILES_A_LANE = 2  # in a batch: few enough to alternate often, enough to keep all lanes of all labellers busy
 COMPARED_ROWS = 1 << 14  # at a time
 
 
@@ -126,19 +126,19 @@ def compare(
     agreement = Agreement(encodec.quantizer.codebooks.cpu().numpy(), cqt)
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mert-bench-") as folder, ExitStack() as stack:
-        ours = Side(OurLabeller, labellers, codec, cqt, device)
+        ours = Side(OurLabeller, labellers, device != "cpu", codec, cqt, device)
         stack.callback(ours.close)
-        reference = Side(ReferenceLabeller, 1, codec, cqt, device)
+        reference = Side(ReferenceLabeller, 1, False, codec, cqt, device)
         stack.callback(reference.close)
-        for number, batch in enumerate(_batches(files, labellers * FILES_A_LABELLER)):
+        for number, batch in enumerate(_batches(files, labellers * LANES[device] * FILES_A_LANE)):
             places = [Path(folder) / f"{number}-{position}" for position in range(len(batch))]
-            outcomes = ours.label((path, place.with_suffix(".ours"), None) for path, place in zip(batch, places))
+            outcomes = ours.label([Job(path, place.with_suffix(".ours")) for path, place in zip(batch, places)])
             if ours.failure:
                 raise ValueError(f"{batch[0]} and the files after it: {ours.failure}")
             skipped |= {str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)}
             labelled = [labels for labels in zip(batch, places, outcomes) if str(labels[0]) not in skipped]
             theirs = reference.label(
-                (path, place.with_suffix(".reference"), mine.folder / "audio") for path, place, mine in labelled
+                [Job(path, place.with_suffix(".reference"), mine.folder / "audio") for path, place, mine in labelled]
             )
             for (_, _, mine), their in zip(labelled, theirs):
                 agreement.add(mine, their)

@@ -10,9 +10,10 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,7 @@ from pipeline.cqt_teacher import CqtTeacherConfig
 from pipeline.decode import DecodeError, open_audio, to_int16
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.frames import HOP, SAMPLE_RATE
+from pipeline.process_shard import DECODE_THREADS
 from pipeline.resample import resample_to_int16, to_float
 from pipeline.shard_format import encode_flac
 from pipeline.teachers import build_teachers
@@ -45,13 +47,11 @@ DTYPES = {"audio": "int16", "codes": "uint16", "cqt": "float32", "latents": "flo
 
 @dataclass(frozen=True)
 class FileLabels:
-    """What a path made of one file: arrays on disk, and what it took."""
+    """What a path made of one file: arrays on disk."""
 
     folder: Path
     columns: dict[str, int]  # of each array, whose rows are frames (samples, for `audio`)
     audio_seconds: float
-    stage_seconds: dict[str, float]
-    peak_bytes: int  # of the process so far
 
     def load(self, name: str) -> np.ndarray:
         """`audio` int16 `[T, 1]`, `codes` uint16 `[F, K]`, `cqt` float32 `[F, bins]` or `latents` float32 `[F, D]`."""
@@ -62,13 +62,21 @@ class FileLabels:
         shutil.rmtree(self.folder)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A file to label into a folder that is made; `audio` is the int16 file to hear, if another path made it."""
+
+    path: Path
+    folder: Path
+    audio: Path | None = None
+
+
 class Labeller(Protocol):
-    """Labels one file into a folder; `audio` is the int16 file its teachers are to hear, if another path made it.
+    """Labels files, times its stages on its clock, and returns the labels of each file, or why it cannot be used."""
 
-    Raises DecodeError for a file that cannot be used.
-    """
+    clock: StageClock
 
-    def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels: ...
+    def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]: ...
 
 
 class Output:
@@ -85,40 +93,72 @@ class Output:
         with open(self.folder / name, "ab") as file:
             file.write(rows.astype(DTYPES[name]).tobytes())
 
-    def finish(self, clock: StageClock, num_samples: int) -> FileLabels:
-        """What was written, with the times of its making."""
-        return FileLabels(self.folder, self.columns, num_samples / SAMPLE_RATE, dict(clock.seconds), peak_memory())
+    def finish(self, num_samples: int) -> FileLabels:
+        """What was written, for so many samples."""
+        return FileLabels(self.folder, self.columns, num_samples / SAMPLE_RATE)
 
 
 class OurLabeller:
-    """The stages of `mert label`, with one arithmetic thread."""
+    """The stages of `mert label`, one after the other; on a CPU each in one thread, for a GPU decoding in many."""
 
     def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str):
         torch.set_num_threads(1)
         self.encodec, self.cqt = build_teachers([codec, cqt], device)
+        self.decode_threads = 1 if device == "cpu" else DECODE_THREADS[device]
+        self.clock = StageClock()
 
-    def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels:
-        clock, output = StageClock(), Output(folder)
-        with open_audio(path) as file, clock.stage("resample"):
+    def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
+        with ThreadPoolExecutor(self.decode_threads) as pool, ExitStack() as open_tracks:
+            decoded = []
+            for track, seconds in pool.map(_decode, jobs):
+                decoded.append(track)
+                self.clock.seconds.update({stage: taken / self.decode_threads for stage, taken in seconds.items()})
+            tracks = [
+                (open_tracks.enter_context(track), Output(job.folder))
+                for job, track in zip(jobs, decoded) if isinstance(track, TrackAudio)
+            ]
+            self._encodec(tracks)
+            for track, output in tracks:
+                self._cqt(track, output)
+                self._flac(track, output)
+            labels = iter([output.finish(track.num_frames * HOP) for track, output in tracks])
+            return [next(labels) if isinstance(track, TrackAudio) else track for track in decoded]
+
+    def _encodec(self, tracks: list[tuple[TrackAudio, Output]]) -> None:
+        latents = self.encodec.encoder.latents(track.blocks() for track, _ in tracks)
+        for batch, pieces in self.clock.follow("encodec", ((_finished(batch), pieces) for batch, pieces in latents)):
+            with self.clock.stage("quantiser"):
+                codes = self.encodec.quantizer.encode(batch).cpu().numpy()
+            for lane, piece in enumerate(pieces):
+                if piece is not None:
+                    tracks[piece.track][1].append("codes", codes[:, lane, : len(piece.samples) // HOP].T)
+
+    def _cqt(self, track: TrackAudio, output: Output) -> None:
+        for magnitudes in self.clock.follow("cqt", self.cqt.transform.stream(track.blocks(), self.cqt.chunk_frames)):
+            with self.clock.stage("cqt"):
+                self.cqt.store(magnitudes)
+            output.append("cqt", magnitudes.cpu().numpy())
+
+    def _flac(self, track: TrackAudio, output: Output) -> None:
+        for start in range(0, track.num_frames * HOP, SEGMENT_SAMPLES):
+            segment = track.read(start, SEGMENT_SAMPLES)
+            with self.clock.stage("flac"):
+                encode_flac(segment)
+            output.append("audio", segment[:, None])
+
+
+def _decode(job: Job) -> tuple[TrackAudio | DecodeError, Counter[str]]:
+    """The decoded file or why it cannot be used, and the seconds that it took by stage."""
+    clock = StageClock()
+    try:
+        with open_audio(job.path) as file, clock.stage("resample"):
             track = TrackAudio(resample_to_int16(clock.follow("decode", file.blocks()), file.header.sample_rate))
-        with track:
-            if not track.num_frames:
-                raise DecodeError("too_short", f"no whole frame of {HOP} samples")
-            for latents, frames in clock.follow("encodec", self.encodec.encoder.latents(track.blocks())):
-                with clock.stage("quantiser"):
-                    codes = self.encodec.quantizer.encode(latents)[:, :frames].cpu().numpy()
-                output.append("codes", codes.T)
-            for magnitudes in clock.follow("cqt", self.cqt.transform.stream(track.blocks(), self.cqt.chunk_frames)):
-                with clock.stage("cqt"):
-                    self.cqt.store(magnitudes)
-                output.append("cqt", magnitudes.cpu().numpy())
-            num_samples = track.num_frames * HOP
-            for start in range(0, num_samples, SEGMENT_SAMPLES):
-                segment = track.read(start, SEGMENT_SAMPLES)
-                with clock.stage("flac"):
-                    encode_flac(segment)
-                output.append("audio", segment[:, None])
-        return output.finish(clock, num_samples)
+    except DecodeError as error:
+        return error, clock.seconds
+    if not track.num_frames:
+        track.close()
+        return DecodeError("too_short", f"no whole frame of {HOP} samples"), clock.seconds
+    return track, clock.seconds
 
 
 class ReferenceLabeller:
@@ -130,6 +170,7 @@ class ReferenceLabeller:
             # A long file asks for more than there is: an error then, where the system would kill what it finds.
             available = psutil.virtual_memory().available
             resource.setrlimit(resource.RLIMIT_DATA, (available, available))
+        self.clock = StageClock()
         self.codec = load_codec(codec.weights).to(device)
         self.codebooks = codec.codebooks
         self.transform = CQT1992v2(
@@ -137,17 +178,20 @@ class ReferenceLabeller:
             bins_per_octave=cqt.bins_per_octave, pad_mode="constant", output_format="Magnitude", verbose=False,
         ).to(device)
 
+    def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
+        return [self._label(job) for job in jobs]
+
     @torch.inference_mode()
-    def label(self, path: Path, folder: Path, audio: Path | None) -> FileLabels:
-        clock, output = StageClock(), Output(folder)
+    def _label(self, job: Job) -> FileLabels:
+        clock, output = self.clock, Output(job.folder)
         with clock.stage("decode"):
-            samples, rate = read_whole(path)
+            samples, rate = read_whole(job.path)
         with clock.stage("resample"):
             # convert_audio takes at most two channels.
             samples = samples if len(samples) <= 2 else samples.mean(0, keepdim=True)
             resampled = convert_audio(samples, rate, SAMPLE_RATE, 1)[0].numpy()
         output.append("audio", to_int16(resampled)[:, None])
-        heard = torch.from_numpy(to_float(np.fromfile(audio, "<i2"))).to(self.device)[None]
+        heard = torch.from_numpy(to_float(np.fromfile(job.audio, "<i2"))).to(self.device)[None]
         with clock.stage("encodec"):
             latents = _finished(self.codec.encoder(heard[None]))
         with clock.stage("quantiser"):
@@ -157,7 +201,7 @@ class ReferenceLabeller:
         output.append("latents", latents[0].T.cpu().numpy())
         output.append("codes", codes.T)
         output.append("cqt", magnitudes.T[: codes.shape[1]])
-        return output.finish(clock, heard.shape[1])
+        return output.finish(heard.shape[1])
 
 
 def read_whole(path: Path) -> tuple[Tensor, int]:
@@ -177,33 +221,39 @@ def _finished(output: Tensor) -> Tensor:
 
 
 class Side:
-    """One path's processes, and the sums of what they did."""
+    """One path's processes, and the sums of what they did.
 
-    def __init__(self, labeller: Callable[..., Labeller], processes: int, *arguments: object):
+    A process is given one file at a time, so that none waits for the others, or all files `together`, as for a GPU.
+    """
+
+    def __init__(self, labeller: Callable[..., Labeller], processes: int, together: bool, *arguments: object):
         spawn = multiprocessing.get_context("spawn")
-        self.processes = processes
-        self._pool = ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(labeller, arguments))
+        self.processes, self.together = processes, together
+        self._pool = ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(labeller, *arguments))
         self.audio = self.wall = 0.0
         self.stages: Counter[str] = Counter()
         self.peak_bytes = 0
         self.failure = ""
         list(self._pool.map(time.sleep, [0.1] * processes))  # all are up and have their teachers
 
-    def label(self, jobs: Iterable[tuple[Path, Path, Path | None]]) -> list[FileLabels | DecodeError]:
-        """Label files (path, folder, audio) or say why not; none once the path has failed, as for want of memory."""
+    def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
+        """Label files; none once the path has failed, as for want of memory."""
         if self.failure:
             return []
+        calls = [jobs] if self.together else [[job] for job in jobs]
         start = time.perf_counter()
         try:
-            done = list(self._pool.map(_label, jobs))
+            results = list(self._pool.map(_label, calls))
         except (RuntimeError, MemoryError, BrokenProcessPool) as error:
             self.failure = " ".join(str(error).split())[:200] or type(error).__name__
             return []
         self.wall += time.perf_counter() - start
-        for labels in (each for each in done if isinstance(each, FileLabels)):
-            self.audio += labels.audio_seconds
-            self.stages.update(labels.stage_seconds)
-            self.peak_bytes = max(self.peak_bytes, labels.peak_bytes)
+        done = []
+        for labels, seconds, peak_bytes in results:
+            done += labels
+            self.stages.update(seconds)
+            self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        self.audio += sum(labels.audio_seconds for labels in done if isinstance(labels, FileLabels))
         return done
 
     def rates(self) -> dict[str, float]:
@@ -221,7 +271,7 @@ class Side:
 _labeller: Labeller  # of a worker process
 
 
-def _start(labeller: Callable[..., Labeller], arguments: tuple) -> None:
+def _start(labeller: Callable[..., Labeller], *arguments: object) -> None:
     global _labeller
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _labeller = labeller(*arguments)
@@ -233,8 +283,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _label(job: tuple[Path, Path, Path | None]) -> FileLabels | DecodeError:
-    try:
-        return _labeller.label(*job)
-    except DecodeError as error:
-        return error
+def _label(jobs: Sequence[Job]) -> tuple[list[FileLabels | DecodeError], Counter[str], int]:
+    """The labels, the seconds that each stage took, and the peak bytes of this process so far."""
+    before = Counter(_labeller.clock.seconds)
+    labels = _labeller.label(jobs)
+    return labels, _labeller.clock.seconds - before, peak_memory()

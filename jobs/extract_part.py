@@ -1,8 +1,7 @@
 """One part of a feature store, from audio to published shards; knows neither Ray nor torchrun."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from pipeline.feature_plan import Part, Piece, SourceTrack
 from pipeline.feature_rows import part_rows
 from pipeline.feature_store import StoreLayout, publish_part
 from pipeline.frames import SAMPLE_RATE
+from pipeline.read_ahead import read_ahead
 from pipeline.shard_tracks import ShardTracks
 from pipeline.teacher import fingerprint
 
@@ -104,7 +104,8 @@ class PartExtractor:
         planned = [(piece, self._windows(piece)) for piece in part.pieces]
         planned.sort(key=lambda item: item[1][0].num_samples)
         windows = {piece.track.key: windows for piece, windows in planned}
-        for piece, audio in self._read_ahead([piece for piece, _ in planned]):
+        pieces = [piece for piece, _ in planned]
+        for piece, audio in read_ahead(pieces, lambda piece: self._open(piece.track), self.order.decode_threads):
             if isinstance(audio, DecodeError):
                 dropped[piece.track.key] = str(audio)
                 continue
@@ -125,24 +126,6 @@ class PartExtractor:
     def _kept_seconds(self, item: _Item) -> float:
         frames = min(item.window.keep_stop, item.piece.stop) - max(item.window.keep_start, item.piece.start)
         return frames * self.encoder.geometry.hop / self.encoder.sample_rate
-
-    def _read_ahead(self, pieces: list[Piece]) -> Iterator[tuple[Piece, object]]:
-        """Open tracks in threads, hand them over in order; at most `decode_threads` wait."""
-        threads = self.order.decode_threads
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: deque[tuple[Piece, Future]] = deque()
-            try:
-                for piece in pieces:
-                    waiting.append((piece, pool.submit(self._open, piece.track)))
-                    if len(waiting) > threads:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
 
     def _open(self, track: SourceTrack):
         try:

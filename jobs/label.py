@@ -25,6 +25,7 @@ from jobs.label_on_ray import label_on_ray
 from jobs.progress import Progress
 from pipeline import storage
 from pipeline.manifest import Manifest, load_manifest
+from pipeline.process_shard import DECODE_THREADS
 from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
 from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
 from pipeline.shard_state import find_unfinished
@@ -46,8 +47,12 @@ class LabelConfig(BaseModel):
     segments: SegmentConfig = Field(default=SegmentConfig(), description="How tracks are cut and grouped")
     relabel: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the teachers run")
-    actors: int = Field(default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU")
-    decode_threads: int = Field(default=2, gt=0, description="Decoding threads of each actor")
+    actors: int = Field(
+        default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU; more than these share them"
+    )
+    decode_threads: int | None = Field(
+        default=None, gt=0, description="Decoding threads of each actor; null: 2 on a CPU, 16 for a GPU"
+    )
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
@@ -98,7 +103,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
     with Progress("label", sum(task.seconds for task in tasks)) as progress:
         return label_on_ray(
             tasks, config.teachers, root, config.out, address=config.address, device=config.device,
-            actors=config.actors, decode_threads=config.decode_threads, report=progress.update,
+            actors=config.actors, decode_threads=config.decode_threads or DECODE_THREADS[config.device], report=progress.update,
         )
 
 

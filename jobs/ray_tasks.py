@@ -5,6 +5,7 @@ retries.
 """
 
 import contextlib
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def run_on_ray(
         worker, arguments: the class of the actors, and what each is made with.
         address: `local` starts Ray on this machine for this call; else the address of a running cluster; None:
             RAY_ADDRESS, else local.
-        actors: processes; 0 means one for each CPU (or GPU) of the cluster, never more than tasks.
+        actors: processes; 0 means one for each CPU (or GPU) of the cluster. More than these share them, so that on a
+            GPU one computes while another reads or writes. Never more than tasks.
         report: called about twice a second with the audio seconds done and a note on failures.
     """
     # Ray would report its use to its makers.
@@ -64,10 +66,12 @@ def run_on_ray(
         available = int(ray.cluster_resources().get(resource, 0))
         if not available:
             raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
-        wanted = min(actors or available, available, len(tasks))
-        # Two methods at once, so that a worker can be asked how far it is.
-        options = {f"num_{resource.lower()}s": 1, "max_concurrency": 2, "max_restarts": -1, "max_task_retries": RETRIES}
-        remote = ray.remote(worker).options(**options)
+        wanted = min(actors or available, len(tasks))
+        share = 1 / math.ceil(wanted / available)
+        # One that is to have a GPU would otherwise wait for a CPU first. Two methods at once, so that it can be asked
+        # how far it is.
+        resources = {"num_cpus": 0, f"num_{resource.lower()}s": share}
+        remote = ray.remote(worker).options(**resources, max_concurrency=2, max_restarts=-1, max_task_retries=RETRIES)
         return _run(tasks, [remote.remote(*arguments) for _ in range(wanted)], report)
     finally:
         ray.shutdown()

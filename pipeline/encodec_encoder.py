@@ -5,13 +5,13 @@ pad by reflection, LSTM layers with a skip connection, one last convolution. Ref
 of a track. So the first few frames go through the package's own modules, and all that follows goes, without any
 padding, through windows of one length, each with the samples before it that its convolutions reach back to. The
 LSTM hands on its hidden state, the last convolution its last inputs. Memory is that of one chunk, every array has
-one shape whatever the length of the track, and the latents are those of the whole track.
+one shape whatever the lengths of the tracks, and the latents are those of the whole track. On a GPU several tracks
+share a batch, see `LANES`.
 """
 
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, repeat
 from typing import Literal
 
 import numpy as np
@@ -20,17 +20,20 @@ from encodec.modules import SConv1d, SEANetEncoder
 from encodec.modules.seanet import SEANetResnetBlock
 from torch import Tensor, nn
 
-from pipeline.audio_blocks import recut
 from pipeline.frames import HOP
+from pipeline.track_lanes import Piece, pieces_by_lane
 
 Precision = Literal["fp32", "bf16"]
 Backend = Literal["torch", "openvino"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Frames (1/75 s) a window of the convolutions, and of a chunk of windows for the LSTM. Measured: on a CPU one
-# second of activations still fits the cache, and the LSTM packs its weights once a call.
-CPU_WINDOW, CPU_CHUNK = 75, 300
-CUDA_WINDOW = CUDA_CHUNK = 1500
+# Frames (1/75 s) that go through the LSTM in one call, which packs its weights once a call.
+CHUNK_FRAMES = 300
+# Of these a window of the convolutions. Measured on a CPU: one second of activations still fits the cache.
+WINDOW_FRAMES = {"cpu": 75, "cuda": CHUNK_FRAMES}
+# Tracks side by side. On a CPU four make the LSTM 2.3 times faster and one alone among four 1.8 times slower; a GPU
+# takes about as long for one as for many, since the steps of the LSTM must follow each other.
+LANES = {"cpu": 1, "cuda": 16}
 
 
 class EncodecEncoder:
@@ -55,62 +58,89 @@ class EncodecEncoder:
         layers = list(encoder.model)
         recurrent = next(index for index, layer in enumerate(layers) if hasattr(layer, "lstm"))
         self.padded_convolutions = nn.Sequential(*layers[:recurrent])
-        self.lstm, self.skip = layers[recurrent].lstm.to(DTYPES[precision]), layers[recurrent].skip
+        self.dtype = DTYPES[precision]
+        self.lstm, self.skip = layers[recurrent].lstm.to(self.dtype), layers[recurrent].skip
         self.padded_head = nn.Sequential(*layers[recurrent + 1 :])
         self.head = without_padding(self.padded_head)
         self.context = samples_reached_back(self.padded_convolutions)
         self.head_context = samples_reached_back(self.padded_head)
         # After so many frames nothing sees the start of the track any more.
         self.start_frames = max(self.context // HOP, self.head_context) + 1
-        on_cpu = device.type == "cpu"
-        self.window_frames, self.chunk_frames = (CPU_WINDOW, CPU_CHUNK) if on_cpu else (CUDA_WINDOW, CUDA_CHUNK)
+        self.lanes, self.window_frames = LANES[device.type], WINDOW_FRAMES[device.type]
         self._convolve, self.backend = self._backend(precision, backend)
 
     @torch.inference_mode()
-    def latents(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, int]]:
-        """Latents of a track, chunk by chunk, each with how many of its first rows belong to the track.
+    def latents(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[Tensor, list[Piece | None]]]:
+        """Latents of tracks, chunk by chunk, each track's in order.
+
+        As many tracks as there are lanes advance together. Every batch has the same shape whatever the lanes hold, so
+        the latents of a track do not depend on the tracks beside it.
 
         Args:
-            blocks: float32 `[n]`, 24 kHz mono, together a whole number of frames of 320 samples.
+            tracks: of each, float32 blocks `[n]`, 24 kHz mono, together a whole number of frames of 320 samples,
+                at least one.
 
         Yields:
-            fp32 `[rows, dimension]`, of one shape for all but a track's first chunk.
+            fp32 `[lanes, rows, dimension]`, and the piece that each lane's first rows belong to, a row a frame. A
+            lane without a track has None. The start of a track comes alone, in a batch of one.
         """
-        pieces = recut(blocks, chain([self.start_frames * HOP], repeat(self.chunk_frames * HOP)))
-        start = next(pieces)
-        features, state = self._recur(self.padded_convolutions(self._tensor(start)), None)
-        yield self.padded_head(features)[0].T, features.shape[-1]
-        before, tail = start[-self.context :], features[..., -self.head_context :]
-        for piece in pieces:
-            features, state = self._recur(self._windows(before, piece), state)
+        lanes = pieces_by_lane(tracks, self.lanes, self.start_frames * HOP, CHUNK_FRAMES * HOP)
+        before = np.zeros((self.lanes, self.context), np.float32)  # the samples before each lane's next chunk
+        tail = torch.zeros(self.lanes, self.lstm.hidden_size, self.head_context, device=self.device)
+        zeros = torch.zeros(self.lstm.num_layers, self.lanes, self.lstm.hidden_size, device=self.device)
+        state = (zeros.to(self.dtype, copy=True), zeros.to(self.dtype, copy=True))
+        while True:
+            chunk: list[Piece | None] = [None] * self.lanes
+            for lane, pieces in enumerate(lanes):
+                for piece in pieces:
+                    if not piece.first:
+                        chunk[lane] = piece
+                        break
+                    features, started = self._recur(self.padded_convolutions(self._tensor(piece.samples[None])), None)
+                    yield self.padded_head(features).transpose(1, 2), [piece]
+                    if not piece.last:
+                        before[lane], tail[lane] = piece.samples[-self.context :], features[0, :, -self.head_context :]
+                        for whole, of_lane in zip(state, started, strict=True):
+                            whole[:, lane] = of_lane[:, 0]
+            if not any(chunk):
+                return
+            features, state = self._recur(self._windows(before, chunk), state)
             features = torch.cat([tail, features], dim=2)
-            yield self.head(features)[0].T, len(piece) // HOP
-            before, tail = piece[-self.context :], features[..., -self.head_context :]
+            yield self.head(features).transpose(1, 2), chunk
+            for lane, piece in enumerate(chunk):
+                if piece is not None and not piece.last:
+                    before[lane] = piece.samples[-self.context :]
+            tail = features[..., -self.head_context :]
 
-    def _windows(self, before: np.ndarray, piece: np.ndarray) -> Tensor:
-        """Features `[1, channels, chunk_frames]` of a piece that may be shorter than a chunk, then zero after it."""
-        samples = np.zeros(self.context + self.chunk_frames * HOP, np.float32)
-        samples[: self.context + len(piece)] = np.concatenate([before, piece])
+    def _windows(self, before: np.ndarray, chunk: list[Piece | None]) -> Tensor:
+        """Features `[lanes, channels, CHUNK_FRAMES]` of pieces that may be shorter than a chunk, then anything."""
+        samples = np.zeros((self.lanes, self.context + CHUNK_FRAMES * HOP), np.float32)
+        samples[:, : self.context] = before
+        for row, piece in zip(samples, chunk, strict=True):
+            if piece is not None:
+                row[self.context :][: len(piece.samples)] = piece.samples
         step = self.window_frames * HOP
+        longest = max(len(piece.samples) for piece in chunk if piece is not None)
         windows = [
-            self._convolve(self._tensor(samples[start : start + self.context + step]))
-            for start in range(0, len(piece), step)
+            self._convolve(self._tensor(samples[:, start : start + self.context + step]))
+            for start in range(0, longest, step)
         ]
         features = torch.cat(windows, dim=2)
-        return nn.functional.pad(features, (0, self.chunk_frames - features.shape[-1]))
+        return nn.functional.pad(features, (0, CHUNK_FRAMES - features.shape[-1]))
 
     def _recur(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sequence = features.permute(2, 0, 1).contiguous()
-        output, state = self.lstm(sequence.to(self.lstm.weight_ih_l0.dtype), state)
+        output, state = self.lstm(sequence.to(self.dtype), state)
         if self.skip:
             output = output + sequence
         return output.float().permute(1, 2, 0), state
 
     def _tensor(self, samples: np.ndarray) -> Tensor:
-        return torch.from_numpy(samples)[None, None].to(self.device)
+        """`[lanes, n]` -> `[lanes, 1, n]` on the device"""
+        return torch.from_numpy(samples)[:, None].to(self.device)
 
     def _backend(self, precision: Precision, backend: Backend) -> tuple[Callable[[Tensor], Tensor], str]:
-        """What maps samples `[1, 1, n]` to features, and what it is, for the record."""
+        """What maps samples `[lanes, 1, n]` to features, and what it is, for the record."""
         network = without_padding(self.padded_convolutions)
         if backend == "torch":
             return TorchConvolutions(network, precision), f"torch {torch.__version__} {precision}"
@@ -119,11 +149,11 @@ class EncodecEncoder:
         except ModuleNotFoundError as error:
             raise ValueError(f"backend openvino: {error}; pip install 'mert-foundry[openvino]' or choose torch") from error
         window_samples = self.context + self.window_frames * HOP
-        return OpenvinoConvolutions(network, window_samples, precision), f"openvino {VERSION} {precision}"
+        return OpenvinoConvolutions(network, self.lanes, window_samples, precision), f"openvino {VERSION} {precision}"
 
 
 class TorchConvolutions:
-    """The convolutions in torch: samples fp32 `[1, 1, n]` to features fp32 `[1, channels, frames]`."""
+    """The convolutions in torch: samples fp32 `[lanes, 1, n]` to features fp32 `[lanes, channels, frames]`."""
 
     def __init__(self, network: nn.Sequential, precision: Precision):
         self.dtype = DTYPES[precision]

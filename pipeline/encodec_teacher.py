@@ -13,6 +13,7 @@ from pipeline.encodec_encoder import Backend, EncodecEncoder, Precision
 from pipeline.frames import HOP, SAMPLE_RATE
 from pipeline.residual_quantizer import ResidualQuantizer
 from pipeline.teacher import TargetSpec, fingerprint
+from pipeline.track_lanes import in_order
 
 
 class EncodecTeacherConfig(BaseModel):
@@ -56,8 +57,18 @@ class EncodecTeacher:
 
     def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Codes of a whole track, see `pipeline.teacher.Teacher`."""
-        for latents, frames in self.encoder.latents(blocks):
-            yield self.quantizer.encode(latents)[:, :frames].cpu().numpy().astype(np.uint16)
+        return next(self.label_tracks([blocks]))
+
+    def label_tracks(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
+        """Codes of each track in order, labelled side by side, see `pipeline.teacher.label_tracks`."""
+        return in_order(self._codes(tracks))
+
+    def _codes(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray, bool]]:
+        for latents, pieces in self.encoder.latents(tracks):
+            codes = self.quantizer.encode(latents).cpu().numpy().astype(np.uint16)
+            for lane, piece in enumerate(pieces):
+                if piece is not None:
+                    yield piece.track, codes[:, lane, : len(piece.samples) // HOP], piece.last
 
 
 def codebooks_of(codec: EncodecModel) -> torch.Tensor:

@@ -16,18 +16,18 @@ VERSION = openvino.__version__.split("-")[0]
 
 
 class OpenvinoConvolutions:
-    """Samples fp32 `[1, 1, window_samples]` to features fp32 `[1, channels, frames]`, with torch's number of threads.
+    """Samples fp32 `[lanes, 1, window_samples]` to features fp32 `[lanes, channels, frames]`, in torch's number of threads.
 
     Args:
         network: an unpadded `nn.Sequential` of `pipeline.encodec_encoder`, in fp32 on the CPU.
-        window_samples: the one length it is compiled for.
+        lanes, window_samples: the one shape it is compiled for.
         precision: of the arithmetic, `fp32` or `bf16`; never left to OpenVINO's own choice.
 
     Raises:
         ValueError: this CPU has no bf16 arithmetic.
     """
 
-    def __init__(self, network: nn.Sequential, window_samples: int, precision: str):
+    def __init__(self, network: nn.Sequential, lanes: int, window_samples: int, precision: str):
         wanted = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[precision]
         settings = {
             "INFERENCE_PRECISION_HINT": wanted,
@@ -35,7 +35,7 @@ class OpenvinoConvolutions:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # several labellers share a machine
         }
-        samples = operations.parameter([1, 1, window_samples], np.float32)
+        samples = operations.parameter([lanes, 1, window_samples], np.float32)
         model = openvino.Model([_layer(network, samples)], [samples])
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         actual = compiled.get_property("INFERENCE_PRECISION_HINT")

@@ -3,20 +3,26 @@
 Every stage is a stream, so a track of any length needs the memory of a segment and of each teacher's chunk.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import tee
+
+import numpy as np
 
 from pipeline.audio_blocks import recut
 from pipeline.decode import DecodeError
 from pipeline.frames import HOP, SAMPLE_RATE
 from pipeline.manifest import Track
+from pipeline.read_ahead import read_ahead
 from pipeline.shard_format import Example, SegmentInfo
-from pipeline.shard_plan import ShardTask, cut, planned_segments
+from pipeline.shard_plan import SegmentConfig, ShardTask, cut, planned_segments
 from pipeline.shard_record import DroppedTrack, ShardRecord
 from pipeline.shard_writer import write_shard
-from pipeline.teacher import Teacher
+from pipeline.teacher import TargetSpec, Teacher, label_tracks
 from pipeline.track_audio import TrackAudio, decode_track
+
+# Beside a process on every core, and for a GPU that must not wait.
+DECODE_THREADS = {"cpu": 2, "cuda": 16}
 
 
 def process_shard(
@@ -25,7 +31,7 @@ def process_shard(
     root: str,
     out: str,
     backend: dict,
-    decode_threads: int = 2,
+    decode_threads: int = DECODE_THREADS["cpu"],
     report: Callable[[float], None] = lambda seconds: None,
 ) -> ShardRecord:
     """Label one shard and publish it in the folder `out`.
@@ -37,66 +43,67 @@ def process_shard(
         OSError: a file of the manifest, or the output folder, cannot be reached.
         ValueError: a teacher wrote what its specification does not allow.
     """
+    specs = [teacher.spec for teacher in teachers]
+
     def outcomes() -> Iterator[Example | DroppedTrack]:
-        for track, decoded in _decode_ahead(task.tracks, root, decode_threads):
-            for outcome in _outcomes_of(track, decoded, task, teachers):
-                yield outcome
-                report(outcome.info.num_samples / SAMPLE_RATE if isinstance(outcome, Example) else track.seconds)
+        with closing(_decode_ahead(task, root, decode_threads)) as decoded:
+            # Each teacher has its own view of the tracks, since one that labels several at once reads ahead.
+            tracks, *views = tee(decoded, 1 + len(teachers))
+            labels = [label_tracks(teacher, _audio(view)) for teacher, view in zip(teachers, views, strict=True)]
+            for track, audio in tracks:
+                for outcome in _outcomes_of(track, audio, task.config, specs, labels):
+                    yield outcome
+                    report(outcome.info.num_samples / SAMPLE_RATE if isinstance(outcome, Example) else track.seconds)
 
     return write_shard(
-        out, task.name, outcomes(), [teacher.spec for teacher in teachers],
+        out, task.name, outcomes(), specs,
         audio_member=task.config.audio, plan_fingerprint=task.fingerprint(), backend=backend,
     )
 
 
-def _decode_ahead(tracks: list[Track], root: str, threads: int) -> Iterator[tuple[Track, TrackAudio | DecodeError]]:
+def _decode_ahead(task: ShardTask, root: str, threads: int) -> Iterator[tuple[Track, TrackAudio | DecodeError]]:
     """Decode in threads, hand over in order; at most `threads` decoded tracks wait on disk."""
     def attempt(track: Track) -> TrackAudio | DecodeError:
         try:
-            return decode_track(track, root)
+            audio = decode_track(track, root)
         except DecodeError as error:
             return error
+        if cut(audio.num_frames, task.config):
+            return audio
+        audio.close()
+        return DecodeError("too_short", f"{track.seconds} s, the shortest segment has {task.config.shortest_seconds} s")
 
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[Track, Future]] = deque()
-        try:
-            for track in tracks:
-                waiting.append((track, pool.submit(attempt, track)))
-                if len(waiting) > threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    return read_ahead(task.tracks, attempt, threads)
+
+
+def _audio(tracks: Iterable[tuple[Track, TrackAudio | DecodeError]]) -> Iterator[Iterator[np.ndarray]]:
+    """The blocks of each track that could be decoded."""
+    return (audio.blocks() for _, audio in tracks if isinstance(audio, TrackAudio))
 
 
 def _outcomes_of(
-    track: Track, decoded: TrackAudio | DecodeError, task: ShardTask, teachers: list[Teacher]
+    track: Track,
+    audio: TrackAudio | DecodeError,
+    config: SegmentConfig,
+    specs: list[TargetSpec],
+    labels: list[Iterator[Iterator[np.ndarray]]],
 ) -> Iterator[Example | DroppedTrack]:
-    expected = max(1, len(planned_segments(track, task.config)))
-    if isinstance(decoded, DecodeError):
-        yield DroppedTrack(track=track.key, reason=decoded.reason, detail=decoded.detail, segments=expected)
+    if isinstance(audio, DecodeError):
+        expected = max(1, len(planned_segments(track, config)))
+        yield DroppedTrack(track=track.key, reason=audio.reason, detail=audio.detail, segments=expected)
         return
-    with decoded:
-        lengths = cut(decoded.num_frames, task.config)
-        if lengths:
-            yield from _label_segments(track, decoded, lengths, teachers)
-        else:
-            detail = f"{track.seconds} s, the shortest segment has {task.config.shortest_seconds} s"
-            yield DroppedTrack(track=track.key, reason="too_short", detail=detail, segments=expected)
+    with audio:
+        lengths = cut(audio.num_frames, config)
+        yield from _examples(track, audio, lengths, {
+            spec.name: recut(next(of_tracks), [*lengths, 1], spec.frame_axis)
+            for spec, of_tracks in zip(specs, labels, strict=True)
+        })
 
 
-def _label_segments(
-    track: Track, audio: TrackAudio, lengths: list[int], teachers: list[Teacher]
+def _examples(
+    track: Track, audio: TrackAudio, lengths: list[int], labels: dict[str, Iterator[np.ndarray]]
 ) -> Iterator[Example]:
-    """The track's examples, one at a time; `lengths` are the frames of its segments."""
-    labels = {
-        teacher.spec.name: recut(teacher.label(audio.blocks()), [*lengths, 1], teacher.spec.frame_axis)
-        for teacher in teachers
-    }
+    """The track's examples, one at a time; `lengths` are the frames of its segments, and of the pieces of `labels`."""
     start = 0
     for number, frames in enumerate(lengths):
         info = SegmentInfo(

@@ -19,11 +19,11 @@ class ResidualQuantizer:
 
     @torch.inference_mode()
     def encode(self, latents: Tensor) -> Tensor:
-        """int64 `[levels, frames]` of latents `[frames, dimension]`."""
-        residual = latents.contiguous()
+        """int64 `[levels, ..., frames]` of latents `[..., frames, dimension]`."""
+        residual = latents.flatten(0, -2).contiguous()
         codes = []
         for entries, transposed, half_norms in zip(self.codebooks, self.transposed, self.half_norms, strict=True):
             nearest = torch.addmm(half_norms, residual, transposed).argmax(dim=1)
             residual = residual - entries[nearest]
             codes.append(nearest)
-        return torch.stack(codes)
+        return torch.stack(codes).unflatten(1, latents.shape[:-1])

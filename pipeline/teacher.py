@@ -57,7 +57,8 @@ class Teacher(Protocol):
     """Labels whole tracks of any length. Building one loads its weights; `spec` says what it writes.
 
     A teacher that can compute in several ways also has a `backend`, a mapping from its target's name to what
-    computes it; the shard's record keeps it.
+    computes it; the shard's record keeps it. One that labels several tracks at once has `label_tracks`, see the
+    function of that name.
     """
 
     spec: TargetSpec
@@ -74,6 +75,16 @@ class Teacher(Protocol):
             blocks hold.
         """
         ...
+
+
+def label_tracks(teacher: Teacher, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
+    """Targets of track after track, each as `Teacher.label` gives them and to be read before the next.
+
+    A teacher's own `label_tracks` may read blocks of the tracks after it meanwhile; what it yields for a track must
+    not depend on the others.
+    """
+    together = getattr(teacher, "label_tracks", None)
+    return together(tracks) if together else map(teacher.label, tracks)
 
 
 def fingerprint(settings: dict, weights: dict[str, np.ndarray] | None = None) -> str:

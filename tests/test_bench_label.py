@@ -6,14 +6,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from audio_files import mert, tone, write_audio
+from audio_files import mert, noise, tone, write_audio
 
 from jobs.bench import main as bench
 from jobs.bench_label import find_audio
-from jobs.bench_label_sides import STAGES, Side
+from jobs.bench_label_sides import STAGES, FileLabels, Job, OurLabeller, Side
 from jobs.command_line import run
 from jobs.config import UsageError
+from jobs.stage_clock import StageClock
+from pipeline.cqt_teacher import CqtTeacherConfig
+from pipeline.decode import DecodeError
+from pipeline.encodec_encoder import LANES
+from pipeline.encodec_teacher import EncodecTeacherConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -66,6 +72,27 @@ def test_files_that_cannot_be_used_are_skipped_by_name(tmp_path: Path, tiny_code
     assert done.returncode == 1 and "none of 1 files can be used" in done.stderr.splitlines()[-1]
 
 
+def test_files_labelled_together_get_the_labels_they_get_alone(
+    tmp_path: Path, tiny_codec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a GPU is given them: more files than lanes, one of them no audio."""
+    monkeypatch.setitem(LANES, "cpu", 2)
+    files = [write_audio(tmp_path / f"{number}.wav", noise(1 + 3 * number, seed=number)) for number in range(3)]
+    files.insert(1, tmp_path / "noise.mp3")
+    files[1].write_bytes(b"no audio" * 99)
+    labeller = OurLabeller(
+        EncodecTeacherConfig(kind="encodec", weights=str(tiny_codec), codebooks=4), CqtTeacherConfig(kind="cqt"), "cpu"
+    )
+    together = labeller.label([Job(path, tmp_path / f"together-{path.name}") for path in files])
+    alone = [labeller.label([Job(path, tmp_path / f"alone-{path.name}")])[0] for path in files]
+    assert [type(labels) for labels in together] == [FileLabels, DecodeError, FileLabels, FileLabels]
+    assert set(labeller.clock.seconds) == set(STAGES)
+    for mine, other in zip(together, alone):
+        if isinstance(mine, FileLabels):
+            for name in ("audio", "codes", "cqt"):
+                np.testing.assert_array_equal(mine.load(name), other.load(name))
+
+
 def test_what_is_wrong_with_the_codec_is_told_in_one_line(tmp_path: Path, tiny_codec: Path, capsys: pytest.CaptureFixture):
     sound = write_audio(tmp_path / "a.wav", tone(440.0, 1.0))
     assert run(bench, ["label", "--codec", str(tiny_codec), "--codebooks", "5", str(sound)], "") == 1
@@ -75,7 +102,7 @@ def test_what_is_wrong_with_the_codec_is_told_in_one_line(tmp_path: Path, tiny_c
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
 def test_the_processes_of_a_killed_bench_end():
     code = "import os, time; from jobs.bench_label_sides import Side; from test_bench_label import ForgetfulLabeller\n"
-    code += "side = Side(ForgetfulLabeller, 1); print(*side._pool._processes, flush=True); time.sleep(300)"
+    code += "side = Side(ForgetfulLabeller, 1, False); print(*side._pool._processes, flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as parent:
         worker = Path("/proc") / parent.stdout.readline().strip()
         assert worker.name.isdigit() and worker.exists()
@@ -89,14 +116,16 @@ def test_the_processes_of_a_killed_bench_end():
 class ForgetfulLabeller:
     """Asks for more memory than any machine has."""
 
-    def label(self, path: Path, folder: Path, audio: Path | None):
-        raise MemoryError(f"{path}: 10 TB")
+    clock = StageClock()
+
+    def label(self, jobs: list[Job]):
+        raise MemoryError(f"{jobs[0].path}: 10 TB")
 
 
 def test_a_path_that_fails_says_so_and_is_left_out():
-    side = Side(ForgetfulLabeller, 1)
-    assert side.label([(Path("a"), Path("b"), None)]) == [] and "10 TB" in side.failure
-    assert side.label([(Path("c"), Path("d"), None)]) == [] and side.rates() == {}
+    side = Side(ForgetfulLabeller, 1, False)
+    assert side.label([Job(Path("a"), Path("b"))]) == [] and "10 TB" in side.failure
+    assert side.label([Job(Path("c"), Path("d"))]) == [] and side.rates() == {}
     side.close()
 
 

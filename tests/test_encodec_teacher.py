@@ -164,8 +164,8 @@ def test_codes_do_not_depend_on_the_chunk_but_for_near_ties(
 ):
     audio = load_clip(clips / TRACKS[2])
     expected = codes_of(make_teacher("foundry-small", 8, backend=backend), audio)
-    monkeypatch.setattr(encodec_encoder, "CPU_WINDOW", window)
-    monkeypatch.setattr(encodec_encoder, "CPU_CHUNK", chunk)
+    monkeypatch.setitem(encodec_encoder.WINDOW_FRAMES, "cpu", window)
+    monkeypatch.setattr(encodec_encoder, "CHUNK_FRAMES", chunk)
     report = agreement(
         codes_of(make_teacher("foundry-small", 8, backend=backend), audio), expected, load_codec("foundry-small"), audio
     )
@@ -212,6 +212,39 @@ def test_what_comes_later_does_not_change_codes(backend: str, tiny_codec: Path):
     assert (changed[:, 451:] != whole[:, 451:]).any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_codes_do_not_depend_on_the_tracks_beside(backend: str, tiny_codec: Path, monkeypatch: pytest.MonkeyPatch):
+    """Shorter than the start, ending with a chunk or just after it, more tracks than lanes, a lane that stays empty."""
+    monkeypatch.setitem(encodec_encoder.LANES, "cpu", 3)
+    teacher = make_teacher(tiny_codec, backend=backend)
+    start = teacher.encoder.start_frames
+    tracks = [noise(frames / 75, seed=frames) for frames in (1, start, start + 1, start + 300, start + 301, 700, 940)]
+    alone = [codes_of(teacher, audio) for audio in tracks]
+
+    @settings(max_examples=8)
+    @given(st.permutations(range(len(tracks))), st.integers(1, len(tracks)))
+    def check(order: list[int], count: int) -> None:
+        chosen = order[:count]
+        together = teacher.label_tracks([np.split(tracks[number], [320])[: len(tracks[number]) // 320] for number in chosen])
+        for number, codes in zip(chosen, together):
+            np.testing.assert_array_equal(np.concatenate(list(codes), axis=1), alone[number])
+
+    check()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_codes_do_not_depend_on_the_number_of_lanes_but_for_near_ties(
+    backend: str, clips: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tracks = [load_clip(clips / name) for name in TRACKS[:3]]
+    expected = [codes_of(make_teacher("foundry-small", 8, backend=backend), audio) for audio in tracks]
+    monkeypatch.setitem(encodec_encoder.LANES, "cpu", 2)
+    found = make_teacher("foundry-small", 8, backend=backend).label_tracks([audio] for audio in tracks)
+    for audio, wanted, codes in zip(tracks, expected, found):
+        report = agreement(np.concatenate(list(codes), axis=1), wanted, load_codec("foundry-small"), audio)
+        assert report.equal_share >= 0.999 and report.near_ties == report.differing_frames, report
+
+
 def test_two_tracks_may_be_labelled_in_turn(tiny_codec: Path):
     """The state belongs to the track, not to the teacher."""
     teacher = make_teacher(tiny_codec)
@@ -233,7 +266,7 @@ def test_a_track_without_end_is_labelled_as_it_comes(tiny_codec: Path):
 
     for codes in itertools.islice(make_teacher(tiny_codec).label(endless()), 20):
         given_back += codes.shape[1]
-        assert taken - given_back <= 2 * encodec_encoder.CPU_CHUNK
+        assert taken - given_back <= 2 * encodec_encoder.CHUNK_FRAMES
     assert given_back > 5000
 
 

@@ -22,6 +22,7 @@ from jobs.command_line import run
 from jobs.label import main as label_job
 from pipeline.audio_blocks import label_track
 from pipeline.cqt_teacher import CqtTeacherConfig
+from pipeline.encodec_encoder import LANES
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
 from pipeline.process_shard import process_shard
@@ -321,6 +322,41 @@ def test_a_task_needs_no_ray(corpus: Path, manifest: Path, tiny_codec: Path, und
     stored = fsspec.filesystem("memory").cat(f"/label-test/{task.name}.tar")
     assert stored == (undisturbed / f"{task.name}.tar").read_bytes()
     assert sum(seconds) == pytest.approx(record.seconds) and record.examples == load_record(str(undisturbed), task.name).examples
+
+
+def test_tracks_labelled_side_by_side_get_their_own_labels(
+    corpus: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With lanes as on a GPU, and tracks among them that come to nothing."""
+    monkeypatch.setitem(LANES, "cpu", 3)
+    root, out = tmp_path / "corpus", tmp_path / "shards"
+    shutil.copytree(corpus, root)
+    write_audio(root / "short.wav", noise(0.5))
+    config = SegmentConfig(**SEGMENTS | {"examples_per_shard": 100})
+    scanned = ManifestConfig(root=str(root), out=str(tmp_path), min_seconds=0.1, splits={})
+    write_manifest(scanned, scan(scanned))
+    task, = plan_shards(load_manifest(str(tmp_path)), config)
+    damaged = task.tracks[1].path
+    (root / damaged).write_bytes(b"no audio")
+    teachers = build_teachers(
+        [EncodecTeacherConfig(kind="encodec", weights=str(tiny_codec), codebooks=4), CqtTeacherConfig(**CQT)], "cpu"
+    )
+    record = process_shard(task, teachers, str(root), str(out), {})
+    assert {drop.track: drop.reason for drop in record.dropped_tracks} == {
+        track.key: {damaged: "unreadable", "short.wav": "too_short"}[track.path]
+        for track in task.tracks if track.path in (damaged, "short.wav")
+    }
+    pieces: dict[str, list[dict]] = {}
+    for example in webdataset.WebDataset(str(out / f"{task.name}.tar"), shardshuffle=False).decode():
+        pieces.setdefault(example["json"]["track"], []).append(example)
+    kept = [track for track in task.tracks if track.path not in (damaged, "short.wav")]
+    assert list(pieces) == [track.key for track in kept]
+    for track in kept:
+        with decode_track(track, str(root)) as decoded:
+            audio = decoded.read(0, decoded.num_frames * 320)
+        codes, cqt = (label_track(teacher, audio) for teacher in teachers)
+        np.testing.assert_array_equal(np.concatenate([piece["codes.npy"] for piece in pieces[track.key]], axis=1), codes)
+        np.testing.assert_array_equal(np.concatenate([piece["cqt.npy"] for piece in pieces[track.key]]), cqt)
 
 
 def test_mistakes_end_in_one_line(manifest: Path, tiny_codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

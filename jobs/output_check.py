@@ -1,0 +1,16 @@
+"""Whether output could be written to a place, asked before long work is done for it."""
+
+import tempfile
+from pathlib import Path
+
+from jobs.config import UsageError
+
+
+def check_writable(path: Path) -> None:
+    """Raise UsageError when no file could be made at `path`; folders on the way may be missing. Leaves nothing."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path}: nothing can be written in {folder}: {error.strerror}") from error

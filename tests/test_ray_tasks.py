@@ -1,0 +1,62 @@
+"""Tasks on the actors of a Ray cluster: as many at once as asked for, however few GPUs there are."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+
+from jobs.ray_tasks import run_on_ray
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Meeting:
+    """A task that is done once all those it names have begun; it leaves the number of its process."""
+
+    name: str
+    folder: Path
+    others: list[str]
+    seconds: float = 1.0
+
+
+class Guest:
+    """Does meetings."""
+
+    def run(self, meeting: Meeting) -> None:
+        (meeting.folder / meeting.name).write_text(str(os.getpid()))
+        deadline = time.monotonic() + 60
+        while not all((meeting.folder / other).exists() for other in meeting.others):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{meeting.name} was alone")
+            time.sleep(0.05)
+
+    def seconds_done(self) -> float:
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of one node that says it has a GPU."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import the tests
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    yield cluster
+    cluster.shutdown()
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.parametrize(("actors", "processes"), [(3, 3), (0, 1)])
+def test_actors_beyond_the_gpus_share_them(actors: int, processes: int, cluster: Cluster, tmp_path: Path):
+    names = ["a", "b", "c"]
+    tasks = [Meeting(name, tmp_path, names if actors else []) for name in names]
+    failures = run_on_ray(
+        tasks, Guest, (), address=cluster.address, device="cuda", actors=actors, report=lambda seconds, note: None
+    )
+    assert failures == {}
+    assert len({(tmp_path / name).read_text() for name in names}) == processes
