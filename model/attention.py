@@ -10,6 +10,7 @@ import math
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.linear import Linear
 from model.position import rotate
@@ -80,7 +81,7 @@ class MultiheadAttentionExtend(nn.Module):
         value, mask = self._split(self.value(source)), self._mask(valid, hidden)
         dropout = self.dropout if self.training else 0.0
         if self.relaxation is None:
-            attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+            attended = fused_attention(query, key, value, mask, dropout)
         else:
             weights = attention_weights(query, key, mask, self.relaxation)
             attended = nn.functional.dropout(weights, dropout) @ value
@@ -117,6 +118,18 @@ class MultiheadAttentionExtend(nn.Module):
     def _split(self, projected: Tensor) -> Tensor:
         """[B, F, D] -> [B, H, F, d], d = D/H"""
         return projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value, query [B, H, F, d], key and value [B, H, S, d] -> [B, H, F, d].
+
+    torch's fused CPU kernel knows no dropout, and its plain one keeps several [B, H, F, S] for the backward pass: with
+    dropout they are computed again there, from the same random state.
+    """
+    attend = nn.functional.scaled_dot_product_attention
+    if dropout and query.device.type == "cpu":
+        return checkpoint(attend, query, key, value, mask, dropout, use_reentrant=False)
+    return attend(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, relaxation: float) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from model.attention import AttentionConfig, MultiheadAttentionExtend, attention_weights
+from model.attention import AttentionConfig, MultiheadAttentionExtend, attention_weights, fused_attention
 from model.position import rotate
 
 WIDTH, HEADS, FRAMES = 16, 2, 11
@@ -196,6 +196,29 @@ def test_dropout_is_on_in_training_only():
         assert not torch.equal(module(hidden), module(hidden))
         module.eval()
         assert torch.equal(module(hidden), module(hidden))
+
+
+def test_dropout_on_a_cpu_keeps_no_maps_and_changes_no_gradient():
+    """torch's own call with the same random numbers, which keeps [B, H, F, F] for the backward pass."""
+    query, key, value = (torch.randn(2, HEADS, FRAMES, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 1, FRAMES) < 0.8
+    mask[..., 0] = True
+
+    def run(attend) -> tuple[list[Tensor], list[torch.Size]]:
+        kept: list[torch.Size] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+            torch.manual_seed(1)
+            output = attend()
+        return [output, *torch.autograd.grad(output.square().sum(), (query, key, value))], kept
+
+    ours, kept = run(lambda: fused_attention(query, key, value, mask, 0.5))
+    expected, kept_by_torch = run(
+        lambda: nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.5)
+    )
+    for mine, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=0)
+    maps = (2, HEADS, FRAMES, FRAMES)
+    assert maps in kept_by_torch and maps not in kept
 
 
 def test_heads_must_divide_width():
