@@ -20,10 +20,12 @@ from encodec.model import EncodecModel
 from jobs.command_line import run
 from jobs.config import load_config
 from jobs.console import console
+from jobs.progress import Progress
 from model.publish import publish_folder
 from pipeline.codec import build_codec, save_folder
 from pipeline.codec_training import (
     CodecTrainingConfig,
+    choose_tracks,
     crops,
     even_out_activations,
     judge_codec,
@@ -36,6 +38,7 @@ from pipeline.manifest import Track, load_manifest
 from pipeline.storage import local_path
 
 CONFIG = CodecTrainingConfig
+RECORD_EVERY = 50  # steps from one line of losses.jsonl to the next
 
 
 def main(arguments: list[str]) -> int:
@@ -45,24 +48,53 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{out} exists and is not empty; train into a new folder")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")
     manifest = load_manifest(config.manifest)
-    train_audio, train_tracks = load_audio(manifest, "train", config.train_hours, config.seed)
-    valid_audio, valid_tracks = load_audio(manifest, "valid", config.valid_hours, config.seed)
+    train_tracks = choose_tracks(manifest, "train", config.train_hours, config.seed)
+    valid_tracks = choose_tracks(manifest, "valid", config.valid_hours, config.seed)
+    train_audio = decode("decode train", manifest.root, train_tracks)
+    valid_audio = decode("decode valid", manifest.root, valid_tracks)
     # Before hours of training, since it also tells whether the held-out audio can be judged by at all.
     untrained = judge_codec(untrained_codec(config, train_audio), valid_audio)
-    history = []
-
-    def report(step: int, losses: dict[str, float], model: EncodecModel) -> None:
-        record = {"step": step, **{name: round(loss, 5) for name, loss in losses.items()}}
-        if step % config.validate_every == 0 and step > config.autoencoder_steps:
-            record["held_out"] = judge_codec(model, valid_audio)
-        if not console.quiet:
-            print(json.dumps(record), file=sys.stderr, flush=True)
-        history.append(record)
-
-    model = train_codec(config, train_audio, report)
-    publish_codec(config, model, untrained, history, train_audio, valid_audio, train_tracks, valid_tracks)
-    console.finish({"out": config.out, "untrained": untrained, "last": history[-1]}, [f"codec: {config.out}"])
+    console.say(f"before training: {describe(untrained)}")
+    with Progress("codec", config.steps * config.batch_size * config.crop_seconds) as progress:
+        log = TrainingLog(config, valid_audio, progress)
+        model = train_codec(config, train_audio, log.record)
+    publish_codec(config, model, untrained, log.history, train_audio, valid_audio, train_tracks, valid_tracks)
+    console.finish({"out": config.out, "untrained": untrained, "last": log.history[-1]}, [f"codec: {config.out}"])
     return 0
+
+
+class TrainingLog:
+    """Follows training: progress at every step, a record every 50 steps, a judgement when it is time to validate."""
+
+    def __init__(self, config: CodecTrainingConfig, valid_audio: list[np.ndarray], progress: Progress):
+        self.config = config
+        self.valid_audio = valid_audio
+        self.progress = progress
+        self.history: list[dict] = []
+        self.judged = ""
+
+    def record(self, step: int, losses: dict[str, float], model: EncodecModel) -> None:
+        """Take a step, its losses by name and the model after it."""
+        config = self.config
+        validates = step % config.validate_every == 0
+        if step % RECORD_EVERY == 0 or validates or step == config.steps:
+            self.history.append({"step": step, **{name: round(loss, 5) for name, loss in losses.items()}})
+        if validates and step > config.autoencoder_steps:
+            self.history[-1]["held_out"] = judge_codec(model, self.valid_audio)
+            self.judged = f", held out: {describe(self.history[-1]['held_out'])}"
+        notes = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        self.progress.update(step * config.batch_size * config.crop_seconds, f"step {step}: {notes}{self.judged}")
+
+
+def describe(judgement: dict) -> str:
+    """Reconstruction of held-out music in a few words."""
+    return f"SI-SDR {judgement['si_sdr']} dB, log-mel distance {judgement['log_mel_distance']}"
+
+
+def decode(title: str, root: str, tracks: list[Track]) -> list[np.ndarray]:
+    """The audio of tracks, with progress on the way."""
+    with Progress(title, sum(track.seconds for track in tracks)) as progress:
+        return load_audio(root, tracks, progress.update)
 
 
 def publish_codec(

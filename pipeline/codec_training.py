@@ -83,8 +83,8 @@ class MelError(nn.Module):
         return torch.stack(errors).mean()
 
 
-def load_audio(manifest: Manifest, split: str, hours: float, seed: int) -> tuple[list[np.ndarray], list[Track]]:
-    """Decode tracks of a split, drawn by seed, until `hours` are reached; int16 `[T]` at 24 kHz each.
+def choose_tracks(manifest: Manifest, split: str, hours: float, seed: int) -> list[Track]:
+    """Tracks of a split, drawn by seed, until `hours` are reached.
 
     Raises:
         ValueError: the split has no track.
@@ -98,13 +98,23 @@ def load_audio(manifest: Manifest, split: str, hours: float, seed: int) -> tuple
             break
         chosen.append(tracks[index])
         seconds += tracks[index].seconds
+    return chosen
+
+
+def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) -> list[np.ndarray]:
+    """Decode tracks under `root` to int16 `[T]` at 24 kHz each; `report` is given the audio seconds decoded so far."""
 
     def decode(track: Track) -> np.ndarray:
-        with local_copy(manifest.root, track.path) as path, open_audio(path) as audio:
+        with local_copy(root, track.path) as path, open_audio(path) as audio:
             return decoded_track(audio.blocks(), audio.header.sample_rate)
 
+    decoded, seconds = [], 0.0
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(decode, chosen)), chosen
+        for track, audio in zip(tracks, threads.map(decode, tracks)):
+            decoded.append(audio)
+            seconds += track.seconds
+            report(seconds)
+    return decoded
 
 
 def crops(tracks: list[np.ndarray], config: CodecTrainingConfig) -> Iterator[Tensor]:
@@ -131,7 +141,7 @@ def crops(tracks: list[np.ndarray], config: CodecTrainingConfig) -> Iterator[Ten
 def train_codec(
     config: CodecTrainingConfig, tracks: list[np.ndarray], report: Callable[[int, dict, EncodecModel], None]
 ) -> EncodecModel:
-    """Train on int16 tracks `[T]`. `report` is called every 50 steps and when it is time to validate, with the step, its losses and the model."""
+    """Train on int16 tracks `[T]`. `report` is called after every step with its number (from 1), its losses and the model."""
     torch.manual_seed(config.seed)
     model = build_codec(config.sizes).train()
     batches = crops(tracks, config)
@@ -159,8 +169,7 @@ def train_codec(
         if step > config.autoencoder_steps:
             for codebook in codebooks:
                 revive_dead_codes(codebook, inputs[codebook], config.dead_code_share)
-        if step % 50 == 0 or step % config.validate_every == 0 or step == config.steps:
-            report(step, {name: loss.item() for name, loss in losses.items()}, model)
+        report(step, {name: loss.item() for name, loss in losses.items()}, model)
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jobs import codec as job
+from jobs import progress
 from jobs.command_line import run
+from jobs.console import console
 from pipeline import codec_training
 from pipeline.codec import SHIPPED_CODECS, CodecSizes, build_codec, load_codec
 from pipeline.codec_training import (
@@ -142,6 +145,52 @@ def decode(path: Path) -> np.ndarray:
         return decoded_track(audio.blocks(), audio.header.sample_rate)
 
 
+@pytest.fixture
+def told_at_once(monkeypatch):
+    """Lines of progress at every update, however little time has gone by."""
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+
+
+def test_progress_tells_audio_trained_on_losses_and_judgements(manifest, tmp_path, capsys, told_at_once):
+    changes = ["steps=10", "crop_seconds=0.9", "validate_every=5"]
+    assert run(job.main, command(manifest, tmp_path / "out", *changes), job.__doc__) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("before training: SI-SDR ") and output.out.endswith(f"\ncodec: {tmp_path / 'out'}\n")
+    lines = output.err.splitlines()
+    train, valid = ([line for line in lines if line.startswith(f"decode {split}: ")] for split in ("train", "valid"))
+    tracks = load_manifest(str(manifest)).tracks
+    assert len(train) + len(valid) == len(tracks) + 2  # one a track, and the last word of each
+    *steps, last = [line for line in lines if line.startswith("codec: ")]
+    assert len(train) + len(valid) + len(steps) + 1 == len(lines)
+
+    # 10 steps of 2 crops of 0.9 s are 18 s, 0.005 h.
+    assert [line.split(",")[0] for line in (steps[0], steps[4], last)] == [
+        "codec: 0.001 of 0.005 h", "codec: 0.003 of 0.005 h", "codec: 0.005 of 0.005 h"
+    ]  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "out" / "losses.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [5, 10]
+    for record, line in zip(records, (steps[4], steps[9]), strict=True):
+        assert re.search(r"x real time, ETA \d+ s, step", line)
+        losses = ", ".join(f"{name} {record[name]:.3f}" for name in ("waveform", "mel", "commitment"))
+        assert f"step {record['step']}: {losses}, held out: SI-SDR {record['held_out']['si_sdr']} dB" in line
+    assert "held out" not in steps[3] and "held out" in steps[6]
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_a_quiet_run_says_nothing_and_one_for_machines_one_object(manifest, tmp_path, capsys, told_at_once, option):
+    try:
+        assert run(job.main, command(manifest, tmp_path / "out", option), job.__doc__) == 0
+    finally:
+        console.take_options([])
+    output = capsys.readouterr()
+    if option == "--quiet":
+        assert output == ("", "")
+    else:
+        result = json.loads(output.out)
+        assert result["last"]["step"] == 6 and result["last"]["held_out"]["seconds"] == result["untrained"]["seconds"] > 0
+        assert "\ncodec: " in output.err and "before training: " in output.err
+
+
 def test_an_existing_folder_is_refused_at_once(manifest, tmp_path):
     (tmp_path / "mine").write_text("precious")
     done = mert("codec", *command(manifest, tmp_path))
@@ -172,7 +221,7 @@ def test_no_held_out_music_ends_before_training(tmp_path, capsys):
         settings = ManifestConfig(root=str(tmp_path / name), out=str(out), splits=splits, group_by="track")
         write_manifest(settings, scan(settings))
         assert run(job.main, command(out, tmp_path / "out"), job.__doc__) == 1
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("decode ")]
     assert "no track in split 'valid'" in lines[0]
     assert lines[1].endswith("held-out tracks has 10 s with sound to judge by") and len(lines) == 2
 
@@ -183,7 +232,7 @@ def test_no_held_out_music_ends_before_training(tmp_path, capsys):
 def test_a_few_dozen_steps_lower_the_losses():
     seen = []
     settings = config(
-        steps=90, autoencoder_steps=50, validate_every=1, learning_rate=5e-3, sizes=SIZES | {"filters": 4}, warmup_steps=10
+        steps=90, autoencoder_steps=50, learning_rate=5e-3, sizes=SIZES | {"filters": 4}, warmup_steps=10
     )
     train_codec(settings, tones(4, 3), lambda step, losses, model: seen.append(losses))
     assert len(seen) == 90 and all(losses["commitment"] == 0 for losses in seen[:50])
