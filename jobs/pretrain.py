@@ -54,6 +54,7 @@ FIXED_KEYS = (
     "config.stream.shuffle_window",
     "data.index_sha256",
 )
+FREE_KEYS = ("activation_checkpointing",)  # by their last part, also within the fixed ones: memory against time
 
 
 class PretrainConfig(BaseModel):
@@ -296,7 +297,7 @@ def save_description(out: Path, description: RunDescription) -> str:
         keys = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         for key in keys:
             name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
-            if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):
+            if key.split(".")[-1] not in FREE_KEYS and any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):
                 raise ValueError(f"{path}: {name} was {old!r} in this run, it is {new!r} now; use another out folder")
             changes.append(f"{name}: {old!r} became {new!r}")
     publish_file(path, yaml.safe_dump(values, sort_keys=False).encode())

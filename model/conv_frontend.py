@@ -55,6 +55,11 @@ class FrontendConfig(BaseModel):
         return self.channels
 
     @property
+    def learned_width(self) -> int:
+        """Features per frame, the first ones, that weights make."""
+        return self.width
+
+    @property
     def sample_rate(self) -> None:
         """Hz the front-end is made for: the convolutions learn whatever rate they are given."""
         return None

@@ -52,6 +52,11 @@ class ConvCqtFrontendConfig(BaseModel):
         return self.convolution.width + self.cqt.bins
 
     @property
+    def learned_width(self) -> int:
+        """Features per frame, the first ones, that weights make: the convolutions'."""
+        return self.convolution.width
+
+    @property
     def sample_rate(self) -> int:
         """Hz the front-end is made for."""
         return self.cqt.sample_rate

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.architecture import architecture_differences
 from model.encoder import EncoderConfig
 from model.feature_windows import FrameGeometry, measure_frames
-from model.load import load_encoder, read_model
+from model.load import build_encoder, read_model
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 NORMALISATION_EPSILON = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
@@ -44,7 +44,8 @@ class FeatureEncoder:
         }
         self.weights = {name: tensor.float() for name, tensor in stored.weights.items()}
         self.normalised = stored.normalised
-        encoder, self.sample_rate = load_encoder(folder)
+        self.sample_rate = stored.sample_rate
+        encoder = build_encoder(stored)
         self.num_layers = len(encoder.transformer.layers)
         self.layers = tuple(range(self.num_layers + 1)) if layers is None else tuple(layers)
         unknown = [layer for layer in self.layers if not 0 <= layer <= self.num_layers]

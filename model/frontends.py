@@ -1,8 +1,8 @@
 """The front-ends to choose from by `kind`: audio [B, T] samples -> features [B, F, C] frames.
 
-Each config tells `hop` (samples a frame), `width` (C), `sample_rate` (Hz it is made for, None: any) and
-`padding_invariant` (whether zeros behind a row leave its frames as they are); each module tells
-`num_frames(num_samples)`. Their frame i begins at sample i * hop.
+Each config tells `hop` (samples a frame), `width` (C), `learned_width` (how many of them, the first ones, weights
+make), `sample_rate` (Hz it is made for, None: any) and `padding_invariant` (whether zeros behind a row leave its frames
+as they are); each module tells `num_frames(num_samples)`. Their frame i begins at sample i * hop.
 """
 
 from torch import nn

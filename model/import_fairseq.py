@@ -2,7 +2,9 @@
 
 The mapping follows the parameter names of fairseq's HubertModel and of MERT's MERTModel (yizhilll/MERT,
 mert_fairseq/models/mert/mert_model.py). Settings stand in `cfg` (a mapping by group) or, in older files, in `args`
-(a namespace).
+(a namespace). fairseq's trainer saves `cfg` as plain mappings, but its load_checkpoint_to_cpu makes it an omegaconf
+container, which stays one when a checkpoint is loaded, stripped and saved again. Such a container is read without
+omegaconf; one that names dataclasses of fairseq (its trainer before March 2021, so before HuBERT) is refused.
 """
 
 import ast
@@ -34,8 +36,24 @@ NORMS = {"default": "group", "layer_norm": "layer"}
 class Inert:
     """Stands for a class that a checkpoint holds; unpickling fills its attributes and runs nothing."""
 
+    def __init__(self, *arguments: object):
+        pass
 
-HARMLESS = [(Inert, "argparse.Namespace"), (Inert, "fairseq.data.dictionary.Dictionary")]
+
+# What containers of plain settings bring along when they are pickled, in omegaconf 2.0 as in 2.3.
+OMEGACONF = [
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+    "collections.defaultdict",
+    "typing.Any",
+    "builtins.dict",
+    "builtins.int",
+    "builtins.list",
+]
+HARMLESS = [(Inert, name) for name in ("argparse.Namespace", "fairseq.data.dictionary.Dictionary", *OMEGACONF)]
 
 
 def import_fairseq(path: Path, sample_rate: int | None = None) -> Imported:
@@ -120,9 +138,20 @@ def _evaluate(node: ast.expr) -> Any:
 
 def _settings(checkpoint: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Those of the model and of the task."""
-    cfg, args = checkpoint.get("cfg"), checkpoint.get("args")
-    if isinstance(cfg, Mapping):
-        return cfg.get("model") or {}, cfg.get("task") or {}
-    if isinstance(args, Inert):
-        return vars(args), vars(args)
-    raise ValueError(f"{path}: no settings, neither `cfg` nor `args` can be read")
+    cfg, args = _fields(checkpoint.get("cfg")), _fields(checkpoint.get("args"))
+    model = _fields(cfg.get("model")) if cfg else args
+    if model is None:
+        raise ValueError(f"{path}: no settings, neither `cfg` nor `args` can be read")
+    return model, (_fields(cfg.get("task")) or {}) if cfg else args
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """What a mapping, a namespace or a container of omegaconf holds by name; None for anything else."""
+    if isinstance(value, Inert):
+        value = vars(value).get("_content", vars(value))
+    return {key: _plain(field) for key, field in value.items()} if isinstance(value, Mapping) else None
+
+
+def _plain(field: Any) -> Any:
+    """What a node of omegaconf holds; anything else as it is."""
+    return vars(field).get("_val", field) if isinstance(field, Inert) else field

@@ -24,10 +24,15 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> tupl
     Raises ValueError when the folder is none of those above, or not whole.
     """
     stored = read_model(Path(folder))
+    return build_encoder(stored).to(device).eval(), stored.sample_rate
+
+
+def build_encoder(stored: StoredModel) -> MertEncoder:
+    """The encoder of a model that was read; it shares the weights."""
     with torch.device("meta"):
         encoder = MertEncoder(stored.encoder)
     encoder.load_state_dict(stored.weights, assign=True)
-    return encoder.to(device).eval(), stored.sample_rate
+    return encoder
 
 
 def read_model(folder: Path) -> StoredModel:

@@ -44,6 +44,11 @@ class LogMelFrontendConfig(BaseModel):
         return self.bands * self.spectra_per_frame
 
     @property
+    def learned_width(self) -> int:
+        """No feature is made by weights."""
+        return 0
+
+    @property
     def padding_invariant(self) -> bool:
         """Zeros behind a row leave its frames as they are."""
         return True

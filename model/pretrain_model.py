@@ -42,7 +42,7 @@ class ObjectiveConfig(BaseModel):
     masked_weight: float = Field(1.0, ge=0.0, description="factor on the losses over masked frames")
     unmasked_weight: float = Field(0.0, ge=0.0, description="factor on the losses over other valid frames; 0: not made")
     feature_penalty: float = Field(
-        10.0, ge=0.0, description="factor on the mean square of front-end features; none with log_mel, which has no weights"
+        10.0, ge=0.0, description="factor on the mean square of learned front-end features; none with log_mel, which has no weights"
     )
 
     @model_validator(mode="after")
@@ -67,7 +67,7 @@ class PretrainModel(nn.Module):
         self.head_specs = tuple(heads)
         self.objective = objective
         self.encoder = MertEncoder(encoder)
-        self._penalised = next(self.encoder.frontend.parameters(), None) is not None
+        self._penalised = encoder.frontend.learned_width  # features
         self._strides = {spec.name: target_stride(spec.name, spec.frame_rate, self.encoder.hop) for spec in heads}
         self.heads = nn.ModuleDict(
             {spec.name: _build_head(spec, encoder.transformer.width, objective) for spec in heads}
@@ -85,7 +85,7 @@ class PretrainModel(nn.Module):
         loss/{target}            codes: cross-entropy over codebooks and masked frames, times codebooks / codebooks
                                  used; values: squared error over masked frames, mean over bins; scalars
         loss/unmasked/{target}   the same over valid frames that are not masked; if unmasked_weight is above 0
-        loss/feature_penalty     mean square of front-end features over valid frames; scalar; if the front-end learns
+        loss/feature_penalty     mean square of the front-end's learned features over valid frames; scalar; if it learns
         correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
                                  discrete targets only
         masked_frames, valid_frames     what the sums are divided by (`count_frames`)
@@ -97,7 +97,8 @@ class PretrainModel(nn.Module):
 
         sums = count_frames(masked, valid)
         if self._penalised:
-            sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(encoded.frontend_features, valid)
+            learned = encoded.frontend_features[:, :, : self._penalised]
+            sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(learned, valid)
         places = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
         for prefix, place in places.items():
             frames = encoded.last[place]

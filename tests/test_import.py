@@ -4,6 +4,8 @@ import json
 import pickle
 import sys
 import types
+from collections import defaultdict
+from typing import Any
 
 import pytest
 import torch
@@ -253,24 +255,75 @@ def test_no_code_of_a_file_is_run(tmp_path):
             read()
 
 
+def class_of(monkeypatch: pytest.MonkeyPatch, name: str) -> type:
+    """An empty class that pickle takes for that of a package which is not there, until the patch is undone."""
+    module_name, _, class_name = name.rpartition(".")
+    parts = module_name.split(".")
+    for count in range(1, len(parts) + 1):
+        package = ".".join(parts[:count])
+        if package not in sys.modules:
+            monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    made = type(class_name, (), {"__module__": module_name})
+    setattr(sys.modules[module_name], class_name, made)
+    return made
+
+
 def test_dictionaries_of_fairseq_are_no_hindrance(tmp_path, monkeypatch):
     """Checkpoints of HuBERT's pre-training hold fairseq's Dictionary, a class that is not there."""
-    module = types.ModuleType("fairseq.data.dictionary")
-
-    class Dictionary:
-        def __init__(self):
-            self.symbols = ["0", "1"]
-
-    Dictionary.__module__, Dictionary.__qualname__ = module.__name__, "Dictionary"
-    module.Dictionary = Dictionary
-    for name in ("fairseq", "fairseq.data"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
     hubert = random_hubert(**TINY)
-    checkpoint = {**fairseq_checkpoint(hubert), "task_state": {"dictionaries": [Dictionary()]}}
+    dictionary = class_of(monkeypatch, "fairseq.data.dictionary.Dictionary")()
+    dictionary.symbols = ["0", "1"]
+    checkpoint = {**fairseq_checkpoint(hubert), "task_state": {"dictionaries": [dictionary]}}
     torch.save(checkpoint, tmp_path / "source.pt")
     monkeypatch.undo()
     assert max(differences(build(import_fairseq(tmp_path / "source.pt")), hubert)) < 1e-4
+
+
+def omegaconf_containers(monkeypatch: pytest.MonkeyPatch, settings: dict, object_type: type = dict) -> object:
+    """Nested settings with the classes and attributes that omegaconf 2.0 and 2.3 pickle."""
+    names = ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode", "base.ContainerMetadata", "base.Metadata")
+    dict_config, list_config, any_node, container_metadata, metadata = (class_of(monkeypatch, f"omegaconf.{n}") for n in names)
+
+    def node(value: object, parent: object, key: object) -> object:
+        made = {dict: dict_config, list: list_config}.get(type(value), any_node)()
+        made._parent, made._metadata = parent, metadata() if type(made) is any_node else container_metadata()
+        vars(made._metadata).update(ref_type=Any, object_type=None, optional=True, key=key, flags={"struct": True})
+        if type(made) is any_node:
+            made._val = value
+            return made
+        vars(made._metadata).update(object_type=type(value), key_type=int, resolver_cache=defaultdict(dict))
+        if isinstance(value, dict):
+            made._content = {key: node(item, made, key) for key, item in value.items()}
+        else:
+            made._content = [node(item, made, number) for number, item in enumerate(value)]
+        return made
+
+    root = node(settings, None, None)
+    root._metadata.object_type = object_type
+    return root
+
+
+def test_settings_in_containers_of_omegaconf_are_read_without_it(tmp_path, monkeypatch):
+    hubert = random_hubert(**TINY | {"do_stable_layer_norm": True})
+    checkpoint = fairseq_checkpoint(hubert, labels=["km"], attention_dropout=0.3, w2v_args=None)
+    torch.save(checkpoint, tmp_path / "plain.pt")
+    torch.save(checkpoint | {"cfg": omegaconf_containers(monkeypatch, checkpoint["cfg"])}, tmp_path / "source.pt")
+    monkeypatch.undo()
+    held = torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "source.pt")
+    assert sum(name.startswith("omegaconf.") for name in held) == 5 and "omegaconf" not in sys.modules
+    imported = import_fairseq(tmp_path / "source.pt")
+    assert imported.model.encoder == import_fairseq(tmp_path / "plain.pt").model.encoder
+    assert imported.model.encoder.transformer.attention_dropout == 0.3 and imported.model.sample_rate == 24_000
+    assert max(differences(build(imported), hubert)) < 1e-4
+
+
+def test_settings_made_by_dataclasses_of_fairseq_are_refused_by_name(tmp_path, monkeypatch):
+    checkpoint = fairseq_checkpoint(random_hubert(**TINY))
+    dataclass = class_of(monkeypatch, "fairseq.dataclass.configs.FairseqConfig")
+    torch.save(checkpoint | {"cfg": omegaconf_containers(monkeypatch, checkpoint["cfg"], dataclass)}, tmp_path / "source.pt")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="since it holds objects of fairseq.dataclass.configs.FairseqConfig, which could run code"):
+        import_fairseq(tmp_path / "source.pt")
 
 
 @pytest.mark.parametrize(
@@ -302,9 +355,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "source.pt").write_bytes(b"garbage")
     with pytest.raises(ValueError, match="not loaded, it is damaged or torch.save did not write it"):
         import_fairseq(tmp_path / "source.pt")
-    torch.save({"model": {}, "cfg": None}, tmp_path / "source.pt")
-    with pytest.raises(ValueError, match="no settings, neither `cfg` nor `args`"):
-        import_fairseq(tmp_path / "source.pt")
+    for cfg in (None, 3, {"task": {}}, {"model": 3}):
+        torch.save({"model": {}, "cfg": cfg}, tmp_path / "source.pt")
+        with pytest.raises(ValueError, match="no settings, neither `cfg` nor `args`"):
+            import_fairseq(tmp_path / "source.pt")
 
 
 def test_conv_layers_are_read_without_eval():

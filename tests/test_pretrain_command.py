@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,17 @@ def test_what_makes_another_run_is_refused_in_the_same_folder(shards, finished, 
     line = refusal(capsys, shards, finished, change)
     assert line == f"error: {finished}/config.yaml: {words}; use another out folder\n"
     assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_activation_checkpointing_may_be_switched_on_in_the_middle_and_changes_no_bit(shards, finished, tmp_path, capsys):
+    run = copy_of(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step_12")
+    keys = ["encoder.frontend.activation_checkpointing", "encoder.transformer.activation_checkpointing"]
+    assert pretrain_here(shards, run, *(f"{key}=true" for key in keys)) == 0
+    changes, resumed, *_ = capsys.readouterr().err.splitlines()
+    assert changes == "; ".join([*(f"{key}: False became True" for key in keys), f"out: '{finished}' became '{run}'"])
+    assert resumed.startswith("resumed from step 10: ")
+    assert_same_run(run, finished)
 
 
 def test_other_shards_are_refused_and_moved_ones_are_not(shards, finished, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_model import HEADS, slice_rows, synthetic_batch, tiny_encoder, tiny_model
 
+from model.cqt_frontend import ConvCqtFrontendConfig
 from model.device_batch import check_batch, to_device
 from model.heads import CodeHead, Companding, HeadSpec
 from model.losses import code_cross_entropy, correct_codes, feature_energy, squared_error
@@ -56,6 +57,24 @@ def test_loss_equals_the_formula():
     expected = means["codes"] + 0.5 * means["cqt"] + 10 * energy  # tiny_model weighs cqt by 0.5
     assert float(model.weighted_loss(means)) == pytest.approx(float(expected), rel=1e-5)
     assert model.summarise(sums)["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@torch.no_grad()
+def test_constant_q_channels_are_not_penalised():
+    """As in MERT's own model, which takes the mean square before it puts the spectra beside."""
+    frontend = ConvCqtFrontendConfig(
+        kind="convolution_cqt",
+        convolution={"channels": 4},
+        cqt={"lowest_frequency": 1000.0, "bins": 24, "bins_per_octave": 12},
+    )
+    encoder = tiny_encoder(dropout=0.0).model_copy(update={"frontend": frontend})
+    model = build_pretrain_model(encoder, HEADS, ObjectiveConfig(final_dim=4), 1).eval()
+    batch = to_device(synthetic_batch(3), HEADS, CPU)
+    sums = model(batch, every_other_frame(4, 19))
+    convolved = model.encoder.frontend.convolution(batch["audio"])
+    expected = float(convolved.square().mean())
+    assert model.summarise(sums)["losses"]["feature_penalty"] == pytest.approx(expected, rel=1e-5)
+    assert float(model.encoder.frontend(batch["audio"]).square().mean()) != pytest.approx(expected, rel=0.01)
 
 
 @torch.no_grad()
