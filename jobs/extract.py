@@ -30,7 +30,9 @@ from jobs.config import load_config
 from jobs.console import console
 from jobs.extract_part import PartExtractor, WorkOrder, model_fingerprint
 from jobs.folder_lock import locked
+from jobs.output_check import check_writable
 from jobs.progress import Progress
+from jobs.text_table import human_bytes, printable
 from model.feature_encoder import FeatureEncoder, Precision
 from model.feature_windows import WindowConfig
 from pipeline import storage
@@ -38,6 +40,7 @@ from pipeline.feature_plan import Part, SourceTrack, frame_offsets, plan_frame_p
 from pipeline.feature_store import (
     KIND,
     PARTS,
+    ROOT,
     SCHEMA_VERSION,
     StoreLayout,
     description_digest,
@@ -45,6 +48,7 @@ from pipeline.feature_store import (
     finish_store,
     is_complete,
     prepare_store,
+    refuse_other_folder,
     reopen_store,
 )
 from pipeline.shard_index import INDEX_NAME
@@ -78,9 +82,9 @@ class ExtractConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="Folder of the encoder, local")
-    input: str = Field(description="Shard folder, manifest folder or folder of audio; local path or fsspec URL")
-    out: str = Field(description="The zarr store; local path or fsspec URL")
+    model: str = Field(min_length=1, description="Folder of the encoder, local")
+    input: str = Field(min_length=1, description="Shard folder, manifest folder or folder of audio; local path or fsspec URL")
+    out: str = Field(min_length=1, description="The zarr store; local path or fsspec URL")
     layers: Literal["all"] | list[int] = Field(
         default="all", description="Hidden states to keep: 0 is the input of the first layer, i the output of layer i"
     )
@@ -139,13 +143,18 @@ class Plan(BaseModel):
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))
-    found = read_input(config.input)
-    plan = make_plan(config, found)
+    if rank == 0:
+        check_out(config.out)
+    # First what is quickly found wrong: to list a folder of audio takes long.
+    layers = None if config.layers == "all" else config.layers
+    encoder = FeatureEncoder(Path(config.model), torch.device("cpu"), "float32", layers)
+    found = read_input(config.input, config.out)
+    plan = make_plan(config, encoder, found)
     # Rank 0 alone looks at what is there, and joins the others, who wait for it, when it may be gone on with.
     with hold(config.out) if rank == 0 else nullcontext():
         if rank == 0:
             for path, reason in found.rejected.items():
-                print(f"left out: {path}: {reason}", file=sys.stderr)
+                print(printable(f"left out: {path}: {reason}"), file=sys.stderr)
             for key in plan.description["input"]["without_a_frame"]:
                 print(f"left out: {key}: too short for a frame of the model", file=sys.stderr)
             prepare_store(config.out, plan.description, config.replace)
@@ -161,12 +170,22 @@ def main(arguments: list[str]) -> int:
             failures = work(config, plan, missing, rank, ranks) if missing else {}
             wait_for_all(ranks)
         for name, message in sorted(failures.items()):
-            print(f"error: {name}: {message}", file=sys.stderr)
+            print(printable(f"error: {name}: {message}"), file=sys.stderr)
         return finish(config, plan) if rank == 0 else 0  # torchrun would end rank 0 for another's failure
 
 
-def read_input(location: str) -> Input:
-    """The tracks of a shard folder, a manifest folder or a folder of audio, whichever it is."""
+def check_out(out: str) -> None:
+    """Raise UsageError or ValueError when no store can be made there, or something else is there; writes nothing."""
+    if storage.is_local(out):
+        check_writable(storage.local_path(storage.join(out, ROOT)))
+    refuse_other_folder(out)
+
+
+def read_input(location: str, out: str) -> Input:
+    """The tracks of a shard folder, a manifest folder or a folder of audio, whichever it is.
+
+    Raises ValueError when the store `out` lies in a folder of audio, and as the readers of these do.
+    """
     if storage.exists(storage.join(location, INDEX_NAME)):
         shards = ShardTracks(location)
         tracks = shards.list_tracks()
@@ -178,20 +197,30 @@ def read_input(location: str) -> Input:
     if storage.exists(storage.join(location, "manifest.yaml")):
         root, tracks = list_manifest(location)
         return Input(kind="manifest", audio=root, tracks=tracks, rejected={})
+    if lies_in(out, location):
+        raise ValueError(f"out {out} lies in input {location}: the next run would take its files for input")
     with Progress("scan") as progress:
-        tracks, rejects = list_folder(location, progress.update)
+
+        def report(seconds: float, rejected: int) -> None:
+            progress.update(progress.done + seconds, f"{rejected} left out" if rejected else "")
+
+        tracks, rejects = list_folder(location, report)
     reasons = {reject.path: f"{reject.reason}: {reject.detail}" for reject in rejects}
     return Input(kind="folder", audio=location, tracks=tracks, rejected=reasons)
 
 
-def make_plan(config: ExtractConfig, found: Input) -> Plan:
+def lies_in(location: str, folder: str) -> bool:
+    """Whether a location is a folder, or below it."""
+    if storage.is_local(location) and storage.is_local(folder):
+        return storage.local_path(location).resolve().is_relative_to(storage.local_path(folder).resolve())
+    return f"{location.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> Plan:
     """Rows, parts and attributes; a pure function of model, input and settings.
 
     Raises ValueError when there is no track with a frame.
     """
-    device = torch.device("cpu")
-    layers = None if config.layers == "all" else config.layers
-    encoder = FeatureEncoder(Path(config.model), device, "float32", layers)
     geometry, rate = encoder.geometry, encoder.sample_rate
     frame_rate = rate / geometry.hop
     frames = {track.key: geometry.num_frames(track.samples_at(rate)) for track in found.tracks}
@@ -259,7 +288,7 @@ def make_layout(config: ExtractConfig, encoder: FeatureEncoder, lengths: list[in
     """Arrays for tracks of `lengths` frames."""
     if config.pooling == "none":
         chunk_rows = max(1, round(config.storage.chunk_seconds * frame_rate))
-        part_rows = -(-round(config.storage.part_seconds * frame_rate) // chunk_rows) * chunk_rows
+        part_rows = max(1, -(-round(config.storage.part_seconds * frame_rate) // chunk_rows)) * chunk_rows
     else:
         chunk_rows = part_rows = config.storage.part_tracks
     return StoreLayout(
@@ -307,16 +336,19 @@ def work(config: ExtractConfig, plan: Plan, parts: list[Part], rank: int, ranks:
             )
     # Neighbouring parts, which may share a track.
     share = parts[len(parts) * rank // ranks : len(parts) * (rank + 1) // ranks]
+    if not share:
+        return {}
     device = f"cuda:{os.environ['LOCAL_RANK']}" if config.device == "cuda" else "cpu"
-    return work_on_rank(plan.order, share, device, shown=rank == 0)
+    title = "extract" if ranks == 1 else f"extract, rank 0's {len(share)} of {len(parts)} parts"
+    return work_on_rank(plan.order, share, device, title if rank == 0 else None)
 
 
-def work_on_rank(order: WorkOrder, parts: list[Part], device: str, shown: bool) -> dict[str, str]:
-    """Do parts in this process; the message of each that failed. `shown`: with progress, of these parts."""
+def work_on_rank(order: WorkOrder, parts: list[Part], device: str, title: str | None) -> dict[str, str]:
+    """Do parts in this process; the message of each that failed. `title`: of the progress of these parts, if shown."""
     failures: dict[str, str] = {}
     done = 0.0
     extractor = PartExtractor(order, device)
-    with Progress("extract", sum(part.seconds for part in parts)) if shown else nullcontext() as progress:
+    with Progress(title, sum(part.seconds for part in parts)) if title else nullcontext() as progress:
 
         def report(seconds: float) -> None:
             nonlocal done
@@ -343,7 +375,7 @@ def finish(config: ExtractConfig, plan: Plan) -> int:
     if not is_complete(config.out):
         finish_store(config.out, plan.order.layout, plan.description, plan.table, dropped)
     for key, reason in sorted(dropped.items()):
-        print(f"dropped: {key}: {reason}", file=sys.stderr)
+        print(printable(f"dropped: {key}: {reason}"), file=sys.stderr)
     layout = plan.order.layout
     stored = sum(size for record in records.values() for size, _ in record.files.values())
     raw = layout.rows * len(layout.layers) * layout.width * (2 if layout.dtype == "float16" else 4) * len(layout.arrays)
@@ -355,7 +387,7 @@ def finish(config: ExtractConfig, plan: Plan) -> int:
         [
             *(f"{name}: {layout.dtype} {shape}" for name in layout.arrays),
             f"tracks: {tracks}, {len(dropped)} dropped, {len(rejected)} files left out",
-            f"stored: {stored / 1e6:.1f} MB, {stored / raw:.0%} of {raw / 1e6:.1f} MB",
+            f"stored: {human_bytes(stored)}, {stored / raw:.0%} of {human_bytes(raw)}",
             f"features: {config.out}",
         ],
     )  # fmt: skip

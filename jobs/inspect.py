@@ -26,6 +26,7 @@ from types import ModuleType
 from jobs.command_line import run
 from jobs.config import UsageError
 from jobs.console import console
+from jobs.output_check import check_writable
 from jobs.text_table import printable
 from pipeline import storage
 
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     name, module = find_kind(options.locations)
     refuse_options(options, name, module)
+    if options.html:
+        check_report(options.html)
     if options.diff:
         check_other(options.locations[0], options.diff)
     if options.html:
@@ -69,6 +72,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--codec", metavar="WEIGHTS")
     options = parser.parse_args(arguments)
+    for option, value in vars(options).items():
+        if value == "" or isinstance(value, list) and "" in value:
+            raise UsageError(f"{'LOCATION' if option == 'locations' else f'--{option}'}: the value is empty")
     if options.examples is not None and options.examples < 0:
         raise UsageError(f"--examples {options.examples}: a number of examples is needed, 0 or more")
     if options.html and not options.html.endswith((".html", ".htm")):
@@ -85,10 +91,11 @@ def find_kind(locations: list[str]) -> tuple[str, ModuleType]:
         listed = ", ".join(f"{location} is a {KINDS[marker][0]}" for location, marker in kinds.items())
         raise UsageError(f"several locations must be of one kind: {listed}")
     marker = kinds[locations[0]]
+    name, module = KINDS[marker][0], importlib.import_module(KINDS[marker][1])
+    hint = ", --diff compares two" if "diff" in module.OPTIONS else ""
     if len(locations) > 1 and marker != "metrics.jsonl":
-        raise UsageError(f"only runs are shown together; {locations[0]} is a {KINDS[marker][0]}, --diff compares two")
-    name, module = KINDS[marker]
-    return name, importlib.import_module(module)
+        raise UsageError(f"only runs are shown together; {locations[0]} is a {name}{hint}")
+    return name, module
 
 
 def check_other(location: str, other: str) -> None:
@@ -132,6 +139,15 @@ def refuse_options(options: argparse.Namespace, name: str, module: ModuleType) -
         raise UsageError("--html and --json: give one of the two")
     if options.diff and len(options.locations) > 1:
         raise UsageError("--diff compares one location with one other")
+
+
+def check_report(place: str) -> None:
+    """Raise UsageError, before the work, when the page could not be written there."""
+    if not storage.is_local(place):
+        raise UsageError(f"--html {place}: a local file is needed")
+    if Path(place).is_dir():
+        raise UsageError(f"--html {place}: a folder of that name is there")
+    check_writable(Path(place))
 
 
 def write_report(path: Path, page: bytes) -> None:

@@ -27,7 +27,8 @@ def inspect(options: Namespace) -> tuple[dict, list[str]]:
 
 def read_store(options: Namespace) -> FeatureRows:
     """The store; with --manifest in its groups, which shards do not hold. Raises ValueError for another's manifest."""
-    read = read_features(options.locations[0], options.track)
+    named = options.keys.split(",") if options.keys else [options.track] if options.track else []
+    read = read_features(options.locations[0], named)
     if options.manifest is None:
         return read
     from pipeline.manifest import load_manifest  # needs the decoders of labelling

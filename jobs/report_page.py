@@ -84,7 +84,7 @@ class ReportPage:
         content = (
             environment.get_template("page.html")
             .render(page=self, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script))
-            .encode()
+            .encode("utf-8", "backslashreplace")  # a file name may hold bytes that are no UTF-8
         )
         if len(content) > MOST_BYTES:
             raise ValueError(

@@ -131,7 +131,10 @@ def load_teachers(location: str) -> list[Teacher]:
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"{location}: no label config with teachers: {' '.join(str(error).split())}") from error
     torch.set_num_threads(1)
-    return build_teachers(configs, "cpu")
+    try:
+        return build_teachers(configs, "cpu")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{location}: {error}; --teachers names another label config, where weights have moved") from error
 
 
 def relabel(folder: str, index: ShardIndex, count: int, teachers: list[Teacher]) -> list[Fault]:

@@ -83,6 +83,11 @@ def description_digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(storage.json_bytes(dict(description))).hexdigest()
 
 
+def refuse_other_folder(location: str) -> None:
+    """Raise ValueError when something is there that is no feature store; writes nothing."""
+    _read_root(location)
+
+
 def prepare_store(location: str, description: Mapping[str, Any], replace: bool) -> None:
     """Make the store, or find that what is there goes on as it stands. One process at a time.
 
@@ -222,7 +227,12 @@ def _create_column(group: zarr.Group, name: str, dimension: str, kind: type | st
         name, shape=(len(values),), chunks=(len(values),), dtype=kind, compressors=[ZstdCodec(level=ZSTD_LEVEL)],
         dimension_names=(dimension,), config={"write_empty_chunks": True},
     )
-    column[:] = np.array(values, dtype=object if kind is str else kind)
+    column[:] = np.array([_unicode(value) for value in values], object) if kind is str else np.array(values, kind)
+
+
+def _unicode(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file name that are none, such as Latin-1's, as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ over the store; of pooled features, the rows of at most 5,000 tracks. The summar
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from zarr.errors import GroupNotFoundError
 
 from pipeline import storage
-from pipeline.feature_store import KIND, SCHEMA_VERSION
+from pipeline.feature_store import KIND, SCHEMA_VERSION, TABLE
 
 MOST_FRAME_TRACKS, MOST_POOLED_TRACKS = 500, 5_000
 MOST_VALUES = 2_000_000_000  # that are read: frames of a track times tracks, layers and dimensions
 READ_AT_ONCE = 1024  # rows: of MERT 330M, all layers, 0.2 GB
 DEAD_SHARE = 0.01
+ATTRIBUTES = ("frame_rate", "model", "settings")
 
 
 class _Model(BaseModel):
@@ -93,11 +95,11 @@ class FeatureRows:
     vectors: np.ndarray
 
 
-def read_features(location: str, wanted: str | None = None) -> FeatureRows:
-    """Read an even share of the tracks, and the track `wanted`.
+def read_features(location: str, wanted: Sequence[str] = ()) -> FeatureRows:
+    """Read an even share of the tracks, and the tracks `wanted`, by key.
 
     Raises:
-        ValueError: not a feature store, an unfinished one, no track with features, or no track of that key.
+        ValueError: not a feature store, an unfinished or damaged one, no track with features, or none of such a key.
     """
     with warnings.catch_warnings():
         # Text columns are a convention of zarr v3 that its core text does not have yet.
@@ -105,10 +107,12 @@ def read_features(location: str, wanted: str | None = None) -> FeatureRows:
         return _read(location, open_features(location), wanted)
 
 
-def _read(location: str, group: zarr.Group, wanted: str | None) -> FeatureRows:
-    table = {name: group[name][:].tolist() for name in ("key", "seconds", "offset", "length", "group", "dropped")}
-    array = group["features"] if "features" in group else group["mean"]
-    is_frames = "features" in group
+def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRows:
+    table = {name: read_column(location, group, name) for name in TABLE}
+    layers = read_column(location, group, "layer")
+    array = feature_array(location, group)
+    is_frames = array.basename == "features"
+    check_sizes(location, table, layers, array)
     chosen = choose_tracks(
         table["key"], table["dropped"], MOST_FRAME_TRACKS if is_frames else MOST_POOLED_TRACKS, wanted
     )
@@ -133,7 +137,7 @@ def _read(location: str, group: zarr.Group, wanted: str | None) -> FeatureRows:
         settings=group.attrs["settings"],
         tracks_read=len(chosen),
         rows_read=sums.rows,
-        layers=[sums.summarise(place, layer) for place, layer in enumerate(group["layer"][:].tolist())],
+        layers=[sums.summarise(place, layer) for place, layer in enumerate(layers)],
     )
     return FeatureRows(
         summary, [table["key"][track] for track in chosen], [table["group"][track] for track in chosen], vectors
@@ -151,22 +155,58 @@ def open_features(location: str) -> zarr.Group:
         raise ValueError(f"{location}: a zarr group of kind and version {found}, this reads {(KIND, SCHEMA_VERSION)}")
     if not group.attrs.get("complete"):
         raise ValueError(f"{location}: not finished; the same mert extract command goes on with it")
+    for name in ATTRIBUTES:
+        if name not in group.attrs:
+            raise ValueError(f"{location}: damaged, the attribute {name} is missing")
     return group
 
 
-def choose_tracks(keys: list[str], dropped: list[str], most: int, wanted: str | None) -> list[int]:
-    """Places of at most `most` tracks with features, evenly over the store, and of `wanted`; ValueError without it."""
+def read_column(location: str, group: zarr.Group, name: str) -> list:
+    """A column of the track table, or the layers. Raises ValueError when it, or its chunk, is not there."""
+    column = group.get(name)
+    # Without its chunk a column would read as empty texts or zeros.
+    if not isinstance(column, zarr.Array) or column.ndim != 1 or column.nchunks_initialized < column.nchunks:
+        raise ValueError(f"{location}: damaged, the array {name} is missing")
+    return column[:].tolist()
+
+
+def feature_array(location: str, group: zarr.Group) -> zarr.Array:
+    """The frames, or the means of pooled features. Raises ValueError when there are neither."""
+    for name in ("features", "mean"):
+        array = group.get(name)
+        if isinstance(array, zarr.Array) and array.ndim == 3:
+            return array
+    raise ValueError(f"{location}: damaged, the array features (or mean, of pooled ones) is missing")
+
+
+def check_sizes(location: str, table: Mapping[str, list], layers: list[int], array: zarr.Array) -> None:
+    """Raise ValueError, naming both values, when the columns do not fit each other or the features."""
+    tracks = len(table["key"])
+    for name, column in table.items():
+        if len(column) != tracks:
+            raise ValueError(f"{location}: damaged, {len(column)} values in the array {name}, {tracks} in key")
+    rows = sum(table["length"]) if array.basename == "features" else tracks
+    if array.shape[:2] != (rows, len(layers)):
+        found = f"{array.shape[0]} rows and {array.shape[1]} layers in {array.basename}"
+        raise ValueError(f"{location}: damaged, {found}, {rows} and {len(layers)} in the table")
+
+
+def choose_tracks(keys: list[str], dropped: list[str], most: int, wanted: Sequence[str] = ()) -> list[int]:
+    """Places of at most `most` tracks with features, evenly over the store, and of those `wanted`.
+
+    Raises ValueError when one of these is not there, or has no features.
+    """
     usable = [track for track, reason in enumerate(dropped) if not reason]
     if len(usable) > most:
         usable = [usable[number * len(usable) // most] for number in range(most)]
-    if wanted is None:
-        return usable
-    if wanted not in keys:
-        raise ValueError(f"no track {wanted!r} among the {len(keys)} of the store")
-    place = keys.index(wanted)
-    if dropped[place]:
-        raise ValueError(f"track {wanted!r} has no features: {dropped[place]}")
-    return sorted({*usable, place})
+    for key in wanted:
+        if key not in keys:
+            raise ValueError(f"no track {key!r} among the {len(keys)} of the store")
+        place = keys.index(key)
+        if dropped[place]:
+            raise ValueError(f"track {key!r} has no features: {dropped[place]}")
+        usable.append(place)
+    return sorted(set(usable))
 
 
 def project(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

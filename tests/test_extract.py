@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -188,7 +189,7 @@ def test_table_and_attributes_tell_what_is_there(corpus, manifest, whole):
     assert attributes["settings"]["precision"] == "float32" and len(attributes["model"]["fingerprint"]) == 64
 
 
-@pytest.mark.parametrize("change", ["batch_seconds=0.01", "batch_seconds=2.2", "storage.part_seconds=60", "decode_threads=1"])
+@pytest.mark.parametrize("change", ["batch_seconds=0.01", "batch_seconds=2.2", "storage.part_seconds=60", "storage.part_seconds=0.001", "decode_threads=1"])
 def test_neither_batch_nor_part_changes_a_track(model, shards, whole, tmp_path, change):
     assert extract_here(model, shards, tmp_path / "out", change) == 0
     found, expected = load(tmp_path / "out"), load(whole)
@@ -399,7 +400,52 @@ def test_mistakes_end_in_one_line(model, shards, corpus, tmp_path, capsys):
         assert extract_here(*source, out, *more) == code
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("scan:")]
         assert len(lines) == 1 and all(word in lines[0] for word in words), lines
-    assert not (out / "zarr.json").exists()
+    assert not out.exists()
+
+
+def test_another_place_is_refused_before_any_work_and_left_as_it_was(model, shards, tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    (foreign / "below").mkdir(parents=True)
+    (foreign / "below" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for out, code, words in [
+        (foreign, 1, "a folder with below in it and no zarr.json, not a feature store"),
+        (foreign / "below" / "thesis.txt", 2, "thesis.txt: Not a directory"),
+        (foreign / "below" / "thesis.txt" / "deep" / "features.zarr", 2, "thesis.txt: Not a directory"),
+        ("/proc/features.zarr", 2, "nothing can be written in /proc"),
+        ("", 2, "out: String should have at least 1 character"),
+    ]:
+        # Neither the model nor the input is there: what is told first is the place.
+        assert extract_here(tmp_path / "no-model", tmp_path / "no-input", out) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line and str(out) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_store_in_the_folder_of_audio_is_refused(model, corpus, tmp_path, capsys):
+    (tmp_path / "way").mkdir()
+    for out in (corpus / "sub" / "features.zarr", tmp_path / "way" / ".." / ".." / corpus.name / "f.zarr"):
+        assert extract_here(model, corpus, out) == 1
+        assert f"out {out} lies in input {corpus}" in capsys.readouterr().err and not out.exists()
+
+
+def test_file_names_that_are_no_utf_8_or_would_steer_a_terminal(model, tmp_path, capsys):
+    audio = tmp_path / "audio"
+    write_audio(audio / "a.wav", noise(0.5, seed=0))
+    (audio / "a.wav").rename(os.fsdecode(os.fsencode(audio) + b"/\xfcber\n.wav"))
+    (audio / "red\x1b[31m\n.txt").write_text("no audio here")
+    assert extract_here(model, audio, tmp_path / "out") == 0
+    assert r"left out: red\x1b[31m\n.txt: not_audio" in capsys.readouterr().err.splitlines()[1]
+    assert zarr.open_group(tmp_path / "out", mode="r")["group"][:].tolist() == ["\\xfcber\n.wav"]
+
+
+def test_the_scan_of_a_folder_tells_all_of_it_on_a_terminal_too(model, corpus, tmp_path, capsys, monkeypatch):
+    assert extract_here(model, corpus, tmp_path / "plain.zarr") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scan:")]
+    assert f"scan: {sum(SECONDS.values()) / 3600:.3f} h" in line
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert extract_here(model, corpus, tmp_path / "bar.zarr") == 0
+    assert "1 left out" in capsys.readouterr().err
 
 
 def test_values_beyond_float16_are_an_error(corpus, tmp_path, capsys):
@@ -454,7 +500,12 @@ def test_two_ranks_write_the_same_bytes(model, shards, whole, tmp_path):
     log = tmp_path / "log"
     finish(started(log, [*torchrun, *arguments(model, shards, tmp_path / "out")], GLOO_SOCKET_IFNAME="lo"), log)
     assert contents(tmp_path / "out") == contents(whole)
-    assert log.read_text().count("plan:") == 1
+    text = log.read_text()
+    parts, seconds = int(re.search(r"plan: .* in (\d+) parts", text)[1]), sum(SECONDS.values())
+    # The progress is that of one rank, and says so.
+    shown = re.search(r"extract, rank 0's (\d+) of (\d+) parts: ([\d.]+) of ([\d.]+) h", text)
+    assert text.count("plan:") == 1 and (int(shown[1]), int(shown[2])) == (parts // 2, parts)
+    assert shown[3] == shown[4] and float(shown[4]) < 0.7 * seconds / 3600
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -435,6 +436,43 @@ def test_options_that_do_not_go_together_are_refused(labelled, say, arguments, w
     places = [str(labelled / each) if each in ("shards", "manifest") else each for each in arguments]
     code, out, err = say(*places)
     assert code == 2 and words in err and out == ""
+
+
+def test_where_no_report_can_be_written_is_told_before_the_work(labelled, tmp_path, say):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "index.json").write_text("{}")  # which the work would stumble over
+    (tmp_path / "page.html").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for place, words in {
+        "/proc/nowhere/page.html": "nothing can be written in /proc",
+        tmp_path / "file" / "page.html": "file: Not a directory",
+        tmp_path / "page.html": "a folder of that name is there",
+        "s3://bucket/page.html": "a local file is needed",
+    }.items():
+        code, out, err = say(shards, "--html", place)
+        assert (code, out, err.count("\n")) == (2, "", 1) and words in err and str(place) in err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert say(labelled / "manifest", "--html", tmp_path / "new" / "deep" / "page.html")[0] == 0
+    assert (tmp_path / "new" / "deep" / "page.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("arguments", [[""], ["shards", "--shard", ""], ["shards", "--export", "", "x"], ["shards", "--html", ""]])
+def test_an_empty_value_such_as_an_unset_variable_gives_is_refused(arguments, say):
+    code, out, err = say(*arguments)
+    assert (code, out) == (2, "") and "the value is empty" in err
+
+
+def test_a_report_shows_file_names_that_are_no_utf_8(tmp_path, say):
+    write_audio(tmp_path / "audio" / "a.wav", noise(3, seed=0))
+    (tmp_path / "audio" / "a.wav").rename(os.fsdecode(os.fsencode(tmp_path) + b"/audio/\xfcber.wav"))
+    config = ManifestConfig(root=str(tmp_path / "audio"), out=str(tmp_path / "manifest"), group_by="track")
+    write_manifest(config, scan(config))
+    assert say(tmp_path / "manifest")[0] == 0
+    code, _, err = say(tmp_path / "manifest", "--html", tmp_path / "page.html")
+    assert code == 0, err
+    assert r"\udcfcber.wav" in (tmp_path / "page.html").read_text()
 
 
 def test_as_a_module_of_its_own(labelled):

@@ -189,13 +189,15 @@ def test_projection_against_sklearn():
     assert project(np.ones((1, 4)))[0].shape == (1, 2)
 
 
-def test_a_large_store_is_sampled(store, monkeypatch):
-    assert choose_tracks(list("abcdefgh"), [""] * 8, 4, None) == [0, 2, 4, 6]
-    assert choose_tracks(list("abcdefgh"), [""] * 8, 4, "d") == [0, 2, 3, 4, 6]
+def test_a_large_store_is_sampled(store, tmp_path, say, monkeypatch):
+    assert choose_tracks(list("abcdefgh"), [""] * 8, 4) == [0, 2, 4, 6]
+    assert choose_tracks(list("abcdefgh"), [""] * 8, 4, ["d"]) == [0, 2, 3, 4, 6]
     monkeypatch.setattr(feature_summary, "MOST_FRAME_TRACKS", 2)
     monkeypatch.setattr(feature_summary, "MOST_VALUES", 2 * len(LAYERS) * DIM * 10)
     read = read_features(str(store))
     assert (read.summary.tracks_read, read.summary.rows_read) == (2, 20)
+    code, _, err = say(store, "--html", tmp_path / "page.html", "--keys", "track-5,track-3")
+    assert code == 0 and "track-5, of odd" in (tmp_path / "page.html").read_text(), err
     first = frames()[15:25].astype(np.float64)  # the middle ten of forty frames
     assert np.allclose(read.vectors[0], first.mean(axis=0))
 
@@ -214,6 +216,46 @@ def test_missing_chunks_are_not_taken_for_features(store, tmp_path, say):
     shutil.rmtree(damaged / "features" / "c")
     code, _, err = say(damaged)
     assert code == 1 and "damaged.zarr: a track that was not dropped has rows of NaN" in err
+
+
+@pytest.mark.parametrize("name", ["key", "seconds", "offset", "length", "split", "group", "dropped", "layer", "features"])
+def test_a_missing_array_is_named(store, tmp_path, say, name):
+    damaged = shutil.copytree(store, tmp_path / "damaged.zarr")
+    root = json.loads((damaged / "zarr.json").read_text())
+    del root["consolidated_metadata"]["metadata"][name]
+    (damaged / "zarr.json").write_text(json.dumps(root))
+    code, _, err = say(damaged)
+    assert code == 1 and err.startswith(f"error: {damaged}: damaged, the array {name} ") and err.count("\n") == 1
+    if name != "features":
+        # Its metadata is there, its values are not: zarr alone would read zeros and empty texts.
+        lost = shutil.copytree(store, tmp_path / "lost.zarr")
+        shutil.rmtree(lost / name)
+        code, _, err = say(lost)
+        assert code == 1 and err == f"error: {lost}: damaged, the array {name} is missing\n"
+
+
+def test_a_store_whose_arrays_do_not_fit_or_whose_attributes_are_gone_is_said(store, tmp_path, say):
+    other = shutil.copytree(store, tmp_path / "other.zarr")
+    group = zarr.open_group(other, mode="r+", use_consolidated=False)
+    group.create_array("seconds", data=np.ones(2), overwrite=True)
+    zarr.consolidate_metadata(group.store)
+    code, _, err = say(other)
+    assert code == 1 and err == f"error: {other}: damaged, 2 values in the array seconds, 6 in key\n"
+    group.create_array("seconds", data=np.ones(6), overwrite=True)
+    group.create_array("length", data=np.arange(6), overwrite=True)
+    zarr.consolidate_metadata(group.store)
+    code, _, err = say(other)
+    assert code == 1 and f"{other}: damaged, 400 rows and 3 layers in features, 15 and 3 in the table" in err
+    for name in ("frame_rate", "model", "settings"):
+        bare = zarr.create_group(str(tmp_path / f"{name}.zarr"), attributes={**group.attrs})
+        del bare.attrs[name]
+        code, _, err = say(tmp_path / f"{name}.zarr")
+        assert code == 1 and err == f"error: {tmp_path / name}.zarr: damaged, the attribute {name} is missing\n"
+
+
+def test_two_stores_are_not_shown_together(store, say):
+    code, _, err = say(store, store)
+    assert code == 2 and err == f"only runs are shown together; {store} is a feature store\n"
 
 
 def test_groups_come_from_the_manifest_where_the_store_has_none(tmp_path, say):

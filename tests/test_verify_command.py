@@ -337,6 +337,17 @@ def test_teachers_from_another_config(good, shards, tmp_path, tiny_codec, other_
     assert code == 2 and "no label config with teachers" in lines[0]
 
 
+def test_weights_that_have_moved_are_told_with_what_to_do(shards, tmp_path, check):
+    for teacher, words in {
+        "kmeans": f"{tmp_path}/moved/kmeans.yaml: not there",
+        "encodec": f"codec weights '{tmp_path}/moved'",
+    }.items():
+        (shards / "label.yaml").write_text(yaml.safe_dump({"teachers": [{"kind": teacher, "weights": f"{tmp_path}/moved"}]}))
+        code, (line,) = check(shards, "--relabel", 2)
+        assert code == 2 and line.startswith(f"{shards}/label.yaml: {words}")
+        assert line.endswith("; --teachers names another label config, where weights have moved")
+
+
 def test_teachers_do_not_run_on_damaged_shards(shards, check):
     damage(shards / TAR, members(shards)[0]["members"]["flac"][0] + 50)
     code, lines = check(shards, "--relabel", 2)
