@@ -4,8 +4,9 @@
     mert bench label --codec official --backend openvino --minutes 60 --json MUSIC_FOLDER
 
 The published path labels one file after the other, with all cores in each operation; ours runs one labeller a
-core with one thread each, as `mert label` does, or on a GPU one that labels several files side by side. Rates are seconds of audio a second of time (on a GPU: hours an
-hour), those of a stage as if nothing else were done. Both label the very same samples: ours, rounded to 16 bits.
+core with one thread each, as `mert label` does, or on a GPU one that labels several files side by side. Rates are
+seconds of audio a second of time (on a GPU: hours an hour), those of a stage as if nothing else were done. Both
+label the very same samples: ours, rounded to 16 bits.
 """
 
 import argparse
@@ -126,9 +127,9 @@ def compare(
     agreement = Agreement(encodec.quantizer.codebooks.cpu().numpy(), cqt)
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mert-bench-") as folder, ExitStack() as stack:
-        ours = Side(OurLabeller, labellers, device != "cpu", codec, cqt, device)
+        ours = Side(OurLabeller, labellers, codec, cqt, device)
         stack.callback(ours.close)
-        reference = Side(ReferenceLabeller, 1, False, codec, cqt, device)
+        reference = Side(ReferenceLabeller, 1, codec, cqt, device)
         stack.callback(reference.close)
         for number, batch in enumerate(_batches(files, labellers * LANES[device] * FILES_A_LANE)):
             places = [Path(folder) / f"{number}-{position}" for position in range(len(batch))]

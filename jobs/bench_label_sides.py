@@ -112,6 +112,7 @@ class OurLabeller:
             decoded = []
             for track, seconds in pool.map(_decode, jobs):
                 decoded.append(track)
+                # The threads decode at the same time: a stage took its share of the clock.
                 self.clock.seconds.update({stage: taken / self.decode_threads for stage, taken in seconds.items()})
             tracks = [
                 (open_tracks.enter_context(track), Output(job.folder))
@@ -129,9 +130,8 @@ class OurLabeller:
         for batch, pieces in self.clock.follow("encodec", ((_finished(batch), pieces) for batch, pieces in latents)):
             with self.clock.stage("quantiser"):
                 codes = self.encodec.quantizer.encode(batch).cpu().numpy()
-            for lane, piece in enumerate(pieces):
-                if piece is not None:
-                    tracks[piece.track][1].append("codes", codes[:, lane, : len(piece.samples) // HOP].T)
+            for lane, piece in pieces.items():
+                tracks[piece.track][1].append("codes", codes[:, lane, : len(piece.samples) // HOP].T)
 
     def _cqt(self, track: TrackAudio, output: Output) -> None:
         for magnitudes in self.clock.follow("cqt", self.cqt.transform.stream(track.blocks(), self.cqt.chunk_frames)):
@@ -221,14 +221,11 @@ def _finished(output: Tensor) -> Tensor:
 
 
 class Side:
-    """One path's processes, and the sums of what they did.
+    """One path's processes, and the sums of what they did."""
 
-    A process is given one file at a time, so that none waits for the others, or all files `together`, as for a GPU.
-    """
-
-    def __init__(self, labeller: Callable[..., Labeller], processes: int, together: bool, *arguments: object):
+    def __init__(self, labeller: Callable[..., Labeller], processes: int, *arguments: object):
         spawn = multiprocessing.get_context("spawn")
-        self.processes, self.together = processes, together
+        self.processes = processes
         self._pool = ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(labeller, *arguments))
         self.audio = self.wall = 0.0
         self.stages: Counter[str] = Counter()
@@ -240,7 +237,8 @@ class Side:
         """Label files; none once the path has failed, as for want of memory."""
         if self.failure:
             return []
-        calls = [jobs] if self.together else [[job] for job in jobs]
+        # Several are given one file at a time, so that none waits for the others; one alone may label all side by side.
+        calls = [[job] for job in jobs] if self.processes > 1 else [jobs]
         start = time.perf_counter()
         try:
             results = list(self._pool.map(_label, calls))

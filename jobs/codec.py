@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
 
 
 class TrainingLog:
-    """Follows training: progress at every step, a record every 50 steps, a judgement when it is time to validate."""
+    """Follows training: progress at every step; a record every 50 steps, at each validation and at the end, with a
+    judgement at validations once the quantiser is trained too."""
 
     def __init__(self, config: CodecTrainingConfig, valid_audio: list[np.ndarray], progress: Progress):
         self.config = config

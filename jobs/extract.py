@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
@@ -102,7 +102,9 @@ class ExtractConfig(BaseModel):
     storage: StorageConfig = Field(default=StorageConfig(), description="How rows lie in the store")
     replace: bool = Field(default=False, description="Throw away a store of another model, input or settings")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the encoder runs")
-    actors: int = Field(default=0, ge=0, description="Ray workers; 0: one a CPU core, or one a GPU")
+    actors: int = Field(
+        default=0, ge=0, description="Ray workers; 0: one a CPU core, or one a GPU; more than these share them"
+    )
     decode_threads: int = Field(default=2, gt=0, description="Reading threads of each worker")
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
@@ -210,10 +212,10 @@ def read_input(location: str, out: str) -> Input:
 
 
 def lies_in(location: str, folder: str) -> bool:
-    """Whether a location is a folder, or below it."""
+    """Whether `location` is `folder` or lies below it."""
     if storage.is_local(location) and storage.is_local(folder):
         return storage.local_path(location).resolve().is_relative_to(storage.local_path(folder).resolve())
-    return f"{location.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+    return PurePosixPath(location).is_relative_to(folder)
 
 
 def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> Plan:

@@ -92,8 +92,8 @@ def find_kind(locations: list[str]) -> tuple[str, ModuleType]:
         raise UsageError(f"several locations must be of one kind: {listed}")
     marker = kinds[locations[0]]
     name, module = KINDS[marker][0], importlib.import_module(KINDS[marker][1])
-    hint = ", --diff compares two" if "diff" in module.OPTIONS else ""
     if len(locations) > 1 and marker != "metrics.jsonl":
+        hint = ", --diff compares two" if "diff" in module.OPTIONS else ""
         raise UsageError(f"only runs are shown together; {locations[0]} is a {name}{hint}")
     return name, module
 

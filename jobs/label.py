@@ -50,9 +50,7 @@ class LabelConfig(BaseModel):
     actors: int = Field(
         default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU; more than these share them"
     )
-    decode_threads: int | None = Field(
-        default=None, gt=0, description="Decoding threads of each actor; null: 2 on a CPU, 16 for a GPU"
-    )
+    decode_threads: int = Field(default=0, ge=0, description="Decoding threads of each actor; 0: 2 on a CPU, 16 for a GPU")
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
@@ -102,8 +100,8 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
     storage.remove(storage.join(config.out, INDEX_NAME))
     with Progress("label", sum(task.seconds for task in tasks)) as progress:
         return label_on_ray(
-            tasks, config.teachers, root, config.out, address=config.address, device=config.device,
-            actors=config.actors, decode_threads=config.decode_threads or DECODE_THREADS[config.device], report=progress.update,
+            tasks, config.teachers, root, config.out, address=config.address, device=config.device, actors=config.actors,
+            decode_threads=config.decode_threads or DECODE_THREADS[config.device], report=progress.update,
         )
 
 

@@ -68,9 +68,9 @@ def run_on_ray(
             raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
         wanted = min(actors or available, len(tasks))
         share = 1 / math.ceil(wanted / available)
-        # One that is to have a GPU would otherwise wait for a CPU first. Two methods at once, so that it can be asked
-        # how far it is.
-        resources = {"num_cpus": 0, f"num_{resource.lower()}s": share}
+        # An actor on a GPU must not wait for a CPU, as it would by default.
+        resources = {"num_cpus": share} if device == "cpu" else {"num_cpus": 0, "num_gpus": share}
+        # Two methods at once, so that a worker can be asked how far it is.
         remote = ray.remote(worker).options(**resources, max_concurrency=2, max_restarts=-1, max_task_retries=RETRIES)
         return _run(tasks, [remote.remote(*arguments) for _ in range(wanted)], report)
     finally:

@@ -37,7 +37,7 @@ class Inert:
     """Stands for a class that a checkpoint holds; unpickling fills its attributes and runs nothing."""
 
     def __init__(self, *arguments: object):
-        pass
+        """A defaultdict is unpickled by calling its class."""
 
 
 # What containers of plain settings bring along when they are pickled, in omegaconf 2.0 as in 2.3.
@@ -139,10 +139,10 @@ def _evaluate(node: ast.expr) -> Any:
 def _settings(checkpoint: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Those of the model and of the task."""
     cfg, args = _fields(checkpoint.get("cfg")), _fields(checkpoint.get("args"))
-    model = _fields(cfg.get("model")) if cfg else args
+    model, task = (_fields(cfg.get("model")), _fields(cfg.get("task"))) if cfg else (args, args)
     if model is None:
         raise ValueError(f"{path}: no settings, neither `cfg` nor `args` can be read")
-    return model, (_fields(cfg.get("task")) or {}) if cfg else args
+    return model, task or {}
 
 
 def _fields(value: Any) -> dict[str, Any] | None:

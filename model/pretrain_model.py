@@ -67,7 +67,7 @@ class PretrainModel(nn.Module):
         self.head_specs = tuple(heads)
         self.objective = objective
         self.encoder = MertEncoder(encoder)
-        self._penalised = encoder.frontend.learned_width  # features
+        self._learned_width = encoder.frontend.learned_width
         self._strides = {spec.name: target_stride(spec.name, spec.frame_rate, self.encoder.hop) for spec in heads}
         self.heads = nn.ModuleDict(
             {spec.name: _build_head(spec, encoder.transformer.width, objective) for spec in heads}
@@ -96,8 +96,8 @@ class PretrainModel(nn.Module):
         encoded = self.encoder(batch["audio"], mask=masking, valid=None if valid.all() else valid)
 
         sums = count_frames(masked, valid)
-        if self._penalised:
-            learned = encoded.frontend_features[:, :, : self._penalised]
+        if self._learned_width:
+            learned = encoded.frontend_features[:, :, : self._learned_width]
             sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(learned, valid)
         places = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
         for prefix, place in places.items():
@@ -182,7 +182,7 @@ class PretrainModel(nn.Module):
         terms = {name: objective.masked_weight * weight for name, weight in weights.items()}
         if objective.unmasked_weight:
             terms |= {UNMASKED + name: objective.unmasked_weight * weight for name, weight in weights.items()}
-        return {**terms, FEATURE_PENALTY: objective.feature_penalty} if self._penalised else terms
+        return {**terms, FEATURE_PENALTY: objective.feature_penalty} if self._learned_width else terms
 
     def discrete_heads(self) -> list[HeadSpec]:
         """The heads that predict codes."""

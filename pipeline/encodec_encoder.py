@@ -4,7 +4,7 @@ The network is that of the `encodec` package (Défossez et al. 2022, arXiv 2210.
 pad by reflection, LSTM layers with a skip connection, one last convolution. Reflection matters only at the start
 of a track. So the first few frames go through the package's own modules, and all that follows goes, without any
 padding, through windows of one length, each with the samples before it that its convolutions reach back to. The
-LSTM hands on its hidden state, the last convolution its last inputs. Memory is that of one chunk, every array has
+LSTM hands on its hidden state, the last convolution its last inputs. Memory is that of one chunk a lane, every array has
 one shape whatever the lengths of the tracks, and the latents are those of the whole track. On a GPU several tracks
 share a batch, see `LANES`.
 """
@@ -70,7 +70,7 @@ class EncodecEncoder:
         self._convolve, self.backend = self._backend(precision, backend)
 
     @torch.inference_mode()
-    def latents(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[Tensor, list[Piece | None]]]:
+    def latents(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[Tensor, dict[int, Piece]]]:
         """Latents of tracks, chunk by chunk, each track's in order.
 
         As many tracks as there are lanes advance together. Every batch has the same shape whatever the lanes hold, so
@@ -81,46 +81,42 @@ class EncodecEncoder:
                 at least one.
 
         Yields:
-            fp32 `[lanes, rows, dimension]`, and the piece that each lane's first rows belong to, a row a frame. A
-            lane without a track has None. The start of a track comes alone, in a batch of one.
+            fp32 `[lanes, rows, dimension]`, and by lane the piece that its first rows belong to, a row a frame; other
+            lanes hold nothing. The start of a track comes alone, in a batch of one.
         """
         lanes = pieces_by_lane(tracks, self.lanes, self.start_frames * HOP, CHUNK_FRAMES * HOP)
-        before = np.zeros((self.lanes, self.context), np.float32)  # the samples before each lane's next chunk
+        # Of each lane the samples before its chunk, then the chunk. Where a track has ended the rest is anything.
+        samples = np.zeros((self.lanes, self.context + CHUNK_FRAMES * HOP), np.float32)
         tail = torch.zeros(self.lanes, self.lstm.hidden_size, self.head_context, device=self.device)
-        zeros = torch.zeros(self.lstm.num_layers, self.lanes, self.lstm.hidden_size, device=self.device)
-        state = (zeros.to(self.dtype, copy=True), zeros.to(self.dtype, copy=True))
+        shape = (self.lstm.num_layers, self.lanes, self.lstm.hidden_size)
+        state = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         while True:
-            chunk: list[Piece | None] = [None] * self.lanes
+            chunk: dict[int, Piece] = {}
             for lane, pieces in enumerate(lanes):
                 for piece in pieces:
                     if not piece.first:
+                        samples[lane, self.context :][: len(piece.samples)] = piece.samples
                         chunk[lane] = piece
                         break
                     features, started = self._recur(self.padded_convolutions(self._tensor(piece.samples[None])), None)
-                    yield self.padded_head(features).transpose(1, 2), [piece]
+                    yield self.padded_head(features).transpose(1, 2), {0: piece}
                     if not piece.last:
-                        before[lane], tail[lane] = piece.samples[-self.context :], features[0, :, -self.head_context :]
+                        samples[lane, : self.context] = piece.samples[-self.context :]
+                        tail[lane] = features[0, :, -self.head_context :]
                         for whole, of_lane in zip(state, started, strict=True):
                             whole[:, lane] = of_lane[:, 0]
-            if not any(chunk):
+            if not chunk:
                 return
-            features, state = self._recur(self._windows(before, chunk), state)
+            longest = max(len(piece.samples) for piece in chunk.values())
+            features, state = self._recur(self._windows(samples, longest), state)
             features = torch.cat([tail, features], dim=2)
             yield self.head(features).transpose(1, 2), chunk
-            for lane, piece in enumerate(chunk):
-                if piece is not None and not piece.last:
-                    before[lane] = piece.samples[-self.context :]
+            samples[:, : self.context] = samples[:, -self.context :]
             tail = features[..., -self.head_context :]
 
-    def _windows(self, before: np.ndarray, chunk: list[Piece | None]) -> Tensor:
-        """Features `[lanes, channels, CHUNK_FRAMES]` of pieces that may be shorter than a chunk, then anything."""
-        samples = np.zeros((self.lanes, self.context + CHUNK_FRAMES * HOP), np.float32)
-        samples[:, : self.context] = before
-        for row, piece in zip(samples, chunk, strict=True):
-            if piece is not None:
-                row[self.context :][: len(piece.samples)] = piece.samples
+    def _windows(self, samples: np.ndarray, longest: int) -> Tensor:
+        """Features `[lanes, channels, CHUNK_FRAMES]` of chunks and the context before them, computed as far as `longest`."""
         step = self.window_frames * HOP
-        longest = max(len(piece.samples) for piece in chunk if piece is not None)
         windows = [
             self._convolve(self._tensor(samples[:, start : start + self.context + step]))
             for start in range(0, longest, step)

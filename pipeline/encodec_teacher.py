@@ -66,9 +66,8 @@ class EncodecTeacher:
     def _codes(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray, bool]]:
         for latents, pieces in self.encoder.latents(tracks):
             codes = self.quantizer.encode(latents).cpu().numpy().astype(np.uint16)
-            for lane, piece in enumerate(pieces):
-                if piece is not None:
-                    yield piece.track, codes[:, lane, : len(piece.samples) // HOP], piece.last
+            for lane, piece in pieces.items():
+                yield piece.track, codes[:, lane, : len(piece.samples) // HOP], piece.last
 
 
 def codebooks_of(codec: EncodecModel) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """One shard task from decode to record: decode ahead in threads, label whole tracks, cut, write.
 
-Every stage is a stream, so a track of any length needs the memory of a segment and of each teacher's chunk.
+Every stage is a stream, so a track of any length needs the memory of a segment and of each teacher's chunk; a teacher
+that labels tracks side by side also holds the labels of those that are ahead.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,26 +44,26 @@ def process_shard(
         OSError: a file of the manifest, or the output folder, cannot be reached.
         ValueError: a teacher wrote what its specification does not allow.
     """
-    specs = [teacher.spec for teacher in teachers]
-
     def outcomes() -> Iterator[Example | DroppedTrack]:
         with closing(_decode_ahead(task, root, decode_threads)) as decoded:
-            # Each teacher has its own view of the tracks, since one that labels several at once reads ahead.
+            # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
             tracks, *views = tee(decoded, 1 + len(teachers))
-            labels = [label_tracks(teacher, _audio(view)) for teacher, view in zip(teachers, views, strict=True)]
+            labels = [
+                (teacher.spec, label_tracks(teacher, _audio(view))) for teacher, view in zip(teachers, views, strict=True)
+            ]
             for track, audio in tracks:
-                for outcome in _outcomes_of(track, audio, task.config, specs, labels):
+                for outcome in _outcomes_of(track, audio, task.config, labels):
                     yield outcome
                     report(outcome.info.num_samples / SAMPLE_RATE if isinstance(outcome, Example) else track.seconds)
 
     return write_shard(
-        out, task.name, outcomes(), specs,
+        out, task.name, outcomes(), [teacher.spec for teacher in teachers],
         audio_member=task.config.audio, plan_fingerprint=task.fingerprint(), backend=backend,
     )
 
 
 def _decode_ahead(task: ShardTask, root: str, threads: int) -> Iterator[tuple[Track, TrackAudio | DecodeError]]:
-    """Decode in threads, hand over in order; at most `threads` decoded tracks wait on disk."""
+    """Decode in threads, hand over in order; at most `threads` wait for the teacher that is furthest ahead."""
     def attempt(track: Track) -> TrackAudio | DecodeError:
         try:
             audio = decode_track(track, root)
@@ -85,8 +86,7 @@ def _outcomes_of(
     track: Track,
     audio: TrackAudio | DecodeError,
     config: SegmentConfig,
-    specs: list[TargetSpec],
-    labels: list[Iterator[Iterator[np.ndarray]]],
+    labels: list[tuple[TargetSpec, Iterator[Iterator[np.ndarray]]]],
 ) -> Iterator[Example | DroppedTrack]:
     if isinstance(audio, DecodeError):
         expected = max(1, len(planned_segments(track, config)))
@@ -95,8 +95,7 @@ def _outcomes_of(
     with audio:
         lengths = cut(audio.num_frames, config)
         yield from _examples(track, audio, lengths, {
-            spec.name: recut(next(of_tracks), [*lengths, 1], spec.frame_axis)
-            for spec, of_tracks in zip(specs, labels, strict=True)
+            spec.name: recut(next(of_tracks), [*lengths, 1], spec.frame_axis) for spec, of_tracks in labels
         })
 
 

@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count, repeat
+from itertools import chain, count, pairwise, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -37,11 +37,8 @@ def pieces_by_lane(
 def _pieces(waiting: Iterator[tuple[int, Iterable[np.ndarray]]], first: int, following: int) -> Iterator[Piece]:
     for number, blocks in waiting:
         pieces = recut(blocks, chain([first], repeat(following)))
-        piece, is_first = next(pieces), True
-        while piece is not None:
-            after = next(pieces, None)
-            yield Piece(number, piece, is_first, after is None)
-            piece, is_first = after, False
+        for position, (piece, after) in enumerate(pairwise(chain(pieces, [None]))):
+            yield Piece(number, piece, first=position == 0, last=after is None)
 
 
 def in_order(items: Iterator[tuple[int, Item, bool]]) -> Iterator[Iterator[Item]]:

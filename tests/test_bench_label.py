@@ -102,7 +102,7 @@ def test_what_is_wrong_with_the_codec_is_told_in_one_line(tmp_path: Path, tiny_c
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
 def test_the_processes_of_a_killed_bench_end():
     code = "import os, time; from jobs.bench_label_sides import Side; from test_bench_label import ForgetfulLabeller\n"
-    code += "side = Side(ForgetfulLabeller, 1, False); print(*side._pool._processes, flush=True); time.sleep(300)"
+    code += "side = Side(ForgetfulLabeller, 1); print(*side._pool._processes, flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as parent:
         worker = Path("/proc") / parent.stdout.readline().strip()
         assert worker.name.isdigit() and worker.exists()
@@ -123,7 +123,7 @@ class ForgetfulLabeller:
 
 
 def test_a_path_that_fails_says_so_and_is_left_out():
-    side = Side(ForgetfulLabeller, 1, False)
+    side = Side(ForgetfulLabeller, 1)
     assert side.label([Job(Path("a"), Path("b"))]) == [] and "10 TB" in side.failure
     assert side.label([Job(Path("c"), Path("d"))]) == [] and side.rates() == {}
     side.close()

@@ -25,6 +25,7 @@ from pipeline.decode import open_audio
 from pipeline.encodec_encoder import EncodecEncoder
 from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig, codebooks_of
 from pipeline.resample import decoded_track, to_float
+from pipeline.teachers import build_teachers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # encodec 0.1.1 uses the older weight norm
 
@@ -242,6 +243,19 @@ def test_codes_do_not_depend_on_the_number_of_lanes_but_for_near_ties(
     found = make_teacher("foundry-small", 8, backend=backend).label_tracks([audio] for audio in tracks)
     for audio, wanted, codes in zip(tracks, expected, found):
         report = agreement(np.concatenate(list(codes), axis=1), wanted, load_codec("foundry-small"), audio)
+        assert report.equal_share >= 0.999 and report.near_ties == report.differing_frames, report
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_codes_of_a_cpu_whatever_is_beside(clips: Path):
+    tracks = [load_clip(clips / name) for name in TRACKS]
+    config = EncodecTeacherConfig(kind="encodec", weights="foundry-small", codebooks=8)
+    teacher, = build_teachers([config], "cuda")
+    together = [np.concatenate(list(codes), axis=1) for _, codes in zip(tracks, teacher.label_tracks([[audio] for audio in tracks]))]
+    for audio, codes in zip(tracks, together):
+        np.testing.assert_array_equal(codes_of(teacher, audio), codes)
+        report = agreement(codes, codes_of(make_teacher("foundry-small", 8), audio), load_codec("foundry-small"), audio)
         assert report.equal_share >= 0.999 and report.near_ties == report.differing_frames, report
 
 
