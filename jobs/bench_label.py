@@ -32,7 +32,8 @@ from pipeline.encodec_encoder import LANES, Backend, Precision
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.teachers import build_teachers
 
-FILES_A_LANE = 2  # in a batch: few enough to alternate often, enough to keep all lanes of all labellers busy
+# In a batch: few enough to alternate often, enough to keep all lanes of all labellers busy. One batch is the least there is.
+FILES_A_LANE = 2
 COMPARED_ROWS = 1 << 14  # at a time
 
 
@@ -143,8 +144,9 @@ def compare(
             )
             for (_, _, mine), their in zip(labelled, theirs):
                 agreement.add(mine, their)
-                mine.remove()
                 their.remove()
+            for _, _, mine in labelled:
+                mine.remove()
             if ours.audio >= seconds:
                 break
         if not ours.audio:

@@ -72,7 +72,10 @@ class Job:
 
 
 class Labeller(Protocol):
-    """Labels files, times its stages on its clock, and returns the labels of each file, or why it cannot be used."""
+    """Labels files, times its stages on its clock, and returns the labels of each file, or why it cannot be used.
+
+    Raises RuntimeError, MemoryError or DecodeError when it cannot go on.
+    """
 
     clock: StageClock
 
@@ -109,11 +112,11 @@ class OurLabeller:
 
     def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
         with ThreadPoolExecutor(self.decode_threads) as pool, ExitStack() as open_tracks:
-            decoded = []
-            for track, seconds in pool.map(_decode, jobs):
-                decoded.append(track)
-                # The threads decode at the same time: a stage took its share of the clock.
-                self.clock.seconds.update({stage: taken / self.decode_threads for stage, taken in seconds.items()})
+            start = time.perf_counter()
+            decoded, seconds = zip(*pool.map(_decode, jobs))
+            # The threads decode at the same time: each stage took its share of the time that went by.
+            taken, passed = sum(seconds, Counter()), time.perf_counter() - start
+            self.clock.seconds.update({stage: passed * part / taken.total() for stage, part in taken.items()})
             tracks = [
                 (open_tracks.enter_context(track), Output(job.folder))
                 for job, track in zip(jobs, decoded) if isinstance(track, TrackAudio)
@@ -178,7 +181,7 @@ class ReferenceLabeller:
             bins_per_octave=cqt.bins_per_octave, pad_mode="constant", output_format="Magnitude", verbose=False,
         ).to(device)
 
-    def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
+    def label(self, jobs: Sequence[Job]) -> list[FileLabels]:
         return [self._label(job) for job in jobs]
 
     @torch.inference_mode()
@@ -227,6 +230,7 @@ class Side:
         spawn = multiprocessing.get_context("spawn")
         self.processes = processes
         self._pool = ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(labeller, *arguments))
+        self.busy = 1  # processes that had work
         self.audio = self.wall = 0.0
         self.stages: Counter[str] = Counter()
         self.peak_bytes = 0
@@ -239,10 +243,11 @@ class Side:
             return []
         # Several are given one file at a time, so that none waits for the others; one alone may label all side by side.
         calls = [[job] for job in jobs] if self.processes > 1 else [jobs]
+        self.busy = max(self.busy, min(self.processes, len(calls)))
         start = time.perf_counter()
         try:
             results = list(self._pool.map(_label, calls))
-        except (RuntimeError, MemoryError, BrokenProcessPool) as error:
+        except (RuntimeError, MemoryError, DecodeError, BrokenProcessPool) as error:
             self.failure = " ".join(str(error).split())[:200] or type(error).__name__
             return []
         self.wall += time.perf_counter() - start
@@ -255,8 +260,8 @@ class Side:
         return done
 
     def rates(self) -> dict[str, float]:
-        """Times real time of each stage, as if all processes did nothing else, and of the whole."""
-        seconds = {name: self.stages[name] / self.processes for name in STAGES if self.stages[name]}
+        """Times real time of each stage, as if the processes with work did nothing else, and of the whole."""
+        seconds = {name: self.stages[name] / self.busy for name in STAGES if self.stages[name]}
         seconds["teachers"] = sum(seconds.get(name, 0.0) for name in TEACHER_STAGES)
         seconds["whole"] = self.wall
         return {name: self.audio / taken for name, taken in seconds.items() if taken}

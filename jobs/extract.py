@@ -152,6 +152,7 @@ def main(arguments: list[str]) -> int:
     encoder = FeatureEncoder(Path(config.model), torch.device("cpu"), "float32", layers)
     found = read_input(config.input, config.out)
     plan = make_plan(config, encoder, found)
+    del encoder  # each worker has its own
     # Rank 0 alone looks at what is there, and joins the others, who wait for it, when it may be gone on with.
     with hold(config.out) if rank == 0 else nullcontext():
         if rank == 0:

@@ -121,7 +121,7 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
     try:
         layers = _evaluate(ast.parse(text.strip(), mode="eval").body)
         return [(channels, kernel, stride) for channels, kernel, stride in layers]
-    except (AttributeError, SyntaxError, TypeError, ValueError) as error:
+    except (AttributeError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"conv_feature_layers {text!r} is no sum of lists of (channels, kernel, stride)") from error
 
 
@@ -142,7 +142,13 @@ def _settings(checkpoint: Mapping[str, Any], path: Path) -> tuple[Mapping[str, A
     model, task = (_fields(cfg.get("model")), _fields(cfg.get("task"))) if cfg else (args, args)
     if model is None:
         raise ValueError(f"{path}: no settings, neither `cfg` nor `args` can be read")
-    return model, task or {}
+    return _values(model), _values(task or {})
+
+
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as they are; of others the type alone, since what is nested deep takes for ever to compare or print."""
+    plain = str | int | float | bool | None
+    return {key: value if isinstance(value, plain) else type(value) for key, value in settings.items()}
 
 
 def _fields(value: Any) -> dict[str, Any] | None:

@@ -326,6 +326,14 @@ def test_settings_made_by_dataclasses_of_fairseq_are_refused_by_name(tmp_path, m
         import_fairseq(tmp_path / "source.pt")
 
 
+def deep_tuple(depth: int) -> tuple:
+    """A few hundred bytes in a file; printed, 2 to the power of `depth` brackets."""
+    nested = ()
+    for _ in range(depth):
+        nested = (nested, nested)
+    return nested
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -336,6 +344,8 @@ def test_settings_made_by_dataclasses_of_fairseq_are_refused_by_name(tmp_path, m
         ({"extractor_mode": "other"}, "extractor_mode is 'other', known are default, layer_norm"),
         ({"activation_fn": "tanh"}, "hidden_act is 'tanh'"),
         ({"conv_feature_layers": "__import__('os').getcwd()"}, "is no sum of lists"),
+        ({"conv_feature_layers": "-" * 5000 + "1"}, "is no sum of lists"),
+        ({"layer_type": deep_tuple(60)}, "layer_type is <class 'tuple'>"),
         ({"encoder_layers": 3}, "16 of 67 encoder weights are missing: encoder.layers.2.self_attn.q_proj.weight"),
     ],
 )
