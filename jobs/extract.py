@@ -341,7 +341,7 @@ def work(config: ExtractConfig, plan: Plan, parts: list[Part], rank: int, ranks:
     share = parts[len(parts) * rank // ranks : len(parts) * (rank + 1) // ranks]
     if not share:
         return {}
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if config.device == "cuda" else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if config.device == "cuda" else "cpu"
     title = "extract" if ranks == 1 else f"extract, rank 0's {len(share)} of {len(parts)} parts"
     return work_on_rank(plan.order, share, device, title if rank == 0 else None)
 

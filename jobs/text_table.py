@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "  ") -> list[str]:
     """Aligned lines; a column whose cells are all numbers (or `-`) stands to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(name), *(len(row[column]) for row in cells), 0) for column, name in enumerate(header)]
     right = [all(_is_number(row[column]) for row in cells) for column in range(len(header))]
     lines = []

@@ -2,8 +2,8 @@
 
 The sample is drawn from the manifest by seed. Its features go to a temporary file, which scikit-learn's mini-batch
 k-means (Sculley 2010, https://doi.org/10.1145/1772690.1772862) reads at random places, so memory does not grow with
-the sample. Batches, restarts and stopping are those of HuBERT's script
-(https://github.com/facebookresearch/fairseq/tree/main/examples/hubert/simple_kmeans), which MERT refers to.
+the sample. Batches, restarts and stopping are those of HuBERT's script, which MERT refers to
+(https://github.com/facebookresearch/fairseq, examples/hubert, simple_kmeans).
 """
 
 from collections import defaultdict
