@@ -32,9 +32,11 @@ from jobs.extract_part import PartExtractor, WorkOrder, model_fingerprint
 from jobs.folder_lock import locked
 from jobs.output_check import check_writable
 from jobs.progress import Progress
+from jobs.rank_device import gpu_of_this_rank
 from jobs.text_table import human_bytes, printable
 from model.feature_encoder import FeatureEncoder, Precision
 from model.feature_windows import WindowConfig
+from model.ranks import wait_for_all
 from pipeline import storage
 from pipeline.feature_plan import Part, SourceTrack, frame_offsets, plan_frame_parts, plan_track_parts, tracks_digest
 from pipeline.feature_store import (
@@ -169,9 +171,9 @@ def main(arguments: list[str]) -> int:
                 console.say(f"plan: {len(found.tracks)} tracks, {hours:.3f} h in {len(plan.parts)} parts; {len(missing)} to do")
                 if missing:
                     reopen_store(config.out, plan.description)
-            wait_for_all(ranks)  # or a rank that is late would find the parts of another one done
+            wait_for_all()  # or a rank that is late would find the parts of another one done
             failures = work(config, plan, missing, rank, ranks) if missing else {}
-            wait_for_all(ranks)
+            wait_for_all()
         for name, message in sorted(failures.items()):
             print(printable(f"error: {name}: {message}"), file=sys.stderr)
         return finish(config, plan) if rank == 0 else 0  # torchrun would end rank 0 for another's failure
@@ -320,12 +322,6 @@ def rank_group(ranks: int) -> Iterator[None]:
             distributed.destroy_process_group()
 
 
-def wait_for_all(ranks: int) -> None:
-    """Return when every rank has come here."""
-    if ranks > 1:
-        distributed.barrier()
-
-
 def work(config: ExtractConfig, plan: Plan, parts: list[Part], rank: int, ranks: int) -> dict[str, str]:
     """Do the parts: this rank's share under torchrun, all of them on Ray without; the message of each that failed."""
     if not ranks:
@@ -341,7 +337,7 @@ def work(config: ExtractConfig, plan: Plan, parts: list[Part], rank: int, ranks:
     share = parts[len(parts) * rank // ranks : len(parts) * (rank + 1) // ranks]
     if not share:
         return {}
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if config.device == "cuda" else "cpu"
+    device = f"cuda:{gpu_of_this_rank()}" if config.device == "cuda" else "cpu"
     title = "extract" if ranks == 1 else f"extract, rank 0's {len(share)} of {len(parts)} parts"
     return work_on_rank(plan.order, share, device, title if rank == 0 else None)
 

@@ -26,6 +26,7 @@ from jobs.command_line import run
 from jobs.config import explain, load_config
 from jobs.console import console
 from jobs.folder_lock import locked
+from jobs.rank_device import gpu_of_this_rank
 from jobs.training_report import TrainingReport
 from model.architecture import architecture_differences
 from model.checkpoint import latest_checkpoint, list_checkpoints
@@ -147,7 +148,7 @@ def process_group(device: str, world_size: int) -> Iterator[torch.device]:
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if use_cuda and not torch.cuda.is_available():
         raise ValueError("device cuda: torch finds no CUDA device on this machine")
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
+    place = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)
     if world_size > 1:

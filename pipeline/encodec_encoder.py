@@ -31,8 +31,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHUNK_FRAMES = 300
 # Of these a window of the convolutions. Measured on a CPU: one second of activations still fits the cache.
 WINDOW_FRAMES = {"cpu": 75, "cuda": CHUNK_FRAMES}
-# Tracks side by side. On a CPU four make the LSTM 2.3 times faster and one alone among four 1.8 times slower; a GPU
-# takes about as long for one as for many, since the steps of the LSTM must follow each other.
+# Tracks side by side. Measured on a CPU: four make the LSTM 2.2 times faster, one alone among four makes it 1.8 times
+# slower. Not measured yet: a GPU should take about as long for many as for one, since the LSTM's steps are small and
+# must follow each other.
 LANES = {"cpu": 1, "cuda": 16}
 
 

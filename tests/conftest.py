@@ -1,7 +1,7 @@
 """Fixtures shared by the tests of the data side: real clips, a small synthetic corpus, a tiny codec."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -12,6 +12,8 @@ from audio_files import MUSIC, noise, tone, write_audio
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
+from jobs import inspect
+from jobs.command_line import run
 from pipeline.codec import CodecSizes, build_codec, save_folder
 
 # The same examples on every machine, and however long a loaded one takes for them.
@@ -43,6 +45,19 @@ def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_audio(root / "rest" / "short.wav", tone(440, 1))
     (root / "rest" / "notes.txt").write_text("no audio here")
     return root
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Run `mert inspect` in this process; gives its exit code, stdout and stderr."""
+
+    def say(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return say
 
 
 @pytest.fixture

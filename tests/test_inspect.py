@@ -19,8 +19,6 @@ from audio_files import mert_environment, noise, write_audio
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from shard_fixtures import index_shards, make_track, write_examples, write_set
 
-from jobs import inspect
-from jobs.command_line import run
 from model.run_history import curves, load_run
 from pipeline import storage
 from pipeline.dataset_difference import difference
@@ -40,19 +38,6 @@ def labelled(tmp_path_factory, tiny_codec) -> Path:
     write_manifest_folder(folder / "audio", folder / "manifest")
     label_manifest(folder / "manifest", folder / "shards", tiny_codec)
     return folder
-
-
-@pytest.fixture
-def say(capsys):
-    """Run the command in this process; gives its exit code, stdout and stderr."""
-
-    def say(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return say
 
 
 @pytest.fixture

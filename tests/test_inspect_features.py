@@ -11,8 +11,6 @@ from audio_files import noise, write_audio
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from jobs import inspect
-from jobs.command_line import run
 from pipeline import feature_summary
 from pipeline.feature_store import (
     KIND,
@@ -98,19 +96,6 @@ def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("features") / "frames.zarr"
     write_store(str(folder))
     return folder
-
-
-@pytest.fixture
-def say(capsys):
-    """Run the command in this process; gives its exit code, stdout and stderr."""
-
-    def say(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return say
 
 
 def test_statistics_of_each_layer_against_naive_ones(store, say):

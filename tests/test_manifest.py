@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 import soundfile
 import yaml

@@ -27,7 +27,6 @@ from pretrain_run import (
     read_metrics,
     start,
     wait_for_step,
-    wait_until,
 )
 from shard_fixtures import write_set
 

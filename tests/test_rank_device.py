@@ -1,0 +1,22 @@
+"""Which GPU a rank takes."""
+
+import pytest
+
+from jobs.config import UsageError
+from jobs.rank_device import gpu_of_this_rank
+
+
+@pytest.mark.parametrize(("environment", "gpu"), [({}, 0), ({"WORLD_SIZE": "1"}, 0), ({"WORLD_SIZE": "8", "LOCAL_RANK": "3"}, 3)])
+def test_a_rank_takes_the_gpu_of_its_number_on_the_machine(environment: dict, gpu: int, monkeypatch: pytest.MonkeyPatch):
+    for name in ("WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert gpu_of_this_rank() == gpu
+
+
+def test_ranks_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 8 and LOCAL_RANK is not set"):
+        gpu_of_this_rank()
