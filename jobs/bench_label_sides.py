@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,11 +31,12 @@ from jobs.measurement import peak_memory
 from jobs.stage_clock import StageClock
 from pipeline.codec import load_codec
 from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.decode import DecodeError, open_audio, to_int16
+from pipeline.decode import DecodeError, open_audio
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.frames import HOP, SAMPLE_RATE
+from pipeline.pcm import to_float, to_int16
 from pipeline.process_shard import DECODE_THREADS
-from pipeline.resample import resample_to_int16, to_float
+from pipeline.resample import resample_to_int16
 from pipeline.shard_format import encode_flac
 from pipeline.teachers import build_teachers
 from pipeline.track_audio import TrackAudio
@@ -107,13 +109,14 @@ class OurLabeller:
     def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str):
         torch.set_num_threads(1)
         self.encodec, self.cqt = build_teachers([codec, cqt], device)
+        self.device = device
         self.decode_threads = 1 if device == "cpu" else DECODE_THREADS[device]
         self.clock = StageClock()
 
     def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
         with ThreadPoolExecutor(self.decode_threads) as pool, ExitStack() as open_tracks:
             start = time.perf_counter()
-            decoded, seconds = zip(*pool.map(_decode, jobs))
+            decoded, seconds = zip(*pool.map(partial(_decode, self.device), jobs))
             # The threads decode at the same time: each stage took its share of the time that went by.
             taken, passed = sum(seconds, Counter()), time.perf_counter() - start
             self.clock.seconds.update({stage: passed * part / taken.total() for stage, part in taken.items()})
@@ -150,12 +153,13 @@ class OurLabeller:
             output.append("audio", segment[:, None])
 
 
-def _decode(job: Job) -> tuple[TrackAudio | DecodeError, Counter[str]]:
+def _decode(device: str, job: Job) -> tuple[TrackAudio | DecodeError, Counter[str]]:
     """The decoded file or why it cannot be used, and the seconds that it took by stage."""
     clock = StageClock()
     try:
         with open_audio(job.path) as file, clock.stage("resample"):
-            track = TrackAudio(resample_to_int16(clock.follow("decode", file.blocks()), file.header.sample_rate))
+            blocks = clock.follow("decode", file.blocks())
+            track = TrackAudio(resample_to_int16(blocks, file.header.sample_rate, device=device))
     except DecodeError as error:
         return error, clock.seconds
     if not track.num_frames:

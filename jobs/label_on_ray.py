@@ -20,13 +20,15 @@ class Labeller:
         self.backend = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "torch": torch.__version__}
         for teacher in self.teachers:
             self.backend |= getattr(teacher, "backend", {})
-        self.root, self.out, self.decode_threads = root, out, decode_threads
+        self.root, self.out, self.decode_threads, self.device = root, out, decode_threads, device
         self.seconds = 0.0
 
     def run(self, task: ShardTask) -> None:
         """Label and publish one shard. Raises as `process_shard` does."""
         self.seconds = 0.0
-        process_shard(task, self.teachers, self.root, self.out, self.backend, self.decode_threads, self._count)
+        process_shard(
+            task, self.teachers, self.root, self.out, self.backend, self.decode_threads, self._count, self.device
+        )
         self.seconds = 0.0
 
     def seconds_done(self) -> float:

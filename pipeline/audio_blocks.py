@@ -6,7 +6,7 @@ from itertools import repeat
 import numpy as np
 
 from pipeline.frames import HOP
-from pipeline.resample import to_float
+from pipeline.pcm import to_float
 from pipeline.teacher import Teacher
 
 BLOCK_SAMPLES = 1500 * HOP  # 20 s

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
 from pipeline.codec import CodecSizes, build_codec
+from pipeline.decode import open_audio
 from pipeline.frames import SAMPLE_RATE
 from pipeline.manifest import Manifest, Track
-from pipeline.decode import open_audio
-from pipeline.resample import decoded_track, to_float
+from pipeline.pcm import to_float
+from pipeline.resample import decoded_track
 from pipeline.storage import local_copy
 
 KMEANS_VECTORS = 12_000

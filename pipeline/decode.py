@@ -29,6 +29,7 @@ from pipeline.container_checks import (
     has_xing_tag,
 )
 from pipeline.frames import SAMPLE_RATE
+from pipeline.pcm import to_int16
 
 DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,caf,dsf,eac3,flac,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,ogg,tta,w64,wav,wv"
 # Their headers state a length in samples; a bare MP3 or ADTS stream only lets ffmpeg guess one.
@@ -137,11 +138,31 @@ class MediaFile:
         there the next frame's position tells.
 
         Raises:
-            DecodeError: `unreadable` on damage, a change of rate or channels, or no audio at all;
+            DecodeError: `unreadable` on damage, a change of rate, channels or sample format, or no audio at all;
                 `truncated` when the container ends too early.
         """
-        # Packed, because PyAV 18 reads beyond its memory for planar frames of 8 channels and more.
-        packed = av.AudioResampler(format="flt")
+        # Gathered, because converting a small frame takes longer than decoding it; packed, because PyAV 18 reads
+        # beyond its memory for planar frames of 8 channels and more.
+        gathered, packed = av.AudioFifo(), av.AudioResampler(format="flt")
+        for frame in self._frames():
+            frame.pts = None  # else the queue, too, looks for gaps
+            try:
+                gathered.write(frame)
+            except ValueError as error:
+                raise DecodeError("unreadable", f"changes to {frame.format.name} {frame.layout.name} on the way") from error
+            if gathered.samples >= BLOCK_FRAMES:
+                yield self._block(gathered, packed)
+        if not gathered.samples_written:
+            raise DecodeError("unreadable", "no audio could be decoded")
+        if gathered.samples:
+            yield self._block(gathered, packed)
+
+    def _block(self, gathered: av.AudioFifo, packed: av.AudioResampler) -> np.ndarray:
+        frames = [frame.to_ndarray().reshape(-1, self.header.channels) for frame in packed.resample(gathered.read())]
+        return np.concatenate(frames).T
+
+    def _frames(self) -> Iterator[av.AudioFrame]:
+        """The decoded frames, all of one rate and number of channels, without a gap."""
         expected = (self.header.sample_rate, self.header.channels)
         is_flac = self.header.format == "flac/flac"
         damage = None
@@ -160,11 +181,8 @@ class MediaFile:
                     damage = damage or f"the next frame starts at {frame.pts * frame.time_base * expected[0]}"
                 if damage:
                     raise DecodeError("unreadable", f"damaged after {decoded} samples: {damage}")
-                for converted in packed.resample(frame):
-                    decoded += converted.samples
-                    yield converted.to_ndarray().reshape(-1, expected[1]).T
-        if not decoded:
-            raise DecodeError("unreadable", "no audio could be decoded")
+                decoded += frame.samples
+                yield frame
 
     def _packets(self) -> Iterator[av.Packet]:
         try:
@@ -187,7 +205,7 @@ class AudioDigest:
             loudest = float(np.abs(block).max(initial=0.0))
             if not loudest < LOUDEST:  # true also of not-a-number
                 raise DecodeError("unreadable", f"a sample of value {loudest} after {self.num_samples} samples")
-            self._digest.update(to_int16(block).T.astype("<i2").tobytes())
+            self._digest.update(np.ascontiguousarray(to_int16(block).T, "<i2"))
             self.num_samples += block.shape[1]
             self.peak = max(self.peak, loudest)
             yield block
@@ -195,11 +213,6 @@ class AudioDigest:
     def hexdigest(self) -> str:
         """The digest of what has passed so far."""
         return self._digest.hexdigest()
-
-
-def to_int16(audio: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1) to int16, rounded to nearest even; louder ones clip."""
-    return np.minimum(np.rint(np.clip(audio, -1.0, 1.0) * 32768.0), 32767).astype(np.int16)
 
 
 def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:

@@ -34,18 +34,20 @@ def process_shard(
     backend: dict,
     decode_threads: int = DECODE_THREADS["cpu"],
     report: Callable[[float], None] = lambda seconds: None,
+    device: str = "cpu",
 ) -> ShardRecord:
     """Label one shard and publish it in the folder `out`.
 
     A track that cannot be used is dropped under a reason; a file that cannot be reached is an error, since
-    another run may reach it. `report` is called with the seconds of each finished example or dropped track.
+    another run may reach it. `report` is called with the seconds of each finished example or dropped track. `device`
+    is where tracks are resampled, with the same result on any.
 
     Raises:
         OSError: a file of the manifest, or the output folder, cannot be reached.
         ValueError: a teacher wrote what its specification does not allow.
     """
     def outcomes() -> Iterator[Example | DroppedTrack]:
-        with closing(_decode_ahead(task, root, decode_threads)) as decoded:
+        with closing(_decode_ahead(task, root, decode_threads, device)) as decoded:
             # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
             tracks, *views = tee(decoded, 1 + len(teachers))
             labels = [
@@ -62,11 +64,13 @@ def process_shard(
     )
 
 
-def _decode_ahead(task: ShardTask, root: str, threads: int) -> Iterator[tuple[Track, TrackAudio | DecodeError]]:
+def _decode_ahead(
+    task: ShardTask, root: str, threads: int, device: str
+) -> Iterator[tuple[Track, TrackAudio | DecodeError]]:
     """Decode in threads, hand over in order; at most `threads` wait for the teacher that is furthest ahead."""
     def attempt(track: Track) -> TrackAudio | DecodeError:
         try:
-            audio = decode_track(track, root)
+            audio = decode_track(track, root, device)
         except DecodeError as error:
             return error
         if cut(audio.num_frames, task.config):

@@ -1,100 +1,132 @@
-"""Blocks of audio at any rate to mono at 24 kHz, in bounded memory.
+"""Blocks of audio at any rate to 16 bits, mono, at 24 kHz: the same bits on every machine and device.
 
-The arithmetic is torchaudio's default windowed-sinc resampling (J. O. Smith,
-https://ccrma.stanford.edu/~jos/resample/), which is what EnCodec's own `convert_audio` applies, done block
-by block: a block is resampled together with the input that its filter reaches on both sides, so the
-joints leave no trace. Channels are averaged, as `convert_audio` does for a mono model.
+The filters are torchaudio's default windowed-sinc ones (J. O. Smith, https://ccrma.stanford.edu/~jos/resample/), which
+EnCodec's own `convert_audio` applies. They are mostly zeros, 24 of 171 taps at 44.1 kHz matter, so the outputs are
+computed in bands, each a matrix product over the inputs that it needs.
+
+The products are exact: with samples a multiple of 2^-23 and taps a multiple of 2^-26, every sum is a multiple of 2^-49
+that float64 holds. So neither the order of summation nor the cutting into blocks changes anything, and a GPU gives what
+a CPU gives. Rounding both moves the result by less than 1e-6.
 """
 
-import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
-from torchaudio.functional import resample
+from torch import Tensor
+from torchaudio.transforms import Resample
 
-from pipeline.decode import to_int16
+from pipeline.audio_blocks import fixed_blocks
 from pipeline.frames import HOP, SAMPLE_RATE, resampled_length, whole_frames
+from pipeline.pcm import FULL_SCALE, to_int16
 
 # To be raised when this file, or how audio is decoded, comes to give other samples: shards of before are then stale.
-AUDIO_VERSION = 1
-BLOCK_SECONDS = 20
-LOWPASS_WIDTH = 6
-ROLLOFF = 0.99
+AUDIO_VERSION = 2
+BLOCK_SECONDS = 5
+SAMPLE_STEPS = 2.0**23  # to 1.0; float32 has no finer ones near it, files of 24 bits neither
+TAP_STEPS = 2.0**26  # to 1.0; with samples up to 4.0 a sum then stays below the 53 bits of float64
+BAND = 24  # outputs of one matrix product, about
+
+
+class Resampler:
+    """`torchaudio.functional.resample` of float32 samples up to 4.0, to 1e-6 of full scale, in exact arithmetic.
+
+    Louder samples are resampled to the rounding error of float64.
+
+    Args:
+        source_rate, target_rate: Hz, different.
+    """
+
+    def __init__(self, source_rate: int, target_rate: int, device: torch.device):
+        self.rates = source_rate, target_rate
+        self.device = device
+        published = Resample(source_rate, target_rate, dtype=torch.float32)
+        taps = (published.kernel[:, 0] * TAP_STEPS).round()
+        phases, period = len(taps), taps.shape[1] - 2 * published.width
+        self.lead = published.width  # samples before that of output 0
+        # A row of outputs, and the samples from row to row.
+        repeats = -(-BAND // phases)
+        self.row, self.stride = repeats * phases, repeats * period
+        self.reach = self.stride - period + taps.shape[1]  # samples that a row sees, from `lead` before its own first
+        self.bands = list(self._bands(taps, repeats))
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """All whole rows of outputs that samples have.
+
+        Shape:
+            float32 `[reach + (rows - 1) * stride]`, or a few more, on the device -> float64 `[rows * row]`.
+        """
+        steps = (samples * SAMPLE_STEPS).round_().double()
+        rows = (len(steps) - self.reach) // self.stride + 1
+        outputs = torch.cat([self._products(steps[first:], weights, rows) for first, weights in self.bands])
+        return outputs.T.flatten() / (SAMPLE_STEPS * TAP_STEPS)
+
+    def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """A whole signal from mono float32 blocks `[n]`, any n: ceil(target_rate * N / source_rate) float64 samples."""
+        fed = given = 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal fed
+            for block in blocks:
+                fed += len(block)
+                yield block
+
+        silence_after = np.zeros(self.reach + self.stride, np.float32)
+        length = -(-BLOCK_SECONDS * self.rates[0] // self.stride) * self.stride
+        window = np.zeros(self.lead, np.float32)
+        for block in fixed_blocks(chain(counted(), [silence_after]), length):
+            window = np.concatenate([window, block])
+            rows = (len(window) - self.reach) // self.stride + 1
+            wanted = resampled_length(fed, *self.rates) - given
+            if rows > 0 and wanted:
+                outputs = self(torch.from_numpy(window).to(self.device))[:wanted]
+                given += len(outputs)
+                yield outputs
+                window = window[rows * self.stride :]
+
+    def _bands(self, taps: Tensor, repeats: int) -> Iterator[tuple[int, Tensor]]:
+        """For each band of a row's outputs the first sample it needs, and float64 weights `[outputs, samples]`."""
+        wide = torch.zeros(self.row, self.reach)
+        for repeat, rows in enumerate(wide.chunk(repeats)):
+            start = repeat * self.stride // repeats
+            rows[:, start : start + taps.shape[1]] = taps
+        for band in wide.tensor_split(max(1, self.row // BAND)):
+            needed = band.any(dim=0).nonzero()
+            first, last = int(needed[0]), int(needed[-1])
+            yield first, band[:, first : last + 1].double().to(self.device)
+
+    def _products(self, steps: Tensor, weights: Tensor, rows: int) -> Tensor:
+        """`[outputs, rows]`; cut where one row's samples would overlap the next one's, which BLAS would have copied."""
+        return sum(
+            part @ steps[number * self.stride :].unfold(0, part.shape[1], self.stride)[:rows].T
+            for number, part in enumerate(weights.split(self.stride, dim=1))
+        )
 
 
 def to_mono(block: np.ndarray) -> np.ndarray:
-    """Average the channels of `[C, n]`; returns `[n]`."""
-    return block.mean(axis=0, dtype=np.float32) if len(block) > 1 else block[0]
+    """Average the channels of `[C, n]`, float32; returns `[n]`. This is what `convert_audio` does for a mono model."""
+    return sum(block[1:], start=block[0]) / np.float32(len(block))
 
 
-def resample_blocks(blocks: Iterable[np.ndarray], source_rate: int, target_rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
-    """Resample a stream of mono float32 blocks `[n]` of any sizes.
-
-    Together the blocks that come out have ceil(target_rate * N / source_rate) samples and equal
-    `torchaudio.functional.resample` of the whole signal to rounding error.
-    """
-    if source_rate == target_rate:
-        yield from blocks
-        return
-    divisor = math.gcd(source_rate, target_rate)
-    period = source_rate // divisor
-    reach = math.ceil(LOWPASS_WIDTH * period * divisor / (min(source_rate, target_rate) * ROLLOFF))
-    # Context and block are whole periods of the polyphase filter, so every block meets the same phases.
-    context = -(-reach // period) * period
-    length = -(-BLOCK_SECONDS * source_rate // period) * period
-    start = 0
-    for window, last in _windows(blocks, context, length):
-        left = min(start, context)
-        output = _resample(window, source_rate, target_rate)
-        first = left * target_rate // source_rate
-        wanted = len(window) - left if last else length
-        yield output[first : first + resampled_length(wanted, source_rate, target_rate)]
-        start += length
-
-
-def resample_to_int16(blocks: Iterable[np.ndarray], source_rate: int) -> Iterator[np.ndarray]:
-    """Decoded blocks `[C, n]` of a track to int16 blocks `[n]`, 24 kHz mono.
+def resample_to_int16(
+    blocks: Iterable[np.ndarray], source_rate: int, target_rate: int = SAMPLE_RATE, device: str = "cpu"
+) -> Iterator[np.ndarray]:
+    """Decoded float32 blocks `[C, n]` of a track, of any sizes, to int16 blocks `[n]`, mono.
 
     Rounded to 16 bits because that is what the shard stores: teachers label the very samples that
     training will see.
     """
-    return map(to_int16, resample_blocks((to_mono(block) for block in blocks), source_rate))
+    mono = map(to_mono, blocks)
+    if source_rate == target_rate:
+        yield from map(to_int16, mono)
+        return
+    for samples in Resampler(source_rate, target_rate, torch.device(device)).stream(mono):
+        steps = (samples * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1)
+        yield steps.to(torch.int16).cpu().numpy()
 
 
 def decoded_track(blocks: Iterable[np.ndarray], source_rate: int) -> np.ndarray:
     """Decoded blocks `[C, n]` of a whole track to int16 `[T]` in memory, 24 kHz mono, T a multiple of the hop (320)."""
     audio = np.concatenate([np.zeros(0, np.int16), *resample_to_int16(blocks, source_rate)])
     return audio[: whole_frames(len(audio)) * HOP]
-
-
-def to_float(audio: np.ndarray) -> np.ndarray:
-    """int16 samples to float32 in [-1, 1)."""
-    return audio.astype(np.float32) / 32768.0
-
-
-def _windows(blocks: Iterable[np.ndarray], context: int, length: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Windows of `context + length + context` samples, `length` apart; shorter at both ends of the signal."""
-    buffer = np.zeros(0, np.float32)
-    left = 0
-    pending: list[np.ndarray] = []
-    waiting = 0
-    for block in blocks:
-        pending.append(block)
-        waiting += len(block)
-        while len(buffer) + waiting > left + length + context:
-            buffer = np.concatenate([buffer, *pending])
-            pending, waiting = [], 0
-            yield buffer[: left + length + context], False
-            dropped = max(0, left + length - context)
-            buffer = buffer[dropped:]
-            left = left + length - dropped
-    buffer = np.concatenate([buffer, *pending])
-    if len(buffer) > left:
-        yield buffer, True
-
-
-def _resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    return resample(
-        torch.from_numpy(audio), source_rate, target_rate, lowpass_filter_width=LOWPASS_WIDTH, rolloff=ROLLOFF
-    ).numpy()

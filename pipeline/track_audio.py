@@ -13,7 +13,8 @@ from pipeline.audio_blocks import BLOCK_SAMPLES
 from pipeline.decode import AudioDigest, DecodeError, open_audio
 from pipeline.frames import HOP, whole_frames
 from pipeline.manifest import Track, file_sha256
-from pipeline.resample import resample_to_int16, to_float
+from pipeline.pcm import to_float
+from pipeline.resample import resample_to_int16
 from pipeline.storage import local_copy
 
 BYTES = 2  # of a sample
@@ -62,8 +63,8 @@ class TrackAudio:
             raise OSError(f"{tempfile.gettempdir()}: a decoded track does not fit ({error.strerror})") from error
 
 
-def decode_track(track: Track, root: str) -> TrackAudio:
-    """Decode a track of the manifest.
+def decode_track(track: Track, root: str, device: str = "cpu") -> TrackAudio:
+    """Decode a track of the manifest; `device` resamples it, to the same samples on any.
 
     Raises:
         DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `open_audio`.
@@ -71,7 +72,8 @@ def decode_track(track: Track, root: str) -> TrackAudio:
     """
     with local_copy(root, track.path) as path, open_audio(path) as audio:
         digest = AudioDigest(audio.header)
-        decoded = TrackAudio(resample_to_int16(digest.follow(audio.blocks()), audio.header.sample_rate))
+        blocks = digest.follow(audio.blocks())
+        decoded = TrackAudio(resample_to_int16(blocks, audio.header.sample_rate, device=device))
         # Lossy decoders round differently on another CPU: the same file of the same length is the same music.
         same = digest.hexdigest() == track.audio_sha256 or (
             digest.num_samples == track.num_samples and file_sha256(path) == track.sha256

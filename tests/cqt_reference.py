@@ -7,7 +7,8 @@ import torch
 from nnAudio.features.cqt import CQT1992v2
 
 from pipeline.decode import open_audio
-from pipeline.resample import decoded_track, to_float
+from pipeline.pcm import to_float
+from pipeline.resample import decoded_track
 
 PUBLISHED = {"lowest_frequency": 32.7, "bins": 336, "bins_per_octave": 48}
 

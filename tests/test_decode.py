@@ -13,7 +13,8 @@ from audio_files import CLIPS, noise, tone, write_audio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import AudioDigest, AudioHeader, DecodeError, check_length, open_audio, to_int16
+from pipeline.decode import AudioDigest, AudioHeader, DecodeError, check_length, open_audio
+from pipeline.pcm import to_int16
 
 TOLERANCE = 0.2
 CHECKED_CLIPS = [  # formats whose checksums must reveal any change

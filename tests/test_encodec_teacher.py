@@ -24,7 +24,8 @@ from pipeline.codec import CodecSizes, build_codec, load_codec, save_folder
 from pipeline.decode import open_audio
 from pipeline.encodec_encoder import EncodecEncoder
 from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig, codebooks_of
-from pipeline.resample import decoded_track, to_float
+from pipeline.pcm import to_float
+from pipeline.resample import decoded_track
 from pipeline.teachers import build_teachers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # encodec 0.1.1 uses the older weight norm

@@ -9,9 +9,9 @@ import yaml
 from audio_files import noise, tone
 
 from pipeline.audio_blocks import float_blocks, label_track
-from pipeline.decode import to_int16
 from pipeline.kmeans_folder import load_kmeans, save_kmeans
 from pipeline.kmeans_teacher import KmeansTeacher, KmeansTeacherConfig, build_feature
+from pipeline.pcm import to_int16
 
 CPU = torch.device("cpu")
 FEATURES = ["logmel", "chroma"]

@@ -15,7 +15,8 @@ from pipeline import power_spectrum
 from pipeline.chroma_features import Chroma, chroma_filters
 from pipeline.decode import open_audio
 from pipeline.mel_features import LogMel
-from pipeline.resample import decoded_track, to_float
+from pipeline.pcm import to_float
+from pipeline.resample import decoded_track
 
 CPU = torch.device("cpu")
 

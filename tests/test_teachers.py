@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import teachers
 from pipeline.audio_blocks import label_track
-from pipeline.decode import to_int16
+from pipeline.pcm import to_int16
 
 ROOT = Path(__file__).parent.parent
 SECTION = "### A teacher of your own"
