@@ -177,6 +177,8 @@ class ReferenceLabeller:
             # A long file asks for more than there is: an error then, where the system would kill what it finds.
             available = psutil.virtual_memory().available
             resource.setrlimit(resource.RLIMIT_DATA, (available, available))
+        # What torch allows by itself would round on a GPU, and these labels are what ours are compared with.
+        torch.backends.cudnn.allow_tf32 = False
         self.clock = StageClock()
         self.codec = load_codec(codec.weights).to(device)
         self.codebooks = codec.codebooks

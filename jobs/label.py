@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.command_line import run
 from jobs.config import load_config
@@ -54,6 +54,13 @@ class LabelConfig(BaseModel):
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
+
+    @model_validator(mode="after")
+    def _device_can(self) -> "LabelConfig":
+        for number, teacher in enumerate(self.teachers):
+            if self.device == "cpu" and getattr(teacher, "precision", None) == "tf32":
+                raise ValueError(f"teachers.{number}.precision tf32 is computed by a GPU alone, the device is cpu")
+        return self
 
     def recorded(self) -> dict:
         """The settings that shape the result, without places and how the work is spread."""

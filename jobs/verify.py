@@ -2,12 +2,13 @@
 
     mert verify SHARD_FOLDER
     mert verify SHARD_FOLDER --manifest MANIFEST_FOLDER --relabel 20
-    mert verify SHARD_FOLDER --relabel 20 --teachers configs/label.yaml
+    mert verify SHARD_FOLDER --relabel 20 --teachers configs/label.yaml --device cuda
 
 Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks,
 and an index that lists every shard and sums them up. --manifest compares the manifest's digest and the split of
 every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
-SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Every fault is a line with shard
+SHARD_FOLDER/label.yaml, or of another label config where the weights have moved, and run on the CPU or, with --device
+cuda, on a GPU: labels of a GPU in bf16 or tf32 are not a CPU's. Every fault is a line with shard
 and key; exit code 1 if there is any.
 """
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if options.relabel and faults:
         print("the teachers are not run again on shards that are at fault themselves", file=sys.stderr)
     elif options.relabel:
-        teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG))
+        teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG), options.device)
         check_teachers(index, teachers)
         faults += relabel(options.shards, index, options.relabel, teachers)
     shards, examples = len(index.shardlist), sum(entry.nsamples for entry in index.shardlist)
@@ -65,6 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--relabel", type=int, default=0, metavar="N")
     parser.add_argument("--manifest")
     parser.add_argument("--teachers")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
     if options.relabel < 0:
         raise UsageError(f"--relabel {options.relabel}: a number of examples is needed, 0 or more")
@@ -122,8 +124,8 @@ def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) ->
     return faults
 
 
-def load_teachers(location: str) -> list[Teacher]:
-    """The teachers of a label config, as a labeller runs them. Raises UsageError naming the file."""
+def load_teachers(location: str, device: str) -> list[Teacher]:
+    """The teachers of a label config, as a labeller runs them on a device. Raises UsageError naming the file."""
     try:
         configs = TypeAdapter(list[TeacherConfig]).validate_python(yaml.safe_load(storage.read_bytes(location))["teachers"])
     except FileNotFoundError as error:
@@ -132,7 +134,7 @@ def load_teachers(location: str) -> list[Teacher]:
         raise UsageError(f"{location}: no label config with teachers: {' '.join(str(error).split())}") from error
     torch.set_num_threads(1)
     try:
-        return build_teachers(configs, "cpu")
+        return build_teachers(configs, device)
     except (OSError, ValueError) as error:
         raise UsageError(f"{location}: {error}; --teachers names another label config, where weights have moved") from error
 

@@ -12,6 +12,7 @@ share a batch, see `LANES`.
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -23,9 +24,9 @@ from torch import Tensor, nn
 from pipeline.frames import HOP
 from pipeline.track_lanes import Piece, pieces_by_lane
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Backend = Literal["torch", "openvino"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 # Frames (1/75 s) that go through the LSTM in one call, which packs its weights once a call.
 CHUNK_FRAMES = 300
@@ -43,6 +44,7 @@ class EncodecEncoder:
     Args:
         encoder: the package's encoder with its weights; its weight norm is folded in place.
         precision: of the convolutions and the LSTM; the last convolution, and those of the first frames, stay in fp32.
+            tf32 is fp32 with products of 10-bit mantissas, which a GPU alone computes.
         backend: what runs the convolutions; all the rest runs in torch.
 
     Raises:
@@ -52,9 +54,12 @@ class EncodecEncoder:
     def __init__(
         self, encoder: SEANetEncoder, device: torch.device, precision: Precision = "fp32", backend: Backend = "torch"
     ):
-        if backend == "openvino" and device.type != "cpu":
-            raise ValueError(f"backend openvino runs on the CPU, the device is {device}: choose backend torch")
-        self.device = device
+        if backend == "openvino" and (device.type != "cpu" or precision == "tf32"):
+            raise ValueError(
+                f"backend openvino runs on the CPU in fp32 or bf16, the device is {device} and the precision {precision}:"
+                " choose backend torch"
+            )
+        self.device, self.precision = device, precision
         fold_weight_norm(encoder.to(device))
         layers = list(encoder.model)
         recurrent = next(index for index, layer in enumerate(layers) if hasattr(layer, "lstm"))
@@ -84,7 +89,12 @@ class EncodecEncoder:
         Yields:
             fp32 `[lanes, rows, dimension]`, and by lane the piece that its first rows belong to, a row a frame; other
             lanes hold nothing. The start of a track comes alone, in a batch of one.
+
+        Raises:
+            ValueError: the precision is tf32, and the device no GPU.
         """
+        if self.precision == "tf32" and self.device.type != "cuda":
+            raise ValueError(f"precision tf32 is computed by a GPU alone, the device is {self.device}: choose fp32 or bf16")
         lanes = pieces_by_lane(tracks, self.lanes, self.start_frames * HOP, CHUNK_FRAMES * HOP)
         # Of each lane the samples before its chunk, then the chunk. Where a track has ended the rest is anything.
         samples = np.zeros((self.lanes, self.context + CHUNK_FRAMES * HOP), np.float32)
@@ -127,7 +137,8 @@ class EncodecEncoder:
 
     def _recur(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sequence = features.permute(2, 0, 1).contiguous()
-        output, state = self.lstm(sequence.to(self.dtype), state)
+        with tensor_cores(self.precision):
+            output, state = self.lstm(sequence.to(self.dtype), state)
         if self.skip:
             output = output + sequence
         return output.float().permute(1, 2, 0), state
@@ -153,11 +164,23 @@ class TorchConvolutions:
     """The convolutions in torch: samples fp32 `[lanes, 1, n]` to features fp32 `[lanes, channels, frames]`."""
 
     def __init__(self, network: nn.Sequential, precision: Precision):
-        self.dtype = DTYPES[precision]
+        self.dtype, self.precision = DTYPES[precision], precision
         self.network = copy.deepcopy(network).to(self.dtype)  # the padded layers, which share the weights, stay in fp32
 
     def __call__(self, samples: Tensor) -> Tensor:
-        return self.network(samples.to(self.dtype)).float()
+        with tensor_cores(self.precision):
+            return self.network(samples.to(self.dtype)).float()
+
+
+@contextmanager
+def tensor_cores(precision: Precision) -> Iterator[None]:
+    """Let cuDNN round fp32 inputs to 10-bit mantissas for tf32, and for nothing else."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Residual(nn.Module):

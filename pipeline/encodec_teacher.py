@@ -25,7 +25,7 @@ class EncodecTeacherConfig(BaseModel):
     name: str = Field(default="codes", description="Name of the target")
     weights: str = Field(description="'official', a shipped codec's name, an official file or a codec folder")
     codebooks: int = Field(default=8, gt=0, description="Residual codebooks to keep (8 at 75 Hz: 6 kbps)")
-    precision: Precision = Field(default="fp32", description="Arithmetic of the encoder; bf16 is faster and changes codes")
+    precision: Precision = Field(default="fp32", description="Arithmetic of the encoder; tf32 (on a GPU) and bf16 are faster and change codes")
     backend: Backend = Field(
         default="torch", description="What runs the convolutions; 'openvino' (an extra) is faster on a CPU"
     )

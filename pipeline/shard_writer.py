@@ -1,7 +1,8 @@
 """Examples to one tar shard and its record; both appear whole or not at all, the record last.
 
-The tar goes to a temporary name as the examples come, so memory holds one example at a time. Its
-bytes depend on the examples alone: owner, mode and time are fixed (WebDataset's TarWriter).
+The tar goes to a temporary name as the examples come, so memory holds a few examples at a time: they are encoded
+in threads, so that what makes them, a GPU perhaps, does not wait. Its bytes depend on the examples alone: owner, mode
+and time are fixed (WebDataset's TarWriter).
 """
 
 import hashlib
@@ -9,18 +10,24 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 import webdataset
 
 from pipeline import storage
 from pipeline.frames import FRAME_RATE
+from pipeline.read_ahead import read_ahead
 from pipeline.shard_format import AudioMember, Example, check_specs, encode_example
 from pipeline.shard_record import NAME_PATTERN, SCHEMA_VERSION, DroppedTrack, ExampleEntry, ShardRecord
-from pipeline.target_statistics import empty, measure, merge
+from pipeline.target_statistics import Partial, empty, measure, merge
 from pipeline.teacher import TargetSpec
 
 BLOCK = 512  # bytes of a tar block and of a USTAR header
+# Where one thread makes the examples and writes them, four encode faster than a fast GPU labels.
+ENCODING_THREADS = 4
 
 
 def write_shard(
@@ -50,13 +57,14 @@ def write_shard(
         raise ValueError(f"shard name {name!r} is not of the form split-000000")
     check_specs(specs)
     record_location = storage.join(folder, f"{name}.json")
-    shard = _Contents(specs, audio_member)
+    shard = _Contents(specs)
     with storage.publishing(storage.join(folder, f"{name}.tar")) as temporary:
         with open(temporary, "wb") as stream:
             file = _HashedFile(stream)
             with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
-                for outcome in outcomes:
-                    shard.add(outcome, tar)
+                with closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as encoded:
+                    for outcome, content in encoded:
+                        shard.add(outcome, content, tar)
         storage.remove(record_location)
     num_frames = sum(entry.num_frames for entry in shard.entries)
     record = ShardRecord(
@@ -81,39 +89,53 @@ def write_shard(
     return record
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """An example as bytes by member suffix, and what its record takes from them and from its targets."""
+
+    members: Mapping[str, bytes]
+    checksums: Mapping[str, int]
+    statistics: Mapping[str, Partial]
+
+
+def _encode(specs: Sequence[TargetSpec], audio_member: AudioMember, outcome: Example | DroppedTrack) -> _Encoded | None:
+    """Called in threads. Raises ValueError as `encode_example`."""
+    if isinstance(outcome, DroppedTrack):
+        return None
+    members = encode_example(outcome, specs, audio_member)
+    checksums = {suffix: zlib.crc32(data) for suffix, data in members.items()}
+    return _Encoded(members, checksums, {spec.name: measure(spec, outcome.targets[spec.name]) for spec in specs})
+
+
 class _Contents:
     """What has gone into a tar so far: all the record will say about it."""
 
-    def __init__(self, specs: Sequence[TargetSpec], audio_member: AudioMember) -> None:
-        self.specs = specs
-        self.audio_member = audio_member
+    def __init__(self, specs: Sequence[TargetSpec]) -> None:
         self.offset = 0
         self.keys: set[str] = set()
         self.entries: list[ExampleEntry] = []
         self.dropped: list[DroppedTrack] = []
         self.statistics = {spec.name: empty(spec) for spec in specs}
 
-    def add(self, outcome: Example | DroppedTrack, tar: webdataset.TarWriter) -> None:
+    def add(self, outcome: Example | DroppedTrack, encoded: _Encoded | None, tar: webdataset.TarWriter) -> None:
         if isinstance(outcome, DroppedTrack):
             self.dropped.append(outcome)
             return
         if outcome.key in self.keys:
             raise ValueError(f"example key {outcome.key} comes twice in one shard")
-        members = encode_example(outcome, self.specs, self.audio_member)
-        tar.write({"__key__": outcome.key, **members})
-        spans = self._locate(members)
+        tar.write({"__key__": outcome.key, **encoded.members})
+        spans = self._locate(encoded)
         assert self.offset == tar.tarstream.offset, "the tar library laid members out in another way"
         self.keys.add(outcome.key)
         self.entries.append(ExampleEntry(key=outcome.key, num_frames=outcome.info.num_frames, members=spans))
-        for spec in self.specs:
-            partial = measure(spec, outcome.targets[spec.name])
-            self.statistics[spec.name] = merge(self.statistics[spec.name], partial)
+        for name, statistics in encoded.statistics.items():
+            self.statistics[name] = merge(self.statistics[name], statistics)
 
-    def _locate(self, members: Mapping[str, bytes]) -> dict[str, tuple[int, int, int]]:
+    def _locate(self, encoded: _Encoded) -> dict[str, tuple[int, int, int]]:
         """Offset, size and CRC-32 of members that follow what is there."""
         spans = {}
-        for suffix, data in members.items():
-            spans[suffix] = (self.offset + BLOCK, len(data), zlib.crc32(data))
+        for suffix, data in encoded.members.items():
+            spans[suffix] = (self.offset + BLOCK, len(data), encoded.checksums[suffix])
             self.offset += BLOCK + -(-len(data) // BLOCK) * BLOCK
         return spans
 

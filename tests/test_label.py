@@ -235,6 +235,12 @@ def test_stale_shards_are_refused_until_told(
     assert mert("verify", out).returncode == 0
 
 
+def test_tf32_without_a_gpu_is_refused_before_any_work(manifest: Path, tiny_codec: Path, tmp_path: Path):
+    done = label(manifest, tmp_path / "shards", tiny_codec, "teachers.0.precision=tf32")
+    assert done.returncode == 2 and "teachers.0.precision tf32" in done.stderr and "device is cpu" in done.stderr
+    assert not (tmp_path / "shards").exists()
+
+
 def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
     corpus: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
 ):

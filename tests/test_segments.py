@@ -140,4 +140,4 @@ def whole_task(tracks: list) -> ShardTask:
     return ShardTask(name="train-000000", tracks=make_manifest(tracks).tracks, config=SegmentConfig())
 
 
-FINGERPRINT = "19a24f2e24c23186b426f31b672933e425b1e390e9de03d2bdeaf27f99cd71b0"
+FINGERPRINT = "848a6faf1d03862bea8933b360d085cf1d722a4351e90a4cf53938dd1d4bbaa8"

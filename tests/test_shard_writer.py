@@ -19,6 +19,7 @@ import webdataset
 from shard_fixtures import make_example, make_track, write_examples
 
 from pipeline.shard_record import DroppedTrack, load_record
+from pipeline.shard_writer import ENCODING_THREADS
 
 EXAMPLES = [*make_track("a", 30, 20), *make_track("b", 41)]
 
@@ -115,20 +116,20 @@ def test_refuses_a_key_twice_and_bad_names(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_holds_one_example_at_a_time(tmp_path):
+def test_holds_the_examples_being_encoded_and_no_more(tmp_path):
     alive = []
 
     def stream():
-        for number in range(6):
+        for number in range(20):
             gc.collect()
-            assert sum(reference() is not None for reference in alive) <= 1
+            assert sum(reference() is not None for reference in alive) <= ENCODING_THREADS + 2
             audio = make_example(f"t{number}", 30)
             alive.append(weakref.ref(audio))
             yield audio
             del audio
 
     write_examples(tmp_path, "train-000000", stream())
-    assert len(alive) == 6
+    assert len(alive) == 20
 
 
 ENDLESS_WRITER = """

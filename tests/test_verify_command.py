@@ -323,7 +323,7 @@ def test_teachers_from_another_config(good, shards, tmp_path, tiny_codec, other_
         "fewer": teacher_configs(moved)[:1],
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"teachers": configs, "segments": {}}))
-    assert check(shards, "--relabel", 2, "--teachers", tmp_path / "moved.yaml")[0] == 0
+    assert check(shards, "--relabel", 2, "--teachers", tmp_path / "moved.yaml", "--device", "cpu")[0] == 0
     assert check(shards, "--relabel", 2, "--teachers", tmp_path / "turned.yaml")[0] == 0
 
     labelled_by = load_index(str(good)).targets[0].fingerprint
