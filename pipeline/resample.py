@@ -1,12 +1,13 @@
-"""Blocks of audio at any rate to 16 bits, mono, at 24 kHz: the same bits on every machine and device.
+"""Blocks of audio at any rate to 16 bits, mono, at 24 kHz: the same bits on a CPU and on a GPU.
 
 The filters are torchaudio's default windowed-sinc ones (J. O. Smith, https://ccrma.stanford.edu/~jos/resample/), which
-EnCodec's own `convert_audio` applies. They are mostly zeros, 24 of 171 taps at 44.1 kHz matter, so the outputs are
+EnCodec's own `convert_audio` applies. They are mostly zeros (24 of 171 taps at 44.1 kHz matter), so the outputs are
 computed in bands, each a matrix product over the inputs that it needs.
 
 The products are exact: with samples a multiple of 2^-23 and taps a multiple of 2^-26, every sum is a multiple of 2^-49
-that float64 holds. So neither the order of summation nor the cutting into blocks changes anything, and a GPU gives what
-a CPU gives. Rounding both moves the result by less than 1e-6.
+that float64 holds. So neither the order of summation, nor the library, nor the cutting into blocks changes anything.
+Rounding samples and taps so moves the result by less than 1e-6. (The filters are computed by torch on the CPU, in
+float32: another kind of CPU may round a tap otherwise.)
 """
 
 from collections.abc import Iterable, Iterator
