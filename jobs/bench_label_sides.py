@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +115,7 @@ class OurLabeller:
     def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:
         with ThreadPoolExecutor(self.decode_threads) as pool, ExitStack() as open_tracks:
             start = time.perf_counter()
-            decoded, seconds = zip(*pool.map(partial(_decode, self.device), jobs))
+            decoded, seconds = zip(*pool.map(lambda job: _decode(job, self.device), jobs))
             # The threads decode at the same time: each stage took its share of the time that went by.
             taken, passed = sum(seconds, Counter()), time.perf_counter() - start
             self.clock.seconds.update({stage: passed * part / taken.total() for stage, part in taken.items()})
@@ -153,7 +152,7 @@ class OurLabeller:
             output.append("audio", segment[:, None])
 
 
-def _decode(device: str, job: Job) -> tuple[TrackAudio | DecodeError, Counter[str]]:
+def _decode(job: Job, device: str) -> tuple[TrackAudio | DecodeError, Counter[str]]:
     """The decoded file or why it cannot be used, and the seconds that it took by stage."""
     clock = StageClock()
     try:

@@ -17,6 +17,7 @@ from pipeline.feature_plan import Part, Piece, SourceTrack
 from pipeline.feature_rows import part_rows
 from pipeline.feature_store import StoreLayout, publish_part
 from pipeline.frames import SAMPLE_RATE
+from pipeline.pcm import to_float
 from pipeline.read_ahead import read_ahead
 from pipeline.shard_tracks import ShardTracks
 from pipeline.teacher import fingerprint
@@ -81,7 +82,7 @@ class PartExtractor:
         order = self.order
         rows, dropped = part_rows(part, order.layout), {}
         for batch in one_ahead(same_lengths(self._items(part, dropped), order.batch_samples)):
-            audio = torch.from_numpy(np.stack([item.audio for item in batch]).astype(np.float32) / 32768.0)
+            audio = torch.from_numpy(to_float(np.stack([item.audio for item in batch])))
             states = self.encoder.encode(audio).cpu().numpy()
             for (piece, window, _), own in zip(batch, states):
                 first, stop = window.keep_start - window.start_frame, window.keep_stop - window.start_frame

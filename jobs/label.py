@@ -24,6 +24,7 @@ from jobs.folder_lock import locked
 from jobs.label_on_ray import label_on_ray
 from jobs.progress import Progress
 from pipeline import storage
+from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.process_shard import DECODE_THREADS
 from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
@@ -46,7 +47,7 @@ class LabelConfig(BaseModel):
     teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
     segments: SegmentConfig = Field(default=SegmentConfig(), description="How tracks are cut and grouped")
     relabel: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the teachers run")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where tracks are resampled and the teachers run")
     actors: int = Field(
         default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU; more than these share them"
     )
@@ -56,10 +57,10 @@ class LabelConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _device_can(self) -> "LabelConfig":
+    def _check_precision(self) -> "LabelConfig":
         for number, teacher in enumerate(self.teachers):
-            if self.device == "cpu" and getattr(teacher, "precision", None) == "tf32":
-                raise ValueError(f"teachers.{number}.precision tf32 is computed by a GPU alone, the device is cpu")
+            if self.device == "cpu" and isinstance(teacher, EncodecTeacherConfig) and teacher.precision == "tf32":
+                raise ValueError(f"teachers.{number}.precision tf32 needs a GPU (device cuda), the device is cpu")
         return self
 
     def recorded(self) -> dict:

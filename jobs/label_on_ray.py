@@ -27,7 +27,8 @@ class Labeller:
         """Label and publish one shard. Raises as `process_shard` does."""
         self.seconds = 0.0
         process_shard(
-            task, self.teachers, self.root, self.out, self.backend, self.decode_threads, self._count, self.device
+            task, self.teachers, self.root, self.out, self.backend,
+            device=self.device, decode_threads=self.decode_threads, report=self._count,
         )
         self.seconds = 0.0
 

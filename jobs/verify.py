@@ -7,9 +7,8 @@
 Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks,
 and an index that lists every shard and sums them up. --manifest compares the manifest's digest and the split of
 every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
-SHARD_FOLDER/label.yaml, or of another label config where the weights have moved, and run on the CPU or, with --device
-cuda, on a GPU: labels of a GPU in bf16 or tf32 are not a CPU's. Every fault is a line with shard
-and key; exit code 1 if there is any.
+SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Labels made in bf16 or tf32 on a GPU
+can only be checked on one, with --device cuda. Every fault is a line with shard and key; exit code 1 if there is any.
 """
 
 import argparse

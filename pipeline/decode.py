@@ -138,7 +138,7 @@ class MediaFile:
         there the next frame's position tells.
 
         Raises:
-            DecodeError: `unreadable` on damage, a change of rate, channels or sample format, or no audio at all;
+            DecodeError: `unreadable` on damage, a change of rate, channels, their layout or sample format, or no audio;
                 `truncated` when the container ends too early.
         """
         # Gathered, because converting a small frame takes longer than decoding it; packed, because PyAV 18 reads

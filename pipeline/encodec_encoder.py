@@ -93,8 +93,9 @@ class EncodecEncoder:
         Raises:
             ValueError: the precision is tf32, and the device no GPU.
         """
+        # Not when it is made: a teacher is also made on a CPU for its specification alone.
         if self.precision == "tf32" and self.device.type != "cuda":
-            raise ValueError(f"precision tf32 is computed by a GPU alone, the device is {self.device}: choose fp32 or bf16")
+            raise ValueError(f"precision tf32 needs a GPU (device cuda), the device is {self.device}")
         lanes = pieces_by_lane(tracks, self.lanes, self.start_frames * HOP, CHUNK_FRAMES * HOP)
         # Of each lane the samples before its chunk, then the chunk. Where a track has ended the rest is anything.
         samples = np.zeros((self.lanes, self.context + CHUNK_FRAMES * HOP), np.float32)
@@ -137,7 +138,7 @@ class EncodecEncoder:
 
     def _recur(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sequence = features.permute(2, 0, 1).contiguous()
-        with tensor_cores(self.precision):
+        with tf32_allowed(self.precision):
             output, state = self.lstm(sequence.to(self.dtype), state)
         if self.skip:
             output = output + sequence
@@ -168,13 +169,13 @@ class TorchConvolutions:
         self.network = copy.deepcopy(network).to(self.dtype)  # the padded layers, which share the weights, stay in fp32
 
     def __call__(self, samples: Tensor) -> Tensor:
-        with tensor_cores(self.precision):
+        with tf32_allowed(self.precision):
             return self.network(samples.to(self.dtype)).float()
 
 
 @contextmanager
-def tensor_cores(precision: Precision) -> Iterator[None]:
-    """Let cuDNN round fp32 inputs to 10-bit mantissas for tf32, and for nothing else."""
+def tf32_allowed(precision: Precision) -> Iterator[None]:
+    """Within it cuDNN may round fp32 inputs to 10-bit mantissas if the precision is tf32, else not."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:

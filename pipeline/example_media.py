@@ -13,6 +13,7 @@ import torch
 import torchaudio
 
 from pipeline.frames import SAMPLE_RATE
+from pipeline.pcm import to_float
 from pipeline.teacher import TargetSpec
 
 MP3_LEVEL = (
@@ -86,5 +87,5 @@ def loudness(audio: np.ndarray) -> float | None:
     """Integrated loudness (ITU-R BS.1770-4) of int16 `[T]` at 24 kHz, LUFS; None when it is silent or under 0.4 s."""
     if len(audio) < 0.4 * SAMPLE_RATE:
         return None
-    value = torchaudio.functional.loudness(torch.from_numpy(audio.astype(np.float32) / 32768)[None], SAMPLE_RATE).item()
+    value = torchaudio.functional.loudness(torch.from_numpy(to_float(audio))[None], SAMPLE_RATE).item()
     return value if np.isfinite(value) else None

@@ -1,6 +1,7 @@
 """One shard task from decode to record: decode ahead in threads, label whole tracks, cut, write.
 
-Every stage is a stream, so a track of any length needs the memory of a segment and of each teacher's chunk; a teacher
+Every stage is a stream, so a track of any length needs the memory of a few segments, those being encoded, and of each
+teacher's chunk; a teacher
 that labels tracks side by side also holds the labels of those that are ahead.
 """
 
@@ -32,15 +33,16 @@ def process_shard(
     root: str,
     out: str,
     backend: dict,
+    *,
+    device: str = "cpu",
     decode_threads: int = DECODE_THREADS["cpu"],
     report: Callable[[float], None] = lambda seconds: None,
-    device: str = "cpu",
 ) -> ShardRecord:
     """Label one shard and publish it in the folder `out`.
 
     A track that cannot be used is dropped under a reason; a file that cannot be reached is an error, since
-    another run may reach it. `report` is called with the seconds of each finished example or dropped track. `device`
-    is where tracks are resampled, with the same result on any.
+    another run may reach it. `device` is where tracks are resampled, with the same result on any. `report` is called with
+    the seconds of each example handed to the writer and of each dropped track.
 
     Raises:
         OSError: a file of the manifest, or the output folder, cannot be reached.

@@ -11,7 +11,6 @@ float32: another kind of CPU may round a tap otherwise.)
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import numpy as np
 import torch
@@ -20,13 +19,14 @@ from torchaudio.transforms import Resample
 
 from pipeline.audio_blocks import fixed_blocks
 from pipeline.frames import HOP, SAMPLE_RATE, resampled_length, whole_frames
-from pipeline.pcm import FULL_SCALE, to_int16
+from pipeline.pcm import to_int16
 
 # To be raised when this file, or how audio is decoded, comes to give other samples: shards of before are then stale.
 AUDIO_VERSION = 2
 BLOCK_SECONDS = 5
-SAMPLE_STEPS = 2.0**23  # to 1.0; float32 has no finer ones near it, files of 24 bits neither
-TAP_STEPS = 2.0**26  # to 1.0; with samples up to 4.0 a sum then stays below the 53 bits of float64
+SAMPLE_STEPS = 2.0**23  # in 1.0: the resolution of 24-bit files
+# In 1.0. With samples up to 4.0, and taps whose magnitudes sum to less than 4, a sum stays within the 53 bits of float64.
+TAP_STEPS = 2.0**26
 BAND = 24  # outputs of one matrix product, about
 
 
@@ -50,48 +50,41 @@ class Resampler:
         repeats = -(-BAND // phases)
         self.row, self.stride = repeats * phases, repeats * period
         self.reach = self.stride - period + taps.shape[1]  # samples that a row sees, from `lead` before its own first
-        self.bands = list(self._bands(taps, repeats))
+        self.bands = list(self._bands(taps, period))
 
     def __call__(self, samples: Tensor) -> Tensor:
         """All whole rows of outputs that samples have.
 
         Shape:
-            float32 `[reach + (rows - 1) * stride]`, or a few more, on the device -> float64 `[rows * row]`.
+            float32 `[reach + (rows - 1) * stride]`, or up to stride - 1 more, on the device -> float64 `[rows * row]`.
         """
         steps = (samples * SAMPLE_STEPS).round_().double()
         rows = (len(steps) - self.reach) // self.stride + 1
         outputs = torch.cat([self._products(steps[first:], weights, rows) for first, weights in self.bands])
         return outputs.T.flatten() / (SAMPLE_STEPS * TAP_STEPS)
 
-    def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """A whole signal from mono float32 blocks `[n]`, any n: ceil(target_rate * N / source_rate) float64 samples."""
-        fed = given = 0
-
-        def counted() -> Iterator[np.ndarray]:
-            nonlocal fed
-            for block in blocks:
-                fed += len(block)
-                yield block
-
-        silence_after = np.zeros(self.reach + self.stride, np.float32)
         length = -(-BLOCK_SECONDS * self.rates[0] // self.stride) * self.stride
-        window = np.zeros(self.lead, np.float32)
-        for block in fixed_blocks(chain(counted(), [silence_after]), length):
+        window, fed, given = np.zeros(self.lead, np.float32), 0, 0
+        for block in fixed_blocks(blocks, length):
+            fed += len(block)
             window = np.concatenate([window, block])
-            rows = (len(window) - self.reach) // self.stride + 1
-            wanted = resampled_length(fed, *self.rates) - given
-            if rows > 0 and wanted:
-                outputs = self(torch.from_numpy(window).to(self.device))[:wanted]
+            if len(window) >= self.reach:
+                outputs = self(torch.from_numpy(window).to(self.device)).cpu().numpy()
+                window = window[len(outputs) // self.row * self.stride :]
                 given += len(outputs)
                 yield outputs
-                window = window[rows * self.stride :]
+        if fed:
+            window = np.concatenate([window, np.zeros(self.reach, np.float32)])
+            outputs = self(torch.from_numpy(window).to(self.device)).cpu().numpy()
+            yield outputs[: resampled_length(fed, *self.rates) - given]
 
-    def _bands(self, taps: Tensor, repeats: int) -> Iterator[tuple[int, Tensor]]:
+    def _bands(self, taps: Tensor, period: int) -> Iterator[tuple[int, Tensor]]:
         """For each band of a row's outputs the first sample it needs, and float64 weights `[outputs, samples]`."""
         wide = torch.zeros(self.row, self.reach)
-        for repeat, rows in enumerate(wide.chunk(repeats)):
-            start = repeat * self.stride // repeats
-            rows[:, start : start + taps.shape[1]] = taps
+        for repeat, rows in enumerate(wide.split(len(taps))):
+            rows[:, repeat * period :][:, : taps.shape[1]] = taps
         for band in wide.tensor_split(max(1, self.row // BAND)):
             needed = band.any(dim=0).nonzero()
             first, last = int(needed[0]), int(needed[-1])
@@ -107,6 +100,7 @@ class Resampler:
 
 def to_mono(block: np.ndarray) -> np.ndarray:
     """Average the channels of `[C, n]`, float32; returns `[n]`. This is what `convert_audio` does for a mono model."""
+    # Channel by channel: NumPy's mean over so short an axis is many times slower.
     return sum(block[1:], start=block[0]) / np.float32(len(block))
 
 
@@ -119,12 +113,9 @@ def resample_to_int16(
     training will see.
     """
     mono = map(to_mono, blocks)
-    if source_rate == target_rate:
-        yield from map(to_int16, mono)
-        return
-    for samples in Resampler(source_rate, target_rate, torch.device(device)).stream(mono):
-        steps = (samples * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1)
-        yield steps.to(torch.int16).cpu().numpy()
+    if source_rate != target_rate:
+        mono = Resampler(source_rate, target_rate, torch.device(device)).stream(mono)
+    return map(to_int16, mono)
 
 
 def decoded_track(blocks: Iterable[np.ndarray], source_rate: int) -> np.ndarray:

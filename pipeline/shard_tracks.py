@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.feature_plan import ShardPlace, SourceTrack
 from pipeline.frames import HOP
+from pipeline.pcm import to_float
 from pipeline.shard_index import ShardIndex, load_index
 from pipeline.shard_reader import ShardReader
 
@@ -73,7 +74,7 @@ class SegmentedAudio:
     def blocks(self) -> Iterator[np.ndarray]:
         """The track from its start as float32 blocks in [-1, 1), one a segment."""
         for audio in self._read_frames(0, int(self._starts[-1])):
-            yield audio.astype(np.float32) / 32768.0
+            yield to_float(audio)
 
     def _read_frames(self, first: int, last: int) -> Iterator[np.ndarray]:
         for example, begin, end in zip(self._place.examples, self._starts, self._starts[1:]):

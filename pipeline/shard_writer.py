@@ -26,7 +26,7 @@ from pipeline.target_statistics import Partial, empty, measure, merge
 from pipeline.teacher import TargetSpec
 
 BLOCK = 512  # bytes of a tar block and of a USTAR header
-# Where one thread makes the examples and writes them, four encode faster than a fast GPU labels.
+# Beside the one thread that makes the examples and writes the tar; four encode faster than a fast GPU labels.
 ENCODING_THREADS = 4
 
 
@@ -62,9 +62,12 @@ def write_shard(
         with open(temporary, "wb") as stream:
             file = _HashedFile(stream)
             with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
-                with closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as encoded:
-                    for outcome, content in encoded:
-                        shard.add(outcome, content, tar)
+                with closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as results:
+                    for outcome, encoded in results:
+                        if encoded is None:
+                            shard.dropped.append(outcome)
+                        else:
+                            shard.add(outcome, encoded, tar)
         storage.remove(record_location)
     num_frames = sum(entry.num_frames for entry in shard.entries)
     record = ShardRecord(
@@ -91,20 +94,18 @@ def write_shard(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """An example as bytes by member suffix, and what its record takes from them and from its targets."""
+    """An example as bytes by member suffix, and the statistics of its targets."""
 
     members: Mapping[str, bytes]
-    checksums: Mapping[str, int]
     statistics: Mapping[str, Partial]
 
 
 def _encode(specs: Sequence[TargetSpec], audio_member: AudioMember, outcome: Example | DroppedTrack) -> _Encoded | None:
-    """Called in threads. Raises ValueError as `encode_example`."""
+    """None for a dropped track. Called in threads; raises ValueError as `encode_example`."""
     if isinstance(outcome, DroppedTrack):
         return None
     members = encode_example(outcome, specs, audio_member)
-    checksums = {suffix: zlib.crc32(data) for suffix, data in members.items()}
-    return _Encoded(members, checksums, {spec.name: measure(spec, outcome.targets[spec.name]) for spec in specs})
+    return _Encoded(members, {spec.name: measure(spec, outcome.targets[spec.name]) for spec in specs})
 
 
 class _Contents:
@@ -117,25 +118,22 @@ class _Contents:
         self.dropped: list[DroppedTrack] = []
         self.statistics = {spec.name: empty(spec) for spec in specs}
 
-    def add(self, outcome: Example | DroppedTrack, encoded: _Encoded | None, tar: webdataset.TarWriter) -> None:
-        if isinstance(outcome, DroppedTrack):
-            self.dropped.append(outcome)
-            return
-        if outcome.key in self.keys:
-            raise ValueError(f"example key {outcome.key} comes twice in one shard")
-        tar.write({"__key__": outcome.key, **encoded.members})
-        spans = self._locate(encoded)
+    def add(self, example: Example, encoded: _Encoded, tar: webdataset.TarWriter) -> None:
+        if example.key in self.keys:
+            raise ValueError(f"example key {example.key} comes twice in one shard")
+        tar.write({"__key__": example.key, **encoded.members})
+        spans = self._locate(encoded.members)
         assert self.offset == tar.tarstream.offset, "the tar library laid members out in another way"
-        self.keys.add(outcome.key)
-        self.entries.append(ExampleEntry(key=outcome.key, num_frames=outcome.info.num_frames, members=spans))
+        self.keys.add(example.key)
+        self.entries.append(ExampleEntry(key=example.key, num_frames=example.info.num_frames, members=spans))
         for name, statistics in encoded.statistics.items():
             self.statistics[name] = merge(self.statistics[name], statistics)
 
-    def _locate(self, encoded: _Encoded) -> dict[str, tuple[int, int, int]]:
+    def _locate(self, members: Mapping[str, bytes]) -> dict[str, tuple[int, int, int]]:
         """Offset, size and CRC-32 of members that follow what is there."""
         spans = {}
-        for suffix, data in encoded.members.items():
-            spans[suffix] = (self.offset + BLOCK, len(data), encoded.checksums[suffix])
+        for suffix, data in members.items():
+            spans[suffix] = (self.offset + BLOCK, len(data), zlib.crc32(data))
             self.offset += BLOCK + -(-len(data) // BLOCK) * BLOCK
         return spans
 

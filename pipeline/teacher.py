@@ -72,7 +72,7 @@ class Teacher(Protocol):
 
         Yields:
             Arrays of `spec.dtype` and `spec.shape(f)` for consecutive frames, together as many frames as the
-            blocks hold.
+            blocks hold; never changed afterwards, since they are encoded while the next ones are made.
         """
         ...
 

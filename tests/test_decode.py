@@ -13,7 +13,7 @@ from audio_files import CLIPS, noise, tone, write_audio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import AudioDigest, AudioHeader, DecodeError, check_length, open_audio
+from pipeline.decode import AudioDigest, AudioHeader, DecodeError, MediaFile, check_length, open_audio
 from pipeline.pcm import to_int16
 
 TOLERANCE = 0.2
@@ -346,6 +346,21 @@ def test_a_change_of_channels_on_the_way_is_refused(tmp_path: Path, clips: Path)
     mono, stereo = ((clips / clip).read_bytes() for clip in ("hyperrogue-music/desert.mp3", "asc-music/frontiers.mp3"))
     (tmp_path / "a.mp3").write_bytes(mono[:30_000] + stereo[1000:60_000])
     assert refusal(tmp_path / "a.mp3").reason == "unreadable"
+
+
+def test_a_change_of_sample_format_on_the_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As of a decoder that begins another kind of stream: frames of floats after frames of integers."""
+    file = MediaFile(write_audio(tmp_path / "a.wav", noise(1), 24_000))
+    frames = [
+        av.AudioFrame.from_ndarray(np.zeros((1, 100), dtype), format=name, layout="mono")
+        for name, dtype in {"s16": np.int16, "flt": np.float32}.items()
+    ]
+    for frame in frames:
+        frame.sample_rate = 24_000
+    monkeypatch.setattr(file, "_frames", lambda: iter(frames))
+    with file, pytest.raises(DecodeError) as caught:
+        list(file.blocks())
+    assert caught.value.reason == "unreadable" and "flt" in caught.value.detail and "mono" in caught.value.detail
 
 
 @settings(max_examples=50, deadline=None)

@@ -324,7 +324,7 @@ def test_a_task_needs_no_ray(corpus: Path, manifest: Path, tiny_codec: Path, und
     codec = EncodecTeacherConfig(kind="encodec", weights=str(tiny_codec), codebooks=4)
     teachers = build_teachers([codec, CqtTeacherConfig(**CQT)], "cpu")
     seconds: list[float] = []
-    record = process_shard(task, teachers, str(corpus), "memory://label-test", {}, 2, seconds.append)
+    record = process_shard(task, teachers, str(corpus), "memory://label-test", {}, report=seconds.append)
     stored = fsspec.filesystem("memory").cat(f"/label-test/{task.name}.tar")
     assert stored == (undisturbed / f"{task.name}.tar").read_bytes()
     assert sum(seconds) == pytest.approx(record.seconds) and record.examples == load_record(str(undisturbed), task.name).examples

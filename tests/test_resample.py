@@ -29,12 +29,12 @@ def in_blocks(audio: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 
 def resampled(audio: np.ndarray, rate: int, target: int = 24_000, device: str = "cpu") -> np.ndarray:
     """The resampler's own float64 result for a mono signal."""
-    return np.concatenate([part.cpu().numpy() for part in Resampler(rate, target, torch.device(device)).stream([audio])])
+    return np.concatenate(list(Resampler(rate, target, torch.device(device)).stream([audio])))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rate=st.sampled_from([rate for rate in RATES if rate != 24_000] + [44_160, 22_255]),
+    rate=st.sampled_from([*RATES, 44_160, 22_255]),
     seconds=st.floats(1e-5, 12),
     target=st.sampled_from([24_000, 24_000, 16_000]),
 )
@@ -51,7 +51,7 @@ def exact_resample(audio: np.ndarray, rate: int) -> np.ndarray:
     """Torchaudio's filters over integers of any size, one output after the other: no sum is ever rounded."""
     transform = Resample(rate, 24_000, dtype=torch.float32)
     taps = [[int(value) for value in row] for row in (transform.kernel[:, 0] * 2.0**26).round().tolist()]
-    silence = [0] * (len(taps[0]) + 24_000)
+    silence = [0] * len(taps[0])
     steps = silence[: transform.width] + [int(value) for value in np.rint(audio * 2.0**23)] + silence
     period = len(taps[0]) - 2 * transform.width
     outputs = []
@@ -78,27 +78,30 @@ def test_the_arithmetic_is_exact_bit_for_bit(rate: int, length: int, seed: int):
     block_seconds=st.sampled_from([1, 2, 5]),
 )
 def test_blocks_change_no_bit(rate: int, seconds: float, sizes: list[int], channels: int, block_seconds: int):
+    """Of the float64 values, loud ones that need all their bits; then of what is kept of them."""
     assume(max(sizes) > 400)
-    audio = np.random.default_rng(rate).uniform(-1.2, 1.2, (channels, max(1, round(seconds * rate)))).astype(np.float32)
+    audio = np.random.default_rng(rate).uniform(-4, 4, (channels, max(1, round(seconds * rate)))).astype(np.float32)
+    whole = mono = to_mono(audio)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK_SECONDS", block_seconds)
-        parts = list(resample_to_int16(in_blocks(audio, sizes), rate))
-    mono = to_mono(audio)
-    whole = mono if rate == 24_000 else resampled(mono, rate)
-    np.testing.assert_array_equal(np.concatenate(parts), to_int16(whole))
+        if rate != 24_000:
+            whole = resampled(mono, rate)
+            patch.setattr(module, "BLOCK_SECONDS", block_seconds)
+            parts = Resampler(rate, 24_000, torch.device("cpu")).stream(in_blocks(mono, sizes))
+            np.testing.assert_array_equal(np.concatenate(list(parts)), whole)
+        kept = np.concatenate(list(resample_to_int16(in_blocks(audio, sizes), rate)))
+    np.testing.assert_array_equal(kept, to_int16(whole))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", [rate for rate in RATES if rate != 24_000])
 def test_a_gpu_gives_the_bits_of_a_cpu(rate: int):
-    audio = np.random.default_rng(rate).uniform(-1, 1, (2, 12 * rate)).astype(np.float32)
-    parts = [np.concatenate(list(resample_to_int16([audio], rate, device=device))) for device in ("cpu", "cuda")]
-    np.testing.assert_array_equal(*parts)
+    audio = np.random.default_rng(rate).uniform(-4, 4, 12 * rate).astype(np.float32)
+    np.testing.assert_array_equal(resampled(audio, rate, device="cuda"), resampled(audio, rate))
 
 
 def test_memory_is_that_of_a_block():
-    """Output comes long before the input ends, and no part is longer than a block and its context."""
+    """Output comes long before the input ends, and no part is longer than a block."""
     fed = 0
 
     def feed():
@@ -109,7 +112,7 @@ def test_memory_is_that_of_a_block():
 
     stream = resample_to_int16(feed(), 48_000)
     first = next(stream)
-    most = (module.BLOCK_SECONDS + 1) * 24_000
+    most = module.BLOCK_SECONDS * 24_000
     assert fed == 1 and 0 < len(first) <= most
     assert max(map(len, stream)) <= most
 
@@ -118,7 +121,7 @@ def test_memory_is_that_of_a_block():
 def test_a_tone_stays_where_it_is(rate: int):
     output = to_float(decoded_track(in_blocks(tone(1000, 2, rate)[None], [10_000]), rate))
     inner = slice(1000, -1000)
-    np.testing.assert_allclose(output[inner], tone(1000, 2)[: len(output)][inner], atol=5e-3)
+    np.testing.assert_allclose(output[inner], tone(1000, 2)[inner], atol=5e-3)
 
 
 def test_what_24_khz_cannot_hold_is_gone():

@@ -310,6 +310,18 @@ def test_labels_of_another_track_are_found_by_the_teachers(shards, check):
         assert any(line.startswith(f"{TAR}: {key}: codes: ") for line in lines)
 
 
+def test_the_device_reaches_the_teachers(shards, check, monkeypatch):
+    asked = []
+
+    def build(configs, device):
+        asked.append(device)
+        return build_teachers(configs, "cpu")
+
+    monkeypatch.setattr("jobs.verify.build_teachers", build)
+    assert check(shards, "--relabel", 1)[0] == check(shards, "--relabel", 1, "--device", "cuda")[0] == 0
+    assert asked == ["cpu", "cuda"]
+
+
 def test_teachers_from_another_config(good, shards, tmp_path, tiny_codec, other_codec, check):
     moved = shutil.copytree(tiny_codec, tmp_path / "moved-codec")
     (shards / "label.yaml").unlink()
@@ -323,7 +335,7 @@ def test_teachers_from_another_config(good, shards, tmp_path, tiny_codec, other_
         "fewer": teacher_configs(moved)[:1],
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"teachers": configs, "segments": {}}))
-    assert check(shards, "--relabel", 2, "--teachers", tmp_path / "moved.yaml", "--device", "cpu")[0] == 0
+    assert check(shards, "--relabel", 2, "--teachers", tmp_path / "moved.yaml")[0] == 0
     assert check(shards, "--relabel", 2, "--teachers", tmp_path / "turned.yaml")[0] == 0
 
     labelled_by = load_index(str(good)).targets[0].fingerprint
