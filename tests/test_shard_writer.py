@@ -120,7 +120,7 @@ def test_holds_the_examples_being_encoded_and_no_more(tmp_path):
     alive = []
 
     def stream():
-        for number in range(20):
+        for number in range(10):
             gc.collect()
             assert sum(reference() is not None for reference in alive) <= ENCODING_THREADS + 2
             audio = make_example(f"t{number}", 30)
@@ -129,7 +129,7 @@ def test_holds_the_examples_being_encoded_and_no_more(tmp_path):
             del audio
 
     write_examples(tmp_path, "train-000000", stream())
-    assert len(alive) == 20
+    assert len(alive) == 10
 
 
 ENDLESS_WRITER = """
