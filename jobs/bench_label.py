@@ -166,7 +166,7 @@ def _report(
         "times_real_time": {
             name: {"reference": published.get(name), "ours": rates[name]} for name in (*STAGES, "teachers", "whole")
         },
-        "peak_bytes": {"reference": reference.peak_bytes, "ours": ours.peak_bytes, "our_processes": ours.processes},
+        "peak_bytes": {"reference": reference.peak_bytes or None, "ours": ours.peak_bytes, "our_processes": ours.processes},
         "reference_failure": reference.failure,
         "agreement": agreement.summarise(),
     }
@@ -175,6 +175,7 @@ def _report(
 def as_text(report: dict[str, Any]) -> str:
     """The report as a table."""
     codec, memory, found = report["codec"], report["peak_bytes"], report["agreement"]
+    published_peak = f"{memory['reference'] / 2**30:7.2f}GiB" if memory["reference"] else "-"
     lines = [
         f"{report['audio_hours']:.3f} h on {report['device']}; codec {codec['weights']}, {codec['codebooks']} codebooks,"
         f" {codec['backend']} {codec['precision']}",
@@ -185,7 +186,7 @@ def as_text(report: dict[str, Any]) -> str:
         ratio = f"{ours / published:7.2f}" if published else f"{'-':>7}"
         lines.append(f"{stage:16} {f'{published:9.1f}x' if published else '-':>10} {ours:9.1f}x {ratio}")
     lines.append(
-        f"{'peak memory':16} {memory['reference'] / 2**30:7.2f}GiB {memory['ours'] / 2**30:7.2f}GiB"
+        f"{'peak memory':16} {published_peak:>10} {memory['ours'] / 2**30:7.2f}GiB"
         f"         (the largest of our {memory['our_processes']} processes)"
     )
     lines += [f"skipped {path}: {reason}" for path, reason in report["skipped"].items()]

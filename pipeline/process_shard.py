@@ -1,8 +1,7 @@
 """One shard task from decode to record: decode ahead in threads, label whole tracks, cut, write.
 
 Every stage is a stream, so a track of any length needs the memory of a few segments, those being encoded, and of each
-teacher's chunk; a teacher
-that labels tracks side by side also holds the labels of those that are ahead.
+teacher's chunk; a teacher that labels tracks side by side also holds the labels of those that are ahead.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -60,10 +59,11 @@ def process_shard(
                     yield outcome
                     report(outcome.info.num_samples / SAMPLE_RATE if isinstance(outcome, Example) else track.seconds)
 
-    return write_shard(
-        out, task.name, outcomes(), [teacher.spec for teacher in teachers],
-        audio_member=task.config.audio, plan_fingerprint=task.fingerprint(), backend=backend,
-    )
+    with closing(outcomes()) as stream:
+        return write_shard(
+            out, task.name, stream, [teacher.spec for teacher in teachers],
+            audio_member=task.config.audio, plan_fingerprint=task.fingerprint(), backend=backend,
+        )
 
 
 def _decode_ahead(

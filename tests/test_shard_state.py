@@ -1,6 +1,7 @@
 """What of a plan is done: only shard files count, and nothing stale goes unseen."""
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -102,6 +103,8 @@ def test_a_teacher_that_loses_or_invents_frames_is_refused(manifest: Manifest, t
             yield np.zeros((frames, 1), np.float16)
 
     task = plan_shards(manifest, SegmentConfig(segment_seconds=2.0, shortest_seconds=1.0))[0]
+    threads = threading.active_count()
     with pytest.raises(ValueError, match=words):
         process_shard(task, [WrongTeacher()], manifest.root, str(tmp_path / "out"), {})
+    assert threading.active_count() == threads
     assert not list((tmp_path / "out").glob("[!.]*"))
