@@ -22,7 +22,7 @@ demo: install
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python -m jobs.demo "$(CORPUS)"
 
 test: install
-	$(VENV)/bin/python -m pytest -m 'not gpu'
+	$(VENV)/bin/python -m pytest -m 'not gpu' --numprocesses 2 --dist loadfile
 
 test-transformers-4: install
 	$(VENV)/bin/pip install --quiet --upgrade --target .transformers-4 'transformers>=4.57,<5'
