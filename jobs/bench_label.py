@@ -26,6 +26,7 @@ from jobs.bench_label_sides import STAGES, FileLabels, Job, OurLabeller, Referen
 from jobs.command_line import run
 from jobs.config import UsageError
 from jobs.console import console
+from jobs.cuda_check import check_cuda
 from pipeline.code_agreement import CodeAgreement, compare_codes
 from pipeline.cqt_teacher import CqtTeacherConfig
 from pipeline.decode import AUDIO_EXTENSIONS, DecodeError
@@ -99,7 +100,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--minutes", type=float, default=30.0)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check_cuda(options.device)
+    return options
 
 
 def find_audio(places: Sequence[Path]) -> list[Path]:

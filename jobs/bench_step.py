@@ -35,6 +35,7 @@ from pydantic import ValidationError
 from jobs.command_line import run
 from jobs.config import UsageError, explain
 from jobs.console import console
+from jobs.cuda_check import check_cuda
 from jobs.measurement import Figures, in_own_process, median, take_turns
 from jobs.step_variant import LAYOUTS, SAMPLE_RATE, VARIANTS, StepSettings, build, count_operations
 
@@ -67,8 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UsageError(f"mert bench step: no variant {unknown[0]!r}, only {', '.join(VARIANTS)}")
     if options.rounds < 1:
         raise UsageError(f"mert bench step: --rounds is {options.rounds}, at least 1 is needed")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device on this machine")
+    check_cuda(options.device)
     options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
     return options
 

@@ -53,6 +53,8 @@ from pipeline.feature_store import (
     refuse_other_folder,
     reopen_store,
 )
+from pipeline.frames import SAMPLE_RATE
+from pipeline.resample import AUDIO_VERSION
 from pipeline.shard_index import INDEX_NAME
 from pipeline.shard_tracks import ShardTracks
 
@@ -258,7 +260,8 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
             "tracks_sha256": tracks_digest(found.tracks),
             "without_a_frame": [track.key for track in found.tracks if not frames[track.key]],
             "rejected": found.rejected,
-        },
+        }
+        | ({} if found.kind == "shards" and rate == SAMPLE_RATE else {"audio_version": AUDIO_VERSION}),
         "settings": {
             "layers": list(encoder.layers),
             "pooling": config.pooling,

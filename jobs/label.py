@@ -24,14 +24,13 @@ from jobs.folder_lock import locked
 from jobs.label_on_ray import label_on_ray
 from jobs.progress import Progress
 from pipeline import storage
-from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.process_shard import DECODE_THREADS
 from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
 from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
 from pipeline.shard_state import find_unfinished
 from pipeline.teacher import TargetSpec
-from pipeline.teachers import TeacherConfig, build_teachers
+from pipeline.teachers import TeacherConfig, build_teachers, check_device
 
 RECORDED_CONFIG = "label.yaml"
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
@@ -57,10 +56,8 @@ class LabelConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _check_precision(self) -> "LabelConfig":
-        for number, teacher in enumerate(self.teachers):
-            if self.device == "cpu" and isinstance(teacher, EncodecTeacherConfig) and teacher.precision == "tf32":
-                raise ValueError(f"teachers.{number}.precision tf32 needs a GPU (device cuda), the device is cpu")
+    def _check_device(self) -> "LabelConfig":
+        check_device(self.teachers, self.device)
         return self
 
     def recorded(self) -> dict:

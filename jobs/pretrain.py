@@ -25,6 +25,7 @@ from torch import distributed
 from jobs.command_line import run
 from jobs.config import explain, load_config
 from jobs.console import console
+from jobs.cuda_check import check_cuda
 from jobs.folder_lock import locked
 from jobs.rank_device import gpu_of_this_rank
 from jobs.training_report import TrainingReport
@@ -146,8 +147,7 @@ def main(arguments: list[str]) -> int:
 def process_group(device: str, world_size: int) -> Iterator[torch.device]:
     """Join torchrun's process group if there are several ranks; gives this rank's device."""
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if use_cuda and not torch.cuda.is_available():
-        raise ValueError("device cuda: torch finds no CUDA device on this machine")
+    check_cuda(device)
     place = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)

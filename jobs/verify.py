@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.command_line import run
 from jobs.config import UsageError
 from jobs.console import console
+from jobs.cuda_check import check_cuda
 from jobs.label import RECORDED_CONFIG
 from jobs.progress import Progress
 from pipeline import storage
@@ -34,12 +35,16 @@ from pipeline.shard_state import shard_names
 from pipeline.shard_verify import Fault, verify_shard
 from pipeline.target_statistics import empty, merge, summarise
 from pipeline.teacher import Teacher
-from pipeline.teachers import TeacherConfig, build_teachers
+from pipeline.teachers import TeacherConfig, build_teachers, check_device
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     index = load_index(options.shards)
+    teachers: list[Teacher] = []
+    if options.relabel:  # here first, so that what is wrong with them is told before hours of reading
+        teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG), options.device)
+        check_teachers(index, teachers)
     # Only records that agree with the index can tell whether it sums them up.
     faults = verify_shards(options.shards, index) or verify_index(options.shards, index)
     if options.manifest:
@@ -47,8 +52,6 @@ def main(arguments: list[str]) -> int:
     if options.relabel and faults:
         print("the teachers are not run again on shards that are at fault themselves", file=sys.stderr)
     elif options.relabel:
-        teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG), options.device)
-        check_teachers(index, teachers)
         faults += relabel(options.shards, index, options.relabel, teachers)
     shards, examples = len(index.shardlist), sum(entry.nsamples for entry in index.shardlist)
     total = f"{shards} shards, {examples} examples: {f'{len(faults)} faults' if faults else 'no fault'}"
@@ -69,6 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.relabel < 0:
         raise UsageError(f"--relabel {options.relabel}: a number of examples is needed, 0 or more")
+    check_cuda(options.device)
     return options
 
 
@@ -131,6 +135,10 @@ def load_teachers(location: str, device: str) -> list[Teacher]:
         raise UsageError(f"{location}: not there; --teachers names a label config") from error
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"{location}: no label config with teachers: {' '.join(str(error).split())}") from error
+    try:
+        check_device(configs, device)
+    except ValueError as error:
+        raise UsageError(f"{location}: {error}") from error
     torch.set_num_threads(1)
     try:
         return build_teachers(configs, device)

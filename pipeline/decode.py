@@ -138,7 +138,7 @@ class MediaFile:
         there the next frame's position tells.
 
         Raises:
-            DecodeError: `unreadable` on damage, a change of rate, channels, their layout or sample format, or no audio;
+            DecodeError: `unreadable` on damage, a change of rate, channels or sample format, or no audio;
                 `truncated` when the container ends too early.
         """
         # Gathered, because converting a small frame takes longer than decoding it; packed, because PyAV 18 reads
@@ -146,10 +146,7 @@ class MediaFile:
         gathered, packed = av.AudioFifo(), av.AudioResampler(format="flt")
         for frame in self._frames():
             frame.pts = None  # else the queue, too, looks for gaps
-            try:
-                gathered.write(frame)
-            except ValueError as error:
-                raise DecodeError("unreadable", f"changes to {frame.format.name} {frame.layout.name} on the way") from error
+            gathered.write(frame)
             if gathered.samples >= BLOCK_FRAMES:
                 yield self._block(gathered, packed)
         if not gathered.samples_written:
@@ -158,12 +155,15 @@ class MediaFile:
             yield self._block(gathered, packed)
 
     def _block(self, gathered: av.AudioFifo, packed: av.AudioResampler) -> np.ndarray:
-        frames = [frame.to_ndarray().reshape(-1, self.header.channels) for frame in packed.resample(gathered.read())]
-        return np.concatenate(frames).T
+        try:
+            frames = packed.resample(gathered.read())
+        except av.error.FFmpegError as error:  # of layouts with more than about 26 names
+            raise DecodeError("unreadable", f"{self.header.channels} channels cannot be converted: {_reason(error)}") from error
+        return np.concatenate([frame.to_ndarray().reshape(-1, self.header.channels) for frame in frames]).T
 
     def _frames(self) -> Iterator[av.AudioFrame]:
-        """The decoded frames, all of one rate and number of channels, without a gap."""
-        expected = (self.header.sample_rate, self.header.channels)
+        """The decoded frames, all of one rate, number of channels and sample format, without a gap."""
+        expected = None
         is_flac = self.header.format == "flac/flac"
         damage = None
         decoded = 0
@@ -174,9 +174,10 @@ class MediaFile:
                 damage = damage or (_reason(error) if decoded else None)
                 continue
             for frame in frames:
-                found = (frame.sample_rate, frame.layout.nb_channels)
+                found = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+                expected = expected or (self.header.sample_rate, self.header.channels, frame.format.name)
                 if found != expected:
-                    raise DecodeError("unreadable", f"changes from {expected} to {found} (Hz, channels) on the way")
+                    raise DecodeError("unreadable", f"changes from {expected} to {found} (Hz, channels, format) on the way")
                 if is_flac and frame.pts is not None and frame.pts * frame.time_base != Fraction(decoded, expected[0]):
                     damage = damage or f"the next frame starts at {frame.pts * frame.time_base * expected[0]}"
                 if damage:

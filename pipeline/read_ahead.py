@@ -11,15 +11,30 @@ Loaded = TypeVar("Loaded")
 
 
 def read_ahead(items: Iterable[Item], load: Callable[[Item], Loaded], threads: int) -> Iterator[tuple[Item, Loaded]]:
-    """Each item with what `load` makes of it, in order; at most `threads` wait. An error of `load` is raised in its turn."""
-    source, waiting = iter(items), deque[tuple[Item, Future[Loaded]]]()
+    """Each item with what `load` makes of it, in order; at most `threads` wait.
+
+    An error of `load`, or of `items`, is raised in its turn, after all that came before it.
+    """
+    def pair(item: Item) -> tuple[Item, Loaded]:
+        return item, load(item)
+
+    source, waiting = iter(items), deque[Future[tuple[Item, Loaded]]]()
     pool = ThreadPoolExecutor(threads)
     try:
         while True:
-            waiting.extend((item, pool.submit(load, item)) for item in islice(source, threads + 1 - len(waiting)))
+            try:
+                waiting.extend(pool.submit(pair, item) for item in islice(source, threads + 1 - len(waiting)))
+            except Exception as error:
+                waiting.append(_failed(error))
             if not waiting:
                 return
-            item, future = waiting.popleft()
-            yield item, future.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        waiting.clear()  # of results that hold files, should an error keep this frame
+
+
+def _failed(error: Exception) -> Future:
+    future: Future = Future()
+    future.set_exception(error)
+    return future

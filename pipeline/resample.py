@@ -4,13 +4,14 @@ The filters are torchaudio's default windowed-sinc ones (J. O. Smith, https://cc
 EnCodec's own `convert_audio` applies. They are mostly zeros (24 of 171 taps at 44.1 kHz matter), so the outputs are
 computed in bands, each a matrix product over the inputs that it needs.
 
-The products are exact: with samples a multiple of 2^-23 and taps a multiple of 2^-26, every sum is a multiple of 2^-49
-that float64 holds. So neither the order of summation, nor the library, nor the cutting into blocks changes anything.
-Rounding samples and taps so moves the result by less than 1e-6. (The filters are computed by torch on the CPU, in
-float32: another kind of CPU may round a tap otherwise.)
+The products are exact: with samples a multiple of 2^-23 and at most 4.0, and taps a multiple of 2^-26, every sum is a
+multiple of 2^-49 that float64 holds. So neither the order of summation, nor the library, nor the cutting into blocks
+changes anything. Rounding samples and taps so moves the result by less than 1e-6. (Louder samples, which only damage gives,
+are resampled to the rounding error of float64.)
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from pipeline.frames import HOP, SAMPLE_RATE, resampled_length, whole_frames
 from pipeline.pcm import to_int16
 
 # To be raised when this file, or how audio is decoded, comes to give other samples: shards of before are then stale.
-AUDIO_VERSION = 2
+AUDIO_VERSION = 3
 BLOCK_SECONDS = 5
 SAMPLE_STEPS = 2.0**23  # in 1.0: the resolution of 24-bit files
 # In 1.0. With samples up to 4.0, and taps whose magnitudes sum to less than 4, a sum stays within the 53 bits of float64.
@@ -31,9 +32,7 @@ BAND = 24  # outputs of one matrix product, about
 
 
 class Resampler:
-    """`torchaudio.functional.resample` of float32 samples up to 4.0, to 1e-6 of full scale, in exact arithmetic.
-
-    Louder samples are resampled to the rounding error of float64.
+    """What `torchaudio.transforms.Resample` gives for float32 samples, to 1e-6 of full scale, in exact arithmetic.
 
     Args:
         source_rate, target_rate: Hz, different.
@@ -42,7 +41,8 @@ class Resampler:
     def __init__(self, source_rate: int, target_rate: int, device: torch.device):
         self.rates = source_rate, target_rate
         self.device = device
-        published = Resample(source_rate, target_rate, dtype=torch.float32)
+        # Its filters come from float64, unlike those of `torchaudio.functional.resample`, which at odd rates are 1e-4 off.
+        published = Resample(source_rate, target_rate)
         taps = (published.kernel[:, 0] * TAP_STEPS).round()
         phases, period = len(taps), taps.shape[1] - 2 * published.width
         self.lead = published.width  # samples before that of output 0
@@ -66,19 +66,23 @@ class Resampler:
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """A whole signal from mono float32 blocks `[n]`, any n: ceil(target_rate * N / source_rate) float64 samples."""
         length = -(-BLOCK_SECONDS * self.rates[0] // self.stride) * self.stride
+        queue = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         window, fed, given = np.zeros(self.lead, np.float32), 0, 0
         for block in fixed_blocks(blocks, length):
             fed += len(block)
             window = np.concatenate([window, block])
             if len(window) >= self.reach:
-                outputs = self(torch.from_numpy(window).to(self.device)).cpu().numpy()
+                outputs = self._outputs(window, queue)
                 window = window[len(outputs) // self.row * self.stride :]
                 given += len(outputs)
                 yield outputs
         if fed:
             window = np.concatenate([window, np.zeros(self.reach, np.float32)])
-            outputs = self(torch.from_numpy(window).to(self.device)).cpu().numpy()
-            yield outputs[: resampled_length(fed, *self.rates) - given]
+            yield self._outputs(window, queue)[: resampled_length(fed, *self.rates) - given]
+
+    def _outputs(self, window: np.ndarray, queue: torch.cuda.Stream | None) -> np.ndarray:
+        with torch.cuda.stream(queue):  # of its own: in the common one it would wait for all that the teachers have asked for
+            return self(torch.from_numpy(window).to(self.device)).cpu().numpy()
 
     def _bands(self, taps: Tensor, period: int) -> Iterator[tuple[int, Tensor]]:
         """For each band of a row's outputs the first sample it needs, and float64 weights `[outputs, samples]`."""
@@ -98,6 +102,12 @@ class Resampler:
         )
 
 
+@lru_cache(maxsize=32)
+def _resampler(source_rate: int, target_rate: int, device: str) -> Resampler:
+    """One for all tracks of a rate: at odd rates its filters take seconds."""
+    return Resampler(source_rate, target_rate, torch.device(device))
+
+
 def to_mono(block: np.ndarray) -> np.ndarray:
     """Average the channels of `[C, n]`, float32; returns `[n]`. This is what `convert_audio` does for a mono model."""
     # Channel by channel: NumPy's mean over so short an axis is many times slower.
@@ -114,7 +124,7 @@ def resample_to_int16(
     """
     mono = map(to_mono, blocks)
     if source_rate != target_rate:
-        mono = Resampler(source_rate, target_rate, torch.device(device)).stream(mono)
+        mono = _resampler(source_rate, target_rate, device).stream(mono)
     return map(to_int16, mono)
 
 

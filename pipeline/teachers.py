@@ -18,6 +18,13 @@ TEACHERS = {
 TeacherConfig = Annotated[Union[tuple(TEACHERS)], Field(discriminator="kind")]  # noqa: UP007
 
 
+def check_device(configs: list[TeacherConfig], device: str) -> None:
+    """Raise ValueError for a teacher that cannot run on a device (`cpu` or `cuda`), naming its place in the config."""
+    for number, config in enumerate(configs):
+        if device == "cpu" and getattr(config, "precision", None) == "tf32":
+            raise ValueError(f"teachers.{number}.precision tf32 needs a GPU (device cuda), the device is cpu")
+
+
 def build_teachers(configs: list[TeacherConfig], device: str) -> list[teacher.Teacher]:
     """Load the teachers onto a device (`cpu` or `cuda`), in full fp32: TF32 would change the finer codes.
 

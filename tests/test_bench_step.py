@@ -128,7 +128,7 @@ def test_help_tells_every_option_and_variant(monkeypatch, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_without_a_device_is_one_line(bench):
-    assert bench(*SMALL, "--device", "cuda") == (1, "", "error: --device cuda: torch finds no CUDA device on this machine\n")
+    assert bench(*SMALL, "--device", "cuda") == (1, "", "error: device cuda: torch finds no CUDA device on this machine\n")
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -357,10 +358,24 @@ def test_a_change_of_sample_format_on_the_way_is_refused(tmp_path: Path, monkeyp
     ]
     for frame in frames:
         frame.sample_rate = 24_000
-    monkeypatch.setattr(file, "_frames", lambda: iter(frames))
+    monkeypatch.setattr(file, "_packets", lambda: [SimpleNamespace(decode=lambda: frames)])
     with file, pytest.raises(DecodeError) as caught:
         list(file.blocks())
-    assert caught.value.reason == "unreadable" and "flt" in caught.value.detail and "mono" in caught.value.detail
+    assert caught.value.reason == "unreadable" and "'s16')" in caught.value.detail and "'flt')" in caught.value.detail
+
+
+@pytest.mark.parametrize("channels", [8, 32])
+def test_a_speaker_for_every_channel(tmp_path: Path, channels: int):
+    """A WAV file may name 32; ffmpeg has a name for each, but its filters do not take so long a list of them."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([noise(0.1, seed=seed) for seed in range(channels)], axis=1), 24_000, format="WAVEX")
+    content = bytearray(path.read_bytes())
+    content[40:44] = struct.pack("<I", (1 << channels) - 1)
+    path.write_bytes(content)
+    if channels == 8:
+        assert decode(path)[1].shape == (8, 2400)
+    else:
+        assert (refusal(path).reason, "32 channels" in refusal(path).detail) == ("unreadable", True)
 
 
 @settings(max_examples=50, deadline=None)

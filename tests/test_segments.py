@@ -140,4 +140,4 @@ def whole_task(tracks: list) -> ShardTask:
     return ShardTask(name="train-000000", tracks=make_manifest(tracks).tracks, config=SegmentConfig())
 
 
-FINGERPRINT = "848a6faf1d03862bea8933b360d085cf1d722a4351e90a4cf53938dd1d4bbaa8"
+FINGERPRINT = "b75721f6b648e5234a7d38d10159aa12414daf8f1861d1af6d59ef743d1b2db1"

@@ -1,11 +1,13 @@
 """What of a plan is done: only shard files count, and nothing stale goes unseen."""
 
+import gc
 import json
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline.decode import DecodeError
@@ -108,3 +110,25 @@ def test_a_teacher_that_loses_or_invents_frames_is_refused(manifest: Manifest, t
         process_shard(task, [WrongTeacher()], manifest.root, str(tmp_path / "out"), {})
     assert threading.active_count() == threads
     assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_tracks_are_resampled_on_the_device_asked_for(manifest: Manifest, tmp_path: Path) -> None:
+    task = plan_shards(manifest, SegmentConfig(segment_seconds=2.0, shortest_seconds=1.0))[0]
+    assert any(track.sample_rate != 24_000 for track in task.tracks)
+    with pytest.raises(NotImplementedError, match="meta"):  # of which nothing can be copied back
+        process_shard(task, [CountingTeacher()], manifest.root, str(tmp_path / "out"), {}, device="meta")
+
+
+def test_a_shard_that_fails_holds_no_file_open(manifest: Manifest, tmp_path: Path) -> None:
+    """Without the help of the garbage collector: a decoded track takes its space in TMPDIR until its file is closed."""
+    (task,) = plan_shards(manifest, SegmentConfig(segment_seconds=2.0, shortest_seconds=1.0))
+    missing = task.tracks[2].model_copy(update={"path": "missing.wav"})
+    task = task.model_copy(update={"tracks": [*task.tracks[:2], missing, *task.tracks[3:]]})
+    open_files = psutil.Process().num_fds()
+    gc.disable()
+    try:
+        with pytest.raises(FileNotFoundError, match="missing.wav"):
+            process_shard(task, [CountingTeacher()], manifest.root, str(tmp_path / "out"), {})
+        assert psutil.Process().num_fds() == open_files
+    finally:
+        gc.enable()

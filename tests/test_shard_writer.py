@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import weakref
 import zlib
@@ -108,8 +109,11 @@ def test_a_new_tar_never_stands_beside_the_old_record(tmp_path, monkeypatch):
 
 
 def test_refuses_a_key_twice_and_bad_names(tmp_path):
-    with pytest.raises(ValueError, match="a-00000 comes twice"):
+    threads = threading.active_count()
+    with pytest.raises(ValueError) as caught:
         write_examples(tmp_path, "train-000000", [EXAMPLES[0], EXAMPLES[0]])
+    # While the error is held, and with it the writer's frame.
+    assert "a-00000 comes twice" in str(caught.value) and threading.active_count() == threads
     for name in ("../train-000000", "train-0", "train-000000.tar", "a/b-000000", "train-000000\n"):
         with pytest.raises(ValueError, match="split-000000"):
             write_examples(tmp_path, name, EXAMPLES)

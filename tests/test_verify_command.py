@@ -318,8 +318,21 @@ def test_the_device_reaches_the_teachers(shards, check, monkeypatch):
         return build_teachers(configs, "cpu")
 
     monkeypatch.setattr("jobs.verify.build_teachers", build)
+    monkeypatch.setattr("jobs.verify.check_cuda", lambda device: None)
     assert check(shards, "--relabel", 1)[0] == check(shards, "--relabel", 1, "--device", "cuda")[0] == 0
     assert asked == ["cpu", "cuda"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_a_gpu_that_is_not_there_is_told_before_any_shard_is_read(shards, tiny_codec, check):
+    for tar in shards.glob("*.tar"):
+        tar.unlink()
+    assert check(shards, "--relabel", 1, "--device", "cuda") == (1, ["error: device cuda: torch finds no CUDA device on this machine"])
+    codec, cqt = teacher_configs(tiny_codec)
+    (shards / "label.yaml").write_text(yaml.safe_dump({"teachers": [codec | {"precision": "tf32"}, cqt]}))
+    assert check(shards, "--relabel", 1) == (
+        2, [f"{shards}/label.yaml: teachers.0.precision tf32 needs a GPU (device cuda), the device is cpu"]
+    )
 
 
 def test_teachers_from_another_config(good, shards, tmp_path, tiny_codec, other_codec, check):
