@@ -53,8 +53,7 @@ from pipeline.feature_store import (
     refuse_other_folder,
     reopen_store,
 )
-from pipeline.frames import SAMPLE_RATE
-from pipeline.resample import AUDIO_VERSION
+from pipeline.frames import AUDIO_VERSION, SAMPLE_RATE
 from pipeline.shard_index import INDEX_NAME
 from pipeline.shard_tracks import ShardTracks
 
@@ -260,8 +259,7 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
             "tracks_sha256": tracks_digest(found.tracks),
             "without_a_frame": [track.key for track in found.tracks if not frames[track.key]],
             "rejected": found.rejected,
-        }
-        | ({} if found.kind == "shards" and rate == SAMPLE_RATE else {"audio_version": AUDIO_VERSION}),
+        },
         "settings": {
             "layers": list(encoder.layers),
             "pooling": config.pooling,
@@ -274,6 +272,8 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
             "chunk_rows": layout.chunk_rows,
         },
     }
+    if found.kind != "shards" or rate != SAMPLE_RATE:  # else the samples are those of the shards
+        description["settings"]["audio_version"] = AUDIO_VERSION
     order = WorkOrder(
         model=config.model, model_fingerprint=description["model"]["fingerprint"], audio=found.audio,
         from_shards=found.kind == "shards", out=config.out, layout=layout, digest=description_digest(description),

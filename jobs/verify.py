@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     index = load_index(options.shards)
     teachers: list[Teacher] = []
-    if options.relabel:  # here first, so that what is wrong with them is told before hours of reading
+    if options.relabel:  # first of all, so that what is wrong with them is told before hours of reading
+        check_cuda(options.device)
         teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG), options.device)
         check_teachers(index, teachers)
     # Only records that agree with the index can tell whether it sums them up.
@@ -72,7 +73,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.relabel < 0:
         raise UsageError(f"--relabel {options.relabel}: a number of examples is needed, 0 or more")
-    check_cuda(options.device)
     return options
 
 

@@ -157,7 +157,7 @@ class MediaFile:
     def _block(self, gathered: av.AudioFifo, packed: av.AudioResampler) -> np.ndarray:
         try:
             frames = packed.resample(gathered.read())
-        except av.error.FFmpegError as error:  # of layouts with more than about 26 names
+        except av.error.FFmpegError as error:  # of layouts with more than 26 names
             raise DecodeError("unreadable", f"{self.header.channels} channels cannot be converted: {_reason(error)}") from error
         return np.concatenate([frame.to_ndarray().reshape(-1, self.header.channels) for frame in frames]).T
 

@@ -8,6 +8,8 @@ audio and every target agree to the frame.
 SAMPLE_RATE = 24_000
 HOP = 320
 FRAME_RATE = SAMPLE_RATE // HOP
+# To be raised when files come to be decoded or resampled to other samples: shards and features of before are then stale.
+AUDIO_VERSION = 3
 
 
 def whole_frames(num_samples: int, hop: int = HOP) -> int:

@@ -6,12 +6,13 @@ computed in bands, each a matrix product over the inputs that it needs.
 
 The products are exact: with samples a multiple of 2^-23 and at most 4.0, and taps a multiple of 2^-26, every sum is a
 multiple of 2^-49 that float64 holds. So neither the order of summation, nor the library, nor the cutting into blocks
-changes anything. Rounding samples and taps so moves the result by less than 1e-6. (Louder samples, which only damage gives,
-are resampled to the rounding error of float64.)
+changes anything. Rounding samples of up to 1.0, and taps, so moves the result by less than 1e-6. (Samples above 4.0, as of a
+float file that holds integers, are resampled to the rounding error of float64.)
 """
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -22,8 +23,6 @@ from pipeline.audio_blocks import fixed_blocks
 from pipeline.frames import HOP, SAMPLE_RATE, resampled_length, whole_frames
 from pipeline.pcm import to_int16
 
-# To be raised when this file, or how audio is decoded, comes to give other samples: shards of before are then stale.
-AUDIO_VERSION = 3
 BLOCK_SECONDS = 5
 SAMPLE_STEPS = 2.0**23  # in 1.0: the resolution of 24-bit files
 # In 1.0. With samples up to 4.0, and taps whose magnitudes sum to less than 4, a sum stays within the 53 bits of float64.
@@ -41,7 +40,9 @@ class Resampler:
     def __init__(self, source_rate: int, target_rate: int, device: torch.device):
         self.rates = source_rate, target_rate
         self.device = device
-        # Its filters come from float64, unlike those of `torchaudio.functional.resample`, which at odd rates are 1e-4 off.
+        # Of its own: in the common one a block would wait for all that the teachers have asked for.
+        self.queue = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # As in `convert_audio`: `torchaudio.functional.resample` makes other filters, at odd rates by up to 2e-4.
         published = Resample(source_rate, target_rate)
         taps = (published.kernel[:, 0] * TAP_STEPS).round()
         phases, period = len(taps), taps.shape[1] - 2 * published.width
@@ -66,22 +67,21 @@ class Resampler:
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """A whole signal from mono float32 blocks `[n]`, any n: ceil(target_rate * N / source_rate) float64 samples."""
         length = -(-BLOCK_SECONDS * self.rates[0] // self.stride) * self.stride
-        queue = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         window, fed, given = np.zeros(self.lead, np.float32), 0, 0
         for block in fixed_blocks(blocks, length):
             fed += len(block)
             window = np.concatenate([window, block])
             if len(window) >= self.reach:
-                outputs = self._outputs(window, queue)
+                outputs = self._outputs(window)
                 window = window[len(outputs) // self.row * self.stride :]
                 given += len(outputs)
                 yield outputs
         if fed:
             window = np.concatenate([window, np.zeros(self.reach, np.float32)])
-            yield self._outputs(window, queue)[: resampled_length(fed, *self.rates) - given]
+            yield self._outputs(window)[: resampled_length(fed, *self.rates) - given]
 
-    def _outputs(self, window: np.ndarray, queue: torch.cuda.Stream | None) -> np.ndarray:
-        with torch.cuda.stream(queue):  # of its own: in the common one it would wait for all that the teachers have asked for
+    def _outputs(self, window: np.ndarray) -> np.ndarray:
+        with torch.cuda.stream(self.queue):
             return self(torch.from_numpy(window).to(self.device)).cpu().numpy()
 
     def _bands(self, taps: Tensor, period: int) -> Iterator[tuple[int, Tensor]]:
@@ -102,10 +102,14 @@ class Resampler:
         )
 
 
-@lru_cache(maxsize=32)
-def _resampler(source_rate: int, target_rate: int, device: str) -> Resampler:
-    """One for all tracks of a rate: at odd rates its filters take seconds."""
-    return Resampler(source_rate, target_rate, torch.device(device))
+_making = Lock()
+_made = lru_cache(maxsize=32)(Resampler)
+
+
+def _resampler(source_rate: int, target_rate: int, device: torch.device) -> Resampler:
+    """The one of all tracks of a rate, in whatever threads: at odd rates its filters take seconds and much memory."""
+    with _making:
+        return _made(source_rate, target_rate, device)
 
 
 def to_mono(block: np.ndarray) -> np.ndarray:
@@ -124,7 +128,7 @@ def resample_to_int16(
     """
     mono = map(to_mono, blocks)
     if source_rate != target_rate:
-        mono = _resampler(source_rate, target_rate, device).stream(mono)
+        mono = _resampler(source_rate, target_rate, torch.device(device)).stream(mono)
     return map(to_int16, mono)
 
 

@@ -5,9 +5,8 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.frames import resampled_length, seconds_to_frames, segment_lengths, whole_frames
+from pipeline.frames import AUDIO_VERSION, resampled_length, seconds_to_frames, segment_lengths, whole_frames
 from pipeline.manifest import Manifest, Track
-from pipeline.resample import AUDIO_VERSION
 from pipeline.shard_format import AudioMember
 
 

@@ -31,8 +31,8 @@ from jobs.command_line import run
 from model.encoder import MertEncoder
 from model.export import export_model
 from model.stored_model import StoredModel
+from pipeline.frames import AUDIO_VERSION
 from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.resample import AUDIO_VERSION
 from pipeline.shard_index import load_index
 from pipeline.shard_record import load_record
 from pipeline.track_audio import decode_track
@@ -219,8 +219,8 @@ def test_shards_manifest_and_folder_give_the_same_features(model, corpus, manife
     store = zarr.open_group(tmp_path / f"{corpus.name}.zarr", mode="r")
     assert list(store.attrs["input"]["rejected"]) == ["notes.txt"] and set(store["split"][:]) == {""}
     # Samples that are made here, and not read from shards, are those of one version.
-    assert store.attrs["input"]["audio_version"] == AUDIO_VERSION
-    assert "audio_version" not in zarr.open_group(whole, mode="r").attrs["input"]
+    assert store.attrs["settings"]["audio_version"] == AUDIO_VERSION
+    assert "audio_version" not in zarr.open_group(whole, mode="r").attrs["settings"]
     table = zarr.open_group(tmp_path / f"{manifest.name}.zarr", mode="r")
     tracks = {track.key: track for track in load_manifest(str(manifest)).tracks}
     for key, split, group in zip(table["key"][:], table["split"][:], table["group"][:]):
@@ -258,7 +258,7 @@ def test_a_model_of_another_rate_and_scale_gets_what_it_was_trained_on(corpus, m
         assert extract_here(model, source, tmp_path / f"{source.name}.zarr", "windows.seconds=30") == 0
     found, again = load(tmp_path / f"{shards.name}.zarr"), load(tmp_path / f"{manifest.name}.zarr")
     attributes = zarr.open_group(tmp_path / f"{shards.name}.zarr", mode="r").attrs
-    assert attributes["frame_rate"] == 50.0 and attributes["input"]["audio_version"] == AUDIO_VERSION
+    assert attributes["frame_rate"] == 50.0 and attributes["settings"]["audio_version"] == AUDIO_VERSION
     extractor = transformers.AutoFeatureExtractor.from_pretrained(model)
     for key, audio in audio_of(corpus, manifest).items():
         audio = resample(audio, 24_000, 16_000)

@@ -44,7 +44,7 @@ def test_as_a_loop_would_give_them(count: int, threads: int, faulty: set[int], e
 
     before = threading.active_count()
     assert outcome(read_ahead(items(), load, threads)) == outcome((number, load(number)) for number in items())
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of another test may end meanwhile
 
 
 def test_no_more_are_taken_than_can_wait():
@@ -67,13 +67,16 @@ class Result:
 
 def test_an_error_keeps_no_result_of_what_came_after_it():
     made: list[weakref.ref] = []
+    others = threading.Semaphore(0)
 
     def load(number: int) -> Result:
         if number == 0:
-            time.sleep(0.1)  # so that the others are done
+            for _ in range(3):
+                others.acquire()
             raise Fault("the first")
         result = Result()
         made.append(weakref.ref(result))
+        others.release()
         return result
 
     with pytest.raises(Fault, match="the first") as caught:

@@ -108,7 +108,7 @@ def test_a_teacher_that_loses_or_invents_frames_is_refused(manifest: Manifest, t
     threads = threading.active_count()
     with pytest.raises(ValueError, match=words):
         process_shard(task, [WrongTeacher()], manifest.root, str(tmp_path / "out"), {})
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
@@ -129,6 +129,6 @@ def test_a_shard_that_fails_holds_no_file_open(manifest: Manifest, tmp_path: Pat
     try:
         with pytest.raises(FileNotFoundError, match="missing.wav"):
             process_shard(task, [CountingTeacher()], manifest.root, str(tmp_path / "out"), {})
-        assert psutil.Process().num_fds() == open_files
+        assert psutil.Process().num_fds() <= open_files
     finally:
         gc.enable()

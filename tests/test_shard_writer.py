@@ -113,7 +113,7 @@ def test_refuses_a_key_twice_and_bad_names(tmp_path):
     with pytest.raises(ValueError) as caught:
         write_examples(tmp_path, "train-000000", [EXAMPLES[0], EXAMPLES[0]])
     # While the error is held, and with it the writer's frame.
-    assert "a-00000 comes twice" in str(caught.value) and threading.active_count() == threads
+    assert "a-00000 comes twice" in str(caught.value) and threading.active_count() <= threads
     for name in ("../train-000000", "train-0", "train-000000.tar", "a/b-000000", "train-000000\n"):
         with pytest.raises(ValueError, match="split-000000"):
             write_examples(tmp_path, name, EXAMPLES)
