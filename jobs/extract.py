@@ -28,6 +28,7 @@ from torch import distributed
 from jobs.command_line import run
 from jobs.config import load_config
 from jobs.console import console
+from jobs.cuda_check import check_cuda
 from jobs.extract_part import PartExtractor, WorkOrder, model_fingerprint
 from jobs.folder_lock import locked
 from jobs.output_check import check_writable
@@ -148,6 +149,8 @@ class Plan(BaseModel):
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))
+    if ranks:
+        check_cuda(config.device)  # without torchrun, Ray knows
     if rank == 0:
         check_out(config.out)
     # First what is quickly found wrong: to list a folder of audio takes long.

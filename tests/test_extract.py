@@ -299,6 +299,13 @@ def test_a_rerun_does_nothing_and_a_lost_or_torn_part_is_done_again(model, shard
     assert contents(out) == contents(whole) and not list(out.rglob(".*.tmp"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_a_rank_without_the_gpu_it_is_to_use_makes_no_store(model, shards, tmp_path, capsys):
+    assert extract_here(model, shards, tmp_path / "out", "device=cuda") == 1
+    assert capsys.readouterr().err == "error: device cuda: torch finds no CUDA device on this machine\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_store_of_something_else_is_refused_until_told(model, shards, manifest, whole, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
