@@ -29,7 +29,8 @@ from jobs.console import console
 from jobs.cuda_check import check_cuda
 from pipeline.code_agreement import CodeAgreement, compare_codes
 from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.decode import AUDIO_EXTENSIONS, DecodeError
+from pipeline.audio.decode_error import DecodeError
+from pipeline.audio.media_file import AUDIO_EXTENSIONS
 from pipeline.encodec_encoder import LANES, Backend, Precision
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.teachers import build_teachers

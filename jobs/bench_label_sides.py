@@ -30,7 +30,8 @@ from jobs.measurement import peak_memory
 from jobs.stage_clock import StageClock
 from pipeline.codec import load_codec
 from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.decode import DecodeError, open_audio
+from pipeline.audio.decode import open_audio
+from pipeline.audio.decode_error import DecodeError
 from pipeline.encodec_teacher import EncodecTeacherConfig
 from pipeline.frames import HOP, SAMPLE_RATE
 from pipeline.pcm import to_float, to_int16

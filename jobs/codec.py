@@ -33,8 +33,9 @@ from pipeline.codec_training import (
     start_codebooks,
     train_codec,
 )
+from pipeline.folder_kinds import CODEC, check_output
 from pipeline.frames import SAMPLE_RATE
-from pipeline.manifest import Track, load_manifest
+from pipeline.manifest import Track, check_root, load_manifest
 from pipeline.storage import local_path
 
 CONFIG = CodecTrainingConfig
@@ -44,10 +45,12 @@ RECORD_EVERY = 50  # steps from one line of losses.jsonl to the next
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     out = local_path(config.out)
+    check_output(config.out, CODEC)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; train into a new folder")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")
     manifest = load_manifest(config.manifest)
+    check_root(manifest, config.manifest)
     train_tracks = choose_tracks(manifest, "train", config.train_hours, config.seed)
     valid_tracks = choose_tracks(manifest, "valid", config.valid_hours, config.seed)
     train_audio = decode("decode train", manifest.root, train_tracks)

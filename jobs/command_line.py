@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from jobs.config import UsageError
 from jobs.config_help import describe_keys
 from jobs.console import console
+from pipeline.folder_kinds import FolderError
 
 JOBS = {
     "manifest": "scan a folder of audio into a manifest",
@@ -71,7 +72,7 @@ def run(
     debug = "--debug" in arguments
     try:
         return job(console.take_options([argument for argument in arguments if argument != "--debug"]))
-    except UsageError as error:
+    except (UsageError, FolderError) as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has enough

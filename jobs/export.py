@@ -19,6 +19,7 @@ from model.checkpoint import find_checkpoint, load_config, load_state
 from model.export import export_model
 from model.load import read_checkpoint, read_model
 from model.stored_model import StoredModel
+from pipeline.folder_kinds import CHECKPOINT, MODEL, RUN, check_input, check_output
 from pipeline.storage import local_path
 
 
@@ -27,6 +28,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("out")
     options = parser.parse_args(arguments)
+    check_input(str(options.source), RUN, CHECKPOINT, MODEL)
+    check_output(options.out, MODEL)
     model, card, named = read(options.source)
     obstacles = list(export_model(local_path(options.out), model, card))
     for obstacle in obstacles:

@@ -54,8 +54,8 @@ from pipeline.feature_store import (
     refuse_other_folder,
     reopen_store,
 )
+from pipeline.folder_kinds import AUDIO, CHECKPOINT, MANIFEST, MODEL, RUN, SHARDS, check_input
 from pipeline.frames import AUDIO_VERSION, SAMPLE_RATE
-from pipeline.shard_index import INDEX_NAME
 from pipeline.shard_tracks import ShardTracks
 
 # Ranks wait at the end for the slowest.
@@ -155,8 +155,9 @@ def main(arguments: list[str]) -> int:
         check_out(config.out)
     # First what is quickly found wrong: to list a folder of audio takes long.
     layers = None if config.layers == "all" else config.layers
+    check_input(config.model, RUN, CHECKPOINT, MODEL)
     encoder = FeatureEncoder(Path(config.model), torch.device("cpu"), "float32", layers)
-    found = read_input(config.input, config.out)
+    found = read_input(config, ranks)
     plan = make_plan(config, encoder, found)
     del encoder  # each worker has its own
     # Rank 0 alone looks at what is there, and joins the others, who wait for it, when it may be gone on with.
@@ -184,28 +185,37 @@ def main(arguments: list[str]) -> int:
 
 
 def check_out(out: str) -> None:
-    """Raise UsageError or ValueError when no store can be made there, or something else is there; writes nothing."""
+    """Raise UsageError, FolderError or ValueError when no store can be made there, or something else is there; writes
+    nothing.
+    """
     if storage.is_local(out):
         check_writable(storage.local_path(storage.join(out, ROOT)))
     refuse_other_folder(out)
 
 
-def read_input(location: str, out: str) -> Input:
+def read_input(config: ExtractConfig, ranks: int) -> Input:
     """The tracks of a shard folder, a manifest folder or a folder of audio, whichever it is.
 
-    Raises ValueError when the store `out` lies in a folder of audio, and as the readers of these do.
+    Raises ValueError when it is another kind of folder or the store lies in a folder of audio, FileNotFoundError when a
+    manifest's audio is needed and not there, and as the readers of these do.
     """
-    if storage.exists(storage.join(location, INDEX_NAME)):
+    location, out = config.input, config.out
+    kind = check_input(location, SHARDS, MANIFEST, AUDIO)
+    if kind is SHARDS:
         shards = ShardTracks(location)
         tracks = shards.list_tracks()
         shards.close()
         return Input(kind="shards", audio=location, tracks=tracks, rejected={})
     # Only here are decoders of audio files needed.
+    from jobs.worker_processes import examine_in_processes
     from pipeline.file_tracks import list_folder, list_manifest
+    from pipeline.manifest import check_root
 
-    if storage.exists(storage.join(location, "manifest.yaml")):
-        root, tracks = list_manifest(location)
-        return Input(kind="manifest", audio=root, tracks=tracks, rejected={})
+    if kind is MANIFEST:
+        manifest, tracks = list_manifest(location)
+        if config.replace or not is_complete(out):  # else there is nothing to decode
+            check_root(manifest, location)
+        return Input(kind="manifest", audio=manifest.root, tracks=tracks, rejected={})
     if lies_in(out, location):
         raise ValueError(f"out {out} lies in input {location}: the next run would take its files for input")
     with Progress("scan") as progress:
@@ -213,7 +223,9 @@ def read_input(location: str, out: str) -> Input:
         def report(seconds: float, rejected: int) -> None:
             progress.update(progress.done + seconds, f"{rejected} left out" if rejected else "")
 
-        tracks, rejects = list_folder(location, report)
+        # Each rank scans the folder, so they share the cores.
+        workers = max(1, os.cpu_count() // max(1, ranks))
+        tracks, rejects = list_folder(location, workers, report, examine_in_processes)
     reasons = {reject.path: f"{reject.reason}: {reject.detail}" for reject in rejects}
     return Input(kind="folder", audio=location, tracks=tracks, rejected=reasons)
 

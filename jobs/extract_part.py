@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.feature_encoder import FeatureEncoder, Precision
 from model.feature_windows import Window, plan_windows
-from pipeline.container_checks import DecodeError
+from pipeline.audio.decode_error import DecodeError
 from pipeline.feature_plan import Part, Piece, SourceTrack
 from pipeline.feature_rows import part_rows
 from pipeline.feature_store import StoreLayout, publish_part

@@ -18,6 +18,7 @@ from jobs.console import console
 from model.export import export_model
 from model.import_fairseq import import_fairseq
 from model.import_weights import Imported, import_hugging_face
+from pipeline.folder_kinds import MODEL, check_input, check_output
 from pipeline.storage import local_path
 
 
@@ -27,6 +28,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out")
     parser.add_argument("--sample-rate", type=int)
     options = parser.parse_args(arguments)
+    check_input(str(options.source), MODEL)
+    check_output(options.out, MODEL)
     imported = read(options.source, options.sample_rate)
     card = {"Source": {"imported from": options.source.resolve().name, "notes": imported.notes}}
     obstacles = export_model(local_path(options.out), imported.model, card)

@@ -29,20 +29,21 @@ from jobs.console import console
 from jobs.output_check import check_writable
 from jobs.text_table import printable
 from pipeline import storage
+from pipeline.folder_kinds import FEATURES, MANIFEST, RUN, SHARDS, FolderKind, find_kind
 
-# The file that tells what a folder is, what to call it, and who looks at it.
-KINDS = {
-    "index.json": ("shard folder", "jobs.inspect_shards"),
-    "manifest.yaml": ("manifest folder", "jobs.inspect_manifest"),
-    "metrics.jsonl": ("run folder", "jobs.inspect_run"),
-    "zarr.json": ("feature store", "jobs.inspect_features"),
+# Who looks at a folder.
+VIEWS = {
+    SHARDS: "jobs.inspect_shards",
+    MANIFEST: "jobs.inspect_manifest",
+    RUN: "jobs.inspect_run",
+    FEATURES: "jobs.inspect_features",
 }
 PLACES = ("manifest", "shards", "run")
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    name, module = find_kind(options.locations)
+    name, module = find_view(options.locations)
     refuse_options(options, name, module)
     if options.html:
         check_report(options.html)
@@ -84,34 +85,37 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def find_kind(locations: list[str]) -> tuple[str, ModuleType]:
+def find_view(locations: list[str]) -> tuple[str, ModuleType]:
     """What the locations are, all of one kind, and the module that looks at them. Raises UsageError."""
-    kinds = {location: _marker(location) for location in locations}
+    kinds = {location: _viewed_kind(location) for location in locations}
     if len(set(kinds.values())) > 1:
-        listed = ", ".join(f"{location} is a {KINDS[marker][0]}" for location, marker in kinds.items())
+        listed = ", ".join(f"{location} is a {kind.name}" for location, kind in kinds.items())
         raise UsageError(f"several locations must be of one kind: {listed}")
-    marker = kinds[locations[0]]
-    name, module = KINDS[marker][0], importlib.import_module(KINDS[marker][1])
-    if len(locations) > 1 and marker != "metrics.jsonl":
+    kind = kinds[locations[0]]
+    module = importlib.import_module(VIEWS[kind])
+    if len(locations) > 1 and kind is not RUN:
         hint = ", --diff compares two" if "diff" in module.OPTIONS else ""
-        raise UsageError(f"only runs are shown together; {locations[0]} is a {name}{hint}")
-    return name, module
+        raise UsageError(f"only runs are shown together; {locations[0]} is a {kind.name}{hint}")
+    return kind.name, module
 
 
 def check_other(location: str, other: str) -> None:
     """Raise UsageError when the two of --diff are not of one kind."""
-    kinds = [KINDS[_marker(each)][0] for each in (location, other)]
+    kinds = [_viewed_kind(each).name for each in (location, other)]
     if kinds[0] != kinds[1]:
         raise UsageError(f"--diff compares two of a kind: {location} is a {kinds[0]}, {other} is a {kinds[1]}")
 
 
-def _marker(location: str) -> str:
-    for marker in KINDS:
-        if storage.exists(storage.join(location, marker)):
-            return marker
-    known = ", ".join(f"{name} ({marker})" for marker, (name, _) in KINDS.items())
+def _viewed_kind(location: str) -> FolderKind:
+    for kind in VIEWS:
+        if storage.exists(storage.join(location, kind.marker)):
+            return kind
+    known = ", ".join(f"{kind.name} ({kind.marker})" for kind in VIEWS)
     if not storage.exists(location):
         raise UsageError(f"{location}: there is no such folder; what is looked at is a {known}")
+    found = find_kind(location)
+    if found and found[0] not in VIEWS:
+        raise UsageError(f"{location} is a {found[0].name} (it has {found[1]}); what is looked at is a {known}")
     below = [storage.join(location, place) for place in PLACES if storage.exists(storage.join(location, place))]
     hint = f"; did you mean {' or '.join(below)}?" if below else ""
     if any(name.endswith(".tar") for name in storage.list_names(location)):

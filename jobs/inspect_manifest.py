@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jobs.difference_text import difference_lines
 from jobs.inspect_shards import length_lines, reasons
-from jobs.text_table import human_bytes, pairs, table
+from jobs.text_table import human_bytes, number, pairs, table
 from pipeline.manifest_difference import compare_manifests
 from pipeline.manifest_summary import (
     ManifestSummary,
@@ -53,11 +53,30 @@ def summary_lines(summary: ManifestSummary) -> list[str]:
     ):
         lines += ["", *totals_lines(title, totals)]
     lines += ["", *length_lines({"tracks": summary.track_seconds})]
+    lines += ["", *level_lines(summary)]
+    if summary.one_of_several_streams:
+        lines += ["", f"one of several streams taken: {summary.one_of_several_streams} tracks"]
+    if summary.notes:
+        lines += ["", f"notes: {reasons(summary.notes)}"]
     lines += ["", f"files left out: {reasons(summary.rejected)}"]
     lines += [f"  {reject.path}: {reject.reason}: {reject.detail}" for reject in summary.rejects[:MOST_ROWS]]
     if len(summary.rejects) > MOST_ROWS:
         lines.append(f"  and {len(summary.rejects) - MOST_ROWS} more; --json names all")
     return lines
+
+
+def level_lines(summary: ManifestSummary) -> list[str]:
+    """Quantiles over the tracks: loudness and peak as stored, and clipped share of the mono mix."""
+    rows = []
+    for name, each, scale in (
+        ("loudness, LUFS", summary.loudness_lufs, 1),
+        ("peak, dBFS", summary.peak_dbfs, 1),
+        ("beyond full scale, %", summary.clipped_share, 100),
+    ):
+        if each:
+            values = (each.minimum, each.percentile_5, each.median, each.mean, each.percentile_95, each.maximum)
+            rows.append((name, each.count, *(number(scale * value, 4) for value in values)))
+    return table(("levels of tracks", "count", "lowest", "5 %", "median", "mean", "95 %", "highest"), rows)
 
 
 def totals_lines(title: str, totals: Mapping[str, TrackTotals]) -> list[str]:

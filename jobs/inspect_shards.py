@@ -134,6 +134,10 @@ def summary_lines(summary: ShardSummary) -> list[str]:
         lines.append(f"  {drop.track}: {drop.reason}, {drop.segments} segments: {drop.detail}")
     if len(summary.dropped_tracks) > MOST_ROWS:
         lines.append(f"  and {len(summary.dropped_tracks) - MOST_ROWS} more tracks; --json names all")
+    for drop in summary.dropped_segments[:MOST_ROWS]:
+        lines.append(f"  {drop.key}: {drop.reason}, from {drop.start_sample / drop.sample_rate:.3f} s: {drop.detail}")
+    if len(summary.dropped_segments) > MOST_ROWS:
+        lines.append(f"  and {len(summary.dropped_segments) - MOST_ROWS} more segments; --json names all")
     return lines
 
 

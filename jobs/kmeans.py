@@ -17,6 +17,7 @@ from jobs.config import load_config
 from jobs.console import console
 from jobs.progress import Progress
 from model.publish import publish_folder
+from pipeline.folder_kinds import KMEANS, check_output
 from pipeline.kmeans_fitting import (
     KmeansFittingConfig,
     choose_crops,
@@ -27,7 +28,7 @@ from pipeline.kmeans_fitting import (
 )
 from pipeline.kmeans_folder import save_kmeans
 from pipeline.kmeans_teacher import build_feature
-from pipeline.manifest import load_manifest
+from pipeline.manifest import check_root, load_manifest
 from pipeline.storage import local_path
 
 CONFIG = KmeansFittingConfig
@@ -36,9 +37,11 @@ CONFIG = KmeansFittingConfig
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     out = local_path(config.out)
+    check_output(config.out, KMEANS)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; fit into a new folder")
     manifest = load_manifest(config.manifest)
+    check_root(manifest, config.manifest)
     crops = choose_crops(manifest, config)
     torch.set_num_threads(1)
     with tempfile.TemporaryFile(prefix="mert-kmeans-") as file:

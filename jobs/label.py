@@ -6,12 +6,12 @@
 
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
-unless relabel=true. Exit code 1 when a shard is missing at the end.
+unless relabel=true. Files that have the names of shards but were not written by mert label are left alone, always:
+the job does not start beside them. Exit code 1 when a shard is missing at the end.
 """
 
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Literal
 
 import yaml
@@ -24,11 +24,12 @@ from jobs.folder_lock import locked
 from jobs.label_on_ray import label_on_ray
 from jobs.progress import Progress
 from pipeline import storage
-from pipeline.manifest import Manifest, load_manifest
+from pipeline.folder_kinds import SHARDS, check_output
+from pipeline.manifest import Manifest, check_root, load_manifest
 from pipeline.process_shard import DECODE_THREADS
 from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
 from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
-from pipeline.shard_state import find_unfinished
+from pipeline.shard_state import find_unfinished, remove_unplanned
 from pipeline.teacher import TargetSpec
 from pipeline.teachers import TeacherConfig, build_teachers, check_device
 
@@ -70,19 +71,32 @@ CONFIG = LabelConfig
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
+    check_output(config.out, SHARDS)
     manifest = load_manifest(config.manifest)
     tasks = plan_shards(manifest, config.segments)
     if not tasks:
         raise ValueError(f"{config.manifest}: the manifest has no track")
     specs = [teacher.spec for teacher in build_teachers(config.teachers, "cpu")]
-    with locked(storage.local_path(config.out), "labelling") if storage.is_local(config.out) else nullcontext():
+    if not storage.is_local(config.out):
         return label(config, manifest, tasks, specs)
+    find_work(config, manifest, tasks, specs)  # before the lock, whose file is the first thing written
+    with locked(storage.local_path(config.out), "labelling"):
+        return label(config, manifest, tasks, specs)
+
+
+def find_work(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]) -> list[ShardTask]:
+    """The tasks that are to do; writes nothing. Raises as `find_unfinished`, and as `check_root` when there is any."""
+    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.relabel)
+    if unfinished:
+        check_root(manifest, config.manifest)
+    return unfinished
 
 
 def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]) -> int:
     """Do what the plan lacks and write the index; returns the exit code."""
+    unfinished = find_work(config, manifest, tasks, specs)
     storage.sweep_temporary(config.out)
-    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.relabel)
+    remove_unplanned(config.out, tasks)
     console.say(f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do")
     failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
     for name, message in sorted(failures.items()):

@@ -4,7 +4,8 @@
     python -m jobs.manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
 
 Writes manifest.jsonl (one line a track), rejected.jsonl (one line a file left out, with the reason) and
-manifest.yaml (settings, counts and hours). Exit code 1 when no track is left.
+manifest.yaml (settings, counts and hours). Exit code 1 when no track is left, or when the storage
+did not give a file: the same command tries again.
 """
 
 import sys
@@ -14,13 +15,17 @@ from jobs.command_line import run
 from jobs.config import load_config
 from jobs.console import console
 from jobs.progress import Progress
-from pipeline.manifest import REST_SPLIT, ManifestConfig, scan, write_manifest
+from jobs.text_table import printable
+from jobs.worker_processes import examine_in_processes
+from pipeline.folder_kinds import MANIFEST, check_output
+from pipeline.manifest import REST_SPLIT, ManifestConfig, Reject, scan, write_manifest
 
 CONFIG = ManifestConfig
 
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
+    check_output(config.out, MANIFEST)
     done = 0.0
     with Progress("manifest") as progress:
 
@@ -29,9 +34,15 @@ def main(arguments: list[str]) -> int:
             done += seconds
             progress.update(done, f"{rejected} rejected")
 
-        results = scan(config, report)
+        results = scan(config, report, examine_in_processes)
     summary = write_manifest(config, results)
+    unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     console.finish({"out": config.out, **summary}, summary_lines(config, summary))
+    for reject in unreachable:
+        print(printable(f"error: {reject.path}: unreachable: {reject.detail}"), file=sys.stderr)
+    if unreachable:
+        print(f"{len(unreachable)} files or folders could not be reached; run the command again to retry", file=sys.stderr)
+        return 1
     if not any(split["tracks"] for split in summary["splits"].values()):
         print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)
         return 1
@@ -46,6 +57,10 @@ def summary_lines(config: ManifestConfig, summary: dict) -> Iterator[str]:
             yield f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups"
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejected"].items())
     yield f"rejected: {reasons or 'none'}"
+    if summary["one_of_several_streams"]:
+        yield f"one of several streams taken: {summary['one_of_several_streams']} tracks"
+    for note, count in summary["notes"].items():
+        yield f"{note}: {count} tracks"
     yield f"manifest: {config.out}"
 
 

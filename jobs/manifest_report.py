@@ -4,7 +4,7 @@ import shlex
 
 from jobs.report_page import ReportPage, histogram_plot, reason_plot
 from jobs.text_table import human_bytes
-from pipeline.manifest_summary import ManifestFolder, TrackTotals, summarise_manifest
+from pipeline.manifest_summary import ManifestFolder, ManifestSummary, TrackTotals, summarise_manifest
 
 MOST_ROWS = 100
 
@@ -34,10 +34,14 @@ def manifest_page(read: ManifestFolder) -> bytes:
         ("audio below", summary.root),
         ("digest", summary.manifest_sha256),
         *((name.replace("_", " "), value) for name, value in summary.config.items()),
+        ("one of several streams", summary.one_of_several_streams),
+        *((f"note: {note}", count) for note, count in summary.notes.items()),
     )
     seconds = [track.seconds for track in read.manifest.tracks]
     tracks = page.section("Lengths and groups")
     page.plots(tracks, histogram_plot("Length of tracks", "seconds", "s", "tracks", seconds, summary.track_seconds))
+    if plots := level_plots(read, summary):
+        page.plots(page.section("Levels"), *plots)
     caption = (
         f"Groups, the one with the most hours first ({min(len(summary.groups), MOST_ROWS)} of {len(summary.groups)})"
     )
@@ -52,6 +56,20 @@ def manifest_page(read: ManifestFolder) -> bytes:
     else:
         left_out.note("No file was left out.")
     return page.render()
+
+
+def level_plots(read: ManifestFolder, summary: ManifestSummary) -> list[dict]:
+    """Histograms of loudness, peak and clipped share; none of what an older manifest does not have."""
+    plots = []
+    for name, title, label, unit, quantiles in (
+        ("loudness_lufs", "Loudness of tracks", "integrated loudness", "LUFS", summary.loudness_lufs),
+        ("peak_dbfs", "Peaks of tracks", "peak as stored", "dBFS", summary.peak_dbfs),
+        ("clipped_share", "Clipping", "share of samples beyond full scale", "", summary.clipped_share),
+    ):
+        values = [value for track in read.manifest.tracks if (value := getattr(track, name)) is not None]
+        if values:
+            plots.append(histogram_plot(title, label, unit, "tracks", values, quantiles))
+    return plots
 
 
 def rows_of(totals: dict[str, TrackTotals]) -> list[tuple[object, ...]]:

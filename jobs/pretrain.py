@@ -41,6 +41,7 @@ from model.stored_model import StoredModel, select
 from model.target_alignment import target_stride
 from model.trainer import Batch, Position, TrainerConfig, train
 from pipeline.batch_stream import BatchStream, StreamConfig, validation_batches
+from pipeline.folder_kinds import CHECKPOINT, MODEL, RUN, check_input, check_output
 from pipeline.shard_index import ShardIndex, load_index
 from pipeline.storage import local_path
 
@@ -97,6 +98,8 @@ def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     out = local_path(config.out)
+    if rank == 0:
+        check_output(config.out, RUN)
     index = load_index(config.shards)
     initial = read_initial(config, out, index, rank)
     config = settle_encoder(config, initial, out)
@@ -170,7 +173,7 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
     """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
 
     Raises:
-        ValueError: no such folder, audio of another rate than the shards', or only torn checkpoints.
+        ValueError: no such folder or one of another kind, audio of another rate than the shards', or only torn checkpoints.
     """
     if config.initial is None:
         return None
@@ -178,6 +181,7 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
         if rank == 0 and latest_checkpoint(out / CHECKPOINTS)[0] is None:
             raise ValueError(f"{out}: all its checkpoints are torn; remove them to begin anew from {config.initial}")
         return None
+    check_input(config.initial, RUN, CHECKPOINT, MODEL)
     initial = read_model(local_path(config.initial))
     if initial.sample_rate != index.sample_rate:
         raise ValueError(f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz")

@@ -32,6 +32,7 @@ from pipeline.target_statistics import DiscreteSummary
 EXAMPLES = 6
 LOUDNESS_EXAMPLES = 60
 MOST_RANKS = 80
+MOST_DROPS = 100  # rows of a table
 
 
 def shard_page(options: Namespace) -> bytes:
@@ -225,7 +226,7 @@ def rank_plot(target: TargetSummary, counts: np.ndarray) -> dict[str, Any]:
 
 
 def add_losses(page: ReportPage, summary: ShardSummary) -> None:
-    """Segments dropped and files rejected, by reason, and the tracks that were dropped."""
+    """Segments dropped and files rejected, by reason, and the tracks and segments that were dropped."""
     section = page.section("Left out")
     plots = [reason_plot("Segments dropped by the labellers", "segments", summary.dropped)] if summary.dropped else []
     if summary.rejected:
@@ -239,10 +240,21 @@ def add_losses(page: ReportPage, summary: ShardSummary) -> None:
     elif not summary.rejected:
         section.note("The manifest rejected no file.")
     if summary.dropped_tracks:
-        rows = [(drop.track, drop.reason, drop.segments, drop.detail) for drop in summary.dropped_tracks[:100]]
+        rows = [(drop.track, drop.reason, drop.segments, drop.detail) for drop in summary.dropped_tracks[:MOST_DROPS]]
         section.table(
             f"Dropped tracks ({len(rows)} of {len(summary.dropped_tracks)})",
             ("track", "reason", "segments", "detail"),
+            rows,
+            "ttnt",
+        )
+    if summary.dropped_segments:
+        rows = [
+            (drop.key, drop.reason, f"{drop.start_sample / drop.sample_rate:.3f}", drop.detail)
+            for drop in summary.dropped_segments[:MOST_DROPS]
+        ]
+        section.table(
+            f"Dropped segments of other tracks ({len(rows)} of {len(summary.dropped_segments)})",
+            ("segment", "reason", "from, seconds", "detail"),
             rows,
             "ttnt",
         )

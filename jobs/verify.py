@@ -3,12 +3,15 @@
     mert verify SHARD_FOLDER
     mert verify SHARD_FOLDER --manifest MANIFEST_FOLDER --relabel 20
     mert verify SHARD_FOLDER --relabel 20 --teachers configs/label.yaml --device cuda
+    mert verify SHARD_FOLDER --manifest MANIFEST_FOLDER --corpus 50
 
 Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks,
-and an index that lists every shard and sums them up. --manifest compares the manifest's digest and the split of
-every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
+and an index that lists every shard and sums them up. --manifest compares the manifest's digest, and split and
+length of every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
 SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Labels made in bf16 or tf32 on a GPU
-can only be checked on one, with --device cuda. Every fault is a line with shard and key; exit code 1 if there is any.
+can only be checked on one, with --device cuda. --corpus N decodes N random source files by another library than the one
+that labelled them (libsndfile against ffmpeg) and compares the audio with that in the shards; files that no second library
+reads are counted. Every fault is a line with shard and key; exit code 1 if there is any.
 """
 
 import argparse
@@ -27,7 +30,9 @@ from jobs.cuda_check import check_cuda
 from jobs.label import RECORDED_CONFIG
 from jobs.progress import Progress
 from pipeline import storage
-from pipeline.manifest import Manifest, load_manifest
+from pipeline.corpus_check import Comparison, compare_corpus
+from pipeline.frames import resampled_length, whole_frames
+from pipeline.manifest import Manifest, Track, check_root, load_manifest
 from pipeline.relabel import check_teachers, relabel_examples
 from pipeline.shard_index import ShardIndex, load_index
 from pipeline.shard_record import load_record
@@ -46,19 +51,28 @@ def main(arguments: list[str]) -> int:
         check_cuda(options.device)
         teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG), options.device)
         check_teachers(index, teachers)
+    manifest = load_manifest(options.manifest) if options.manifest else None
+    if options.corpus:
+        check_root(manifest, options.manifest)
     # Only records that agree with the index can tell whether it sums them up.
     faults = verify_shards(options.shards, index) or verify_index(options.shards, index)
-    if options.manifest:
-        faults += compare_with_manifest(options.shards, index, load_manifest(options.manifest))
-    if options.relabel and faults:
-        print("the teachers are not run again on shards that are at fault themselves", file=sys.stderr)
-    elif options.relabel:
-        faults += relabel(options.shards, index, options.relabel, teachers)
+    if manifest:
+        faults += compare_with_manifest(options.shards, index, manifest)
+    notes: list[str] = []
+    if (options.relabel or options.corpus) and faults:
+        print("the shards are at fault, so neither teachers nor source files were compared with them", file=sys.stderr)
+    else:
+        if options.relabel:
+            faults += relabel(options.shards, index, options.relabel, teachers)
+        if options.corpus:
+            found, note = compare_sources(options.shards, manifest, options.corpus)
+            faults += found
+            notes.append(note)
     shards, examples = len(index.shardlist), sum(entry.nsamples for entry in index.shardlist)
     total = f"{shards} shards, {examples} examples: {f'{len(faults)} faults' if faults else 'no fault'}"
-    result = {"shards": shards, "examples": examples, "faults": [asdict(fault) for fault in faults]}
+    result = {"shards": shards, "examples": examples, "notes": notes, "faults": [asdict(fault) for fault in faults]}
     tell = console.answer if faults else console.finish
-    tell(result, [*map(str, faults), total])
+    tell(result, [*map(str, faults), *notes, total])
     return 1 if faults else 0
 
 
@@ -70,9 +84,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--manifest")
     parser.add_argument("--teachers")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--corpus", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
     if options.relabel < 0:
         raise UsageError(f"--relabel {options.relabel}: a number of examples is needed, 0 or more")
+    if options.corpus < 0:
+        raise UsageError(f"--corpus {options.corpus}: a number of files is needed, 0 or more")
+    if options.corpus and not options.manifest:
+        raise UsageError("--corpus needs --manifest: it says where the source files are")
     return options
 
 
@@ -107,24 +126,35 @@ def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
 
 
 def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
-    """Faults of the index's manifest digest and of every track's split."""
+    """Faults of the index's manifest digest, and of split and length of every track."""
     if manifest.sha256 != index.manifest_sha256:
         return [Fault("index.json", None, f"made from manifest {index.manifest_sha256}, this one is {manifest.sha256}")]
-    splits = {track.key: track.split for track in manifest.tracks}
-    missing = set(splits)
+    planned = {track.key: track for track in manifest.tracks}
+    missing = set(planned)
     faults = []
     for entry in index.shardlist:
         try:
             record = load_record(folder, entry.name)
         except (OSError, ValueError):
             continue  # a fault of the record, which verify_shards has named
-        tracks = dict.fromkeys([entry.track for entry in record.members] + [drop.track for drop in record.dropped_tracks])
-        missing -= set(tracks)
-        for track in tracks:
-            if splits.get(track) != entry.split:
-                faults.append(Fault(entry.url, track, f"split {entry.split}, the manifest says {splits.get(track)}"))
+        frames = record.track_frames()
+        for key in dict.fromkeys([*frames, *(drop.track for drop in record.dropped_tracks)]):
+            missing.discard(key)
+            message = _track_difference(planned.get(key), entry.split, frames.get(key))
+            if message:
+                faults.append(Fault(entry.url, key, message))
     faults += [Fault("index.json", track, "a track of the manifest, in no shard") for track in sorted(missing)]
     return faults
+
+
+def _track_difference(track: Track | None, split: str, frames: int | None) -> str:
+    """How a track in a shard differs from its row of the manifest, or an empty string; `frames` None: it was dropped."""
+    if track is None or track.split != split:
+        return f"split {split}, the manifest says {track.split if track else None}"
+    planned = whole_frames(resampled_length(track.num_samples, track.sample_rate))
+    if frames not in (None, planned):
+        return f"{frames} frames in its segments, the manifest says {planned}"
+    return ""
 
 
 def load_teachers(location: str, device: str) -> list[Teacher]:
@@ -154,6 +184,22 @@ def relabel(folder: str, index: ShardIndex, count: int, teachers: list[Teacher])
             faults += found
             progress.update(progress.done + seconds, f"{len(faults)} faults" if faults else "")
     return faults
+
+
+def compare_sources(folder: str, manifest: Manifest, count: int) -> tuple[list[Fault], str]:
+    """Faults that another library finds in `count` random source files, and how many it could read."""
+    comparisons: list[Comparison] = []
+    with Progress("corpus") as progress:
+        for comparison in compare_corpus(folder, manifest, count):
+            comparisons.append(comparison)
+            progress.update(progress.done + comparison.track.seconds)
+    faults = [comparison.fault for comparison in comparisons if comparison.fault]
+    unread = Counter(comparison.track.format for comparison in comparisons if not comparison.is_read)
+    note = f"{len(comparisons)} source files: {len(comparisons) - len(faults) - unread.total()} agree with another library"
+    if unread:
+        formats = ", ".join(f"{number} {format}" for format, number in sorted(unread.items()))
+        note += f", {unread.total()} that none reads ({formats})"
+    return faults, note
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.folder_kinds import CODEC, check_input
 from pipeline.frames import SAMPLE_RATE
 
 OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"
@@ -100,7 +101,11 @@ def check_official(path: Path) -> None:
 
 
 def load_folder(folder: Path) -> EncodecModel:
-    """A codec of our own training. Raises FileNotFoundError, or ValueError naming what does not fit or is untrained."""
+    """A codec of our own training.
+
+    Raises FolderError for another kind of folder, FileNotFoundError, or ValueError naming what does not fit or is untrained.
+    """
+    check_input(str(folder), CODEC)
     sizes = CodecSizes(**yaml.safe_load((folder / "codec.yaml").read_text()))
     model = build_codec(sizes)
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
 from pipeline.codec import CodecSizes, build_codec
-from pipeline.decode import open_audio
+from pipeline.audio.decode import open_audio
 from pipeline.frames import SAMPLE_RATE
 from pipeline.manifest import Manifest, Track
 from pipeline.pcm import to_float

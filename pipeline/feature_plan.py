@@ -28,9 +28,9 @@ class ShardPlace(_Model):
     """Where a track lies in a shard set."""
 
     shard: int = Field(ge=0, description="Number of the shard in the shard list")
-    examples: tuple[int, ...] = Field(description="Its segments' places in the shard, in order")
+    examples: tuple[int | None, ...] = Field(description="Its segments' places in the shard, in order; none of one that was dropped")
     frames: tuple[int, ...] = Field(description="Target frames of each segment")
-    audio: tuple[int, ...] = Field(description="CRC-32 of each segment's audio member")
+    audio: tuple[int | None, ...] = Field(description="CRC-32 of each segment's audio member; none of one that was dropped")
 
 
 class SourceTrack(_Model):

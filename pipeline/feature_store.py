@@ -29,11 +29,12 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from pipeline import storage
+from pipeline.folder_kinds import FEATURES, check_output
 
 SCHEMA_VERSION = 1
 KIND = "mert-features"
 PARTS = "parts"
-ROOT = "zarr.json"
+ROOT = FEATURES.marker
 ZSTD_LEVEL = 3
 THREADS = 16  # that wait for an object store
 # What the root's attributes say of the state of the store; the others say what it is.
@@ -84,7 +85,7 @@ def description_digest(description: Mapping[str, Any]) -> str:
 
 
 def refuse_other_folder(location: str) -> None:
-    """Raise ValueError when something is there that is no feature store; writes nothing."""
+    """Raise FolderError or ValueError when something is there that is no feature store; writes nothing."""
     _read_root(location)
 
 
@@ -97,6 +98,7 @@ def prepare_store(location: str, description: Mapping[str, Any], replace: bool) 
         replace: throw away a store made with another description.
 
     Raises:
+        FolderError: a folder of another kind.
         ValueError: without `replace`, a store of another description, naming the first key with both values; a
             folder that is no feature store.
     """
@@ -249,10 +251,13 @@ def _publish_root(location: str, attributes: Mapping[str, Any]) -> None:
 
 
 def _read_root(location: str) -> dict[str, Any] | None:
-    """The attributes of the store; None when there is nothing at all. Raises ValueError when it is something else."""
+    """The attributes of the store; None when there is nothing at all. Raises ValueError when it is something else,
+    FolderError when that is another kind of folder.
+    """
     try:
         content = storage.read_bytes(storage.join(location, ROOT))
     except FileNotFoundError:
+        check_output(location, FEATURES)
         if others := [name for name in _list_entries(location) if name != PARTS and not name.startswith(".")]:
             raise ValueError(f"{location}: a folder with {others[0]} in it and no {ROOT}, not a feature store") from None
         return None

@@ -5,11 +5,15 @@ arXiv 2306.00107, section 4). Audio is always cut to whole frames before a teach
 audio and every target agree to the frame.
 """
 
+import math
+
 SAMPLE_RATE = 24_000
 HOP = 320
 FRAME_RATE = SAMPLE_RATE // HOP
 # To be raised when files come to be decoded or resampled to other samples: shards and features of before are then stale.
-AUDIO_VERSION = 3
+AUDIO_VERSION = 4
+# Taps of a bank of resampling filters; torchaudio needs 30 bytes for each. 22255 Hz (old Macintosh) needs 21 million.
+MOST_TAPS = 1 << 25
 
 
 def whole_frames(num_samples: int, hop: int = HOP) -> int:
@@ -17,9 +21,23 @@ def whole_frames(num_samples: int, hop: int = HOP) -> int:
     return num_samples // hop
 
 
+def nearest_rate(source_rate: int, target_rate: int = SAMPLE_RATE) -> int:
+    """The rate, Hz, as which audio of `source_rate` is resampled: itself, or the nearest with few enough filters.
+
+    A ratio in lowest terms p / q needs p filters of q taps. 44,099 Hz shares no divisor with 24,000 Hz, so it is taken for
+    44,100 Hz: the music becomes 23 millionths shorter and 0.04 cents higher. The error is below 0.1 % at any rate.
+    """
+    return next(
+        rate
+        for distance in range(target_rate)
+        for rate in (source_rate - distance, source_rate + distance)
+        if rate > 0 and rate * target_rate <= MOST_TAPS * math.gcd(rate, target_rate) ** 2
+    )
+
+
 def resampled_length(num_samples: int, source_rate: int, target_rate: int = SAMPLE_RATE) -> int:
-    """Samples after resampling: ceil(target_rate * num_samples / source_rate), as torchaudio has it."""
-    return -(-num_samples * target_rate // source_rate)
+    """Samples after resampling: ceil(target_rate * num_samples / nearest_rate), as torchaudio has it."""
+    return -(-num_samples * target_rate // nearest_rate(source_rate, target_rate))
 
 
 def seconds_to_frames(seconds: float, frame_rate: int = FRAME_RATE) -> int:

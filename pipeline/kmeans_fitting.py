@@ -19,7 +19,7 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from pipeline.audio_blocks import float_blocks
-from pipeline.decode import DecodeError
+from pipeline.audio.decode_error import DecodeError
 from pipeline.frames import FRAME_RATE, HOP, seconds_to_frames
 from pipeline.kmeans_teacher import build_feature
 from pipeline.manifest import REST_SPLIT, Manifest, Track

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pipeline.folder_kinds import KMEANS, check_input
 from pipeline.shard_format import first_error
 
 CENTROIDS, CARD = "centroids.safetensors", "kmeans.yaml"
@@ -44,9 +45,11 @@ def load_kmeans(folder: Path) -> tuple[np.ndarray, KmeansCard]:
     """Centroids float32 `[clusters, size]` and their card.
 
     Raises:
+        FolderError: the folder is of another kind.
         FileNotFoundError: the folder or one of its files is not there.
         ValueError: a file is damaged, of another form, or does not fit the other; both values are named.
     """
+    check_input(str(folder), KMEANS)
     for name in (CARD, CENTROIDS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: not there; mert kmeans writes such a folder")

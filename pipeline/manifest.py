@@ -6,12 +6,12 @@ order, clock or host, nor of where the corpus lies.
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,15 @@ import yaml
 from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.decode import AudioDigest, DecodeError, check_length, open_audio
-from pipeline.storage import join, local_copy, open_filesystem, publish_bytes, read_bytes
+from pipeline.audio.audio_file import AudioHeader
+from pipeline.audio.decode import AudioDigest, check_length, decoder_faults, open_audio
+from pipeline.audio.decode_error import DecodeError
+from pipeline.audio.levels import Levels
+from pipeline.frames import nearest_rate
+from pipeline.pcm import SILENCE_DBFS
+from pipeline.resample import mono_to_int16, to_mono
+from pipeline.folder_kinds import MANIFEST, explain_missing
+from pipeline.storage import is_fault_of_file, is_local, join, local_copy, open_filesystem, publish_bytes, read_bytes
 
 SCHEMA_VERSION = 1
 REST_SPLIT = "train"
@@ -42,11 +49,16 @@ class ManifestConfig(BaseModel):
     )
     min_seconds: float = Field(default=3.0, ge=0, description="Shorter tracks are rejected, seconds")
     max_seconds: float = Field(default=10_800.0, gt=0, description="Longer tracks are rejected, seconds")
-    silence_dbfs: float = Field(default=-60.0, description="Tracks whose peak is below are rejected, dB full scale")
-    length_tolerance_seconds: float = Field(
-        default=0.2, ge=0, description="A header may differ from the decoded length by this, seconds"
+    silence_dbfs: float = Field(
+        default=SILENCE_DBFS, description="Tracks whose peak, as stored (24 kHz mono), is below are rejected, dB full scale"
     )
-    workers: int = Field(default=0, ge=0, description="Decoding threads; 0: one a core")
+    max_clipped_share: float = Field(
+        default=0.01, ge=0, le=1, description="Tracks with a larger share of samples beyond full scale are rejected"
+    )
+    length_tolerance_seconds: float = Field(
+        default=0.2, ge=0, description="The header of a lossy format may differ from the decoded length by this, seconds"
+    )
+    workers: int = Field(default=0, ge=0, description="Decoding processes; 0: one a core")
 
     @model_validator(mode="after")
     def _check_splits(self) -> "ManifestConfig":
@@ -80,6 +92,16 @@ class Track(BaseModel):
     format: str = Field(description="Container and codec")
     group: str = Field(description="What must not straddle splits")
     split: str = Field(description="Split this track belongs to")
+    # Manifests of older versions have none of these.
+    peak_dbfs: float | None = Field(default=None, description="Highest sample as stored (24 kHz mono), dB full scale")
+    loudness_lufs: float | None = Field(
+        default=None, description="Integrated loudness as stored (EBU R 128), LUFS; none where nothing is above -70"
+    )
+    clipped_share: float | None = Field(default=None, description="Share of the mono mix's samples beyond full scale")
+    stream: str = Field(default="", description="Which stream this is where the file has several")
+    notes: list[str] = Field(
+        default=[], description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter"
+    )
 
 
 class Reject(BaseModel):
@@ -89,7 +111,8 @@ class Reject(BaseModel):
 
     path: str = Field(description="Path relative to the root")
     reason: Literal[
-        "unreadable", "truncated", "length_mismatch", "silent", "too_short", "too_long", "duplicate", "not_audio"
+        "unreadable", "unreachable", "truncated", "length_mismatch", "silent", "clipped", "too_short", "too_long", "duplicate",
+        "not_audio",
     ] = Field(description="Why it is not in the manifest")
     detail: str = Field(description="Both values, or what the decoder said")
 
@@ -102,6 +125,15 @@ class Manifest(BaseModel):
     root: str = Field(description="Where the paths start")
     sha256: str = Field(description="SHA-256 of manifest.jsonl")
     tracks: list[Track] = Field(description="Rows, sorted by key")
+
+
+ExamineAll = Callable[[Callable[[str], Track | Reject], list[str], int], Iterable[Track | Reject]]
+
+
+def examine_in_threads(examine: Callable[[str], Track | Reject], paths: list[str], workers: int) -> Iterator[Track | Reject]:
+    """The result of each path, in order. A decoder that crashes takes all of them with it: commands use processes."""
+    with ThreadPoolExecutor(workers) as threads:
+        yield from threads.map(examine, paths)
 
 
 def track_key(path: str) -> str:
@@ -131,7 +163,11 @@ def track_group(path: str, group_by: str) -> str:
     return path.rsplit("/", 1)[0] if group_by == "folder" and "/" in path else path
 
 
-def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda seconds, rejected: None) -> list[Track | Reject]:
+def scan(
+    config: ManifestConfig,
+    report: Callable[[float, int], None] = lambda seconds, rejected: None,
+    examine_all: ExamineAll = examine_in_threads,
+) -> list[Track | Reject]:
     """Decode every file under the root once; returns a row or a reject for each, duplicates resolved.
 
     `report` is called after each file with its seconds (0 when rejected) and the number of rejects so far.
@@ -143,36 +179,75 @@ def scan(config: ManifestConfig, report: Callable[[float, int], None] = lambda s
     out_filesystem, out = open_filesystem(config.out)
     if out_filesystem == filesystem and f"{out.rstrip('/')}/".startswith(f"{root}/"):
         raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
-    paths = sorted(path[len(root) + 1 :] for path in list_files(filesystem, root))
-    results: list[Track | Reject] = []
-    rejected = 0
-    with ThreadPoolExecutor(config.workers or os.cpu_count()) as threads:
-        for result in threads.map(lambda path: examine(path, config), paths):
-            rejected += isinstance(result, Reject)
-            report(result.seconds if isinstance(result, Track) else 0.0, rejected)
-            results.append(result)
-    return list(_without_duplicates(results))
+    return list(_without_duplicates(examine_files(config, report, examine_all)))
 
 
-def list_files(filesystem: AbstractFileSystem, folder: str) -> Iterator[str]:
-    """Paths of all files below a folder. Raises OSError when a folder cannot be listed; fsspec's own walk leaves it out."""
-    for entry in filesystem.ls(folder, detail=True):
-        path = entry["name"].rstrip("/")
-        if entry["type"] != "directory":
-            yield path
-        elif path != folder:
-            yield from list_files(filesystem, path)
+def examine_files(
+    config: ManifestConfig, report: Callable[[float, int], None], examine_all: ExamineAll
+) -> list[Track | Reject]:
+    """A row or a reject for every file under the root, in the order of their paths, and for a folder that cannot be listed.
+
+    `report` is called as by `scan`.
+    """
+    filesystem, root = open_filesystem(config.root)
+    paths, results = list_files(filesystem, root.rstrip("/"))
+    rejected = len(results)
+    for result in examine_all(partial(examine, config=config), paths, config.workers or os.cpu_count()):
+        rejected += isinstance(result, Reject)
+        report(result.seconds if isinstance(result, Track) else 0.0, rejected)
+        results.append(result)
+    return sorted(results, key=lambda result: result.path)
+
+
+def list_files(filesystem: AbstractFileSystem, root: str) -> tuple[list[str], list[Reject]]:
+    """Paths, relative to the root, of all files below it, sorted, and the folders that could not be listed.
+
+    Raises OSError when the root cannot be listed. (fsspec's own walk leaves out without a word what it cannot list.)
+    """
+    paths, rejects, waiting = [], [], [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = filesystem.ls(folder, detail=True)
+        except OSError as error:
+            if folder == root:
+                raise
+            # Not the file's own fault: nobody knows how many files are in there.
+            rejects.append(Reject(path=folder[len(root) + 1 :], reason="unreachable", detail=f"cannot be listed: {_detail(error)}"))
+            continue
+        for entry in entries:
+            path = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                paths.append(path[len(root) + 1 :])
+            elif path != folder:
+                waiting.append(path)
+    return sorted(paths), rejects
 
 
 def examine(path: str, config: ManifestConfig) -> Track | Reject:
-    """Decode one file (path relative to the root) and describe it, or say why it is left out."""
+    """Decode one file (path relative to the root) and describe it, or say why it is left out, whatever goes wrong."""
     try:
-        with local_copy(config.root, path) as local:
+        with local_copy(config.root, path) as local, decoder_faults():
             return _describe(path, local, config)
     except DecodeError as error:
         return Reject(path=path, reason=error.reason, detail=error.detail)
-    except (FileNotFoundError, PermissionError) as error:
-        return Reject(path=path, reason="unreadable", detail=error.strerror or type(error).__name__)
+    except Exception as error:  # of the storage, whose libraries have errors of their own
+        return _reject(path, error)
+
+
+def _reject(path: str, error: Exception) -> Reject:
+    """What the storage says of a file that it does not give."""
+    reason = "unreadable" if is_fault_of_file(error) else "unreachable"
+    return Reject(path=path, reason=reason, detail=_detail(error))
+
+
+def _detail(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())
+
+
+def crashed(path: str) -> Reject:
+    """The reject of a file that ended the process which decoded it."""
+    return Reject(path=path, reason="unreadable", detail="the decoder crashed: its process died, also when it had this file alone")
 
 
 def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
@@ -183,29 +258,46 @@ def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
     if num_bytes == 0:
         raise DecodeError("unreadable", "0 bytes")
     file_digest = file_sha256(local)
+    levels = Levels()
     with open_audio(local) as audio:
         header = audio.header
         digest = AudioDigest(header)
-        for _ in digest.follow(audio.blocks()):
+        mix = levels.follow_mix(map(to_mono, digest.follow(audio.blocks())))
+        for _ in levels.follow_stored(mono_to_int16(mix, header.sample_rate)):
             pass
-    num_samples = digest.num_samples
-    check_length(header, num_samples, config.length_tolerance_seconds)
-    seconds = num_samples / header.sample_rate
+    check_length(header, digest.num_samples, config.length_tolerance_seconds)
+    seconds = digest.num_samples / header.sample_rate
+    _check_use(seconds, levels, config)
+    group = track_group(path, config.group_by)
+    loudness = levels.loudness_lufs()
+    return Track(
+        key=track_key(path), path=path, bytes=num_bytes, sha256=file_digest, audio_sha256=digest.hexdigest(),
+        sample_rate=header.sample_rate, channels=header.channels, num_samples=digest.num_samples,
+        seconds=round(seconds, 6),
+        header_seconds=None if header.num_samples is None else round(header.num_samples / header.sample_rate, 6),
+        format=header.format, group=group, split=choose_split(group, config.seed, config.splits),
+        peak_dbfs=round(levels.peak_dbfs, 2), loudness_lufs=None if loudness is None else round(loudness, 1),
+        clipped_share=round(levels.clipped_share, 6), stream=header.stream, notes=_notes(header),
+    )
+
+
+def _check_use(seconds: float, levels: Levels, config: ManifestConfig) -> None:
+    """Raise DecodeError for a track that is of no use by the settings, with both values."""
     if seconds < config.min_seconds:
         raise DecodeError("too_short", f"{seconds:.3f} s, at least {config.min_seconds} s are asked for")
     if seconds > config.max_seconds:
         raise DecodeError("too_long", f"{seconds:.3f} s, at most {config.max_seconds} s are asked for")
-    peak_dbfs = 20 * math.log10(max(digest.peak, 1e-10))
-    if peak_dbfs < config.silence_dbfs:
-        raise DecodeError("silent", f"peak {peak_dbfs:.1f} dBFS, at least {config.silence_dbfs} dBFS is asked for")
-    group = track_group(path, config.group_by)
-    return Track(
-        key=track_key(path), path=path, bytes=num_bytes, sha256=file_digest, audio_sha256=digest.hexdigest(),
-        sample_rate=header.sample_rate, channels=header.channels, num_samples=num_samples,
-        seconds=round(seconds, 6),
-        header_seconds=None if header.num_samples is None else round(header.num_samples / header.sample_rate, 6),
-        format=header.format, group=group, split=choose_split(group, config.seed, config.splits),
-    )
+    if levels.clipped_share > config.max_clipped_share:
+        raise DecodeError("clipped", f"{levels.clipped_share:.2%} of the samples lie beyond full scale, at most {config.max_clipped_share:.2%} may")
+    if levels.peak_dbfs < config.silence_dbfs:
+        raise DecodeError(
+            "silent", f"peak {levels.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz, at least {config.silence_dbfs} dBFS is asked for"
+        )
+
+
+def _notes(header: AudioHeader) -> list[str]:
+    rate = nearest_rate(header.sample_rate)
+    return [*header.notes, *([f"resampled as {rate} Hz"] if rate != header.sample_rate else [])]
 
 
 def file_sha256(path: Path) -> str:
@@ -241,6 +333,7 @@ def write_manifest(config: ManifestConfig, results: list[Track | Reject]) -> dic
         "manifest_sha256": hashlib.sha256(rows).hexdigest(),
         "splits": _totals(tracks, [REST_SPLIT, *config.splits]),
         "rejected": dict(sorted(Counter(reject.reason for reject in rejects).items())),
+        **count_streams_and_notes(tracks),
     }
     publish_bytes(join(config.out, "manifest.jsonl"), rows)
     publish_bytes(join(config.out, "rejected.jsonl"), _json_lines(rejects))
@@ -248,14 +341,25 @@ def write_manifest(config: ManifestConfig, results: list[Track | Reject]) -> dic
     return summary
 
 
+def count_streams_and_notes(tracks: Iterable[Track]) -> dict:
+    """Tracks that are one of several streams of their file, and tracks by note."""
+    notes = Counter(note for track in tracks for note in track.notes)
+    return {"one_of_several_streams": sum(track.stream != "" for track in tracks), "notes": dict(sorted(notes.items()))}
+
+
 def load_manifest(folder: str) -> Manifest:
     """Read a manifest folder.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FolderError: the folder is of another kind.
+        FileNotFoundError: a file is missing, or the folder.
         ValueError: another schema version, or manifest.jsonl is not the one manifest.yaml was written for.
     """
-    summary = yaml.safe_load(read_bytes(join(folder, "manifest.yaml")))
+    try:
+        content = read_bytes(join(folder, "manifest.yaml"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise explain_missing(folder, MANIFEST) from None
+    summary = yaml.safe_load(content)
     if not isinstance(summary, dict) or not {"schema_version", "root", "manifest_sha256"} <= set(summary):
         raise ValueError(f"{folder}/manifest.yaml: not a manifest, it lacks schema_version, root or manifest_sha256")
     if summary["schema_version"] != SCHEMA_VERSION:
@@ -266,6 +370,32 @@ def load_manifest(folder: str) -> Manifest:
         raise ValueError(f"{folder}/manifest.jsonl: SHA-256 {digest}, manifest.yaml says {summary['manifest_sha256']}")
     tracks = [Track(**json.loads(line)) for line in rows.splitlines()]
     return Manifest(root=summary["root"], sha256=digest, tracks=tracks)
+
+
+def check_root(manifest: Manifest, folder: str) -> None:
+    """Look whether the audio of the manifest in `folder` is where it says, before any is opened.
+
+    Raises:
+        FileNotFoundError: there is no such root, or a local one with none of the tracks; for a relative path the folder
+            tried is named.
+    """
+    filesystem, path = open_filesystem(manifest.root)
+    if not filesystem.isdir(path):
+        fault = f"there is no folder {path}"
+    elif is_local(manifest.root) and manifest.tracks and not any(_is_there(path, track) for track in manifest.tracks):
+        fault = f"the folder {path} has none of its {len(manifest.tracks)} tracks"
+    else:
+        return
+    is_relative = "://" not in manifest.root and not os.path.isabs(os.path.expanduser(manifest.root))
+    words = "the relative path " if is_relative else ""
+    hint = "; run the command in the folder where the manifest was made, or make the manifest with an absolute root"
+    raise FileNotFoundError(
+        f"manifest {folder} says its audio lies below {words}{manifest.root}; {fault}{hint if is_relative else ''}"
+    )
+
+
+def _is_there(root: str, track: Track) -> bool:
+    return os.path.exists(join(root, track.path))
 
 
 def _json_lines(rows: Iterable[BaseModel]) -> bytes:

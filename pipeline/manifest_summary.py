@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline import storage
 from pipeline.length_spread import Spread, spread
-from pipeline.manifest import Manifest, Reject, load_manifest
+from pipeline.manifest import Manifest, Reject, Track, count_streams_and_notes, load_manifest
 from pipeline.shard_format import first_error
 
 
@@ -38,6 +38,11 @@ class ManifestSummary(_Model):
     sample_rates: dict[str, TrackTotals] = Field(description="By sample rate and number of channels")
     groups: dict[str, TrackTotals] = Field(description="By group, the one with the most hours first")
     track_seconds: Spread | None = Field(description="Lengths of tracks, seconds")
+    loudness_lufs: Spread | None = Field(description="Integrated loudness of tracks as stored, LUFS")
+    peak_dbfs: Spread | None = Field(description="Peaks of tracks as stored, dB full scale")
+    clipped_share: Spread | None = Field(description="Share of samples of tracks beyond full scale")
+    one_of_several_streams: int = Field(description="Tracks of files with several streams")
+    notes: dict[str, int] = Field(description="What was put right, by note: tracks")
     rejected: dict[str, int] = Field(description="Files left out, by reason")
     rejects: list[Reject] = Field(description="Every file left out")
 
@@ -92,9 +97,18 @@ def summarise_manifest(read: ManifestFolder) -> ManifestSummary:
         sample_rates=_totals_by(tracks, lambda track: f"{track.sample_rate} Hz x {track.channels}"),
         groups=dict(sorted(groups.items(), key=lambda item: (-item[1].hours, item[0]))),
         track_seconds=spread([track.seconds for track in tracks]),
+        loudness_lufs=_spread_of(tracks, "loudness_lufs"),
+        peak_dbfs=_spread_of(tracks, "peak_dbfs"),
+        clipped_share=_spread_of(tracks, "clipped_share"),
+        **count_streams_and_notes(tracks),
         rejected=count_by_reason(read.rejects),
         rejects=read.rejects,
     )
+
+
+def _spread_of(tracks: list[Track], field: str) -> Spread | None:
+    """Over the tracks that have the field: older manifests have none."""
+    return spread([value for track in tracks if (value := getattr(track, field)) is not None])
 
 
 def _totals_by(tracks, name) -> dict[str, TrackTotals]:

@@ -45,13 +45,12 @@ def relabel_examples(
             again = {teacher.spec.name: label_track(teacher, track.audio) for teacher in teachers}
             faults = []
             for number in numbers:
-                entries = reader.entries(shard)
-                start = sum(entry.num_frames for entry in entries[:number] if entry.track == key)
+                entry = reader.entries(shard)[number]
                 for teacher in teachers:
-                    name = teacher.spec.name
-                    message = difference(teacher.spec, track.targets[name], again[name], start, entries[number].num_frames)
+                    name, start = teacher.spec.name, track.starts[number]
+                    message = difference(teacher.spec, track.targets[name], again[name], start, entry.num_frames)
                     if message:
-                        faults.append(Fault(index.shardlist[shard].url, entries[number].key, message))
+                        faults.append(Fault(index.shardlist[shard].url, entry.key, message))
             yield len(track.audio) / index.sample_rate, faults
     finally:
         reader.close()

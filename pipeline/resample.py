@@ -20,7 +20,7 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from pipeline.audio_blocks import fixed_blocks
-from pipeline.frames import HOP, SAMPLE_RATE, resampled_length, whole_frames
+from pipeline.frames import HOP, SAMPLE_RATE, nearest_rate, resampled_length, whole_frames
 from pipeline.pcm import to_int16
 
 BLOCK_SECONDS = 5
@@ -121,14 +121,21 @@ def to_mono(block: np.ndarray) -> np.ndarray:
 def resample_to_int16(
     blocks: Iterable[np.ndarray], source_rate: int, target_rate: int = SAMPLE_RATE, device: str = "cpu"
 ) -> Iterator[np.ndarray]:
-    """Decoded float32 blocks `[C, n]` of a track, of any sizes, to int16 blocks `[n]`, mono.
+    """Decoded float32 blocks `[C, n]` of a track, of any sizes, to int16 blocks `[n]`, mono. See `mono_to_int16`."""
+    return mono_to_int16(map(to_mono, blocks), source_rate, target_rate, device)
+
+
+def mono_to_int16(
+    mono: Iterable[np.ndarray], source_rate: int, target_rate: int = SAMPLE_RATE, device: str = "cpu"
+) -> Iterator[np.ndarray]:
+    """The mono mix of a track, float32 blocks `[n]` of any sizes, to int16 blocks `[n]` at the target rate.
 
     Rounded to 16 bits because that is what the shard stores: teachers label the very samples that
     training will see.
     """
-    mono = map(to_mono, blocks)
-    if source_rate != target_rate:
-        mono = _resampler(source_rate, target_rate, torch.device(device)).stream(mono)
+    rate = nearest_rate(source_rate, target_rate)
+    if rate != target_rate:
+        mono = _resampler(rate, target_rate, torch.device(device)).stream(mono)
     return map(to_int16, mono)
 
 

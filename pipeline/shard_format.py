@@ -42,7 +42,7 @@ class SegmentInfo(BaseModel):
 
     track: str = Field(pattern=KEY_PATTERN, description="Track key of the manifest")
     segment: int = Field(ge=0, le=99_999, description="Number of this segment in its track, from 0")
-    segments: int = Field(gt=0, description="Number of segments of the track")
+    segments: int = Field(gt=0, description="Number of segments of the track, those dropped included")
     start_sample: int = Field(ge=0, description="First sample in the track at sample_rate")
     num_samples: int = Field(gt=0, description="Samples, 320 * num_frames")
     num_frames: int = Field(gt=0, description="Target frames, 75 a second")

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline import storage
+from pipeline.folder_kinds import SHARDS, explain_missing
 from pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from pipeline.shard_format import SHA256_PATTERN, AudioMember, check_specs
 from pipeline.shard_record import NAME_PATTERN, SCHEMA_VERSION, ShardRecord, load_record_bytes, parse_model
@@ -151,9 +152,19 @@ def build_index(
 
 
 def load_index(folder: str) -> ShardIndex:
-    """Read `folder/index.json`. Raises FileNotFoundError, or ValueError naming file and fault."""
+    """Read `folder/index.json`.
+
+    Raises:
+        FolderError: the folder is of another kind.
+        FileNotFoundError: there is no index, or no folder.
+        ValueError: the file is not an index; file and fault are named.
+    """
     location = storage.join(folder, INDEX_NAME)
-    return parse_model(location, storage.read_bytes(location), ShardIndex)
+    try:
+        content = storage.read_bytes(location)
+    except (FileNotFoundError, NotADirectoryError):
+        raise explain_missing(folder, SHARDS) from None
+    return parse_model(location, content, ShardIndex)
 
 
 def _check_record(folder: str, record: ShardRecord, specs: Sequence[TargetSpec], audio_member: AudioMember) -> None:

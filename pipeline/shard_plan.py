@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.frames import AUDIO_VERSION, resampled_length, seconds_to_frames, segment_lengths, whole_frames
 from pipeline.manifest import Manifest, Track
+from pipeline.pcm import SILENCE_DBFS
 from pipeline.shard_format import AudioMember
 
 
@@ -20,6 +21,9 @@ class SegmentConfig(BaseModel):
         default=5.0, gt=0, description="A shorter rest of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds"
     )
     examples_per_shard: int = Field(default=128, gt=0, description="A shard is full from here on; tracks stay whole")
+    drop_silent: bool = Field(
+        default=True, description=f"Drop segments that are silent (peak below {SILENCE_DBFS:g} dB full scale) though their track is not"
+    )
     audio: AudioMember = Field(default="flac", description="How audio is stored: flac, or pcm.npy for speed")
 
 

@@ -5,12 +5,14 @@ Only what is needed is read: the rows of a continuous target, the samples of PCM
 are read whole (a member is small) and cut after decoding. Threads may share a reader.
 """
 
+import heapq
 import os
 import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from threading import Lock
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from pipeline import storage
 from pipeline.frames import HOP
 from pipeline.shard_format import SegmentInfo, decode_array, decode_flac, decode_info
 from pipeline.shard_index import ShardEntry, ShardIndex
-from pipeline.shard_record import ExampleEntry, load_record_bytes
+from pipeline.shard_record import DroppedSegment, ExampleEntry, load_record_bytes
 from pipeline.teacher import TargetSpec
 
 
@@ -35,10 +37,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class LabelledTrack:
-    """A whole track put together from its segments: `audio` int16 `[T]`, targets over T / 320 frames."""
+    """A whole track put together from its segments: `audio` int16 `[T]`, targets over T / 320 frames.
+
+    Both are zero where a segment was dropped. For the audio that is what the teachers heard; of the targets only the
+    frames of examples mean anything, and `starts` has the first frame of each, by its number in the shard.
+    """
 
     key: str
     audio_sha256: str
+    starts: Mapping[int, int]
     audio: np.ndarray
     targets: Mapping[str, np.ndarray]
 
@@ -73,6 +80,10 @@ class ShardReader:
         """
         return self._open(shard).entries
 
+    def dropped_segments(self, shard: int) -> list[DroppedSegment]:
+        """What was dropped of tracks that have examples in a shard. Raises as `entries`."""
+        return self._open(shard).dropped_segments
+
     def read(self, shard: int, example: int, start_frame: int = 0, num_frames: int | None = None) -> Clip:
         """Frames [start_frame, start_frame + num_frames) of an example, to its end if None.
 
@@ -101,7 +112,7 @@ class ShardReader:
         )
 
     def read_track(self, shard: int, track: str) -> LabelledTrack:
-        """All segments of a track, put together in order.
+        """All segments of a track, put together in order, with zeros in place of those that were dropped.
 
         Raises ValueError, besides as `read` does, when the shard does not hold the track from its
         first sample to its last segment.
@@ -109,16 +120,23 @@ class ShardReader:
         opened = self._open(shard)
         numbers = [number for number, entry in enumerate(opened.entries) if entry.track == track]
         infos = [self._read_info(opened, opened.entries[number]) for number in numbers]
-        starts = np.cumsum([0] + [info.num_samples for info in infos])[:-1].tolist()
-        if not infos or len(infos) != infos[0].segments or [info.start_sample for info in infos] != starts:
+        holes = [hole for hole in opened.dropped_segments if hole.track == track]
+        segments = list(heapq.merge(infos, holes, key=attrgetter("segment")))
+        starts = np.cumsum([0] + [info.num_samples for info in segments])[:-1].tolist()
+        places = [(info.segment, info.start_sample) for info in segments]
+        if not infos or len(segments) != infos[0].segments or places != list(enumerate(starts)):
             wanted = infos[0].segments if infos else "some"
             raise ValueError(
-                f"{opened.url}: track {track}: {len(infos)} segments found, {wanted} expected, one after another"
+                f"{opened.url}: track {track}: {len(segments)} segments found, {wanted} expected, one after another"
             )
-        clips = [self.read(shard, number) for number in numbers]
+        kept = iter(numbers)
+        clips = [
+            self._hole(info) if isinstance(info, DroppedSegment) else self.read(shard, next(kept)) for info in segments
+        ]
         return LabelledTrack(
             key=track,
             audio_sha256=infos[0].audio_sha256,
+            starts={number: info.start_sample // HOP for number, info in zip(numbers, infos, strict=True)},
             audio=np.concatenate([clip.audio for clip in clips]),
             targets={
                 spec.name: np.concatenate([clip.targets[spec.name] for clip in clips], axis=spec.frame_axis)
@@ -129,6 +147,10 @@ class ShardReader:
     def close(self) -> None:
         """Let go of all files."""
         self._open.cache_clear()
+
+    def _hole(self, info: DroppedSegment) -> Clip:
+        targets = {spec.name: np.zeros(spec.shape(info.num_frames), spec.dtype) for spec in self._specs}
+        return Clip(info.key, np.zeros(info.num_samples, np.int16), targets)
 
     def _read_info(self, opened: "_OpenShard", entry: ExampleEntry) -> SegmentInfo:
         part = _whole(opened.url, entry, "json")
@@ -178,14 +200,14 @@ def _rows(member: _Range, rows: int, row_bytes: int, start: int, count: int) -> 
 
 
 class _OpenShard:
-    """One shard at hand: its tar, open when local, and its member table, read when first asked for."""
+    """One shard at hand: its tar, open when local, and what its record lists, read when first asked for."""
 
     def __init__(self, folder: str, shard: ShardEntry) -> None:
         self.url = shard.url
         self._folder = folder
         self._shard = shard
         self._lock = Lock()
-        self._entries: list[ExampleEntry] | None = None
+        self._listed: tuple[list[ExampleEntry], list[DroppedSegment]] | None = None
         self._filesystem, self._path = storage.open_filesystem(storage.join(folder, shard.url))
         self._descriptor = None
         if storage.is_local(folder):
@@ -195,16 +217,25 @@ class _OpenShard:
 
     @property
     def entries(self) -> list[ExampleEntry]:
-        """The member table, checked against the index."""
+        """The member table."""
+        return self._load()[0]
+
+    @property
+    def dropped_segments(self) -> list[DroppedSegment]:
+        """What is missing between its examples."""
+        return self._load()[1]
+
+    def _load(self) -> tuple[list[ExampleEntry], list[DroppedSegment]]:
+        """Member table and dropped segments, from the record that the index names."""
         with self._lock:
-            if self._entries is None:
+            if self._listed is None:
                 record, digest = load_record_bytes(self._folder, self._shard.name)
                 if digest != self._shard.record_sha256:
                     raise ValueError(
                         f"{self._shard.record}: SHA-256 {digest}, the index says {self._shard.record_sha256}"
                     )
-                self._entries = record.members
-            return self._entries
+                self._listed = record.members, record.dropped_segments
+            return self._listed
 
     def read(self, ranges: Sequence[_Range]) -> list[bytes]:
         """The bytes of each range. Raises OSError or, for a file too short, ValueError, naming the member."""

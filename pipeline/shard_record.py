@@ -1,17 +1,20 @@
 """The record of one shard, `{split}-{nnnnnn}.json`: written after its tar, and the mark that it is whole."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from pipeline import storage
 from pipeline.frames import FRAME_RATE
-from pipeline.shard_format import KEY_PATTERN, SHA256_PATTERN, AudioMember, first_error
+from pipeline.shard_format import KEY_PATTERN, SHA256_PATTERN, AudioMember, SegmentInfo, first_error
 from pipeline.target_statistics import Partial
 
 SCHEMA_VERSION = 1
 NAME_PATTERN = r"^[a-z][a-z0-9]*-[0-9]{6}"  # a plain file name: no path leaves the shard folder
+REASON_PATTERN = r"^[a-z_]+$"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -24,9 +27,16 @@ class DroppedTrack(_Model):
     """A track of the plan that gave no example."""
 
     track: str = Field(description="Track key of the manifest")
-    reason: str = Field(pattern=r"^[a-z_]+$", description="Short reason, counted in `dropped`")
+    reason: str = Field(pattern=REASON_PATTERN, description="Short reason, counted in `dropped`")
     detail: str = Field(description="The error in one line")
     segments: int = Field(ge=0, description="Segments the plan expected of it")
+
+
+class DroppedSegment(SegmentInfo):
+    """A segment that gave no example, of a track that gave others; its samples were zero for the teachers."""
+
+    reason: str = Field(pattern=REASON_PATTERN, description="Short reason, counted in `dropped`")
+    detail: str = Field(description="Both values in one line")
 
 
 class ExampleEntry(_Model):
@@ -58,6 +68,9 @@ class ShardRecord(_Model):
     audio_member: AudioMember = Field(description="How audio is stored")
     dropped: dict[str, int] = Field(description="Segments dropped, by reason")
     dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the order of the plan")
+    dropped_segments: list[DroppedSegment] = Field(
+        default=[], description="Every segment dropped of the other tracks, in the order of the plan"
+    )
     plan_fingerprint: str = Field(description="Fingerprint of the shard's part of the plan")
     teachers: dict[str, str] = Field(description="Target name to teacher fingerprint")
     backend: dict[str, JsonValue] = Field(description="What computed the labels; never read by this project's code")
@@ -69,9 +82,20 @@ class ShardRecord(_Model):
         """Shard name, `{split}-{nnnnnn}`."""
         return self.url.removesuffix(".tar")
 
+    def track_frames(self) -> dict[str, int]:
+        """Target frames of each track that has an example, those of its dropped segments included."""
+        frames = dict.fromkeys((entry.track for entry in self.members), 0)
+        for segment in [*self.members, *self.dropped_segments]:
+            if segment.track in frames:
+                frames[segment.track] += segment.num_frames
+        return frames
+
     @model_validator(mode="after")
     def _agree(self) -> "ShardRecord":
         num_frames = sum(entry.num_frames for entry in self.members)
+        dropped = count_dropped(self.dropped_tracks, self.dropped_segments)
+        if self.dropped != dropped:
+            raise ValueError(f"dropped {self.dropped}, dropped_tracks and dropped_segments say {dropped}")
         pairs = {
             "examples": (self.examples, len(self.members)),
             "num_frames": (self.num_frames, num_frames),
@@ -82,6 +106,16 @@ class ShardRecord(_Model):
             if stated != found:
                 raise ValueError(f"{field} {stated}, the members and name say {found}")
         return self
+
+
+def count_dropped(tracks: Iterable[DroppedTrack], segments: Iterable[DroppedSegment]) -> dict[str, int]:
+    """Segments dropped, by reason."""
+    counts: Counter[str] = Counter()
+    for track in tracks:
+        counts[track.reason] += track.segments
+    for segment in segments:
+        counts[segment.reason] += 1
+    return dict(counts)
 
 
 def load_record(folder: str, name: str) -> ShardRecord:

@@ -1,34 +1,80 @@
 """What of a plan is already there: finished shards, missing ones, and stale ones that must not be mixed in."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
+from pipeline.folder_kinds import FolderError
 from pipeline.shard_format import AudioMember
 from pipeline.shard_index import INDEX_NAME
+from pipeline.shard_owner import find_document_fault, find_tar_fault
 from pipeline.shard_plan import ShardTask
 from pipeline.shard_record import NAME_PATTERN, ShardRecord, load_record
 from pipeline.teacher import TargetSpec
+
+RECORD_KEYS = {"schema_version", "url", "plan_fingerprint", "members"}
+INDEX_KEYS = {"schema_version", "shardlist", "targets"}
+THREADS = 16  # that wait for an object store
 
 
 def find_unfinished(
     folder: str, tasks: list[ShardTask], specs: list[TargetSpec], audio: AudioMember, relabel: bool
 ) -> list[ShardTask]:
-    """The tasks without a valid record and a tar of the recorded size.
+    """The tasks without a valid record and a tar of the recorded size; writes and removes nothing.
 
-    With `relabel`, stale shards count as unfinished (each stays until its successor is published), and shards
-    outside the plan are removed, the index first.
+    With `relabel`, stale shards count as unfinished (each stays until its successor is published).
 
     Raises:
+        FolderError: a file under the name of a shard or the index that `mert label` did not write.
         ValueError: without `relabel`, a shard of another plan, teacher or audio member; both values are named.
     """
+    refuse_foreign_files(folder)
     unfinished = [task for task in tasks if not _is_finished(folder, task, specs, audio, relabel)]
-    for name in sorted(shard_names(folder) - {task.name for task in tasks}):
-        if not relabel:
-            raise ValueError(f"{folder}/{name}: a shard this plan does not have; relabel=true removes it")
+    unplanned = find_unplanned(folder, tasks)
+    if unplanned and not relabel:
+        raise ValueError(f"{folder}/{unplanned[0]}: a shard this plan does not have; relabel=true removes it")
+    return unfinished
+
+
+def remove_unplanned(folder: str, tasks: list[ShardTask]) -> None:
+    """Remove the shards outside the plan, the index first, once `find_unfinished` has seen whose they are."""
+    for name in find_unplanned(folder, tasks):
         storage.remove(storage.join(folder, INDEX_NAME))
         storage.remove(storage.join(folder, f"{name}.tar"))
         storage.remove(storage.join(folder, f"{name}.json"))
-    return unfinished
+
+
+def find_unplanned(folder: str, tasks: list[ShardTask]) -> list[str]:
+    """Names of the shards in the folder that no task makes."""
+    return sorted(shard_names(folder) - {task.name for task in tasks})
+
+
+def refuse_foreign_files(folder: str) -> None:
+    """Look at the header of every tar, at every record and at the index, where they have the names of ours.
+
+    Raises:
+        FolderError: one that `mert label` did not write; it is named with the reason.
+    """
+    names = storage.list_names(folder)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for name, fault in zip(names, threads.map(lambda name: _find_fault(folder, name), names)):
+            if fault:
+                raise FolderError(
+                    f"{folder}/{name} was not written by mert label: {fault}; move it away, or use another out folder"
+                )
+
+
+def _find_fault(folder: str, name: str) -> str:
+    """Why a file that has a name of ours is not ours, or an empty string."""
+    location = storage.join(folder, name)
+    try:
+        if name == INDEX_NAME:
+            return find_document_fault(location, INDEX_KEYS)
+        if re.fullmatch(NAME_PATTERN + r"\.json", name):
+            return find_document_fault(location, RECORD_KEYS)
+        return find_tar_fault(location) if re.fullmatch(NAME_PATTERN + r"\.tar", name) else ""
+    except FileNotFoundError:  # another process is at work in the folder
+        return ""
 
 
 def shard_names(folder: str) -> set[str]:

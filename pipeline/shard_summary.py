@@ -1,7 +1,7 @@
 """What a shard set holds, told from index.json and the shards' records alone: no tar is opened.
 
-Totals, statistics and drops are those of the index. Lengths, dropped tracks and the use of every code come from the
-records; of a very large set an even share of the records is read, and `records_read` says how many.
+Totals, statistics and drops are those of the index. Lengths, dropped tracks and segments, and the use of every code
+come from the records; of a very large set an even share of the records is read, and `records_read` says how many.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipeline.companding import Companding
 from pipeline.frames import FRAME_RATE
 from pipeline.length_spread import Spread, spread
 from pipeline.shard_index import ShardEntry, ShardIndex, load_index
-from pipeline.shard_record import DroppedTrack, ShardRecord, load_record_bytes
+from pipeline.shard_record import DroppedSegment, DroppedTrack, ShardRecord, load_record_bytes
 from pipeline.target_statistics import Partial, Summary, empty, merge
 
 MOST_RECORDS = 2000
@@ -73,6 +73,7 @@ class ShardSummary(_Model):
     track_seconds: Spread | None = Field(description="Lengths of tracks, seconds, in the records read")
     dropped: dict[str, int] = Field(description="Segments dropped by the labellers, by reason, in the whole set")
     dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the records read")
+    dropped_segments: list[DroppedSegment] = Field(description="Every segment dropped of other tracks, in the records read")
     rejected: dict[str, int] | None = Field(
         description="Files rejected by the manifest, by reason; null when no manifest was named"
     )
@@ -98,17 +99,14 @@ def load_shard_set(folder: str) -> ShardSet:
     index = load_index(folder)
     records = load_records(folder, evenly(index.shardlist, MOST_RECORDS))
     partials = {spec.name: empty(spec) for spec in index.targets}
-    tracks: dict[tuple[str, str], int] = {}
     for record in records:
         partials = {name: merge(partial, record.statistics[name]) for name, partial in partials.items()}
-        for entry in record.members:
-            tracks[record.name, entry.track] = tracks.get((record.name, entry.track), 0) + entry.num_frames
     return ShardSet(
         folder=folder,
         index=index,
         records=records,
         example_seconds=np.array([entry.num_frames for record in records for entry in record.members]) / FRAME_RATE,
-        track_seconds=np.array(list(tracks.values())) / FRAME_RATE,
+        track_seconds=np.array([frames for record in records for frames in record.track_frames().values()]) / FRAME_RATE,
         partials=partials,
     )
 
@@ -164,5 +162,6 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         track_seconds=spread(shard_set.track_seconds),
         dropped=dict(sorted(index.dropped.items())),
         dropped_tracks=[drop for record in shard_set.records for drop in record.dropped_tracks],
+        dropped_segments=[drop for record in shard_set.records for drop in record.dropped_segments],
         rejected=rejected,
     )

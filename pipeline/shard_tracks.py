@@ -1,8 +1,10 @@
 """The tracks of a shard set, their audio put together again from its segments; no decoder of files is needed."""
 
+import heapq
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from pipeline.frames import HOP
 from pipeline.pcm import to_float
 from pipeline.shard_index import ShardIndex, load_index
 from pipeline.shard_reader import ShardReader
+from pipeline.shard_record import DroppedSegment, ExampleEntry
 
 THREADS = 16  # that wait for an object store
 
@@ -28,17 +31,13 @@ class ShardTracks:
         """Every track, from the records alone. Raises ValueError when a track is not whole or stands in two shards."""
         tracks: dict[str, SourceTrack] = {}
         with ThreadPoolExecutor(THREADS) as threads:
-            all_entries = list(threads.map(self._reader.entries, range(len(self.index.shardlist))))
-        for number, (shard, entries) in enumerate(zip(self.index.shardlist, all_entries)):
-            for key, members in groupby(enumerate(entries), key=lambda item: item[1].track):
-                members = list(members)
-                if key in tracks or [entry.key for _, entry in members] != segment_keys(key, len(members)):
+            listed = list(threads.map(self._list_shard, range(len(self.index.shardlist))))
+        for shard, places in zip(self.index.shardlist, listed):
+            for key, place in places:
+                if key in tracks or place is None:
                     raise ValueError(f"{shard.url}: the segments of track {key} are not all here, one after another")
-                frames = tuple(entry.num_frames for _, entry in members)
-                examples = tuple(place for place, _ in members)
-                audio = tuple(entry.members[self.index.audio_member][2] for _, entry in members)
-                place = ShardPlace(shard=number, examples=examples, frames=frames, audio=audio)
-                tracks[key] = SourceTrack(key=key, num_samples=sum(frames) * HOP, split=shard.split, group="", place=place)
+                num_samples = sum(place.frames) * HOP
+                tracks[key] = SourceTrack(key=key, num_samples=num_samples, split=shard.split, group="", place=place)
         return [tracks[key] for key in sorted(tracks)]
 
     def open(self, track: SourceTrack) -> "SegmentedAudio":
@@ -49,9 +48,35 @@ class ShardTracks:
         """Let go of all files."""
         self._reader.close()
 
+    def _list_shard(self, shard: int) -> list[tuple[str, ShardPlace | None]]:
+        """Key and place of each track of a shard; no place when it is not whole."""
+        entries = self._reader.entries(shard)
+        holes: dict[str, list[DroppedSegment]] = {}
+        for hole in self._reader.dropped_segments(shard):
+            holes.setdefault(hole.track, []).append(hole)
+        return [
+            (track, self._place(shard, track, list(members), holes.get(track, [])))
+            for track, members in groupby(enumerate(entries), key=lambda item: item[1].track)
+        ]
+
+    def _place(
+        self, shard: int, track: str, members: list[tuple[int, ExampleEntry]], holes: list[DroppedSegment]
+    ) -> ShardPlace | None:
+        """Where a track lies, put together from its examples (numbers in the shard) and what was dropped of it."""
+        audio_member = self.index.audio_member
+        kept = [(entry.key, number, entry.num_frames, entry.members[audio_member][2]) for number, entry in members]
+        dropped = [(hole.key, None, hole.num_frames, None) for hole in holes]
+        keys, examples, frames, audio = zip(*heapq.merge(kept, dropped, key=itemgetter(0)))
+        if list(keys) != segment_keys(track, len(keys)):
+            return None
+        for hole in holes:
+            if (hole.start_sample, hole.segments) != (sum(frames[: hole.segment]) * HOP, len(keys)):
+                return None
+        return ShardPlace(shard=shard, examples=examples, frames=frames, audio=audio)
+
 
 class SegmentedAudio:
-    """A track in a shard: int16, 24 kHz mono, read segment by segment."""
+    """A track in a shard: int16, 24 kHz mono, read segment by segment; zeros where one was dropped."""
 
     def __init__(self, reader: ShardReader, place: ShardPlace):
         self._reader = reader
@@ -77,11 +102,14 @@ class SegmentedAudio:
             yield to_float(audio)
 
     def _read_frames(self, first: int, last: int) -> Iterator[np.ndarray]:
-        for example, begin, end in zip(self._place.examples, self._starts, self._starts[1:]):
-            if begin < last and first < end:
-                start = max(first, int(begin))
-                clip = self._reader.read(self._place.shard, example, start - int(begin), min(last, int(end)) - start)
-                yield clip.audio
+        for example, begin, end in zip(self._place.examples, self._starts.tolist(), self._starts[1:].tolist()):
+            start, stop = max(first, begin), min(last, end)
+            if start >= stop:
+                continue
+            if example is None:
+                yield np.zeros((stop - start) * HOP, np.int16)
+            else:
+                yield self._reader.read(self._place.shard, example, start - begin, stop - start).audio
 
 
 def segment_keys(track: str, segments: int) -> Sequence[str]:

@@ -4,18 +4,20 @@ A damaged shard must yield a list, never a traceback: each step goes as far as t
 """
 
 import hashlib
+import heapq
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.shard_format import Example, SegmentInfo, decode_example, member_suffixes
 from pipeline.shard_index import ShardEntry, ShardIndex
-from pipeline.shard_record import ExampleEntry, ShardRecord, parse_model
+from pipeline.shard_record import DroppedSegment, ExampleEntry, ShardRecord, parse_model
 from pipeline.target_statistics import empty, measure, merge
 
 CHUNK = 1 << 20
@@ -38,7 +40,7 @@ def verify_shard(folder: str, entry: ShardEntry, index: ShardIndex) -> list[Faul
 
     Checked: presence, size and SHA-256 of tar and record; counts; the member table against the
     tar itself; every member's CRC-32, decodable audio and its length, code ranges, finite values,
-    equal frame counts; duplicate keys; every track whole; the recorded statistics.
+    equal frame counts; duplicate keys; every track whole but for the segments dropped; the recorded statistics.
     """
     return list(_faults(folder, entry, index))
 
@@ -144,7 +146,7 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
         return  # statistics and tracks of a part would only repeat the faults above
     if statistics != record.statistics:
         yield Fault(f"{record.name}.json", None, "the statistics are not those of the examples")
-    yield from _check_tracks(url, infos)
+    yield from _check_tracks(url, infos, record.dropped_segments)
 
 
 def _read_example(file, entry: ExampleEntry, index: ShardIndex) -> Example:
@@ -165,18 +167,37 @@ def _read_example(file, entry: ExampleEntry, index: ShardIndex) -> Example:
     return example
 
 
-def _check_tracks(url: str, infos: list[SegmentInfo]) -> Iterator[Fault]:
-    """Every track must stand in a row, from its first sample to its last segment."""
-    for track, group in groupby(infos, key=lambda info: info.track):
-        segments = list(group)
-        numbers = [info.segment for info in segments]
-        if numbers != list(range(segments[0].segments)):
-            yield Fault(url, segments[0].key, f"track {track}: segments {numbers} of {segments[0].segments}")
-        end = 0
-        for info in segments:
-            if info.start_sample != end:
-                yield Fault(url, info.key, f"starts at sample {info.start_sample}, the one before ends at {end}")
-            end = info.start_sample + info.num_samples
+def _check_tracks(url: str, infos: list[SegmentInfo], dropped: list[DroppedSegment]) -> Iterator[Fault]:
+    """Every track must stand in a row, from its first sample to its last segment, dropped ones in their places."""
+    holes: dict[str, list[DroppedSegment]] = {}
+    for hole in dropped:
+        holes.setdefault(hole.track, []).append(hole)
+    for track, group in groupby(infos, key=attrgetter("track")):
+        segments = list(heapq.merge(group, holes.pop(track, []), key=attrgetter("segment")))
+        yield from (Fault(_file(url, info), info.key, message) for info, message in _track_faults(segments))
+    for hole in (hole for of_track in holes.values() for hole in of_track):
+        yield Fault(_file(url, hole), hole.key, "dropped as a segment, but no other one of its track is here")
+
+
+def _track_faults(segments: list[SegmentInfo]) -> Iterator[tuple[SegmentInfo, str]]:
+    """What is wrong with the segments of one track, with the segment where it shows."""
+    first = segments[0]
+    numbers = [info.segment for info in segments]
+    if numbers != list(range(first.segments)):
+        yield first, f"track {first.track}: segments {numbers} of {first.segments}"
+    end = 0
+    for info in segments:
+        if info.start_sample != end:
+            yield info, f"starts at sample {info.start_sample}, the one before ends at {end}"
+        if (info.segments, info.audio_sha256) != (first.segments, first.audio_sha256):
+            track, other = (f"{each.segments} segments with audio {each.audio_sha256}" for each in (info, first))
+            yield info, f"of a track of {track}, {first.key} is of one of {other}"
+        end = info.start_sample + info.num_samples
+
+
+def _file(url: str, info: SegmentInfo) -> str:
+    """Where a segment is described: in the tar, or in its record."""
+    return f"{url.removesuffix('.tar')}.json" if isinstance(info, DroppedSegment) else url
 
 
 def _size_and_digest(path: Path) -> tuple[int, str]:

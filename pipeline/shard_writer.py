@@ -8,7 +8,6 @@ and time are fixed (WebDataset's TarWriter).
 import hashlib
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +20,15 @@ from pipeline import storage
 from pipeline.frames import FRAME_RATE
 from pipeline.read_ahead import read_ahead
 from pipeline.shard_format import AudioMember, Example, check_specs, encode_example
-from pipeline.shard_record import NAME_PATTERN, SCHEMA_VERSION, DroppedTrack, ExampleEntry, ShardRecord
+from pipeline.shard_record import (
+    NAME_PATTERN,
+    SCHEMA_VERSION,
+    DroppedSegment,
+    DroppedTrack,
+    ExampleEntry,
+    ShardRecord,
+    count_dropped,
+)
 from pipeline.target_statistics import Partial, empty, measure, merge
 from pipeline.teacher import TargetSpec
 
@@ -29,11 +36,13 @@ BLOCK = 512  # bytes of a tar block and of a USTAR header
 # Beside the one thread that makes the examples and writes the tar; four encode faster than a fast GPU labels.
 ENCODING_THREADS = 4
 
+Outcome = Example | DroppedSegment | DroppedTrack  # of a segment, or of a whole track
+
 
 def write_shard(
     folder: str,
     name: str,
-    outcomes: Iterable[Example | DroppedTrack],
+    outcomes: Iterable[Outcome],
     specs: Sequence[TargetSpec],
     *,
     audio_member: AudioMember,
@@ -48,7 +57,7 @@ def write_shard(
     Args:
         folder: local path or fsspec URL.
         name: `{split}-{nnnnnn}`.
-        outcomes: examples, and the tracks that gave none, in the order of the plan.
+        outcomes: examples, and the segments and tracks that gave none, in the order of the plan.
 
     Raises:
         ValueError: a bad name, spec or example (naming key and both values), or a key seen twice.
@@ -64,8 +73,10 @@ def write_shard(
             with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
                 with closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as results:
                     for outcome, encoded in results:
-                        if encoded is None:
-                            shard.dropped.append(outcome)
+                        if isinstance(outcome, DroppedTrack):
+                            shard.dropped_tracks.append(outcome)
+                        elif isinstance(outcome, DroppedSegment):
+                            shard.dropped_segments.append(outcome)
                         else:
                             shard.add(outcome, encoded, tar)
         storage.remove(record_location)
@@ -80,8 +91,9 @@ def write_shard(
         bytes=file.size,
         sha256=file.digest.hexdigest(),
         audio_member=audio_member,
-        dropped=_count_dropped(shard.dropped),
-        dropped_tracks=shard.dropped,
+        dropped=count_dropped(shard.dropped_tracks, shard.dropped_segments),
+        dropped_tracks=shard.dropped_tracks,
+        dropped_segments=shard.dropped_segments,
         plan_fingerprint=plan_fingerprint,
         teachers={spec.name: spec.fingerprint for spec in specs},
         backend=dict(backend),
@@ -100,9 +112,9 @@ class _Encoded:
     statistics: Mapping[str, Partial]
 
 
-def _encode(specs: Sequence[TargetSpec], audio_member: AudioMember, outcome: Example | DroppedTrack) -> _Encoded | None:
-    """None for a dropped track. Called in threads; raises ValueError as `encode_example`."""
-    if isinstance(outcome, DroppedTrack):
+def _encode(specs: Sequence[TargetSpec], audio_member: AudioMember, outcome: Outcome) -> _Encoded | None:
+    """None for what was dropped. Called in threads; raises ValueError as `encode_example`."""
+    if not isinstance(outcome, Example):
         return None
     members = encode_example(outcome, specs, audio_member)
     return _Encoded(members, {spec.name: measure(spec, outcome.targets[spec.name]) for spec in specs})
@@ -115,7 +127,8 @@ class _Contents:
         self.offset = 0
         self.keys: set[str] = set()
         self.entries: list[ExampleEntry] = []
-        self.dropped: list[DroppedTrack] = []
+        self.dropped_tracks: list[DroppedTrack] = []
+        self.dropped_segments: list[DroppedSegment] = []
         self.statistics = {spec.name: empty(spec) for spec in specs}
 
     def add(self, example: Example, encoded: _Encoded, tar: webdataset.TarWriter) -> None:
@@ -150,10 +163,3 @@ class _HashedFile:
         self.digest.update(data)
         self.size += len(data)
         return self.file.write(data)
-
-
-def _count_dropped(tracks: Iterable[DroppedTrack]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for track in tracks:
-        counts[track.reason] += track.segments
-    return dict(counts)

@@ -4,6 +4,7 @@ Publishing is all or nothing: locally a file is written under a temporary name, 
 renamed; an object store makes a finished upload visible at once. A name that exists is whole.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,9 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+# Errors that a file gives by what it is, beside those that have a class of their own.
+FAULTS_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
 
 
 def open_filesystem(location: str) -> tuple[AbstractFileSystem, str]:
@@ -66,6 +70,14 @@ def read_bytes(location: str) -> bytes:
     """The whole content of a file. Raises FileNotFoundError naming it."""
     filesystem, path = open_filesystem(location)
     return filesystem.cat_file(path)
+
+
+def read_start(location: str, count: int) -> bytes:
+    """The first `count` bytes of a file, or all there are, without reading the rest. Raises FileNotFoundError."""
+    filesystem, path = open_filesystem(location)
+    if not filesystem.size(path):  # of which an object store can give no range
+        return b""
+    return filesystem.cat_file(path, start=0, end=count)
 
 
 def remove(location: str) -> None:
@@ -136,6 +148,12 @@ def local_copy(folder: str, name: str) -> Iterator[Path]:
         with filesystem.open(path, "rb") as source, open(copy, "wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
         yield copy
+
+
+def is_fault_of_file(error: Exception) -> bool:
+    """Whether an error lies in the file itself, such as a link to itself, and not in the storage that holds it."""
+    own = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+    return isinstance(error, own) or getattr(error, "errno", None) in FAULTS_OF_A_FILE
 
 
 def _sync(path: Path) -> None:

@@ -6,16 +6,18 @@ Each teacher and the shard writer then read it at their own pace: 16 bits at 24 
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+from pipeline.audio.decode import AudioDigest, open_audio
+from pipeline.audio.decode_error import DecodeError
 from pipeline.audio_blocks import BLOCK_SAMPLES
-from pipeline.decode import AudioDigest, DecodeError, open_audio
 from pipeline.frames import HOP, whole_frames
 from pipeline.manifest import Track, file_sha256
 from pipeline.pcm import to_float
 from pipeline.resample import resample_to_int16
-from pipeline.storage import local_copy
+from pipeline.storage import join, local_copy
 
 BYTES = 2  # of a sample
 
@@ -55,6 +57,11 @@ class TrackAudio:
         for start in range(0, self.num_frames * HOP, BLOCK_SAMPLES):
             yield to_float(self.read(start, BLOCK_SAMPLES))
 
+    def silence(self, start: int, count: int) -> None:
+        """Set samples [start, start + count) to zero; they must be there."""
+        self._file.seek(start * BYTES)
+        self._write(bytes(count * BYTES))
+
     def _write(self, data: bytes) -> None:
         try:
             while data:
@@ -68,20 +75,28 @@ def decode_track(track: Track, root: str, device: str = "cpu") -> TrackAudio:
 
     Raises:
         DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `open_audio`.
-        OSError: the file cannot be reached, or there is no room for the decoded track.
+        OSError: the file cannot be reached, naming key and file, or there is no room for the decoded track.
     """
-    with local_copy(root, track.path) as path, open_audio(path) as audio:
+    try:
+        with local_copy(root, track.path) as path:
+            return _decode(track, path, device)
+    except OSError as error:
+        message = f"track {track.key}: {join(root, track.path)}: {error.strerror or error}"
+        raise (OSError(error.errno, message) if error.errno else OSError(message)) from error
+
+
+def _decode(track: Track, path: Path, device: str) -> TrackAudio:
+    with open_audio(path) as audio:
         digest = AudioDigest(audio.header)
         blocks = digest.follow(audio.blocks())
         decoded = TrackAudio(resample_to_int16(blocks, audio.header.sample_rate, device=device))
-        # Lossy decoders round differently on another CPU: the same file of the same length is the same music.
-        same = digest.hexdigest() == track.audio_sha256 or (
-            digest.num_samples == track.num_samples and file_sha256(path) == track.sha256
-        )
-    if not same:
-        decoded.close()
-        raise DecodeError(
-            "changed", f"{digest.num_samples} samples with SHA-256 {digest.hexdigest()},"
-            f" the manifest has {track.num_samples} with {track.audio_sha256}"
-        )
-    return decoded
+    # Lossy decoders round differently on another CPU: the same file of the same length is the same music.
+    if digest.hexdigest() == track.audio_sha256 or (
+        digest.num_samples == track.num_samples and file_sha256(path) == track.sha256
+    ):
+        return decoded
+    decoded.close()
+    raise DecodeError(
+        "changed", f"{digest.num_samples} samples with SHA-256 {digest.hexdigest()},"
+        f" the manifest has {track.num_samples} with {track.audio_sha256}"
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from nnAudio.features.cqt import CQT1992v2
 
-from pipeline.decode import open_audio
+from pipeline.audio.decode import open_audio
 from pipeline.pcm import to_float
 from pipeline.resample import decoded_track
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.frames import HOP, SAMPLE_RATE
 from pipeline.shard_format import AudioMember, Example, SegmentInfo
 from pipeline.shard_index import ShardIndex, build_index
-from pipeline.shard_record import ShardRecord
+from pipeline.shard_record import DroppedSegment, ShardRecord
 from pipeline.shard_writer import write_shard
 from pipeline.teacher import TargetSpec
 
@@ -59,6 +59,11 @@ def make_track(track: str, *lengths: int) -> list[Example]:
         make_example(track, length, int(start), number, len(lengths))
         for number, (length, start) in enumerate(zip(lengths, starts, strict=False))
     ]
+
+
+def as_dropped(example: Example) -> DroppedSegment:
+    """The segment, had it been silent."""
+    return DroppedSegment(**example.info.model_dump(), reason="silent", detail="peak -70.0 dBFS, at least -60.0 dBFS is asked for")
 
 
 def write_examples(folder: object, name: str, outcomes: object, audio_member: AudioMember = "flac") -> ShardRecord:

@@ -33,7 +33,7 @@ from pipeline.codec_training import (
     start_codebooks,
     train_codec,
 )
-from pipeline.decode import open_audio
+from pipeline.audio.decode import open_audio
 from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
 from pipeline.resample import decoded_track
 

@@ -14,7 +14,10 @@ from audio_files import CLIPS, noise, tone, write_audio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import AudioDigest, AudioHeader, DecodeError, MediaFile, check_length, open_audio
+from pipeline.audio.audio_file import AudioHeader
+from pipeline.audio.decode import AudioDigest, check_length, open_audio
+from pipeline.audio.decode_error import DecodeError
+from pipeline.audio.media_file import MediaFile
 from pipeline.pcm import to_int16
 
 TOLERANCE = 0.2
@@ -100,8 +103,6 @@ def test_codec_delay_is_trimmed(tmp_path: Path, name: str):
 def test_uncompressed_and_lossless_audio_is_exact(tmp_path: Path, form: str, rate: int, channels: int, seconds: float, seed: int):
     extension, subtype = form.split()
     length = max(1, round(seconds * rate))
-    if form == "aiff PCM_S8":
-        length += length % 2  # ffmpeg takes the padding of an odd chunk for a sample
     audio = np.random.default_rng(seed).uniform(-1, 1, (length, channels))
     path = write_audio(tmp_path / f"a.{extension}", audio, rate, subtype)
     header, decoded = decode(path)
@@ -338,9 +339,14 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float):
     assert error.reason == "unreadable" and "sample" in error.detail
 
 
-def test_a_rate_that_cannot_be_resampled_in_memory_is_refused(tmp_path: Path):
-    error = refusal(write_audio(tmp_path / "a.wav", noise(1), 47_999))
-    assert error.reason == "unreadable" and "47999" in error.detail and "24000" in error.detail
+@pytest.mark.parametrize("rate", [0, 1 << 25, 0xFFFFFFFF])
+def test_a_rate_that_no_audio_has_is_refused(tmp_path: Path, rate: int):
+    path = write_audio(tmp_path / "a.wav", noise(1))
+    content = bytearray(path.read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    path.write_bytes(content)
+    error = refusal(path)
+    assert error.reason == "unreadable" and str(rate) in error.detail
 
 
 def test_a_change_of_channels_on_the_way_is_refused(tmp_path: Path, clips: Path):
@@ -351,14 +357,16 @@ def test_a_change_of_channels_on_the_way_is_refused(tmp_path: Path, clips: Path)
 
 def test_a_change_of_sample_format_on_the_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As of a decoder that begins another kind of stream: frames of floats after frames of integers."""
-    file = MediaFile(write_audio(tmp_path / "a.wav", noise(1), 24_000))
+    path = write_audio(tmp_path / "a.flac", noise(1), 24_000)
+    file = MediaFile(path, [(0, path.stat().st_size)])
     frames = [
         av.AudioFrame.from_ndarray(np.zeros((1, 100), dtype), format=name, layout="mono")
         for name, dtype in {"s16": np.int16, "flt": np.float32}.items()
     ]
     for frame in frames:
         frame.sample_rate = 24_000
-    monkeypatch.setattr(file, "_packets", lambda: [SimpleNamespace(decode=lambda: frames)])
+    monkeypatch.setattr(file, "_packets", lambda: [None])
+    monkeypatch.setattr(file, "decoder", SimpleNamespace(decode=lambda packet: frames))
     with file, pytest.raises(DecodeError) as caught:
         list(file.blocks())
     assert caught.value.reason == "unreadable" and "'s16')" in caught.value.detail and "'flt')" in caught.value.detail
@@ -366,16 +374,13 @@ def test_a_change_of_sample_format_on_the_way_is_refused(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("channels", [8, 32])
 def test_a_speaker_for_every_channel(tmp_path: Path, channels: int):
-    """A WAV file may name 32; ffmpeg has a name for each, but its filters do not take so long a list of them."""
+    """A WAV file may name 32; ffmpeg's filters would not take so long a list of them."""
     path = tmp_path / "a.wav"
     soundfile.write(path, np.stack([noise(0.1, seed=seed) for seed in range(channels)], axis=1), 24_000, format="WAVEX")
     content = bytearray(path.read_bytes())
     content[40:44] = struct.pack("<I", (1 << channels) - 1)
     path.write_bytes(content)
-    if channels == 8:
-        assert decode(path)[1].shape == (8, 2400)
-    else:
-        assert (refusal(path).reason, "32 channels" in refusal(path).detail) == ("unreadable", True)
+    assert decode(path)[1].shape == (channels, 2400)
 
 
 @settings(max_examples=50, deadline=None)
@@ -395,15 +400,19 @@ def test_digest_is_of_interleaved_16_bit_pcm_whatever_the_blocks(audio: list, cu
     integers = [min(32_767, max(-32_768, round(float(value) * 32_768))) for frame in samples.T for value in frame]
     naive = hashlib.sha256(f"{rate} {len(samples)}\n".encode() + struct.pack(f"<{len(integers)}h", *integers)).hexdigest()
     assert digest.hexdigest() == naive
-    assert digest.num_samples == samples.shape[1] and digest.peak == np.abs(samples).max()
+    assert digest.num_samples == samples.shape[1]
     assert to_int16(samples).T.ravel().tolist() == integers
 
 
 @settings(deadline=None)
-@given(claimed=st.integers(0, 100_000), decoded=st.integers(0, 100_000), tolerance=st.sampled_from([0.0, 0.2, 1.0]))
-def test_length_check_names_the_side_that_is_longer(claimed: int, decoded: int, tolerance: float):
-    header = AudioHeader(24_000, 1, claimed, "wav/pcm_s16le")
-    if abs(claimed - decoded) <= tolerance * 24_000:
+@given(
+    claimed=st.integers(0, 100_000), decoded=st.integers(0, 100_000), tolerance=st.sampled_from([0.0, 0.2, 1.0]),
+    slack=st.sampled_from([None, 0, 100]),
+)
+def test_length_check_names_the_side_that_is_longer(claimed: int, decoded: int, tolerance: float, slack: int | None):
+    header = AudioHeader(24_000, 1, claimed, "wav/pcm_s16le", slack)
+    allowed = slack if slack is not None else max(tolerance * 24_000, 5186)  # of a lossy format, whose encoders put some before
+    if abs(claimed - decoded) <= allowed:
         check_length(header, decoded, tolerance)
         return
     with pytest.raises(DecodeError) as caught:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pipeline import codec, encodec_encoder
 from pipeline.code_agreement import NEAR_TIE, CodeAgreement, compare_codes
 from pipeline.codec import CodecSizes, build_codec, load_codec, save_folder
-from pipeline.decode import open_audio
+from pipeline.audio.decode import open_audio
 from pipeline.encodec_encoder import EncodecEncoder
 from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig, codebooks_of
 from pipeline.pcm import to_float

@@ -125,10 +125,11 @@ def test_a_folder_with_content_is_refused_and_left_alone(trained, tmp_path, expo
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("name", ["shards", "nowhere"])
-def test_what_is_no_run_is_refused(trained, tmp_path, exported, name):
-    code, _, error = exported(trained.parent / name, tmp_path / "out")
-    assert code == 1 and error.startswith(f"error: {trained.parent / name} is neither a run folder nor a whole checkpoint")
+def test_what_is_no_run_is_refused(trained, tmp_path, exported):
+    code, _, error = exported(trained.parent / "nowhere", tmp_path / "out")
+    assert code == 1 and error.startswith(f"error: {trained.parent}/nowhere is neither a run folder nor a whole checkpoint")
+    code, _, error = exported(trained.parent / "shards", tmp_path / "out")
+    assert code == 2 and error.startswith(f"{trained.parent}/shards is a shard folder (it has index.json); a run folder (made by mert pretrain) or ")
 
 
 def test_options_that_hubert_lacks_are_told_and_the_folder_opens_with_our_loader(tmp_path, exported):

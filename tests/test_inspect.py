@@ -17,7 +17,7 @@ import soundfile
 import yaml
 from audio_files import mert_environment, noise, write_audio
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
-from shard_fixtures import index_shards, make_track, write_examples, write_set
+from shard_fixtures import as_dropped, index_shards, make_track, write_examples, write_set
 
 from model.run_history import curves, load_run
 from pipeline import storage
@@ -92,6 +92,19 @@ def test_dropped_tracks_are_named_with_their_reason(tmp_path, answer, say):
     _, out, _ = say(tmp_path)
     assert "segments dropped: 2 truncated" in out and "gone: truncated, 2 segments" in out
     assert "\x1b" not in out
+
+
+def test_dropped_segments_are_named_with_their_place(tmp_path, answer, say):
+    first, last = make_track("one", 75, 150)
+    write_examples(tmp_path, "train-000000", [first, as_dropped(last), *make_track("two", 75)])
+    index_shards(tmp_path, ["train-000000"])
+    found = answer(tmp_path)
+    assert found["dropped"] == {"silent": 1} and found["dropped_segments"] == [as_dropped(last).model_dump()]
+    assert found["dropped_tracks"] == [] and found["tracks"] == 2
+    # A track is as long as it was; its examples are what is here.
+    assert (found["track_seconds"]["maximum"], found["example_seconds"]["maximum"]) == (3, 1)
+    _, out, _ = say(tmp_path)
+    assert "segments dropped: 1 silent" in out and "one-00001: silent, from 1.000 s: peak -70.0 dBFS" in out
 
 
 def test_a_set_on_an_object_store(answer):

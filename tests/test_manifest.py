@@ -1,5 +1,7 @@
 """The manifest: same corpus same bytes, stable splits, duplicates by ear, a reason for every reject, and the command."""
 
+import errno
+import hashlib
 import json
 import os
 import random
@@ -7,8 +9,10 @@ import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
+import numpy as np
 import pytest
 import soundfile
 import yaml
@@ -16,9 +20,14 @@ from audio_files import CLIPS, MUSIC, mert, noise, tone, write_audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import manifest as command
+from jobs.command_line import run
 from pipeline.manifest import (
     Manifest, ManifestConfig, Reject, Track, choose_split, examine, load_manifest, scan, track_group, track_key, write_manifest,
 )
+from pipeline.manifest_summary import load_manifest_folder, summarise_manifest
+from pipeline.pcm import to_float
+from pipeline.track_audio import decode_track
 
 CONFIG = Path(__file__).parent.parent / "configs" / "manifest.yaml"
 FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
@@ -297,16 +306,25 @@ def test_the_command(synthetic_corpus: Path, tmp_path: Path):
     assert len(load_manifest(str(out)).tracks) == 5
     summary = yaml.safe_load((out / "manifest.yaml").read_text())
     assert summary["config"]["splits"] == {"valid": 0.3} and "workers" not in summary["config"]
-    (tmp_path / "empty").mkdir()
-    one_line(mert("manifest", CONFIG, f"root={tmp_path / 'empty'}", f"out={out}"), 1, ["no usable track", "empty"], lines=2)
     one_line(mert("manifest", CONFIG, f"root={tmp_path / 'nowhere'}", f"out={out}"), 1, ["nowhere", "no such folder"])
-    one_line(mert("manifest", CONFIG, f"root={tmp_path}", f"out={out}", "min_second=3"), 2, ["min_second", "min_seconds"])
-    one_line(mert("manifest", CONFIG, f"root={tmp_path}", f"out={out}", "min_seconds=many"), 2, ["min_seconds", "many"])
-    one_line(mert("manifest", CONFIG, f"out={out}"), 2, ["root", "missing"])
-    one_line(mert("manifest", tmp_path / "no.yaml", f"root={tmp_path}", f"out={out}"), 2, ["no.yaml"])
     assert mert("manifets").returncode == 2
+
+
+def test_bad_usage_is_one_line(synthetic_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def say(*arguments: object) -> SimpleNamespace:
+        capsys.readouterr()
+        code = run(command.main, [str(argument) for argument in arguments], command.__doc__)
+        return SimpleNamespace(returncode=code, stderr=capsys.readouterr().err)
+
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    one_line(say(CONFIG, f"root={tmp_path / 'empty'}", f"out={out}"), 1, ["no usable track", "empty"], lines=2)
+    one_line(say(CONFIG, f"root={tmp_path}", f"out={out}", "min_second=3"), 2, ["min_second", "min_seconds"])
+    one_line(say(CONFIG, f"root={tmp_path}", f"out={out}", "min_seconds=many"), 2, ["min_seconds", "many"])
+    one_line(say(CONFIG, f"out={out}"), 2, ["root", "missing"])
+    one_line(say(tmp_path / "no.yaml", f"root={tmp_path}", f"out={out}"), 2, ["no.yaml"])
     (tmp_path / "file").write_text("")
-    one_line(mert("manifest", CONFIG, f"root={synthetic_corpus}", f"out={tmp_path / 'file' / 'out'}"), 1, ["file"], lines=2)
+    one_line(say(CONFIG, f"root={synthetic_corpus}", f"out={tmp_path / 'file' / 'out'}"), 1, ["file"], lines=2)
 
 
 def one_line(done, code: int, words: list[str], lines: int = 1) -> None:
@@ -336,7 +354,7 @@ def test_a_copy_in_a_held_out_folder_takes_no_training_track_along(tmp_path: Pat
     assert rejects(tmp_path / "after") == {f"{held_out}/song.wav": "duplicate"}
 
 
-def test_a_folder_that_cannot_be_listed_stops_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_cannot_be_listed_is_unreachable_and_the_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_audio(tmp_path / "root" / "good" / "song.wav", tone(440, 4))
     (tmp_path / "root" / "closed").mkdir()
     scandir = os.scandir
@@ -348,8 +366,159 @@ def test_a_folder_that_cannot_be_listed_stops_the_scan(tmp_path: Path, monkeypat
 
     # The test may run as root, whom no mode keeps out.
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError, match="closed"):
-        build(tmp_path / "root", tmp_path / "out")
+    manifest = build(tmp_path / "root", tmp_path / "out")
+    assert [track.path for track in manifest.tracks] == ["good/song.wav"]
+    assert rejects(tmp_path / "out") == {"closed": "unreachable"}
+
+
+@pytest.mark.parametrize(("number", "reason"), [
+    (errno.ELOOP, "unreadable"), (errno.ENAMETOOLONG, "unreadable"), (errno.EACCES, "unreadable"), (errno.EIO, "unreachable"),
+    (errno.ESTALE, "unreachable"), (errno.ETIMEDOUT, "unreachable"),
+])  # fmt: skip
+def test_an_error_of_one_file_is_its_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str):
+    for name in ("bad.wav", "good.wav"):
+        write_audio(tmp_path / "root" / name, noise(4, seed=len(name)))
+    stat = Path.stat
+
+    def failing(path: Path, **options):
+        if path.name == "bad.wav":
+            raise OSError(number, os.strerror(number))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    manifest = build(tmp_path / "root", tmp_path / "out")
+    assert [track.path for track in manifest.tracks] == ["good.wav"]
+    assert rejects(tmp_path / "out") == {"bad.wav": reason}
+    assert os.strerror(number) in (tmp_path / "out" / "rejected.jsonl").read_text()
+
+
+def test_an_error_in_the_middle_of_a_file_is_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_audio(tmp_path / "root" / "bad.wav", noise(4))
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, place: read(file, count, place) if place < 50_000 else fail())
+
+    def fail():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    build(tmp_path / "root", tmp_path / "out")
+    assert rejects(tmp_path / "out") == {"bad.wav": "unreachable"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("decoder"), MemoryError(), KeyError("frame"), ZeroDivisionError()])
+def test_whatever_a_decoder_raises_is_the_reject_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    write_audio(tmp_path / "root" / "good.flac", noise(4))
+    write_audio(tmp_path / "root" / "bad.wav", noise(4, seed=1))
+
+    def fail(file):
+        raise error
+
+    monkeypatch.setattr("pipeline.audio.sound_file.PcmFile.blocks", fail)
+    manifest = build(tmp_path / "root", tmp_path / "out")
+    assert [track.path for track in manifest.tracks] == ["good.flac"]
+    row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert row["reason"] == "unreadable" and type(error).__name__ in row["detail"]
+
+
+def test_links_that_go_nowhere_do_not_end_the_command(tmp_path: Path):
+    root = tmp_path / "root"
+    write_audio(root / "good.wav", noise(4))
+    (root / "loop").symlink_to("loop")
+    (root / "there").symlink_to("back")
+    (root / "back").symlink_to("there")
+    (root / "long.wav").symlink_to("x" * 300 + ".wav")
+    done = mert("manifest", CONFIG, f"root={root}", f"out={tmp_path / 'out'}", "workers=1")
+    assert done.returncode == 0, done.stderr
+    assert rejects(tmp_path / "out") == {"loop": "unreadable", "there": "unreadable", "back": "unreadable", "long.wav": "unreadable"}
+
+
+def test_what_the_storage_does_not_give_makes_the_command_fail_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    write_audio(tmp_path / "root" / "good.wav", noise(4))
+    lost = Reject(path="bad.wav", reason="unreachable", detail="Stale file handle")
+    monkeypatch.setattr("jobs.manifest.scan", lambda config, *others: [*scan(config), lost])
+    assert run(command.main, [str(CONFIG), f"root={tmp_path / 'root'}", f"out={tmp_path / 'out'}"], command.__doc__) == 1
+    written = capsys.readouterr().err
+    assert "bad.wav: unreachable: Stale file handle" in written and "again to retry" in written
+    assert len(load_manifest(str(tmp_path / "out")).tracks) == 1  # nothing is lost
+
+
+def test_levels_are_those_of_what_is_stored(tmp_path: Path):
+    """A tone above what 24 kHz can hold, channels that cancel, and a sine of full scale (-3.01 LUFS at 1 kHz, EBU Tech 3341)."""
+    fade = np.minimum(1, np.minimum(np.arange(4 * 48_000), np.arange(4 * 48_000)[::-1]) / 24_000)
+    rate = 48_000
+    seconds = np.arange(4 * rate) / rate
+    files = {
+        "sine.wav": np.sin(2 * np.pi * 997 * seconds) * 32767 / 32768,
+        "quiet.wav": np.sin(2 * np.pi * 997 * seconds) / 10,
+        "above.wav": 0.5 * fade * np.sin(2 * np.pi * 20_000 * seconds),
+        "cancelling.wav": np.stack([np.sin(2 * np.pi * 440 * seconds), -np.sin(2 * np.pi * 440 * seconds)], axis=1) / 2,
+    }
+    for name, audio in files.items():
+        write_audio(tmp_path / "root" / name, audio, rate, "PCM_16")
+    manifest = build(tmp_path / "root", tmp_path / "out")
+    assert rejects(tmp_path / "out") == {"above.wav": "silent", "cancelling.wav": "silent"}
+    tracks = {track.path: track for track in manifest.tracks}
+    assert tracks["sine.wav"].loudness_lufs == pytest.approx(-3.0, abs=0.11)
+    assert tracks["quiet.wav"].loudness_lufs == pytest.approx(-23.0, abs=0.11)
+    assert tracks["sine.wav"].peak_dbfs == pytest.approx(0, abs=0.1)
+    assert tracks["quiet.wav"].peak_dbfs == pytest.approx(-20, abs=0.1)
+    assert tracks["sine.wav"].clipped_share == 0
+
+
+@pytest.mark.parametrize(("share", "bound", "is_kept"), [(0.02, 0.01, False), (0.005, 0.01, True), (0.02, 0.03, True)])
+def test_a_share_of_clipped_samples_above_the_bound_is_a_reject(tmp_path: Path, share: float, bound: float, is_kept: bool):
+    audio = noise(4)
+    audio[: round(share * len(audio))] = 1.5
+    write_audio(tmp_path / "root" / "a.wav", audio, subtype="FLOAT")
+    manifest = build(tmp_path / "root", tmp_path / "out", max_clipped_share=bound)
+    if is_kept:
+        assert manifest.tracks[0].clipped_share == pytest.approx(share, abs=1e-3)
+    else:
+        assert rejects(tmp_path / "out") == {"a.wav": "clipped"}
+        assert "2.00%" in (tmp_path / "out" / "rejected.jsonl").read_text()
+
+
+def test_a_track_too_short_for_a_loudness_has_none(tmp_path: Path):
+    write_audio(tmp_path / "root" / "a.wav", tone(440, 0.2))
+    [track] = build(tmp_path / "root", tmp_path / "out", min_seconds=0).tracks
+    assert track.loudness_lufs is None and track.peak_dbfs == pytest.approx(-6.02, abs=0.1)
+
+
+def test_a_rate_that_has_no_filter_is_taken_for_the_nearest_and_noted(tmp_path: Path):
+    write_audio(tmp_path / "root" / "a.wav", tone(440, 4, 44_099), 44_099)
+    [track] = build(tmp_path / "root", tmp_path / "out").tracks
+    assert (track.sample_rate, track.num_samples, track.notes) == (44_099, 4 * 44_099, ["resampled as 44100 Hz"])
+    with decode_track(track, str(tmp_path / "root")) as audio:
+        samples = to_float(audio.read(0, 4 * 24_000))
+    phases = 2 * np.pi * 440 * np.arange(len(samples)) / 24_000 * 44_100 / 44_099
+    assert np.abs(samples - 0.5 * np.sin(phases))[100:-1000].max() < 1e-3
+
+
+def test_tracks_of_older_manifests_have_no_levels(synthetic_corpus: Path, tmp_path: Path):
+    build(synthetic_corpus, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        for name in ("peak_dbfs", "loudness_lufs", "clipped_share", "stream", "notes"):
+            del row[name]
+    content = b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
+    (tmp_path / "manifest.jsonl").write_bytes(content)
+    summary = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
+    summary["manifest_sha256"] = hashlib.sha256(content).hexdigest()
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump(summary))
+    assert load_manifest(str(tmp_path)).tracks[0].peak_dbfs is None
+    assert summarise_manifest(load_manifest_folder(str(tmp_path))).loudness_lufs is None
+
+
+def test_several_streams_and_notes_are_counted(tmp_path: Path):
+    results = [
+        track("a.wav").model_copy(update={"stream": "audio 1 of 2"}), track("b.wav").model_copy(update={"notes": ["joined"]}),
+        track("c.wav"),
+    ]
+    summary = write_manifest(ManifestConfig(root="root", out=str(tmp_path)), results)
+    assert (summary["one_of_several_streams"], summary["notes"]) == (1, {"joined": 1})
+    read = summarise_manifest(load_manifest_folder(str(tmp_path)))
+    assert (read.one_of_several_streams, read.notes) == (1, {"joined": 1})
 
 
 def test_an_output_folder_within_the_root_is_refused(tmp_path: Path):

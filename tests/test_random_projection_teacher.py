@@ -9,7 +9,7 @@ import torch
 from audio_files import CLIPS
 
 from pipeline.audio_blocks import float_blocks, label_track
-from pipeline.decode import open_audio
+from pipeline.audio.decode import open_audio
 from pipeline.mel_features import LogMel
 from pipeline.random_projection_teacher import RandomProjectionTeacher, RandomProjectionTeacherConfig, draw
 from pipeline.resample import decoded_track

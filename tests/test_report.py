@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
-from shard_fixtures import index_shards, make_track, write_examples
+from shard_fixtures import as_dropped, index_shards, make_track, write_examples
 
 from jobs import example_report, inspect, report_page
 from jobs.command_line import run
@@ -225,13 +225,16 @@ def test_a_set_of_unknown_teachers_with_drops(tmp_path):
         DroppedTrack(track=f"gone{number}", reason=reason, detail=HOSTILE, segments=number + 1)
         for number, reason in enumerate(["silent", "truncated"])
     ]
-    write_examples(tmp_path, "train-000000", [*make_track("one", 30, 15), *drops, *make_track("two", 8)], "pcm.npy")
+    hole = as_dropped(make_track("one", 30, 15, 75)[2])
+    write_examples(tmp_path, "train-000000", [*make_track("one", 30, 15, 75)[:2], hole, *drops, *make_track("two", 8)], "pcm.npy")
     index_shards(tmp_path, ["train-000000"], "pcm.npy")
     assert make(tmp_path, "--html", tmp_path / "page.html") == 0
     data = data_of(tmp_path / "page.html")
     plot = next(plot for plot in data["plots"].values() if plot["title"] == "Segments dropped by the labellers")
-    assert (plot["labels"], plot["series"][0]["values"]) == (["truncated", "silent"], [2, 1])
-    assert HOSTILE in Elements((tmp_path / "page.html").read_text()).text
+    assert (plot["labels"], plot["series"][0]["values"]) == (["silent", "truncated"], [2, 2])
+    text = Elements((tmp_path / "page.html").read_text()).text
+    assert HOSTILE in text and "Dropped segments of other tracks (1 of 1)" in text
+    assert all(words in text for words in ["one-00002", "0.600", "peak -70.0 dBFS"])
     assert [len(example["sources"]) for example in data["examples"]] == [1, 1, 1]
     assert data["examples"][0]["panels"][1]["pitch"] is None
     assert make(tmp_path, "--html", tmp_path / "none.html", "--examples", 0) == 0
@@ -245,6 +248,9 @@ def test_a_manifest_page(labelled, tmp_path):
     assert not {tag for tag, _ in found.tags} & {"img", "b"}
     assert {plot["title"] for plot in data_of(tmp_path / "manifest.html")["plots"].values()} == {
         "Length of tracks",
+        "Loudness of tracks",
+        "Peaks of tracks",
+        "Clipping",
         "Files left out",
     }
 

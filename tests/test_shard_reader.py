@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fsspec.core import url_to_fs
-from shard_fixtures import index_shards, make_track, write_examples, write_set
+from shard_fixtures import as_dropped, index_shards, make_track, write_examples, write_set
 
 from pipeline.shard_index import load_index
 from pipeline.shard_reader import ShardReader
+from pipeline.shard_tracks import ShardTracks
 
 
 def open_reader(folder, split="train", **options):
@@ -60,6 +61,39 @@ def test_track_is_put_together(tmp_path):
     np.testing.assert_array_equal(track.targets["codes"][0], np.arange(96) % 16)
     np.testing.assert_array_equal(track.targets["cqt"][:, 0], np.arange(96))
     assert (track.key, track.audio_sha256) == ("a", "c" * 64)
+
+
+@pytest.mark.parametrize("dropped", [(0,), (1,), (2,), (0, 2), (1, 2)])
+def test_a_track_with_dropped_segments_has_zeros_in_their_places(tmp_path, dropped):
+    whole = make_track("a", 30, 25, 41)
+    outcomes = [as_dropped(example) if number in dropped else example for number, example in enumerate(whole)]
+    write_examples(tmp_path, "train-000000", [*make_track("0", 9), *outcomes])
+    index_shards(tmp_path, ["train-000000"])
+    track = open_reader(tmp_path).read_track(0, "a")
+    kept = [number for number in range(3) if number not in dropped]
+    assert track.starts == {1 + place: [0, 30, 55][number] for place, number in enumerate(kept)}
+    for number, example in enumerate(whole):
+        start, end = example.info.start_sample, example.info.start_sample + example.info.num_samples
+        np.testing.assert_array_equal(track.audio[start:end], example.audio * (number in kept))
+        np.testing.assert_array_equal(
+            track.targets["codes"][:, start // 320 : end // 320], example.targets["codes"] * (number in kept)
+        )
+        np.testing.assert_array_equal(
+            track.targets["cqt"][start // 320 : end // 320], example.targets["cqt"] * (number in kept)
+        )
+    assert (len(track.audio), track.audio.dtype, track.targets["codes"].shape) == (96 * 320, np.int16, (2, 96))
+
+
+@pytest.mark.parametrize("changes", [{"start_sample": 320 * 29}, {"segment": 0}, {"segment": 2}])
+def test_a_dropped_segment_in_the_wrong_place_is_refused(tmp_path, changes):
+    first, hole, last = make_track("a", 30, 25, 41)
+    hole = as_dropped(hole).model_copy(update=changes)
+    write_examples(tmp_path, "train-000000", [first, hole, last])
+    index_shards(tmp_path, ["train-000000"])
+    with pytest.raises(ValueError, match=r"train-000000\.tar: the segments of track a are not all here"):
+        ShardTracks(str(tmp_path)).list_tracks()
+    with pytest.raises(ValueError, match=r"train-000000\.tar: track a: 3 segments found, 3 expected, one after another"):
+        open_reader(tmp_path).read_track(0, "a")
 
 
 @pytest.mark.parametrize(("order", "found"), [((0, 2), 2), ((0, 1), 2), ((1, 0, 2), 3), ((), 0)])

@@ -2,19 +2,22 @@
 
 import gc
 import json
+import tarfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
 
-from pipeline.decode import DecodeError
+from pipeline.audio.decode_error import DecodeError
+from pipeline.folder_kinds import FolderError
 from pipeline.manifest import Manifest, ManifestConfig, Track, load_manifest, scan, write_manifest
 from pipeline.process_shard import process_shard
 from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.shard_state import find_unfinished, shard_names
+from pipeline.shard_state import find_unfinished, remove_unplanned, shard_names
 from pipeline.teacher import TargetSpec
 from pipeline.track_audio import decode_track
 
@@ -76,8 +79,81 @@ def test_stale_missing_foreign_and_unplanned(manifest: Manifest, tmp_path: Path)
     assert unfinished() == names[:1]
     with pytest.raises(ValueError, match=f"{names[0]}: a shard this plan does not have"):
         unfinished(plan=tasks[1:])
-    assert unfinished(plan=tasks[1:], relabel=True) == []
+    assert unfinished(plan=tasks[1:], relabel=True) == [] and shard_names(str(out)) == set(names)
+    remove_unplanned(str(out), tasks[1:])
     assert shard_names(str(out)) == set(names[1:]) and (out / "dataset-infos.tar").exists()
+
+
+def foreign_tar(**changes: object) -> bytes:
+    """A tar of one member as `mert label` writes it, but for the attributes of its header named."""
+    member = tarfile.TarInfo("song-00000.flac")
+    member.uname = member.gname = "mert"
+    member.mode, member.size = 0o444, 4
+    for name, value in changes.items():
+        setattr(member, name, value)
+    return member.tobuf(tarfile.GNU_FORMAT if not changes else tarfile.USTAR_FORMAT) + b"mine".ljust(10240 - 512, b"\0")
+
+
+FOREIGN_FILES = {
+    "user": ("tar", foreign_tar(uname="alice"), "the user of its first member is 'alice', of ours it is 'mert'"),
+    "group": ("tar", foreign_tar(gname="users"), "'users'"),
+    "mode": ("tar", foreign_tar(mode=0o644), "'644', of ours it is '444'"),
+    "time": ("tar", foreign_tar(mtime=1), "the time of its first member is 1, of ours it is 0"),
+    "format": ("tar", foreign_tar(), "the format"),
+    "no tar": ("tar", b"mine" * 200, "does not begin with the header of a tar"),
+    "short": ("tar", b"mine", "does not begin with the header of a tar"),
+    "other record": ("json", b'{"url": "x", "members": []}', "it has no plan_fingerprint, schema_version"),
+    "list": ("json", b"[1]", "no JSON object"),
+    "text": ("json", b"my notes", "no JSON object"),
+}
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+@pytest.mark.parametrize("case", FOREIGN_FILES)
+def test_a_file_of_others_under_the_name_of_a_shard_is_refused_and_left(manifest: Manifest, tmp_path: Path, case: str, where: str):
+    kind, content, words = FOREIGN_FILES[case]
+    out = str(tmp_path / "out") if where == "local" else f"memory://{tmp_path.name}/out"
+    filesystem, folder = fsspec.url_to_fs(out)
+    filesystem.makedirs(folder)
+    tasks = plan_shards(manifest, SegmentConfig())
+    for name in ("train-000000", "valid-000123"):  # in the plan, and outside
+        file = f"{folder}/{name}.{kind}"
+        filesystem.pipe_file(file, content)
+        for relabel in (False, True):
+            with pytest.raises(FolderError, match="not written by mert label") as error:
+                find_unfinished(out, tasks, [CountingTeacher.spec], "flac", relabel)
+            assert f"{out}/{name}.{kind}" in str(error.value) and words in str(error.value)
+        assert filesystem.find(folder) == [file] and filesystem.cat_file(file) == content
+        filesystem.rm_file(file)
+
+
+def test_an_index_of_others_is_refused(manifest: Manifest, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.json").write_text('{"__kind__": "wids-shard-index-v1", "shardlist": []}')
+    with pytest.raises(FolderError, match=r"index.json was not written by mert label: it has no schema_version, targets"):
+        find_unfinished(str(tmp_path / "out"), [], [CountingTeacher.spec], "flac", True)
+
+
+def test_what_killed_labellers_and_damage_leave_of_ours_is_no_one_elses(manifest: Manifest, tmp_path: Path):
+    out = tmp_path / "shards"
+    tasks = label_all(manifest, out)
+    tar, record = out / f"{tasks[0].name}.tar", out / f"{tasks[0].name}.json"
+    whole, text = tar.read_bytes(), record.read_text()
+
+    def unfinished(relabel: bool) -> list[str]:
+        return [task.name for task in find_unfinished(str(out), tasks, [CountingTeacher.spec], "flac", relabel)]
+
+    for content in (whole, whole[:1024], bytes(10240), b""):  # the third as of a shard without an example
+        tar.write_bytes(content)
+        record.unlink()
+        assert unfinished(relabel=False) == unfinished(relabel=True) == [tasks[0].name]
+        record.write_text(text)
+    tar.write_bytes(whole)
+    for damaged in (text[:100], "", "\0" * 100, json.dumps(json.loads(text) | {"schema_version": 2})):
+        record.write_text(damaged)
+        with pytest.raises(ValueError, match="is stale.*relabel=true"):
+            unfinished(relabel=False)
+        assert unfinished(relabel=True) == [tasks[0].name]
 
 
 def test_another_rounding_of_the_same_file_is_not_a_change(manifest: Manifest) -> None:

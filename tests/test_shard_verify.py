@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shard_fixtures import index_shards, make_example, make_track, write_examples
+from shard_fixtures import as_dropped, index_shards, make_example, make_track, write_examples
 
 from pipeline.shard_format import encode_array, encode_example
 from pipeline.shard_index import load_index
@@ -220,3 +220,50 @@ def test_tracks_with_holes(tmp_path):
     found = faults(tmp_path)
     has(found, TAR, "a-00000", "track a: segments [0, 2] of 3")
     has(found, TAR, "a-00002", f"starts at sample {21 * 320}", f"ends at {12 * 320}")
+
+
+@pytest.fixture
+def holed(tmp_path):
+    """A track whose first, third and last segments were dropped, and a whole one."""
+    examples = make_track("a", 12, 9, 10, 11, 12)
+    for number in (0, 2, 4):
+        examples[number] = as_dropped(examples[number])
+    write_examples(tmp_path, "train-000000", [*examples, *make_track("b", 15)])
+    index_shards(tmp_path, ["train-000000"])
+    return tmp_path
+
+
+def test_dropped_segments_are_no_fault(holed):
+    assert faults(holed) == []
+
+
+def forget(record):
+    del record["dropped_segments"][1]
+    record["dropped"]["silent"] -= 1
+
+
+def hole_of(number, **changes):
+    return lambda record: record["dropped_segments"][number].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "key", "words"),
+    [
+        (forget, RECORD, "a-00000", ["segments [0, 1, 3, 4] of 5"]),
+        (forget, TAR, "a-00003", [f"starts at sample {31 * 320}", f"ends at {21 * 320}"]),
+        (hole_of(1, start_sample=320 * 20), RECORD, "a-00002", [f"starts at sample {20 * 320}", f"ends at {21 * 320}"]),
+        (hole_of(0, start_sample=320), RECORD, "a-00000", ["starts at sample 320", "ends at 0"]),
+        (hole_of(1, num_samples=320 * 11, num_frames=11), TAR, "a-00003", [f"{31 * 320}", f"ends at {32 * 320}"]),
+        (hole_of(1, segment=1), RECORD, "a-00000", ["segments [0, 1, 1, 3, 4] of 5"]),
+        (hole_of(2, segment=5, segments=6), RECORD, "a-00000", ["segments [0, 1, 2, 3, 5] of 5"]),
+        (hole_of(2, segments=6), RECORD, "a-00004", ["6 segments", "a-00000", "5 segments"]),
+        (hole_of(2, audio_sha256="e" * 64), RECORD, "a-00004", ["e" * 64, "c" * 64]),
+        (hole_of(2, track="b"), RECORD, "b-00004", [f"ends at {15 * 320}"]),
+        (hole_of(2, track="z"), RECORD, "z-00004", ["no other one of its track"]),
+        (hole_of(2, reason="broken"), RECORD, None, ["{'silent': 3}", "{'silent': 2, 'broken': 1}"]),
+        (hole_of(2, num_frames=13), RECORD, None, [f"num_samples {12 * 320}", "13"]),
+    ],
+)
+def test_dropped_segments_that_do_not_fit_are_named(holed, change, file, key, words):
+    rewrite_record(holed, change)
+    has(faults(holed), file, key, *words)

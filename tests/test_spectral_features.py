@@ -13,7 +13,7 @@ from transformers.audio_utils import chroma_filter_bank
 
 from pipeline import power_spectrum
 from pipeline.chroma_features import Chroma, chroma_filters
-from pipeline.decode import open_audio
+from pipeline.audio.decode import open_audio
 from pipeline.mel_features import LogMel
 from pipeline.pcm import to_float
 from pipeline.resample import decoded_track

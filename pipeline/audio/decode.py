@@ -1,0 +1,172 @@
+"""Audio file to float32 blocks at the file's own rate: which library reads it, and what is checked beside it.
+
+README.md beside this lists who reads what. The length that counts is what was really decoded; what the header claims is kept
+beside it, so that a wrong header shows.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.audio.audio_file import AudioFile, AudioHeader, JoinedFile
+from pipeline.audio.byte_ranges import ByteRanges
+from pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, claimed_alac_samples
+from pipeline.audio.decode_error import DecodeError
+from pipeline.audio.media_file import MediaFile
+from pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
+from pipeline.audio.ogg_pages import check_ogg_pages
+from pipeline.audio.pcm_layout import PcmLayout, read_pcm_layout
+from pipeline.audio.sound_file import PcmFile, SoundFile
+from pipeline.audio.tags import audio_range
+from pipeline.pcm import to_int16
+
+# Samples that encoders put before the audio and players cut, for which lossy headers may or may not allow: 2,112 of AAC,
+# 5,186 of HE-AAC (Apple Technical Note TN2258).
+PRIMING_SAMPLES = 5186
+LOUDEST = 2.0**31  # float samples in [-1, 1) may overshoot, or be integers by mistake; beyond is damage
+# How compressed audio begins that passes for PCM: DTS in 16 and 14 bits, IEC 61937 bursts, each in both byte orders.
+CODED_MARKS = [bytes.fromhex(mark) for mark in ("7ffe8001", "fe7f0180", "1fffe800", "ff1f00e8", "f8724e1f", "72f81f4e")]
+CODED_SEARCH_BYTES = 1 << 16
+
+
+def open_audio(path: Path) -> AudioFile:
+    """Open a local audio file for one pass of decoding; use as a context manager.
+
+    Raises:
+        DecodeError: `not_audio` when it is no audio, neither by content nor by name; `unreadable` when it
+            cannot be parsed or a checksum of Ogg is wrong; `truncated` when the end is missing;
+            `length_mismatch` when a file of PCM holds more audio than its header claims, or an MP3 more frames than it counts.
+        OSError: the file cannot be read.
+    """
+    with decoder_faults():
+        return _open(path)
+
+
+def _open(path: Path) -> AudioFile:
+    start, stop = audio_range(path)
+    audio = [(start, stop)]
+    with ByteRanges(path, [(start, path.stat().st_size)]) as content:
+        head = content.read(32)
+        content.check()
+        if head[:4] == b"OggS":
+            return _open_ogg(path, start)
+        layout = read_pcm_layout(content)
+        if layout is not None and not _holds_coded_audio(path, start, layout):
+            return PcmFile(path, start, layout)
+        if head[:4] == b"RIFX":
+            raise DecodeError("unreadable", "compressed samples in a big-endian WAV (RIFX) are not read here")
+        check_sizes(content)
+        if head.startswith(VOC_MARK):  # ffmpeg loses the last samples
+            return SoundFile(path, audio)
+        if head[:4] == b"caff" and (claimed := claimed_alac_samples(content)) is not None:
+            return _open_alac(path, start, claimed)
+        content.check()
+    file = MediaFile(path, audio)
+    if file.header.format.startswith("mp3/") and (parts := read_mpeg_parts(path, start, stop)):
+        file.close()
+        return _open_mpeg(path, parts)
+    return file
+
+
+def _open_mpeg(path: Path, parts: list[Part]) -> AudioFile:
+    """MPEG audio whose frames were counted; where files were joined, each part as a file of its own."""
+    files = [
+        MediaFile(
+            path, [(part.start, part.stop)], claimed=part.num_samples, surplus=part.padding,
+            slack=0 if part.claimed in (None, part.found) else COUNT_ERROR * part.samples,
+        )
+        for part in parts
+    ]  # fmt: skip
+    return files[0] if len(files) == 1 else JoinedFile(files)
+
+
+def _open_ogg(path: Path, start: int) -> AudioFile:
+    """Ogg without what stands between its pages: libraries lose audio over it."""
+    pages = check_ogg_pages(path, start)
+    notes = ("repaired",) if pages.is_repaired else ()
+    if pages.streams == ["vorbis"]:
+        return SoundFile(path, pages.ranges, slack=None, notes=notes)
+    slack = None if pages.opus_samples is None else 0
+    return MediaFile(path, pages.ranges, claimed=pages.opus_samples, slack=slack, notes=notes)
+
+
+def _open_alac(path: Path, start: int, claimed: ClaimedAlac) -> AudioFile:
+    """ALAC in CAF: ffmpeg does not read all that libsndfile writes, nor libsndfile what ffmpeg writes."""
+    whole = [(start, path.stat().st_size)]
+    try:
+        return SoundFile(path, whole, claimed=claimed.num_samples)
+    except DecodeError:
+        file = MediaFile(path, whole, claimed=claimed.num_samples, slack=claimed.slack)
+    if file.header.sample_rate != claimed.sample_rate:
+        file.close()
+        raise DecodeError("unreadable", f"the container claims {claimed.sample_rate} Hz, its codec {file.header.sample_rate} Hz")
+    return file
+
+
+def _holds_coded_audio(path: Path, start: int, layout: PcmLayout) -> bool:
+    """Whether PCM samples are a compressed stream in disguise, as of a DTS disc or from an S/PDIF cable."""
+    with ByteRanges(path, [(start + layout.start, start + layout.stop)]) as samples:
+        begin = samples.read(CODED_SEARCH_BYTES)
+        samples.check()
+    if not any(mark in begin for mark in CODED_MARKS):
+        return False
+    with MediaFile(path, [(start, path.stat().st_size)]) as file:
+        return not file.header.format.rpartition("/")[2].startswith("pcm_")
+
+
+@contextmanager
+def decoder_faults() -> Iterator[None]:
+    """Whatever a library raises over one file becomes a DecodeError, so that work on the others goes on; OSErrors pass."""
+    try:
+        yield
+    except (DecodeError, OSError):
+        raise
+    except Exception as error:
+        raise DecodeError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+class AudioDigest:
+    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the identity of the music itself."""
+
+    def __init__(self, header: AudioHeader):
+        self._digest = hashlib.sha256(f"{header.sample_rate} {header.channels}\n".encode())
+        self.num_samples = 0
+
+    def follow(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass blocks `[channels, n]` through, taking them in.
+
+        Raises DecodeError on values that are no audio, and for whatever a library raises over the file, but OSErrors.
+        """
+        with decoder_faults():
+            for block in blocks:
+                loudest = float(np.abs(block).max(initial=0.0))
+                if not loudest < LOUDEST:  # true also of not-a-number
+                    raise DecodeError("unreadable", f"a sample of value {loudest} after {self.num_samples} samples")
+                self._digest.update(np.ascontiguousarray(to_int16(block).T, "<i2"))
+                self.num_samples += block.shape[1]
+                yield block
+
+    def hexdigest(self) -> str:
+        """The digest of what has passed so far."""
+        return self._digest.hexdigest()
+
+
+def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:
+    """Compare the decoded length with the header's. Lossless formats know it, so only lossy ones have a tolerance.
+
+    Raises:
+        DecodeError: `truncated` when audio is missing, `length_mismatch` when there is more than claimed.
+    """
+    if header.num_samples is None:
+        return
+    tolerance = header.slack
+    if tolerance is None:
+        tolerance = max(tolerance_seconds * header.sample_rate, PRIMING_SAMPLES)
+    if abs(decoded - header.num_samples) <= tolerance:
+        return
+    reason = "truncated" if decoded < header.num_samples else "length_mismatch"
+    raise DecodeError(reason, f"header claims {header.num_samples} samples, {decoded} decoded")
