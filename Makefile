@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python -m jobs.demo "$(CORPUS)"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python -m mert_foundry.jobs.demo "$(CORPUS)"
 
 test: install
 	$(VENV)/bin/python -m pytest -m 'not gpu' --numprocesses 2 --dist loadfile

@@ -10,10 +10,10 @@ Ratios within one run are what counts; a machine's times are its own.
 import importlib
 import sys
 
-from jobs.command_line import run
-from jobs.config import UsageError
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.line import run
 
-PARTS = {"label": "jobs.bench_label", "step": "jobs.bench_step"}
+PARTS = {"label": "mert_foundry.jobs.benchmarks.label_benchmark", "step": "mert_foundry.jobs.benchmarks.step_benchmark"}
 
 
 def main(arguments: list[str]) -> int:

@@ -17,26 +17,26 @@ import torch
 import yaml
 from encodec.model import EncodecModel
 
-from jobs.command_line import run
-from jobs.config import load_config
-from jobs.console import console
-from jobs.progress import Progress
-from model.publish import publish_folder
-from pipeline.codec import build_codec, save_folder
-from pipeline.codec_training import (
+from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.model.runs.publish import publish_folder
+from mert_foundry.pipeline.fitting.codec_quality import judge_codec
+from mert_foundry.pipeline.fitting.codec_training import (
     CodecTrainingConfig,
     choose_tracks,
     crops,
     even_out_activations,
-    judge_codec,
     load_audio,
     start_codebooks,
     train_codec,
 )
-from pipeline.folder_kinds import CODEC, check_output
-from pipeline.frames import SAMPLE_RATE
-from pipeline.manifest import Track, check_root, load_manifest
-from pipeline.storage import local_path
+from mert_foundry.pipeline.frames import SAMPLE_RATE
+from mert_foundry.pipeline.manifest.rows import Track, check_root, load_manifest
+from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage.folder_kinds import CODEC, check_output
+from mert_foundry.pipeline.teachers.codec.weights import build_codec, save_folder
 
 CONFIG = CodecTrainingConfig
 RECORD_EVERY = 50  # steps from one line of losses.jsonl to the next
@@ -147,7 +147,7 @@ def model_card(
 
 EnCodec architecture (arXiv 2210.13438), trained by `mert codec` without an adversary. 24 kHz mono in, 75 frames a second,
 {settings["sizes"]["codebooks"]} residual codebooks of {settings["sizes"]["codebook_size"]} entries. `codec.safetensors` has the state-dict names of
-`encodec.EncodecModel`; `codec.yaml` has the constructor sizes (see `pipeline/codec.py: build_codec`).
+`encodec.EncodecModel`; `codec.yaml` has the constructor sizes (see `pipeline/teachers/codec/weights.py: build_codec`).
 
 It is a teacher for trying the system out and for tests, not a codec to listen to.
 

@@ -1,6 +1,6 @@
 """The whole job on one machine, as `make demo` runs it: every stage is the command a user would type.
 
-    python -m jobs.demo tests/data/music
+    python -m mert_foundry.jobs.demo tests/data/music
 
 Manifest, labels, verification, pre-training on two ranks with one rank killed on the way and a resume, export,
 and a summary. Everything goes to runs/demo, which is emptied first. The teacher codec is the small one that
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from jobs.command_line import run
-from jobs.config import UsageError
-from pipeline.shard_index import ShardIndex, load_index
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 
 OUT = Path("runs/demo")
 KILL_AFTER_STEP = 100
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
          "segments.examples_per_shard=8")
     call("mert", "verify", f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2")
     index = load_index(f"{OUT}/shards")
-    pretrain = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "jobs.pretrain", "configs/tiny.yaml",
+    pretrain = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "mert_foundry.jobs.pretrain", "configs/tiny.yaml",
                 f"shards={OUT}/shards", f"out={OUT}/run"]
     if "valid" not in index.totals or not index.totals["valid"].examples:
         pretrain.append("valid_split=null")

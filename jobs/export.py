@@ -12,15 +12,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.command_line import run
-from jobs.console import console
-from jobs.pretrain import RunDescription
-from model.checkpoint import find_checkpoint, load_config, load_state
-from model.export import export_model
-from model.load import read_checkpoint, read_model
-from model.stored_model import StoredModel
-from pipeline.folder_kinds import CHECKPOINT, MODEL, RUN, check_input, check_output
-from pipeline.storage import local_path
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.pretraining.run_description import RunDescription
+from mert_foundry.model.interop.export import export_model
+from mert_foundry.model.interop.load import read_checkpoint, read_model
+from mert_foundry.model.interop.stored_model import StoredModel
+from mert_foundry.model.runs.checkpoint import find_checkpoint, load_config, load_state
+from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input, check_output
 
 
 def main(arguments: list[str]) -> int:

@@ -13,13 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.command_line import run
-from jobs.console import console
-from model.export import export_model
-from model.import_fairseq import import_fairseq
-from model.import_weights import Imported, import_hugging_face
-from pipeline.folder_kinds import MODEL, check_input, check_output
-from pipeline.storage import local_path
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.interop.export import export_model
+from mert_foundry.model.interop.import_fairseq import import_fairseq
+from mert_foundry.model.interop.import_hugging_face import Imported, import_hugging_face
+from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage.folder_kinds import MODEL, check_input, check_output
 
 
 def main(arguments: list[str]) -> int:

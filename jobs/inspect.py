@@ -23,21 +23,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from jobs.command_line import run
-from jobs.config import UsageError
-from jobs.console import console
-from jobs.output_check import check_writable
-from jobs.text_table import printable
-from pipeline import storage
-from pipeline.folder_kinds import FEATURES, MANIFEST, RUN, SHARDS, FolderKind, find_kind
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.preflight import check_writable
+from mert_foundry.jobs.command.text import printable
+from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage.folder_kinds import FEATURES, MANIFEST, RUN, SHARDS, FolderKind, find_kind
 
-# Who looks at a folder.
-VIEWS = {
-    SHARDS: "jobs.inspect_shards",
-    MANIFEST: "jobs.inspect_manifest",
-    RUN: "jobs.inspect_run",
-    FEATURES: "jobs.inspect_features",
-}
+# Who looks at a folder: the module of its view (text, JSON) and of its report (the page) begin with this.
+VIEWS = {SHARDS: "shard", MANIFEST: "manifest", RUN: "run", FEATURES: "feature"}
+ROOM = "mert_foundry.jobs.inspection"
 PLACES = ("manifest", "shards", "run")
 
 
@@ -50,7 +46,9 @@ def main(arguments: list[str]) -> int:
     if options.diff:
         check_other(options.locations[0], options.diff)
     if options.html:
-        write_report(Path(options.html), module.report(options))
+        # Only where a page is made: the report of shards needs a decoder of the teacher, which a training node does not have.
+        pages = importlib.import_module(f"{module.__name__.removesuffix('_view')}_report")
+        write_report(Path(options.html), pages.report(options))
         return 0
     answer, lines = module.inspect(options)
     console.answer(answer, map(printable, lines))  # nothing in a name or a file steers the terminal
@@ -92,7 +90,7 @@ def find_view(locations: list[str]) -> tuple[str, ModuleType]:
         listed = ", ".join(f"{location} is a {kind.name}" for location, kind in kinds.items())
         raise UsageError(f"several locations must be of one kind: {listed}")
     kind = kinds[locations[0]]
-    module = importlib.import_module(VIEWS[kind])
+    module = importlib.import_module(f"{ROOM}.{VIEWS[kind]}_view")
     if len(locations) > 1 and kind is not RUN:
         hint = ", --diff compares two" if "diff" in module.OPTIONS else ""
         raise UsageError(f"only runs are shown together; {locations[0]} is a {kind.name}{hint}")

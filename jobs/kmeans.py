@@ -12,13 +12,12 @@ import tempfile
 
 import torch
 
-from jobs.command_line import run
-from jobs.config import load_config
-from jobs.console import console
-from jobs.progress import Progress
-from model.publish import publish_folder
-from pipeline.folder_kinds import KMEANS, check_output
-from pipeline.kmeans_fitting import (
+from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.model.runs.publish import publish_folder
+from mert_foundry.pipeline.fitting.kmeans_fitting import (
     KmeansFittingConfig,
     choose_crops,
     collect_features,
@@ -26,10 +25,10 @@ from pipeline.kmeans_fitting import (
     fit_centroids,
     judge_centroids,
 )
-from pipeline.kmeans_folder import save_kmeans
-from pipeline.kmeans_teacher import build_feature
-from pipeline.manifest import check_root, load_manifest
-from pipeline.storage import local_path
+from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
+from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage.folder_kinds import KMEANS, check_output
+from mert_foundry.pipeline.teachers.kmeans import build_feature, save_kmeans
 
 CONFIG = KmeansFittingConfig
 

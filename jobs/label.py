@@ -1,8 +1,8 @@
 """Label a manifest with the teachers and write WebDataset shards, on Ray.
 
     mert label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
-    python -m jobs.label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
-    ray job submit --working-dir . -- python -m jobs.label configs/label.yaml manifest=/abs/M out=/abs/S
+    python -m mert_foundry.jobs.label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
+    ray job submit --working-dir . -- python -m mert_foundry.jobs.label configs/label.yaml manifest=/abs/M out=/abs/S
 
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
@@ -11,29 +11,29 @@ the job does not start beside them. Exit code 1 when a shard is missing at the e
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.command_line import run
-from jobs.config import load_config
-from jobs.console import console
-from jobs.folder_lock import locked
-from jobs.label_on_ray import label_on_ray
-from jobs.progress import Progress
-from pipeline import storage
-from pipeline.folder_kinds import SHARDS, check_output
-from pipeline.manifest import Manifest, check_root, load_manifest
-from pipeline.process_shard import DECODE_THREADS
-from pipeline.shard_index import INDEX_NAME, ShardIndex, build_index
-from pipeline.shard_plan import SegmentConfig, ShardTask, plan_shards
-from pipeline.shard_state import find_unfinished, remove_unplanned
-from pipeline.teacher import TargetSpec
-from pipeline.teachers import TeacherConfig, build_teachers, check_device
+from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
+from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.preflight import locked
+from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, process_shard
+from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned
+from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
+from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, ShardIndex, build_index
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage.folder_kinds import SHARDS, check_output
+from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device
 
-RECORDED_CONFIG = "label.yaml"
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
 
 
@@ -143,3 +143,49 @@ def summary_lines(config: LabelConfig, index: ShardIndex) -> Iterator[str]:
 
 if __name__ == "__main__":
     sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))
+
+
+class Labeller:
+    """Holds the teachers of one process and labels one shard at a time."""
+
+    def __init__(self, teachers: list[TeacherConfig], device: str, root: str, out: str, decode_threads: int):
+        torch.set_num_threads(1)
+        self.teachers = build_teachers(teachers, device)
+        self.backend = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "torch": torch.__version__}
+        for teacher in self.teachers:
+            self.backend |= getattr(teacher, "backend", {})
+        self.root, self.out, self.decode_threads, self.device = root, out, decode_threads, device
+        self.seconds = 0.0
+
+    def run(self, task: ShardTask) -> None:
+        """Label and publish one shard. Raises as `process_shard` does."""
+        self.seconds = 0.0
+        process_shard(
+            task, self.teachers, self.root, self.out, self.backend,
+            device=self.device, decode_threads=self.decode_threads, report=self._count,
+        )
+        self.seconds = 0.0
+
+    def seconds_done(self) -> float:
+        """Audio seconds done of the shard at work."""
+        return self.seconds
+
+    def _count(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def label_on_ray(
+    tasks: list[ShardTask],
+    teachers: list[TeacherConfig],
+    root: str,
+    out: str,
+    *,
+    address: str | None,
+    device: Literal["cpu", "cuda"],
+    actors: int,
+    decode_threads: int,
+    report: Callable[[float, str], None],
+) -> dict[str, str]:
+    """Do every task as `run_on_ray` does; returns the error message of each shard that failed."""
+    arguments = (teachers, device, root, out, decode_threads)
+    return run_on_ray(tasks, Labeller, arguments, address=address, device=device, actors=actors, report=report)

@@ -1,7 +1,7 @@
 """Scan a folder (or fsspec URL) of audio into a manifest.
 
     mert manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
-    python -m jobs.manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
+    python -m mert_foundry.jobs.manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
 
 Writes manifest.jsonl (one line a track), rejected.jsonl (one line a file left out, with the reason) and
 manifest.yaml (settings, counts and hours). Exit code 1 when no track is left, or when the storage
@@ -10,15 +10,17 @@ did not give a file: the same command tries again.
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 
-from jobs.command_line import run
-from jobs.config import load_config
-from jobs.console import console
-from jobs.progress import Progress
-from jobs.text_table import printable
-from jobs.worker_processes import examine_in_processes
-from pipeline.folder_kinds import MANIFEST, check_output
-from pipeline.manifest import REST_SPLIT, ManifestConfig, Reject, scan, write_manifest
+from mert_foundry.jobs.cluster.worker_processes import map_in_processes
+from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.jobs.command.text import printable
+from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, crashed, scan, write_manifest
+from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, check_output
 
 CONFIG = ManifestConfig
 
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> int:
             done += seconds
             progress.update(done, f"{rejected} rejected")
 
-        results = scan(config, report, examine_in_processes)
+        results = scan(config, report, partial(map_in_processes, crashed=crashed))
     summary = write_manifest(config, results)
     unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     console.finish({"out": config.out, **summary}, summary_lines(config, summary))

@@ -23,24 +23,19 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.command_line import run
-from jobs.config import UsageError
-from jobs.console import console
-from jobs.cuda_check import check_cuda
-from jobs.label import RECORDED_CONFIG
-from jobs.progress import Progress
-from pipeline import storage
-from pipeline.corpus_check import Comparison, compare_corpus
-from pipeline.frames import resampled_length, whole_frames
-from pipeline.manifest import Manifest, Track, check_root, load_manifest
-from pipeline.relabel import check_teachers, relabel_examples
-from pipeline.shard_index import ShardIndex, load_index
-from pipeline.shard_record import load_record
-from pipeline.shard_state import shard_names
-from pipeline.shard_verify import Fault, verify_shard
-from pipeline.target_statistics import empty, merge, summarise
-from pipeline.teacher import Teacher
-from pipeline.teachers import TeacherConfig, build_teachers, check_device
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.preflight import check_cuda
+from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.pipeline.labelling.corpus_check import Comparison, compare_corpus
+from mert_foundry.pipeline.labelling.relabel import check_teachers, relabel_examples
+from mert_foundry.pipeline.labelling.verify import Fault, compare_with_manifest, verify_index, verify_shard
+from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
+from mert_foundry.pipeline.shards.index import RECORDED_CONFIG, ShardIndex, load_index
+from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device
+from mert_foundry.pipeline.teachers.teacher import Teacher
 
 
 def main(arguments: list[str]) -> int:
@@ -103,58 +98,6 @@ def verify_shards(folder: str, index: ShardIndex) -> list[Fault]:
             faults += verify_shard(folder, entry, index)
             progress.update(progress.done + entry.seconds, f"{len(faults)} faults" if faults else "")
     return faults
-
-
-def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
-    """Faults of what index.json says over all shards, when no shard has one: those it leaves out, and its sums."""
-    listed = [entry.name for entry in index.shardlist]
-    faults = [
-        Fault(name, None, "this shard lies in the folder, but the index does not list it")
-        for name in sorted(shard_names(folder) - set(listed))
-    ]
-    dropped: Counter[str] = Counter()
-    partials = {spec.name: empty(spec) for spec in index.targets}
-    for name in listed:
-        record = load_record(folder, name)
-        dropped.update(record.dropped)
-        partials = {target: merge(partial, record.statistics[target]) for target, partial in partials.items()}
-    if {target: summarise(partial) for target, partial in partials.items()} != index.statistics:
-        faults.append(Fault("index.json", None, "the statistics are not those of the records"))
-    if dict(dropped) != index.dropped:
-        faults.append(Fault("index.json", None, f"dropped segments {index.dropped}, the records say {dict(dropped)}"))
-    return faults
-
-
-def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
-    """Faults of the index's manifest digest, and of split and length of every track."""
-    if manifest.sha256 != index.manifest_sha256:
-        return [Fault("index.json", None, f"made from manifest {index.manifest_sha256}, this one is {manifest.sha256}")]
-    planned = {track.key: track for track in manifest.tracks}
-    missing = set(planned)
-    faults = []
-    for entry in index.shardlist:
-        try:
-            record = load_record(folder, entry.name)
-        except (OSError, ValueError):
-            continue  # a fault of the record, which verify_shards has named
-        frames = record.track_frames()
-        for key in dict.fromkeys([*frames, *(drop.track for drop in record.dropped_tracks)]):
-            missing.discard(key)
-            message = _track_difference(planned.get(key), entry.split, frames.get(key))
-            if message:
-                faults.append(Fault(entry.url, key, message))
-    faults += [Fault("index.json", track, "a track of the manifest, in no shard") for track in sorted(missing)]
-    return faults
-
-
-def _track_difference(track: Track | None, split: str, frames: int | None) -> str:
-    """How a track in a shard differs from its row of the manifest, or an empty string; `frames` None: it was dropped."""
-    if track is None or track.split != split:
-        return f"split {split}, the manifest says {track.split if track else None}"
-    planned = whole_frames(resampled_length(track.num_samples, track.sample_rate))
-    if frames not in (None, planned):
-        return f"{frames} frames in its segments, the manifest says {planned}"
-    return ""
 
 
 def load_teachers(location: str, device: str) -> list[Teacher]:

@@ -1,0 +1,1 @@
+"""The learned side: tensors in, weights out."""

@@ -8,13 +8,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from model.conv_frontend import FrontendConfig
-from model.frontends import AnyFrontendConfig, build_frontend
-from model.initialisation import initialise
-from model.masking import Masking, apply_masking
-from model.linear import Linear
-from model.transformer import TransformerEncoderExtend
-from model.transformer_config import TransformerConfig
+from mert_foundry.model.frontend.choice import AnyFrontendConfig, build_frontend
+from mert_foundry.model.frontend.convolution import FrontendConfig
+from mert_foundry.model.transformer.config import TransformerConfig
+from mert_foundry.model.transformer.initialisation import initialise
+from mert_foundry.model.transformer.linear import Linear
+from mert_foundry.model.transformer.masking import Masking, apply_masking
+from mert_foundry.model.transformer.transformer import TransformerEncoderExtend
 
 
 class EncoderConfig(BaseModel):
@@ -38,7 +38,7 @@ class EncoderConfig(BaseModel):
 class EncoderOutput:
     """What the encoder knows about a batch.
 
-    hidden_states: layers + 1 tensors [B, F, D], see model/transformer.py. last: output [B, F, D].
+    hidden_states: layers + 1 tensors [B, F, D], see model/transformer/transformer.py. last: output [B, F, D].
     frontend_features: output of the front-end before its norm [B, F, C].
     attention: each layer's map [B, H, F, F]; None if they were not asked for.
     """
@@ -124,6 +124,6 @@ class MertEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all weights anew, as model/initialisation.py tells."""
+        """Draw all weights anew, as model/transformer/initialisation.py tells."""
         initialise(self)
         nn.init.uniform_(self.mask_embedding)

@@ -1,0 +1,1 @@
+"""The data side: raw audio in, batches out."""

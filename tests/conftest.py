@@ -12,9 +12,9 @@ from audio_files import MUSIC, noise, tone, write_audio
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
-from jobs import inspect
-from jobs.command_line import run
-from pipeline.codec import CodecSizes, build_codec, save_folder
+from mert_foundry.jobs import inspect
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec, save_folder
 
 # The same examples on every machine, and however long a loaded one takes for them.
 settings.register_profile("mert", deadline=None, derandomize=True)

@@ -21,9 +21,9 @@ import numpy as np
 import soundfile
 from audio_files import noise, tone
 
-from pipeline.audio.decode import AudioDigest, check_length, open_audio
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.sound_file import PcmFile, SoundFile
+from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, open_audio
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.sound_file import PcmFile, SoundFile
 
 SEED = 20_261_127
 # Base files by name: extension; container, subtype and byte order of libsndfile, or container, encoder and options of ffmpeg.

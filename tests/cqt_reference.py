@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from nnAudio.features.cqt import CQT1992v2
 
-from pipeline.audio.decode import open_audio
-from pipeline.pcm import to_float
-from pipeline.resample import decoded_track
+from mert_foundry.pipeline.audio.decode import open_audio
+from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.audio.resample import decoded_track
 
 PUBLISHED = {"lowest_frequency": 32.7, "bins": 336, "bins_per_octave": 48}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from model.encoder import MertEncoder
+from mert_foundry.model.encoder import MertEncoder
 
 SAMPLES = (400, 1_111, 4_567, 9_999)
 HiddenStates = Callable[[torch.Tensor], tuple[list[torch.Tensor], torch.Tensor]]

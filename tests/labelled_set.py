@@ -6,14 +6,15 @@ import torch
 import yaml
 from audio_files import noise, tone, write_audio
 
-from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.encodec_teacher import EncodecTeacherConfig
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.process_shard import process_shard
-from pipeline.random_projection_teacher import RandomProjectionTeacherConfig
-from pipeline.shard_index import ShardIndex, build_index
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.teachers import build_teachers
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.index import ShardIndex, build_index
+from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
+from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
+from mert_foundry.pipeline.teachers.random_projection import RandomProjectionTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 # A file name that would be markup, would leave its attribute, and would end a script.
 HOSTILE = "a\"'&<img src=x onerror=document.title=1>/b</script><script>document.title=1</script>.wav"

@@ -11,9 +11,9 @@ import torch
 import yaml
 from audio_files import mert_command, mert_environment
 
-from jobs import pretrain
-from jobs.command_line import run
-from model.checkpoint import latest_checkpoint, load_weights
+from mert_foundry.jobs import pretrain
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_weights
 
 TIMINGS = ("audio_seconds_per_second", "data_wait_share")
 CROP_SAMPLES = 20 * 320
@@ -70,7 +70,7 @@ def pretrain_here(shards: Path, out: Path, *changes: str) -> int:
 def start(ranks: int, shards: Path, out: Path, *changes: str) -> subprocess.Popen:
     """The command as a process, under torchrun when there are several ranks; its output lies beside `out`."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*torchrun, "-m", "jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
+    command = [*torchrun, "-m", "mert_foundry.jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
     return subprocess.Popen(
         [*command, *arguments(shards, out, *changes)],
         stdout=open(out.with_name(out.name + ".stdout"), "w"),

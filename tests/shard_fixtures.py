@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.frames import HOP, SAMPLE_RATE
-from pipeline.shard_format import AudioMember, Example, SegmentInfo
-from pipeline.shard_index import ShardIndex, build_index
-from pipeline.shard_record import DroppedSegment, ShardRecord
-from pipeline.shard_writer import write_shard
-from pipeline.teacher import TargetSpec
+from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
+from mert_foundry.pipeline.labelling.shard_writer import write_shard
+from mert_foundry.pipeline.shards.format import AudioMember, Example, SegmentInfo
+from mert_foundry.pipeline.shards.index import ShardIndex, build_index
+from mert_foundry.pipeline.shards.record import DroppedSegment, ShardRecord
+from mert_foundry.pipeline.shards.target import TargetSpec
 
 CODES = TargetSpec(
     name="codes",

@@ -5,8 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from model.attention import AttentionConfig, MultiheadAttentionExtend, attention_weights, fused_attention
-from model.position import rotate
+from mert_foundry.model.transformer.attention import (
+    AttentionConfig,
+    MultiheadAttentionExtend,
+    attention_weights,
+    fused_attention,
+)
+from mert_foundry.model.transformer.position import rotate
 
 WIDTH, HEADS, FRAMES = 16, 2, 11
 OPTIONS = {

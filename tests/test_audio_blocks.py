@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.audio_blocks import BLOCK_SAMPLES, fixed_blocks, float_blocks, label_track, recut
-from pipeline.frames import HOP
-from pipeline.teacher import TargetSpec
+from mert_foundry.pipeline.audio.blocks import BLOCK_SAMPLES, fixed_blocks, float_blocks, recut
+from mert_foundry.pipeline.frames import HOP
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.teachers.teacher import label_track
 
 SIZES = st.lists(st.integers(0, 7), max_size=12)
 

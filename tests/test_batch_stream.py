@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from shard_fixtures import SPECS, write_set
 
-from pipeline.batch_stream import BatchStream, StreamConfig, epoch_coverage, validation_batches
-from pipeline.crops import random_crop
-from pipeline.shard_index import load_index
-from pipeline.shard_reader import ShardReader
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, epoch_coverage, validation_batches
+from mert_foundry.pipeline.stream.crops import random_crop
 
 SIZES, VALID_SIZES = [3, 0, 4, 1, 5], [4, 3]  # 13 examples to train on: no batch size here divides it
 CROP_FRAMES = 20

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from audio_files import mert, noise, tone, write_audio
 
-from jobs.bench import main as bench
-from jobs.bench_label import find_audio
-from jobs.bench_label_sides import STAGES, FileLabels, Job, OurLabeller, Side
-from jobs.command_line import run
-from jobs.config import UsageError
-from jobs.stage_clock import StageClock
-from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.audio.decode_error import DecodeError
-from pipeline.encodec_encoder import LANES
-from pipeline.encodec_teacher import EncodecTeacherConfig
+from mert_foundry.jobs.bench import main as bench
+from mert_foundry.jobs.benchmarks.label_benchmark import find_audio
+from mert_foundry.jobs.benchmarks.label_workers import STAGES, FileLabels, Job, OurLabeller, Side
+from mert_foundry.jobs.benchmarks.measurement import StageClock
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.teachers.codec.encoder import LANES
+from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
+from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -101,7 +101,7 @@ def test_what_is_wrong_with_the_codec_is_told_in_one_line(tmp_path: Path, tiny_c
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
 def test_the_processes_of_a_killed_bench_end():
-    code = "import os, time; from jobs.bench_label_sides import Side; from test_bench_label import ForgetfulLabeller\n"
+    code = "import os, time; from mert_foundry.jobs.benchmarks.label_workers import Side; from test_bench_label import ForgetfulLabeller\n"
     code += "side = Side(ForgetfulLabeller, 1); print(*side._pool._processes, flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as parent:
         worker = Path("/proc") / parent.stdout.readline().strip()

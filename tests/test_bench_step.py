@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs import bench_step, command_line
-from jobs.command_line import run
-from jobs.measurement import in_own_process, median, peak_memory, take_turns
-from jobs.naive_hubert import NaiveHubert, naive_cross_entropy
-from jobs.step_variant import VARIANTS, StepSettings, build, count_operations, make_batch
-from model.losses import code_cross_entropy
+from mert_foundry.jobs.benchmarks import step_benchmark as bench_step
+from mert_foundry.jobs.benchmarks.measurement import in_own_process, median, peak_memory, take_turns
+from mert_foundry.jobs.benchmarks.naive_hubert import NaiveHubert, naive_cross_entropy
+from mert_foundry.jobs.benchmarks.step_variant import VARIANTS, StepSettings, build, count_operations, make_batch
+from mert_foundry.jobs.command import line as command_line
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.objective.heads import code_cross_entropy
 
 SMALL = ["--layout", "small", "--batch", "2", "--seconds", "0.5", "--dropout", "0"]
 SETTINGS = StepSettings(layout="small", batch=2, seconds=0.5, dropout=0.0)
@@ -156,7 +157,7 @@ def test_variants_take_turns_and_a_failing_one_is_not_tried_again():
 
 def test_a_process_of_its_own_answers_or_says_why_not():
     with pytest.raises(RuntimeError, match="'nothing'"):
-        in_own_process("jobs.step_variant", SETTINGS.model_dump() | {"variant": "nothing"})
+        in_own_process("mert_foundry.jobs.benchmarks.step_variant", SETTINGS.model_dump() | {"variant": "nothing"})
 
 
 def test_peak_memory_keeps_the_largest():

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import checkpoint
-from model.checkpoint import CheckpointState, find_fault, latest_checkpoint, save_checkpoint
-from model.publish import publish_folder, remove_leftovers
+from mert_foundry.model.runs import checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, latest_checkpoint, save_checkpoint
+from mert_foundry.model.runs.publish import publish_folder, remove_leftovers
 
 CONFIG = {"encoder": {"width": 4}, "note": "é"}
 
@@ -89,7 +89,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from model.checkpoint import CheckpointState, save_checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
 for step in range(1, 10_000):
     weights = {str(i): torch.full((200_000,), float(step)) for i in range(8)}
     save_checkpoint(Path(sys.argv[1]), CheckpointState(step, None, 0, 1), weights, {}, {}, keep=2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.code_agreement import CodeAgreement, compare_codes
+from mert_foundry.jobs.benchmarks.code_agreement import CodeAgreement, compare_codes
 
 # Two levels of entries on a line; level 1 refines what level 0 leaves.
 CODEBOOKS = np.array([[[-1.0, 0.0], [1.0, 0.0], [0.0, 9.0]], [[-0.1, 0.0], [0.1, 0.0], [0.0, 9.0]]])

@@ -17,25 +17,25 @@ from encodec.quantization.core_vq import EuclideanCodebook
 from safetensors.torch import load_file
 from torch import nn
 
-from jobs import codec as job
-from jobs import progress
-from jobs.command_line import run
-from jobs.console import console
-from pipeline import codec_training
-from pipeline.codec import SHIPPED_CODECS, CodecSizes, build_codec, load_codec
-from pipeline.codec_training import (
+from mert_foundry.jobs import codec as job
+from mert_foundry.jobs.command import progress
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.audio.decode import open_audio
+from mert_foundry.pipeline.audio.resample import decoded_track
+from mert_foundry.pipeline.fitting import codec_training
+from mert_foundry.pipeline.fitting.codec_quality import judge_codec, si_sdr
+from mert_foundry.pipeline.fitting.codec_training import (
     CodecTrainingConfig,
     crops,
     even_out_activations,
-    judge_codec,
     revive_dead_codes,
-    si_sdr,
     start_codebooks,
     train_codec,
 )
-from pipeline.audio.decode import open_audio
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.resample import decoded_track
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.teachers.codec.weights import SHIPPED_CODECS, CodecSizes, build_codec, load_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -390,7 +390,7 @@ def test_a_perfect_codec_has_no_distance(tiny_codec, monkeypatch):
 # ---- the codec that ships
 
 
-@pytest.mark.skipif(not (SHIPPED / "codec.safetensors").exists(), reason="no codec lies in pipeline/codecs/foundry-small yet")
+@pytest.mark.skipif(not (SHIPPED / "codec.safetensors").exists(), reason="no codec lies in pipeline/teachers/codec/shipped/foundry-small yet")
 def test_the_shipped_codec_reconstructs_music():
     assert (SHIPPED / "codec.safetensors").stat().st_size <= 8_000_000
     model = load_codec("foundry-small")

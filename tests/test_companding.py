@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from shard_fixtures import CODES, CQT
 
-from model.heads import Companding as ModelCompanding
-from pipeline.companding import Companding
-from pipeline.shard_format import check_specs
+from mert_foundry.model.objective.heads import Companding as ModelCompanding
+from mert_foundry.pipeline.shards.companding import Companding
+from mert_foundry.pipeline.shards.format import check_specs
 
 CURVE = Companding(peak=225.0, mu=10_000.0)
 EVERY_LEVEL = np.arange(256, dtype=np.uint8)

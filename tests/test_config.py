@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.config import UsageError, load_config
-from jobs.label import LabelConfig
-from jobs.pretrain import PretrainConfig
-from pipeline.codec_training import CodecTrainingConfig
-from pipeline.manifest import ManifestConfig
+from mert_foundry.jobs.command.config import UsageError, load_config
+from mert_foundry.jobs.label import LabelConfig
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.pipeline.fitting.codec_training import CodecTrainingConfig
+from mert_foundry.pipeline.manifest.scan import ManifestConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from jobs.codec import CodecTrainingConfig
-from jobs.config import load_config
-from jobs.demo import KILL_AFTER_STEP
-from jobs.extract import ExtractConfig
-from jobs.label import LabelConfig
-from jobs.pretrain import PretrainConfig
-from model.encoder import MertEncoder
-from model.heads import HeadSpec
-from model.pretrain_model import PretrainModel
-from pipeline.frames import SAMPLE_RATE
-from pipeline.kmeans_fitting import KmeansFittingConfig
-from pipeline.manifest import ManifestConfig
+from mert_foundry.jobs.codec import CodecTrainingConfig
+from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.demo import KILL_AFTER_STEP
+from mert_foundry.jobs.extraction.settings import ExtractConfig
+from mert_foundry.jobs.label import LabelConfig
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.model.encoder import MertEncoder
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.pretrain_model import PretrainModel
+from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFittingConfig
+from mert_foundry.pipeline.frames import SAMPLE_RATE
+from mert_foundry.pipeline.manifest.scan import ManifestConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # What a user gives on the command line, beside the file.

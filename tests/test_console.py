@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from audio_files import mert, tone, write_audio
 
-from jobs.command_line import JOBS, run
-from jobs.console import console
-from jobs.progress import Progress
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import JOBS, run
+from mert_foundry.jobs.command.progress import Progress
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def scan(corpus: Path, capsys: pytest.CaptureFixture, out: str, *options: str) -> tuple[int, str, str]:
-    module = importlib.import_module("jobs.manifest")
+    module = importlib.import_module("mert_foundry.jobs.manifest")
     code = run(module.main, [f"root={corpus / 'music'}", f"out={corpus / out}", "splits={}", *options], "")
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -63,6 +63,6 @@ def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize("name", JOBS)
 def test_no_job_prints_past_the_console(name: str):
     """What goes to standard output goes through the console, so that --json leaves one object there."""
-    source = Path(importlib.import_module(f"jobs.{name}").__file__).read_text()
+    source = Path(importlib.import_module(f"mert_foundry.jobs.{name}").__file__).read_text()
     for line in source.splitlines():
         assert not re.search(r"\bprint\(", line) or "file=sys.stderr" in line, line

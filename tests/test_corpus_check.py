@@ -10,16 +10,16 @@ import soundfile
 from audio_files import noise, tone, write_audio
 from test_manifest import build
 
-from jobs import verify
-from jobs.command_line import run
-from pipeline.audio.sound_file import PcmFile
-from pipeline.corpus_check import compare_corpus, difference, find_lag
-from pipeline.manifest import Manifest
-from pipeline.process_shard import process_shard
-from pipeline.random_projection_teacher import RandomProjectionTeacherConfig
-from pipeline.shard_index import build_index
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.teachers import build_teachers
+from mert_foundry.jobs import verify
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.audio.sound_file import PcmFile
+from mert_foundry.pipeline.labelling.corpus_check import compare_corpus, difference, find_lag
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.manifest.rows import Manifest
+from mert_foundry.pipeline.shards.index import build_index
+from mert_foundry.pipeline.teachers.random_projection import RandomProjectionTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 
 def make_shards(manifest: Manifest, out: Path) -> Path:
@@ -83,7 +83,7 @@ def test_a_reader_that_swaps_bytes_or_loses_the_end_is_found(corpus: Path, tmp_p
                 yield block[:, : block.shape[1] - 1640 if file.header.format.startswith("au/") else None]
 
     monkeypatch.setattr(PcmFile, "blocks", faulty)
-    monkeypatch.setattr("pipeline.manifest.check_length", lambda *arguments: None)
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.scan.check_length", lambda *arguments: None)
     manifest = build(corpus, tmp_path / "manifest")
     shards = make_shards(manifest, tmp_path / "shards")
     code, out, _ = say(shards, "--manifest", tmp_path / "manifest", "--corpus", 100)
@@ -134,6 +134,8 @@ def test_what_counts_as_the_same():
     assert "error" in difference(audio, np.roll(audio, 48), "ogg/opus", kept)
     assert difference(audio, np.roll(audio, 48), "mp3/mp3float", kept) == ""
     assert "stored" in difference(audio, audio[:-1], "flac/flac", kept)
+    assert difference(audio, audio[:-3000], "ogg/vorbis", kept) == ""
+    assert "stored" in difference(audio[:-320], audio, "ogg/vorbis", kept[:-1])
     dropped = kept.copy()
     dropped[10:20] = False
     silenced = audio.copy()

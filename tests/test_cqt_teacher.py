@@ -11,7 +11,7 @@ from cqt_reference import PUBLISHED, read_clip, reference_cqt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cqt_teacher import CqtTeacher, CqtTeacherConfig
+from mert_foundry.pipeline.teachers.cqt import CqtTeacher, CqtTeacherConfig
 
 SMALL = {"lowest_frequency": 500.0, "bins": 36, "bins_per_octave": 12}
 HALF_A_LEVEL = 0.0183  # of a value: (1 + mu)^(1 / 510) - 1, with mu = 10,000

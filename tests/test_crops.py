@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.crops import Crop, centre_crop, crop_frames, random_crop
+from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(120_000, 375), (122_880, 384), (320, 1)])

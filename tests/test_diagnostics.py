@@ -8,23 +8,23 @@ import pytest
 import torch
 from tiny_model import HEADS, run_ranks, slice_rows, synthetic_batch, tiny_model
 
-from model.device_batch import to_device
-from model.diagnostics import (
+from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, build_pretrain_model
+from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.training.device_batch import to_device
+from mert_foundry.model.training.diagnostics import (
     attention_statistics,
     code_statistics,
     diagnose,
     effective_rank,
     gradient_norms,
 )
-from model.encoder import EncoderConfig
-from model.heads import HeadSpec
-from model.masking import Masking, as_masking
-from model.optimizer import OptimizerConfig
-from model.pretrain_model import ObjectiveConfig, build_pretrain_model
-from model.span_mask import MaskConfig
-from model.train_step import TrainStep
-from model.trainer import TrainerConfig
-from model.transformer_config import TransformerConfig
+from mert_foundry.model.training.optimizer import OptimizerConfig
+from mert_foundry.model.training.train_step import TrainStep
+from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.model.transformer.config import TransformerConfig
+from mert_foundry.model.transformer.masking import Masking, as_masking
 
 CPU = torch.device("cpu")
 NAMES = {

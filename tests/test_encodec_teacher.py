@@ -18,15 +18,16 @@ from encodec.modules import SConv1d
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import codec, encodec_encoder
-from pipeline.code_agreement import NEAR_TIE, CodeAgreement, compare_codes
-from pipeline.codec import CodecSizes, build_codec, load_codec, save_folder
-from pipeline.audio.decode import open_audio
-from pipeline.encodec_encoder import EncodecEncoder
-from pipeline.encodec_teacher import EncodecTeacher, EncodecTeacherConfig, codebooks_of
-from pipeline.pcm import to_float
-from pipeline.resample import decoded_track
-from pipeline.teachers import build_teachers
+from mert_foundry.jobs.benchmarks.code_agreement import NEAR_TIE, CodeAgreement, compare_codes
+from mert_foundry.pipeline.audio.decode import open_audio
+from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.audio.resample import decoded_track
+from mert_foundry.pipeline.teachers.codec import encoder as encodec_encoder
+from mert_foundry.pipeline.teachers.codec import weights as codec
+from mert_foundry.pipeline.teachers.codec.encoder import EncodecEncoder
+from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec, load_codec, save_folder
+from mert_foundry.pipeline.teachers.encodec import EncodecTeacher, EncodecTeacherConfig, codebooks_of
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # encodec 0.1.1 uses the older weight norm
 
@@ -313,7 +314,7 @@ def test_convolutions_reach_back_as_far_as_claimed_and_no_further(tiny_codec: Pa
 def cpu_has_bf16(backend: str) -> bool:
     if backend == "torch":
         return True
-    from pipeline.openvino_convolutions import openvino
+    from mert_foundry.pipeline.teachers.codec.openvino_backend import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -371,7 +372,7 @@ def test_fingerprints_of_published_shards_stay_valid():
 
 
 def test_openvino_that_is_not_installed_is_refused_by_name(tiny_codec: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "pipeline.openvino_convolutions", raising=False)
+    monkeypatch.delitem(sys.modules, "mert_foundry.pipeline.teachers.codec.openvino_backend", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match=r"backend openvino.*mert-foundry\[openvino\]"):
         make_teacher(tiny_codec, backend="openvino")
@@ -384,7 +385,7 @@ def test_openvino_on_a_gpu_is_refused(tiny_codec: Path):
 
 @needs_openvino
 def test_openvino_does_not_report_its_use():
-    script = "import sys; import pipeline.openvino_convolutions as own; print(own.VERSION, sys.modules['openvino_telemetry'])"
+    script = "import sys; import mert_foundry.pipeline.teachers.codec.openvino_backend as own; print(own.VERSION, sys.modules['openvino_telemetry'])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.split()[1] == "None"
 

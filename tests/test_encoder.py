@@ -3,10 +3,10 @@ import torch
 from tiny_model import tiny_encoder
 from transformers import HubertConfig, HubertModel
 
-from model.conv_frontend import FrontendConfig, scale_gradient
-from model.encoder import EncoderConfig, MertEncoder
-from model.export import hubert_config, hubert_name
-from model.transformer_config import TransformerConfig
+from mert_foundry.model.encoder import EncoderConfig, MertEncoder
+from mert_foundry.model.frontend.convolution import FrontendConfig, scale_gradient
+from mert_foundry.model.interop.export import hubert_config, hubert_name
+from mert_foundry.model.transformer.config import TransformerConfig
 
 MERT_330M = EncoderConfig(
     transformer=TransformerConfig(layers=24, width=1024, heads=16, feed_forward=4096, norm="pre")

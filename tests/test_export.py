@@ -8,11 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_model import HEADS, tiny_encoder, tiny_model
 
-from model.encoder import EncoderConfig, MertEncoder
-from model.export import export_model
-from model.hubert_config import encoder_from_hubert, hubert_config, hubert_obstacles
-from model.load import load_encoder, read_model
-from model.stored_model import StoredModel, select
+from mert_foundry.model.encoder import EncoderConfig, MertEncoder
+from mert_foundry.model.interop.export import export_model
+from mert_foundry.model.interop.hubert_config import encoder_from_hubert, hubert_config, hubert_obstacles
+from mert_foundry.model.interop.load import load_encoder, read_model
+from mert_foundry.model.interop.stored_model import StoredModel, select
 
 CARD = {"Data": "2 hours of tones", "Training": {"steps": 3}}
 LAYOUTS = {

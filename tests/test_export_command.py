@@ -12,12 +12,12 @@ from export_agreement import assert_transformers_agrees, hidden_states_of
 from pretrain_run import pretrain_here
 from shard_fixtures import write_set
 
-from jobs import export
-from jobs.command_line import run
-from jobs.pretrain import RunDescription
-from model.checkpoint import load_config, load_weights
-from model.load import load_encoder
-from model.pretrain_model import build_pretrain_model
+from mert_foundry.jobs import export
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.pretraining.run_description import RunDescription
+from mert_foundry.model.interop.load import load_encoder
+from mert_foundry.model.objective.pretrain_model import build_pretrain_model
+from mert_foundry.model.runs.checkpoint import load_config, load_weights
 
 
 @pytest.fixture(scope="module", params=["post", "pre"])

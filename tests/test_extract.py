@@ -26,22 +26,23 @@ from shard_fixtures import index_shards, make_track, write_examples, write_set
 from tiny_model import tiny_encoder
 from torchaudio.functional import resample
 
-from jobs import export, extract
-from jobs.command_line import run
-from model.encoder import MertEncoder
-from model.export import export_model
-from model.stored_model import StoredModel
-from pipeline.frames import AUDIO_VERSION
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.shard_index import load_index
-from pipeline.shard_record import load_record
-from pipeline.track_audio import decode_track
+from mert_foundry.jobs import export, extract
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.encoder import MertEncoder
+from mert_foundry.model.interop.export import export_model
+from mert_foundry.model.interop.stored_model import StoredModel
+from mert_foundry.pipeline.frames import AUDIO_VERSION
+from mert_foundry.pipeline.manifest.decode_track import decode_track
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.record import load_record
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*not part in the Zarr format 3 specification.*:UserWarning", "ignore::DeprecationWarning"
 )
 
-COMMAND = [sys.executable, "-m", "jobs.extract"]
+COMMAND = [sys.executable, "-m", "mert_foundry.jobs.extract"]
 HOP, REACH = 320, 400
 WINDOW, OVERLAP = 75, 20  # frames, of the settings below
 SETTINGS = [
@@ -474,7 +475,7 @@ def test_values_beyond_float16_are_an_error(corpus, tmp_path, capsys):
 
 def test_shards_need_neither_ray_nor_decoders_of_files(model, shards, tmp_path):
     program = (
-        "import sys; from jobs.extract import main; code = main(sys.argv[1:]);"
+        "import sys; from mert_foundry.jobs.extract import main; code = main(sys.argv[1:]);"
         "found = {'ray', 'av', 'torchaudio', 'encodec', 'transformers'} & set(sys.modules); sys.exit(code or (repr(found) if found else 0))"
     )
     done = subprocess.run(
@@ -508,7 +509,7 @@ def test_two_ray_workers_write_the_same_bytes(model, shards, whole, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_write_the_same_bytes(model, shards, whole, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "jobs.extract"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mert_foundry.jobs.extract"]
     log = tmp_path / "log"
     finish(started(log, [*torchrun, *arguments(model, shards, tmp_path / "out")], GLOO_SOCKET_IFNAME="lo"), log)
     assert contents(tmp_path / "out") == contents(whole)

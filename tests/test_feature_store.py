@@ -12,18 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, WrapperStore
 
-from pipeline import storage
-from pipeline.feature_plan import FilePlace, SourceTrack, frame_offsets, plan_frame_parts, plan_track_parts
-from pipeline.feature_store import (
-    KIND,
+from mert_foundry.pipeline.features.plan import (
+    FilePlace,
+    SourceTrack,
     StoreLayout,
-    description_digest,
-    find_finished,
-    finish_store,
-    is_complete,
-    prepare_store,
-    publish_part,
+    frame_offsets,
+    plan_frame_parts,
+    plan_track_parts,
 )
+from mert_foundry.pipeline.features.resume import KIND, description_digest, find_finished, is_complete, prepare_store
+from mert_foundry.pipeline.features.store import finish_store, publish_part
+from mert_foundry.pipeline.storage import files as storage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
 

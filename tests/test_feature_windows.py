@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.conv_frontend import ConvFrontend, FrontendConfig
-from model.feature_windows import FrameGeometry, WindowConfig, measure_frames, plan_windows
-from model.frontends import build_frontend
-from model.mel_frontend import LogMelFrontendConfig
+from mert_foundry.model.features.windows import FrameGeometry, WindowConfig, measure_frames, plan_windows
+from mert_foundry.model.frontend.choice import build_frontend
+from mert_foundry.model.frontend.convolution import ConvFrontend, FrontendConfig
+from mert_foundry.model.frontend.log_mel import LogMelFrontendConfig
 
 GEOMETRY = FrameGeometry(hop=320, reach=400)
 

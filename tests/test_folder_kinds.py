@@ -11,14 +11,24 @@ import yaml
 from audio_files import noise, write_audio
 from shard_fixtures import write_set
 
-from jobs.command_line import run
-from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.folder_kinds import FEATURES, KINDS, MANIFEST, RUN, SHARDS, FolderError, check_output, find_kind
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.process_shard import process_shard
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.shard_state import shard_names
-from pipeline.teachers import build_teachers
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.labelling.resume import shard_names
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.storage.folder_kinds import (
+    FEATURES,
+    KINDS,
+    MANIFEST,
+    RUN,
+    SHARDS,
+    FolderError,
+    check_output,
+    find_kind,
+)
+from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 CQT = {"kind": "cqt", "lowest_frequency": 110.0, "bins": 12, "bins_per_octave": 12}
 TEACHERS = f"teachers=[{yaml.safe_dump(CQT, default_flow_style=True, width=1000).strip()}]"
@@ -67,7 +77,7 @@ def command(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, list[str]
 
     def command(name: str, *arguments: object) -> tuple[int, list[str]]:
         capsys.readouterr()
-        module = importlib.import_module(f"jobs.{name}")
+        module = importlib.import_module(f"mert_foundry.jobs.{name}")
         code = run(module.main, list(map(str, arguments)), module.__doc__, getattr(module, "CONFIG", None))
         return code, capsys.readouterr().err.splitlines()
 

@@ -14,12 +14,12 @@ from audio_files import noise, tone, write_audio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.audio.audio_file import AudioHeader
-from pipeline.audio.decode import check_length, open_audio
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.media_file import MediaFile
-from pipeline.audio.ogg_pages import check_ogg_pages
-from pipeline.audio.tags import audio_range
+from mert_foundry.pipeline.audio.audio_file import AudioHeader
+from mert_foundry.pipeline.audio.decode import check_length, open_audio
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.media_file import MediaFile
+from mert_foundry.pipeline.audio.ogg_pages import check_ogg_pages
+from mert_foundry.pipeline.audio.tags import audio_range
 
 RATE = 44_100
 FOREIGN = Path(__file__).parent / "data" / "foreign"
@@ -396,8 +396,8 @@ def test_blocks_do_not_depend_on_their_size(tmp_path: Path, stereo: np.ndarray, 
     path = write_audio(tmp_path / name, stereo, 48_000)
     whole = decode(path)[1]
     for frames in (100, 4801, 48_000):
-        monkeypatch.setattr("pipeline.audio.media_file.BLOCK_FRAMES", frames)
-        monkeypatch.setattr("pipeline.audio.sound_file.BLOCK_FRAMES", frames)
+        monkeypatch.setattr("mert_foundry.pipeline.audio.media_file.BLOCK_FRAMES", frames)
+        monkeypatch.setattr("mert_foundry.pipeline.audio.sound_file.BLOCK_FRAMES", frames)
         np.testing.assert_array_equal(decode(path)[1], whole)
     np.testing.assert_allclose(whole, libopus(path), atol=1e-6)
 
@@ -449,7 +449,7 @@ def test_pages_are_found_over_the_seams_of_what_is_read(tmp_path: Path, stereo: 
     parts = [bytes(page) for page in pages(path.read_bytes())]
     for junk in range(1, 40):
         path.write_bytes(b"".join(parts[:3]) + b"O" * junk + b"".join(parts[3:]))
-        monkeypatch.setattr("pipeline.audio.ogg_pages.BUFFER_BYTES", 16)
+        monkeypatch.setattr("mert_foundry.pipeline.audio.ogg_pages.BUFFER_BYTES", 16)
         found = check_ogg_pages(path, 0)
         assert found.is_repaired and found.streams == ["vorbis"]
 
@@ -581,7 +581,7 @@ def test_a_read_error_is_not_taken_for_the_end(tmp_path: Path, stereo: np.ndarra
             raise OSError(5, "Input/output error")
         return read(descriptor, count, place)
 
-    monkeypatch.setattr("pipeline.audio.byte_ranges.os.pread", failing)
+    monkeypatch.setattr("mert_foundry.pipeline.audio.byte_ranges.os.pread", failing)
     with pytest.raises(OSError, match="Input/output error"):
         decode(path)
     flac = write_audio(tmp_path / "a.flac", stereo, RATE)

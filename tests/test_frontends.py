@@ -10,11 +10,11 @@ from torch import nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
-from model.conv_frontend import ConvFrontend, FrontendConfig
-from model.cqt_frontend import CqtConfig, ConvCqtFrontendConfig
-from model.encoder import EncoderConfig, MertEncoder
-from model.frontends import build_frontend
-from model.mel_frontend import LogMelFrontend, LogMelFrontendConfig
+from mert_foundry.model.encoder import EncoderConfig, MertEncoder
+from mert_foundry.model.frontend.choice import build_frontend
+from mert_foundry.model.frontend.convolution import ConvFrontend, FrontendConfig
+from mert_foundry.model.frontend.convolution_cqt import ConvCqtFrontendConfig, CqtConfig
+from mert_foundry.model.frontend.log_mel import LogMelFrontend, LogMelFrontendConfig
 
 RATE = 24_000
 # High bins only: their kernels are short, so the transform is quick.

@@ -11,13 +11,12 @@ import torch
 from tiny_model import HEADS, synthetic_batch, tiny_encoder
 from torch import Tensor
 
-from model.device_batch import to_device
-from model.heads import MIN_TEMPERATURE, CodeHead, Companding, HeadSpec
-from model.losses import code_cross_entropy
-from model.optimizer import OptimizerConfig
-from model.pretrain_model import ObjectiveConfig, build_pretrain_model
-from model.span_mask import MaskConfig
-from model.train_step import TrainStep
+from mert_foundry.model.objective.heads import MIN_TEMPERATURE, CodeHead, Companding, HeadSpec, code_cross_entropy
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, build_pretrain_model
+from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.training.device_batch import to_device
+from mert_foundry.model.training.optimizer import OptimizerConfig
+from mert_foundry.model.training.train_step import TrainStep
 
 CPU = torch.device("cpu")
 CODEBOOKS, SIZE, FINAL_DIM, WIDTH = 4, 32, 6, 16
@@ -162,7 +161,7 @@ import json, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_heads import at_330m, expanded_code_loss, peak_bytes
-from model.losses import code_cross_entropy
+from mert_foundry.model.objective.heads import code_cross_entropy
 torch.set_num_threads(1)
 head, frames, codes = at_330m()
 before = peak_bytes("VmRSS")

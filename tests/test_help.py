@@ -6,11 +6,10 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from jobs.command_line import JOBS, run
-from jobs.config import known_keys
-from jobs.config_help import describe_keys
+from mert_foundry.jobs.command.config import describe_keys, known_keys
+from mert_foundry.jobs.command.line import JOBS, run
 
-MODULES = {name: importlib.import_module(f"jobs.{name}") for name in JOBS}
+MODULES = {name: importlib.import_module(f"mert_foundry.jobs.{name}") for name in JOBS}
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hubert_sources import (
     HUBERT_LARGE,
-    MERT_330M,
     MERT_95M,
+    MERT_330M,
     TINY,
     fairseq_checkpoint,
     random_hubert,
@@ -23,12 +23,12 @@ from hubert_sources import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, HubertForCTC, HubertModel
 
-from model.encoder import MertEncoder
-from model.export import export_model
-from model.hubert_config import hubert_config
-from model.import_fairseq import import_fairseq, parse_conv_layers
-from model.import_weights import Imported, import_hugging_face
-from model.load import load_encoder
+from mert_foundry.model.encoder import MertEncoder
+from mert_foundry.model.interop.export import export_model
+from mert_foundry.model.interop.hubert_config import hubert_config
+from mert_foundry.model.interop.import_fairseq import import_fairseq, parse_conv_layers
+from mert_foundry.model.interop.import_hugging_face import Imported, import_hugging_face
+from mert_foundry.model.interop.load import load_encoder
 
 LAYOUTS = {"95M": TINY, "330M": TINY | {"do_stable_layer_norm": True}, "Hubert large": TINY | HUBERT_LARGE}
 

@@ -14,9 +14,9 @@ from pretrain_run import NO_DROPOUT, checkpoint_names, final_weights, pretrain_h
 from safetensors.torch import load_file
 from shard_fixtures import write_set
 
-from jobs import export
-from jobs.command_line import run
-from model.load import load_encoder, read_model
+from mert_foundry.jobs import export
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.interop.load import load_encoder, read_model
 
 # Of pretrain_run.CONFIG's encoder, so that this config file fits.
 SIZES = {**TINY, "num_attention_heads": 2, "intermediate_size": 64}
@@ -27,7 +27,7 @@ STANDING = ["trainer.schedule.learning_rate=1e-12", SHORT, *NO_DROPOUT]
 @pytest.fixture
 def imported(capsys):
     """Run the command in this process; gives exit code, stdout and stderr."""
-    module = importlib.import_module("jobs.import")
+    module = importlib.import_module("mert_foundry.jobs.import")
 
     def imported(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

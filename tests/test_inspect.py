@@ -19,14 +19,15 @@ from audio_files import mert_environment, noise, write_audio
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from shard_fixtures import as_dropped, index_shards, make_track, write_examples, write_set
 
-from model.run_history import curves, load_run
-from pipeline import storage
-from pipeline.dataset_difference import difference
-from pipeline.length_spread import histogram, spread
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.shard_index import load_index
-from pipeline.shard_record import DroppedTrack, load_record
-from pipeline.shard_summary import evenly
+from mert_foundry.model.runs.history import curves, load_run
+from mert_foundry.pipeline.inspection.difference import difference
+from mert_foundry.pipeline.inspection.shard_summary import evenly
+from mert_foundry.pipeline.inspection.spread import histogram, spread
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.record import DroppedTrack, load_record
+from mert_foundry.pipeline.storage import files as storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -474,7 +475,7 @@ def test_a_report_shows_file_names_that_are_no_utf_8(tmp_path, say):
 
 
 def test_as_a_module_of_its_own(labelled):
-    command = [sys.executable, "-m", "jobs.inspect", str(labelled / "shards")]
+    command = [sys.executable, "-m", "mert_foundry.jobs.inspect", str(labelled / "shards")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=mert_environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"shards {labelled / 'shards'}\n")

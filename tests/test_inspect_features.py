@@ -11,18 +11,14 @@ from audio_files import noise, write_audio
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from pipeline import feature_summary
-from pipeline.feature_store import (
-    KIND,
-    SCHEMA_VERSION,
-    StoreLayout,
-    description_digest,
-    finish_store,
-    prepare_store,
-    publish_part,
-)
-from pipeline.feature_summary import choose_tracks, project, read_features
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
+from mert_foundry.pipeline.features.plan import StoreLayout
+from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION, description_digest, prepare_store
+from mert_foundry.pipeline.features.store import finish_store, publish_part
+from mert_foundry.pipeline.inspection import feature_summary
+from mert_foundry.pipeline.inspection.feature_summary import choose_tracks, read_features
+from mert_foundry.pipeline.inspection.neighbours import project
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
 

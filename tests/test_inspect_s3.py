@@ -6,9 +6,9 @@ import pytest
 import s3fs
 from shard_fixtures import write_set
 
-from jobs import inspect
-from jobs.command_line import run
-from pipeline.shard_record import load_record
+from mert_foundry.jobs import inspect
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.shards.record import load_record
 
 pytestmark = pytest.mark.s3
 

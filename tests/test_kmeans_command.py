@@ -9,11 +9,12 @@ from audio_files import noise, tone, write_audio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import kmeans
-from jobs.command_line import run
-from pipeline.kmeans_fitting import KmeansFittingConfig, choose_crops
-from pipeline.kmeans_folder import load_kmeans
-from pipeline.manifest import Manifest, ManifestConfig, Track, scan, write_manifest
+from mert_foundry.jobs import kmeans
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFittingConfig, choose_crops
+from mert_foundry.pipeline.manifest.rows import Manifest, Track
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.teachers.kmeans import load_kmeans
 
 PITCHES = [261.6, 329.6, 392.0, 466.2]  # C, E, G, B flat
 

@@ -8,10 +8,16 @@ import torch
 import yaml
 from audio_files import noise, tone
 
-from pipeline.audio_blocks import float_blocks, label_track
-from pipeline.kmeans_folder import load_kmeans, save_kmeans
-from pipeline.kmeans_teacher import KmeansTeacher, KmeansTeacherConfig, build_feature
-from pipeline.pcm import to_int16
+from mert_foundry.pipeline.audio.blocks import float_blocks
+from mert_foundry.pipeline.audio.pcm import to_int16
+from mert_foundry.pipeline.teachers.kmeans import (
+    KmeansTeacher,
+    KmeansTeacherConfig,
+    build_feature,
+    load_kmeans,
+    save_kmeans,
+)
+from mert_foundry.pipeline.teachers.teacher import label_track
 
 CPU = torch.device("cpu")
 FEATURES = ["logmel", "chroma"]

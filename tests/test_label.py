@@ -18,19 +18,20 @@ import soundfile
 import webdataset
 from audio_files import mert, mert_command, mert_environment, noise, tone, write_audio
 
-from jobs.command_line import run
-from jobs.label import main as label_job
-from pipeline.audio_blocks import label_track
-from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.encodec_encoder import LANES
-from pipeline.encodec_teacher import EncodecTeacherConfig
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.process_shard import process_shard
-from pipeline.shard_index import load_index
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.shard_record import load_record
-from pipeline.teachers import build_teachers
-from pipeline.track_audio import decode_track
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.label import main as label_job
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.manifest.decode_track import decode_track
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.record import load_record
+from mert_foundry.pipeline.teachers.codec.encoder import LANES
+from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
+from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
+from mert_foundry.pipeline.teachers.teacher import label_track
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 

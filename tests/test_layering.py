@@ -1,24 +1,68 @@
-"""Which room may import which, read from the syntax trees of all modules."""
+"""The floor plan: which folder may import which, read from the syntax trees of all modules."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jobs.command_line import JOBS
+from mert_foundry.jobs.command.line import JOBS
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ["pipeline", "model", "jobs"]
-MODULES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-# What a training node does not install, and what reads other people's audio.
-FORBIDDEN_IN_TRAINING = {"ray", "av", "encodec", "nnAudio", "torchaudio", "webdataset", "sklearn", "zarr", "transformers", "openvino"}
-LABELLING = {
-    "pipeline/teachers.py", "pipeline/encodec_teacher.py", "pipeline/cqt_teacher.py", "pipeline/codec.py", "pipeline/audio/decode.py", "pipeline/audio/media_file.py",
-    "pipeline/kmeans_teacher.py", "pipeline/random_projection_teacher.py", "pipeline/power_spectrum.py",
-    "pipeline/multirate_cqt.py", "pipeline/track_audio.py", "pipeline/encodec_encoder.py", "pipeline/residual_quantizer.py",
-    "pipeline/process_shard.py", "pipeline/shard_writer.py", "jobs/label_on_ray.py",
+PACKAGE = "mert_foundry"
+SIDES = ["pipeline", "model", "jobs"]
+MODULES = sorted(
+    path.relative_to(ROOT) for side in SIDES for path in (ROOT / side).rglob("*.py") if path.name != "__init__.py"
+)
+FOLDERS = sorted({path.parent.as_posix() for path in MODULES})
+
+# Every arrow there may be, from a folder to those it imports. A module right in pipeline/ or model/ stands for itself, all
+# commands right in jobs/ for "jobs". No folder reaches itself by these arrows; functions' own imports count as others.
+ARROWS = {
+    "pipeline/frames": "",
+    "pipeline/storage": "",
+    "pipeline/audio": "pipeline/frames",
+    "pipeline/manifest": "pipeline/audio pipeline/frames pipeline/storage",
+    "pipeline/shards": "pipeline/frames pipeline/storage",
+    "pipeline/stream": "pipeline/frames pipeline/shards pipeline/storage",
+    "pipeline/teachers/codec": "pipeline/audio pipeline/frames pipeline/storage",
+    "pipeline/teachers/spectra": "pipeline/audio pipeline/frames",
+    "pipeline/teachers": "pipeline/audio pipeline/frames pipeline/shards pipeline/storage pipeline/teachers/codec pipeline/teachers/spectra",
+    "pipeline/fitting": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage pipeline/teachers"
+    " pipeline/teachers/codec",
+    "pipeline/features": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage",
+    "pipeline/labelling": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
+    " pipeline/teachers",
+    "pipeline/inspection": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
+    " pipeline/teachers pipeline/teachers/codec",
+    "model/frontend": "",
+    "model/transformer": "",
+    "model/encoder": "model/frontend model/transformer",
+    "model/objective": "model/encoder model/transformer",
+    "model/runs": "",
+    "model/interop": "model/encoder model/frontend model/objective model/runs",
+    "model/features": "model/encoder model/interop",
+    "model/training": "model/objective model/runs model/transformer",
+    "jobs/command": "pipeline/storage",
+    "jobs/cluster": "jobs/command model/training",
+    "jobs/pretraining": "jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
+    " pipeline/storage pipeline/stream",
+    "jobs/extraction": "jobs/cluster jobs/command model/features pipeline/audio pipeline/features pipeline/frames pipeline/manifest"
+    " pipeline/storage",
+    "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage",
+    "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
+    " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/teachers pipeline/teachers/codec",
+    "jobs": "jobs/cluster jobs/command jobs/extraction jobs/pretraining model/features model/interop model/objective model/runs"
+    " model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
+    " pipeline/storage pipeline/stream pipeline/teachers pipeline/teachers/codec",
 }
+# What a training node has no use for. It follows that training imports no teacher and no decoder of files.
+NOT_FOR_TRAINING = {
+    "pipeline/audio", "pipeline/manifest", "pipeline/teachers", "pipeline/teachers/codec", "pipeline/teachers/spectra",
+    "pipeline/fitting", "pipeline/labelling", "pipeline/features", "pipeline/inspection",
+}  # fmt: skip
+FORBIDDEN_IN_TRAINING = {"ray", "av", "encodec", "nnAudio", "torchaudio", "webdataset", "sklearn", "zarr", "transformers", "openvino"}
 
 
 def imports(module: Path, at_import_time: bool = False) -> Iterator[str]:
@@ -37,12 +81,39 @@ def imports(module: Path, at_import_time: bool = False) -> Iterator[str]:
 
 def own_module(name: str) -> Path | None:
     """The file of this project that a dotted name leads to."""
-    parts = name.split(".")
-    for length in (2, 3):
+    first, *parts = name.split(".")
+    for length in range(len(parts), 1, -1):
         path = Path(*parts[:length]).with_suffix(".py")
-        if parts[0] in ROOMS and (ROOT / path).is_file():
+        if first == PACKAGE and (ROOT / path).is_file():
             return path
     return None
+
+
+def place(module: Path) -> str:
+    """The name under which a module stands in the table."""
+    folder = module.parent.as_posix()
+    return module.with_suffix("").as_posix() if folder in ("pipeline", "model") else folder
+
+
+def arrows() -> dict[str, dict[str, str]]:
+    """By folder: the folders it imports, and one import that shows it."""
+    found: dict[str, dict[str, str]] = {place(module): {} for module in MODULES}
+    for module in MODULES:
+        for name in imports(module):
+            target = own_module(name)
+            if target and place(target) != place(module):
+                found[place(module)].setdefault(place(target), f"{module} imports {target}")
+    return found
+
+
+def reached_by_table(starts: set[str]) -> set[str]:
+    reached, waiting = set(), list(starts)
+    while waiting:
+        folder = waiting.pop()
+        if folder not in reached:
+            reached.add(folder)
+            waiting.extend(ARROWS[folder].split())
+    return reached
 
 
 def reached_from(start: Path) -> tuple[set[Path], set[str]]:
@@ -62,16 +133,58 @@ def reached_from(start: Path) -> tuple[set[Path], set[str]]:
     return own, others
 
 
-def test_there_are_modules_to_look_at():
-    assert {path.parts[0] for path in MODULES} == set(ROOMS) and len(MODULES) > 40
+def test_there_is_something_to_look_at():
+    assert len(MODULES) > 150 and len(FOLDERS) > 25
+    assert own_module("mert_foundry.pipeline.audio.decode.open_audio") == Path("pipeline/audio/decode.py")
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_rooms_import_in_one_direction(module: Path):
-    allowed = {"pipeline": {"pipeline"}, "model": {"model"}, "jobs": set(ROOMS)}[module.parts[0]]
-    names = {name.split(".")[0] for name in imports(module)}
-    assert names & set(ROOMS) <= allowed
-    assert "tests" not in names
+def test_every_arrow_is_in_the_table_and_every_one_in_the_table_is_there():
+    found = arrows()
+    stray = [shown for folder, targets in found.items() for target, shown in targets.items() if target not in ARROWS[folder].split()]
+    assert not stray, "\n".join(stray)
+    unused = [f"{folder} -> {target}" for folder, targets in ARROWS.items() for target in targets.split() if target not in found[folder]]
+    assert not unused, "\n".join(unused)
+
+
+def test_no_arrow_runs_back():
+    for folder, targets in ARROWS.items():
+        assert folder not in reached_by_table(set(targets.split())), folder
+    for folder in ARROWS:
+        side = folder.split("/")[0]
+        sides = {"pipeline": {"pipeline"}, "model": {"model"}, "jobs": set(SIDES)}[side]
+        assert {target.split("/")[0] for target in ARROWS[folder].split()} <= sides, folder
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: {target for name in imports(module) if (target := own_module(name))} - {module} for module in MODULES}
+
+    def reached(start: Path) -> set[Path]:
+        found, waiting = set(), list(graph[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in found:
+                found.add(module)
+                waiting.extend(graph[module])
+        return found
+
+    circular = [str(module) for module in MODULES if module in reached(module)]
+    assert not circular
+
+
+def test_training_reaches_no_teacher_and_no_decoder():
+    training = {folder for folder in ARROWS if folder.startswith("model/")} | {"pipeline/stream", "jobs/pretraining", "jobs/cluster"}
+    assert not reached_by_table(training) & NOT_FOR_TRAINING
+    for start in ("jobs/pretrain.py", "pipeline/stream/batch_stream.py", "model/training/trainer.py"):
+        own, others = reached_from(Path(start))
+        assert len(own) > 5 and "torch" in others
+        assert not others & FORBIDDEN_IN_TRAINING, start
+        assert not {place(module) for module in own} & NOT_FOR_TRAINING, start
+
+
+def test_the_search_would_find_a_teacher():
+    own, others = reached_from(Path("jobs/label.py"))
+    assert {"ray", "av", "encodec", "torchaudio", "webdataset"} <= others
+    assert {"pipeline/audio", "pipeline/teachers", "pipeline/labelling"} <= {place(module) for module in own}
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.parts[0] != "jobs"], ids=str)
@@ -84,27 +197,10 @@ def test_only_jobs_knows_ray_arguments_and_environment(module: Path):
             assert (node.value.id, node.attr) not in {("sys", "argv"), ("os", "environ"), ("os", "getenv")}, f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("start", ["jobs/pretrain.py", "pipeline/batch_stream.py", "model/trainer.py"])
-def test_training_imports_no_teacher_and_no_decoder(start: str):
-    own, others = reached_from(Path(start))
-    assert len(own) > 5 and "torch" in others
-    assert not others & FORBIDDEN_IN_TRAINING
-    assert not {str(path) for path in own} & LABELLING
+def test_commands_are_the_files_right_in_jobs():
+    assert {path.stem for path in MODULES if path.parent == Path("jobs")} == {*JOBS, "demo"}
 
 
-def test_the_search_would_find_a_teacher():
-    own, others = reached_from(Path("jobs/label.py"))
-    assert {"ray", "av", "encodec", "torchaudio", "webdataset"} <= others
-    assert LABELLING <= {str(path) for path in own}
-
-
-def test_module_names_are_unique_but_for_a_command_and_its_subject():
-    """A job is called as its command; only then may a file of pipeline or model bear the same name."""
-    names = {room: [path.stem for path in MODULES if path.parts[0] == room and path.stem != "__init__"] for room in ROOMS}
-    assert not set(names["pipeline"]) & set(names["model"])
-    assert (set(names["jobs"]) & {*names["pipeline"], *names["model"]}) <= set(JOBS)
-
-
-def test_packages_are_empty_and_heavy_imports_stay_out_of_them():
-    for room in [*ROOMS, "pipeline/audio"]:
-        assert (ROOT / room / "__init__.py").read_text().strip() == ""
+def test_a_package_holds_one_sentence_and_nothing_else():
+    for folder in FOLDERS:
+        assert re.fullmatch(r'"""[A-Z][^\n]*\."""\n', (ROOT / folder / "__init__.py").read_text()), folder

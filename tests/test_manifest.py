@@ -20,14 +20,21 @@ from audio_files import CLIPS, MUSIC, mert, noise, tone, write_audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import manifest as command
-from jobs.command_line import run
-from pipeline.manifest import (
-    Manifest, ManifestConfig, Reject, Track, choose_split, examine, load_manifest, scan, track_group, track_key, write_manifest,
+from mert_foundry.jobs import manifest as command
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.inspection.manifest_summary import load_manifest_folder, summarise_manifest
+from mert_foundry.pipeline.manifest.decode_track import decode_track
+from mert_foundry.pipeline.manifest.rows import Manifest, Reject, Track, load_manifest
+from mert_foundry.pipeline.manifest.scan import (
+    ManifestConfig,
+    choose_split,
+    examine,
+    scan,
+    track_group,
+    track_key,
+    write_manifest,
 )
-from pipeline.manifest_summary import load_manifest_folder, summarise_manifest
-from pipeline.pcm import to_float
-from pipeline.track_audio import decode_track
 
 CONFIG = Path(__file__).parent.parent / "configs" / "manifest.yaml"
 FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
@@ -412,7 +419,7 @@ def test_whatever_a_decoder_raises_is_the_reject_of_its_file(tmp_path: Path, mon
     def fail(file):
         raise error
 
-    monkeypatch.setattr("pipeline.audio.sound_file.PcmFile.blocks", fail)
+    monkeypatch.setattr("mert_foundry.pipeline.audio.sound_file.PcmFile.blocks", fail)
     manifest = build(tmp_path / "root", tmp_path / "out")
     assert [track.path for track in manifest.tracks] == ["good.flac"]
     row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
@@ -436,7 +443,7 @@ def test_what_the_storage_does_not_give_makes_the_command_fail_at_its_end(
 ):
     write_audio(tmp_path / "root" / "good.wav", noise(4))
     lost = Reject(path="bad.wav", reason="unreachable", detail="Stale file handle")
-    monkeypatch.setattr("jobs.manifest.scan", lambda config, *others: [*scan(config), lost])
+    monkeypatch.setattr("mert_foundry.jobs.manifest.scan", lambda config, *others: [*scan(config), lost])
     assert run(command.main, [str(CONFIG), f"root={tmp_path / 'root'}", f"out={tmp_path / 'out'}"], command.__doc__) == 1
     written = capsys.readouterr().err
     assert "bad.wav: unreachable: Stale file handle" in written and "again to retry" in written

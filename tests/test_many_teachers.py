@@ -10,10 +10,10 @@ import yaml
 from audio_files import mert, noise, tone, write_audio
 from pretrain_run import CONFIG, final_weights, pretrain_here, read_metrics
 
-from jobs import kmeans
-from jobs.command_line import run
-from pipeline.manifest import ManifestConfig, scan, write_manifest
-from pipeline.shard_index import load_index
+from mert_foundry.jobs import kmeans
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.index import load_index
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 

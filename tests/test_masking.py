@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_model import HEADS, synthetic_batch, tiny_encoder, tiny_model
 
-from model.device_batch import to_device
-from model.encoder import MertEncoder
-from model.masking import Masking, apply_masking
-from model.pretrain_model import ObjectiveConfig, build_pretrain_model
+from mert_foundry.model.encoder import MertEncoder
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, build_pretrain_model
+from mert_foundry.model.training.device_batch import to_device
+from mert_foundry.model.transformer.masking import Masking, apply_masking
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,8 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model.metrics import MetricsLog, Throughput
+from mert_foundry.model.runs.metrics_log import MetricsLog
+from mert_foundry.model.training.recorder import Throughput
 
 
 def read_steps(folder) -> list[int]:

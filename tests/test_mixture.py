@@ -2,11 +2,11 @@ import pytest
 import torch
 from tiny_model import HEADS, synthetic_batch, tiny_model
 
-from model.device_batch import to_device
-from model.mixture import MixtureConfig, mix_batch
-from model.optimizer import OptimizerConfig
-from model.span_mask import MaskConfig
-from model.train_step import TrainStep
+from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
+from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.training.device_batch import to_device
+from mert_foundry.model.training.optimizer import OptimizerConfig
+from mert_foundry.model.training.train_step import TrainStep
 
 CONFIG = MixtureConfig(min_samples=20, max_samples=30)
 

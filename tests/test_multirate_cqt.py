@@ -13,7 +13,7 @@ from cqt_reference import PUBLISHED, read_clip, reference_cqt, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.multirate_cqt import MultirateCqt
+from mert_foundry.pipeline.teachers.spectra.multirate_cqt import MultirateCqt
 
 SMALL = {"lowest_frequency": 200.0, "bins": 52, "bins_per_octave": 12}
 TRACKS = [

@@ -2,10 +2,15 @@ import pytest
 import torch
 from tiny_model import tiny_encoder, tiny_model
 
-from model.encoder import EncoderConfig, MertEncoder
-from model.optimizer import OptimizerConfig, build_optimizer, restore_moments
-from model.schedule import ScheduleConfig, learning_rate
-from model.transformer_config import TransformerConfig
+from mert_foundry.model.encoder import EncoderConfig, MertEncoder
+from mert_foundry.model.training.optimizer import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    learning_rate,
+    restore_moments,
+)
+from mert_foundry.model.transformer.config import TransformerConfig
 
 
 def test_published_schedule_at_its_corners():

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from shard_fixtures import index_shards, make_track, write_examples
 
-from pipeline.manifest import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 
 README = Path(__file__).parent.parent / "README.md"
 HEADING = "## Open the shards in other readers"

@@ -30,10 +30,10 @@ from pretrain_run import (
 )
 from shard_fixtures import write_set
 
-from jobs.training_report import TrainingReport
-from model.checkpoint import load_state
-from pipeline.batch_stream import BatchStream, StreamConfig
-from pipeline.shard_index import load_index
+from mert_foundry.jobs.pretraining.progress import TrainingReport
+from mert_foundry.model.runs.checkpoint import load_state
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
 # Under torchrun the launcher adds a traceback of its own, so a clear line of ours is looked for as a whole line.
 LONG = "trainer.schedule.total_steps=60"
@@ -373,7 +373,7 @@ WITHOUT = """
 import sys
 sys.modules.update(dict.fromkeys({missing}))  # importing one of them is an ImportError
 {before}
-from jobs.command_line import main
+from mert_foundry.jobs.command.line import main
 sys.argv = ["mert", "pretrain", *sys.argv[1:]]
 sys.exit(main())
 """

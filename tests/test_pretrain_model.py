@@ -6,12 +6,19 @@ import pytest
 import torch
 from tiny_model import HEADS, slice_rows, synthetic_batch, tiny_encoder, tiny_model
 
-from model.cqt_frontend import ConvCqtFrontendConfig
-from model.device_batch import check_batch, to_device
-from model.heads import CodeHead, Companding, HeadSpec
-from model.losses import code_cross_entropy, correct_codes, feature_energy, squared_error
-from model.mel_frontend import LogMelFrontendConfig
-from model.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
+from mert_foundry.model.frontend.convolution_cqt import ConvCqtFrontendConfig
+from mert_foundry.model.frontend.log_mel import LogMelFrontendConfig
+from mert_foundry.model.objective.heads import (
+    CodeHead,
+    Companding,
+    HeadSpec,
+    code_cross_entropy,
+    correct_codes,
+    feature_energy,
+    squared_error,
+)
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
+from mert_foundry.model.training.device_batch import check_batch, to_device
 
 CPU = torch.device("cpu")
 

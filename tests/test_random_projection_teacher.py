@@ -8,11 +8,16 @@ import pytest
 import torch
 from audio_files import CLIPS
 
-from pipeline.audio_blocks import float_blocks, label_track
-from pipeline.audio.decode import open_audio
-from pipeline.mel_features import LogMel
-from pipeline.random_projection_teacher import RandomProjectionTeacher, RandomProjectionTeacherConfig, draw
-from pipeline.resample import decoded_track
+from mert_foundry.pipeline.audio.blocks import float_blocks
+from mert_foundry.pipeline.audio.decode import open_audio
+from mert_foundry.pipeline.audio.resample import decoded_track
+from mert_foundry.pipeline.teachers.random_projection import (
+    RandomProjectionTeacher,
+    RandomProjectionTeacherConfig,
+    draw,
+)
+from mert_foundry.pipeline.teachers.spectra.log_mel import LogMel
+from mert_foundry.pipeline.teachers.teacher import label_track
 
 
 def make_teacher(**options) -> RandomProjectionTeacher:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.config import UsageError
-from jobs.rank_device import gpu_of_this_rank
+from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank
+from mert_foundry.jobs.command.config import UsageError
 
 
 @pytest.mark.parametrize(("environment", "gpu"), [({}, 0), ({"WORLD_SIZE": "1"}, 0), ({"WORLD_SIZE": "8", "LOCAL_RANK": "3"}, 3)])

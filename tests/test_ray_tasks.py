@@ -11,7 +11,7 @@ import pytest
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from jobs.ray_tasks import run_on_ray
+from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.read_ahead import read_ahead
+from mert_foundry.pipeline.audio.read_ahead import read_ahead
 
 
 class Fault(Exception):

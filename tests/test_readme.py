@@ -1,30 +1,22 @@
-"""README.md says what is there: its tree, its configs, its commands."""
+"""README.md says what is there: its map, its configs, its commands."""
 
+import ast
 import re
 from pathlib import Path
 
-from jobs.command_line import JOBS
+from mert_foundry.jobs.command.line import JOBS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def tree_modules() -> dict[str, set[str]]:
-    """Module names listed under each package in the tree of the README."""
-    listed: dict[str, set[str]] = {}
-    folder = ""
-    for line in README.split("## The tree")[1].split("```")[1].splitlines():
-        if match := re.match(r"(\w+)/", line):
-            folder = match[1]
-        elif match := re.match(r"  (\w+\.py) ", line):
-            listed.setdefault(folder, set()).add(match[1])
-    return listed
-
-
-def test_tree_lists_every_module() -> None:
-    for package in ("pipeline", "model", "jobs"):
-        there = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
-        assert tree_modules()[package] == there
+def test_the_map_has_the_sentence_of_every_folder() -> None:
+    listed = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", README, flags=re.MULTILINE))
+    there = {}
+    for side in ("pipeline", "model", "jobs"):
+        for path in (ROOT / side).rglob("__init__.py"):
+            there[path.parent.relative_to(ROOT).as_posix()] = ast.get_docstring(ast.parse(path.read_text()))
+    assert listed == there
 
 
 def test_every_command_is_explained_and_exists() -> None:

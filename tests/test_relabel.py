@@ -7,8 +7,8 @@ import pytest
 import torch
 from shard_fixtures import CODES, CQT
 
-from pipeline.companding import Companding
-from pipeline.relabel import difference
+from mert_foundry.pipeline.labelling.relabel import difference
+from mert_foundry.pipeline.shards.companding import Companding
 
 COMPANDED = CQT.model_copy(update={"dtype": "uint8", "companding": Companding(peak=225, mu=10_000)})
 LEVELS = np.random.default_rng(0).integers(10, 200, (400, 4)).astype(np.uint8)

@@ -15,15 +15,17 @@ import torch
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from shard_fixtures import as_dropped, index_shards, make_track, write_examples
 
-from jobs import example_report, inspect, report_page
-from jobs.command_line import run
-from pipeline.codec import load_codec
-from pipeline.codec_decoding import CodecDecoder, recorded_teacher
-from pipeline.example_media import encode_mp3, loudness, outline, target_levels
-from pipeline.frames import HOP
-from pipeline.shard_index import load_index
-from pipeline.shard_reader import ShardReader
-from pipeline.shard_record import DroppedTrack, load_record
+from mert_foundry.jobs import inspect
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.inspection import example_view as example_report
+from mert_foundry.jobs.inspection import report_page
+from mert_foundry.pipeline.frames import HOP
+from mert_foundry.pipeline.inspection.codec_decoding import CodecDecoder, recorded_teacher
+from mert_foundry.pipeline.inspection.example_media import encode_mp3, loudness, outline, target_levels
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.shards.record import DroppedTrack, load_record
+from mert_foundry.pipeline.teachers.codec.weights import load_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

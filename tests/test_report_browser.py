@@ -13,10 +13,10 @@ from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from PIL import Image
 from test_inspect import write_run
 
-from jobs import inspect
-from jobs.command_line import run
-from pipeline.shard_index import load_index
-from pipeline.shard_reader import ShardReader
+from mert_foundry.jobs import inspect
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.reader import ShardReader
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package (the dev extra)")
 

@@ -11,10 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torchaudio.transforms import Resample
 
-from pipeline import resample as module
-from pipeline.frames import resampled_length
-from pipeline.pcm import to_float, to_int16
-from pipeline.resample import Resampler, decoded_track, resample_to_int16, to_mono
+from mert_foundry.pipeline.audio import resample as module
+from mert_foundry.pipeline.audio.pcm import to_float, to_int16
+from mert_foundry.pipeline.audio.resample import Resampler, decoded_track, resample_to_int16, to_mono
+from mert_foundry.pipeline.frames import resampled_length
 
 RATES = [8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000, 192_000]
 

@@ -7,7 +7,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.residual_quantizer import ResidualQuantizer
+from mert_foundry.pipeline.teachers.codec.quantizer import ResidualQuantizer
 
 
 def random_codebooks(seed: int, levels: int, entries: int, dimension: int) -> torch.Tensor:

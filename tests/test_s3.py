@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipeline.batch_stream import BatchStream, StreamConfig
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 
 def mert(*arguments: str) -> subprocess.CompletedProcess:
     """Run a command of the console script."""
-    program = "import sys; from jobs.command_line import main; sys.exit(main())"
+    program = "import sys; from mert_foundry.jobs.command.line import main; sys.exit(main())"
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300)
 
 

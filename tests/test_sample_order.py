@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sample_order import ORDER_VERSION, Place, SampleOrder
+from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
 SEEDS = st.integers(0, 2**63)

@@ -5,9 +5,17 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, resampled_length, seconds_to_frames, segment_lengths, whole_frames
-from pipeline.manifest import Manifest, Track
-from pipeline.shard_plan import SegmentConfig, ShardTask, cut, plan_shards, planned_segments
+from mert_foundry.pipeline.frames import (
+    FRAME_RATE,
+    HOP,
+    SAMPLE_RATE,
+    resampled_length,
+    seconds_to_frames,
+    segment_lengths,
+    whole_frames,
+)
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, cut, plan_shards, planned_segments
+from mert_foundry.pipeline.manifest.rows import Manifest, Track
 
 LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 1_000_000))
 TRACKS = st.lists(

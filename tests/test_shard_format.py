@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_fixtures import CODES, CQT, SPECS, make_example
 
-from pipeline.shard_format import (
+from mert_foundry.pipeline.shards.format import (
     SegmentInfo,
     check_key,
     check_specs,

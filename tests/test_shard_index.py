@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from shard_fixtures import CODES, CQT, SPECS, index_shards, make_track, write_examples, write_set
 
-from pipeline.shard_index import build_index, load_index
-from pipeline.shard_record import DroppedTrack, load_record
+from mert_foundry.pipeline.shards.index import build_index, load_index
+from mert_foundry.pipeline.shards.record import DroppedTrack, load_record
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from fsspec.core import url_to_fs
 from shard_fixtures import as_dropped, index_shards, make_track, write_examples, write_set
 
-from pipeline.shard_index import load_index
-from pipeline.shard_reader import ShardReader
-from pipeline.shard_tracks import ShardTracks
+from mert_foundry.pipeline.features.shard_tracks import ShardTracks
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.reader import ShardReader
 
 
 def open_reader(folder, split="train", **options):

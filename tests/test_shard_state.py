@@ -12,14 +12,15 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.audio.decode_error import DecodeError
-from pipeline.folder_kinds import FolderError
-from pipeline.manifest import Manifest, ManifestConfig, Track, load_manifest, scan, write_manifest
-from pipeline.process_shard import process_shard
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.shard_state import find_unfinished, remove_unplanned, shard_names
-from pipeline.teacher import TargetSpec
-from pipeline.track_audio import decode_track
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
+from mert_foundry.pipeline.manifest.decode_track import decode_track
+from mert_foundry.pipeline.manifest.rows import Manifest, Track, load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage.folder_kinds import FolderError
 
 
 class CountingTeacher:

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_fixtures import as_dropped, index_shards, make_example, make_track, write_examples
 
-from pipeline.shard_format import encode_array, encode_example
-from pipeline.shard_index import load_index
-from pipeline.shard_verify import verify_shard
+from mert_foundry.pipeline.labelling.verify import verify_shard
+from mert_foundry.pipeline.shards.format import encode_array, encode_example
+from mert_foundry.pipeline.shards.index import load_index
 
 TAR, RECORD = "train-000000.tar", "train-000000.json"
 

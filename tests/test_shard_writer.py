@@ -19,8 +19,8 @@ import soundfile
 import webdataset
 from shard_fixtures import make_example, make_track, write_examples
 
-from pipeline.shard_record import DroppedTrack, load_record
-from pipeline.shard_writer import ENCODING_THREADS
+from mert_foundry.pipeline.labelling.shard_writer import ENCODING_THREADS
+from mert_foundry.pipeline.shards.record import DroppedTrack, load_record
 
 EXAMPLES = [*make_track("a", 30, 20), *make_track("b", 41)]
 
@@ -102,7 +102,7 @@ def test_a_new_tar_never_stands_beside_the_old_record(tmp_path, monkeypatch):
     def power_cut(location, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.shard_writer.storage.publish_bytes", power_cut)
+    monkeypatch.setattr("mert_foundry.pipeline.labelling.shard_writer.storage.publish_bytes", power_cut)
     with pytest.raises(KeyboardInterrupt):
         write_examples(tmp_path, "train-000000", EXAMPLES[:1])
     assert os.listdir(tmp_path) == ["train-000000.tar"]

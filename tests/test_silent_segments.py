@@ -12,27 +12,27 @@ from audio_files import noise, write_audio
 from shard_fixtures import CODES
 from tiny_model import tiny_encoder
 
-from jobs import extract, verify
-from jobs.command_line import run
-from model.encoder import MertEncoder
-from model.export import export_model
-from model.stored_model import StoredModel
-from pipeline.audio_blocks import label_track
-from pipeline.batch_stream import BatchStream, StreamConfig
-from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.encodec_teacher import EncodecTeacherConfig
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.process_shard import process_shard
-from pipeline.random_projection_teacher import RandomProjectionTeacherConfig
-from pipeline.shard_index import build_index, load_index
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.shard_reader import ShardReader
-from pipeline.shard_record import load_record
-from pipeline.shard_summary import load_shard_set, summarise_shard_set
-from pipeline.shard_tracks import ShardTracks
-from pipeline.teacher import Teacher
-from pipeline.teachers import build_teachers
-from pipeline.track_audio import decode_track
+from mert_foundry.jobs import extract, verify
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.encoder import MertEncoder
+from mert_foundry.model.interop.export import export_model
+from mert_foundry.model.interop.stored_model import StoredModel
+from mert_foundry.pipeline.features.shard_tracks import ShardTracks
+from mert_foundry.pipeline.inspection.shard_summary import load_shard_set, summarise_shard_set
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.manifest.decode_track import decode_track
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.index import build_index, load_index
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.shards.record import load_record
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
+from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
+from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
+from mert_foundry.pipeline.teachers.random_projection import RandomProjectionTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
+from mert_foundry.pipeline.teachers.teacher import Teacher, label_track
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore:.*not part in the Zarr format 3 specification.*:UserWarning", "ignore::DeprecationWarning"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.span_mask import ChannelMaskConfig, MaskConfig, draw_mask, draw_masking, draw_masks
+from mert_foundry.model.objective.span_mask import ChannelMaskConfig, MaskConfig, draw_mask, draw_masking, draw_masks
 
 
 def masked_share(config: MaskConfig, frames: int) -> np.ndarray:

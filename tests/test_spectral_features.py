@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torchaudio.transforms import MelSpectrogram
 from transformers.audio_utils import chroma_filter_bank
 
-from pipeline import power_spectrum
-from pipeline.chroma_features import Chroma, chroma_filters
-from pipeline.audio.decode import open_audio
-from pipeline.mel_features import LogMel
-from pipeline.pcm import to_float
-from pipeline.resample import decoded_track
+from mert_foundry.pipeline.audio.decode import open_audio
+from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.audio.resample import decoded_track
+from mert_foundry.pipeline.teachers.spectra import power_spectrum
+from mert_foundry.pipeline.teachers.spectra.chroma import Chroma, chroma_filters
+from mert_foundry.pipeline.teachers.spectra.log_mel import LogMel
 
 CPU = torch.device("cpu")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs import stage_clock
-from jobs.stage_clock import StageClock
+from mert_foundry.jobs.benchmarks import stage_clock
+from mert_foundry.jobs.benchmarks.measurement import StageClock
 
 
 def test_inner_stages_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch):

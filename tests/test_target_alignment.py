@@ -4,15 +4,14 @@ import pytest
 import torch
 from tiny_model import HEADS, HOP, synthetic_batch, tiny_encoder
 
-from model.conv_frontend import FrontendConfig
-from model.device_batch import check_batch, to_device
-from model.heads import HeadSpec
-from model.losses import squared_error
-from model.optimizer import OptimizerConfig
-from model.pretrain_model import ObjectiveConfig, build_pretrain_model
-from model.span_mask import MaskConfig
-from model.target_alignment import align_codes, align_valid, align_values, target_stride
-from model.train_step import TrainStep
+from mert_foundry.model.frontend.convolution import FrontendConfig
+from mert_foundry.model.objective.heads import HeadSpec, squared_error
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, build_pretrain_model
+from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.objective.target_alignment import align_codes, align_valid, align_values, target_stride
+from mert_foundry.model.training.device_batch import check_batch, to_device
+from mert_foundry.model.training.optimizer import OptimizerConfig
+from mert_foundry.model.training.train_step import TrainStep
 
 CPU = torch.device("cpu")
 AT_25_HZ = FrontendConfig(channels=8, kernels=(10, 3, 3, 3, 3, 2, 6), strides=(5, 2, 2, 2, 2, 2, 6))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_fixtures import CODES, CQT
 
-from pipeline.companding import Companding
-from pipeline.target_statistics import empty, measure, merge, summarise
+from mert_foundry.pipeline.shards.companding import Companding
+from mert_foundry.pipeline.shards.statistics import empty, measure, merge, summarise
 
 
 def total(spec, arrays):

@@ -12,9 +12,9 @@ import yaml
 from audio_files import noise, tone
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import teachers
-from pipeline.audio_blocks import label_track
-from pipeline.pcm import to_int16
+from mert_foundry.pipeline.audio.pcm import to_int16
+from mert_foundry.pipeline.teachers import registry as teachers
+from mert_foundry.pipeline.teachers.teacher import label_track
 
 ROOT = Path(__file__).parent.parent
 SECTION = "### A teacher of your own"
@@ -40,17 +40,17 @@ def module_of(name: str, path: Path) -> ModuleType:
 
 @pytest.fixture
 def with_loudness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """pipeline/teachers.py with the README's file beside it and the README's line in it."""
+    """pipeline/teachers/registry.py with the README's file beside it and the README's line in it."""
     code, line = readme_blocks()["python"]
-    (tmp_path / "loudness_teacher.py").write_text(code)
+    (tmp_path / "loudness.py").write_text(code)
     assert line.count("\n") == 1
-    source = (ROOT / "pipeline" / "teachers.py").read_text()
-    place = source.index("from pipeline.random_projection_teacher")
-    (tmp_path / "teachers.py").write_text(source[:place] + line + source[place:])
-    for name in ("pipeline.loudness_teacher", "teachers_with_loudness"):
+    source = (ROOT / "pipeline" / "teachers" / "registry.py").read_text()
+    place = source.index("from mert_foundry.pipeline.teachers.random_projection")
+    (tmp_path / "registry.py").write_text(source[:place] + line + source[place:])
+    for name in ("mert_foundry.pipeline.teachers.loudness", "registry_with_loudness"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))  # so that it is taken away again
-    module_of("pipeline.loudness_teacher", tmp_path / "loudness_teacher.py")
-    return module_of("teachers_with_loudness", tmp_path / "teachers.py")
+    module_of("mert_foundry.pipeline.teachers.loudness", tmp_path / "loudness.py")
+    return module_of("registry_with_loudness", tmp_path / "registry.py")
 
 
 def test_the_teacher_of_the_readme_labels_a_track(with_loudness: ModuleType):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.track_lanes import in_order, pieces_by_lane
+from mert_foundry.pipeline.teachers.codec.track_batching import in_order, pieces_by_lane
 
 LENGTHS = st.lists(st.integers(1, 20), max_size=8)
 

@@ -9,15 +9,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import run_ranks, slice_rows, synthetic_batch, synthetic_stream, tiny_model
 
-from model.checkpoint import latest_checkpoint, load_state, load_weights
-from model.mixture import MixtureConfig
-from model.optimizer import OptimizerConfig
-from model.pretrain_model import ObjectiveConfig
-from model.ranks import rank, world_size
-from model.schedule import ScheduleConfig
-from model.span_mask import ChannelMaskConfig, MaskConfig
-from model.train_step import TrainStep
-from model.trainer import TrainerConfig, TrainResult, train, use_bfloat16
+from mert_foundry.model.objective.mixture import MixtureConfig
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
+from mert_foundry.model.objective.span_mask import ChannelMaskConfig, MaskConfig
+from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_state, load_weights
+from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig
+from mert_foundry.model.training.ranks import rank, world_size
+from mert_foundry.model.training.train_step import TrainStep
+from mert_foundry.model.training.trainer import TrainerConfig, TrainResult, train, use_bfloat16
 
 TIMINGS = ("audio_seconds_per_second", "data_wait_share")
 MIXTURE = MixtureConfig(min_samples=500, max_samples=900)

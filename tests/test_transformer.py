@@ -6,10 +6,10 @@ from tiny_model import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.initialisation import initialise
-from model.norm import norm_placement
-from model.transformer import TransformerEncoderExtend
-from model.transformer_config import TransformerConfig
+from mert_foundry.model.transformer.config import TransformerConfig
+from mert_foundry.model.transformer.initialisation import initialise
+from mert_foundry.model.transformer.norm import norm_placement
+from mert_foundry.model.transformer.transformer import TransformerEncoderExtend
 
 PLACEMENTS = ["post", "pre", "deepnorm", "sub"]
 POSITIONS = ["convolution", "rope", "none"]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from model.transformer_config import LayerConfig, TransformerConfig, layer_range
+from mert_foundry.model.transformer.config import LayerConfig, TransformerConfig, layer_range
 
 SMALL = {"layers": 12, "width": 16, "heads": 2, "feed_forward": 32, "position_groups": 4}
 

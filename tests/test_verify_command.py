@@ -11,18 +11,19 @@ import torch
 import yaml
 from audio_files import mert, noise, tone, write_audio
 
-from jobs import verify
-from jobs.command_line import run
-from pipeline.cqt_teacher import CqtTeacherConfig
-from pipeline.encodec_teacher import EncodecTeacherConfig
-from pipeline.manifest import ManifestConfig, load_manifest, scan, write_manifest
-from pipeline.process_shard import process_shard
-from pipeline.shard_format import Example, decode_example
-from pipeline.shard_index import ShardIndex, build_index, load_index
-from pipeline.shard_plan import SegmentConfig, plan_shards
-from pipeline.shard_record import load_record
-from pipeline.shard_writer import write_shard
-from pipeline.teachers import build_teachers
+from mert_foundry.jobs import verify
+from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.labelling.shard_writer import write_shard
+from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.format import Example, decode_example
+from mert_foundry.pipeline.shards.index import ShardIndex, build_index, load_index
+from mert_foundry.pipeline.shards.record import load_record
+from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
+from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -317,8 +318,8 @@ def test_the_device_reaches_the_teachers(shards, check, monkeypatch):
         asked.append(device)
         return build_teachers(configs, "cpu")
 
-    monkeypatch.setattr("jobs.verify.build_teachers", build)
-    monkeypatch.setattr("jobs.verify.check_cuda", lambda device: None)
+    monkeypatch.setattr("mert_foundry.jobs.verify.build_teachers", build)
+    monkeypatch.setattr("mert_foundry.jobs.verify.check_cuda", lambda device: None)
     assert check(shards, "--relabel", 1)[0] == check(shards, "--relabel", 1, "--device", "cuda")[0] == 0
     assert asked == ["cpu", "cuda"]
 

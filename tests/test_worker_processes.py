@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from jobs.worker_processes import map_in_processes
+from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 
 
 def double_or_crash(item: tuple[int, str]) -> int:

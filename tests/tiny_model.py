@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from model.conv_frontend import FrontendConfig
-from model.encoder import EncoderConfig
-from model.heads import HeadSpec
-from model.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
-from model.transformer import TransformerConfig
+from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.frontend.convolution import FrontendConfig
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
+from mert_foundry.model.transformer.transformer import TransformerConfig
 
 HOP = 320
 HEADS = (

@@ -1,0 +1,1 @@
+"""One file's sound as a stream of samples: containers, decoding, resampling, levels."""

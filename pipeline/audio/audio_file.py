@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 HIGHEST_RATE = 1 << 24  # Hz; DSD of the quadruple rate has 11.3 MHz, of which ffmpeg gives an eighth
 MOST_CHANNELS = 64  # of ffmpeg's sample converter

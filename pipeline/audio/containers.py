@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.audio.byte_ranges import read_at
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.pcm_layout import chunks, is_placeholder
+from mert_foundry.pipeline.audio.byte_ranges import read_at
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.pcm_layout import chunks, is_placeholder
 
 MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"udta", b"meta", b"sidx", b"styp", b"mfra", b"uuid"}
 LAST_VOC_BLOCK = 9

@@ -7,22 +7,21 @@ beside it, so that a wrong header shows.
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.audio.audio_file import AudioFile, AudioHeader, JoinedFile
-from pipeline.audio.byte_ranges import ByteRanges
-from pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, claimed_alac_samples
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.media_file import MediaFile
-from pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
-from pipeline.audio.ogg_pages import check_ogg_pages
-from pipeline.audio.pcm_layout import PcmLayout, read_pcm_layout
-from pipeline.audio.sound_file import PcmFile, SoundFile
-from pipeline.audio.tags import audio_range
-from pipeline.pcm import to_int16
+from mert_foundry.pipeline.audio.audio_file import AudioFile, AudioHeader, JoinedFile
+from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
+from mert_foundry.pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, claimed_alac_samples
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.media_file import MediaFile
+from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
+from mert_foundry.pipeline.audio.ogg_pages import check_ogg_pages
+from mert_foundry.pipeline.audio.pcm import to_int16
+from mert_foundry.pipeline.audio.pcm_layout import PcmLayout, read_pcm_layout
+from mert_foundry.pipeline.audio.sound_file import PcmFile, SoundFile
+from mert_foundry.pipeline.audio.tags import audio_range
 
 # Samples that encoders put before the audio and players cut, for which lossy headers may or may not allow: 2,112 of AAC,
 # 5,186 of HE-AAC (Apple Technical Note TN2258).

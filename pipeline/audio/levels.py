@@ -6,8 +6,8 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from pipeline.frames import SAMPLE_RATE
-from pipeline.pcm import peak_of, to_dbfs
+from mert_foundry.pipeline.audio.pcm import peak_of, to_dbfs
+from mert_foundry.pipeline.frames import SAMPLE_RATE
 
 GATE_LUFS = -70.0  # of ITU-R BS.1770; ffmpeg gives this for audio that nowhere passes it
 

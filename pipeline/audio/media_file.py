@@ -11,9 +11,9 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from pipeline.audio.audio_file import NO_AUDIO, AudioFile, AudioHeader, Ranges
-from pipeline.audio.byte_ranges import ByteRanges
-from pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.audio_file import NO_AUDIO, AudioFile, AudioHeader, Ranges
+from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
+from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flac,iff,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,mpegts,nistsphere,ogg,tak,"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.tags import leading_tag
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.tags import leading_tag
 
 LAYERS = {3: 1, 2: 2, 1: 3}  # by the two bits of a header
 RATE_DIVISORS = {3: 1, 2: 2, 0: 4}  # by the two bits of MPEG 1, 2 and 2.5

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.opus_packets import OpusLength
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.opus_packets import OpusLength
 
 CAPTURE, PAGE_HEADER = b"OggS\0", 27
 BUFFER_BYTES = 1 << 20

@@ -1,6 +1,6 @@
 """The length of an Opus stream by its packets and by the positions its pages state (RFC 6716, section 3.1; RFC 7845)."""
 
-from pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 # Samples at 48 kHz of a frame, by the upper five bits of a packet's first byte.
 FRAME_SAMPLES = [*[480, 960, 1920, 2880] * 3, *[480, 960] * 2, *[120, 240, 480, 960] * 4]

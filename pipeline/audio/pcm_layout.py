@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.audio.byte_ranges import read_at
-from pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.byte_ranges import read_at
+from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 EXTENSIBLE_TAIL = 0, 0x10, bytes.fromhex("800000aa00389b71")  # of the subformat GUIDs that begin with a WAV format tag

@@ -7,10 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.media_file import OPUS_RATE
-from pipeline.audio.sound_file import SoundFile
-from pipeline.audio.tags import audio_range
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.media_file import OPUS_RATE
+from mert_foundry.pipeline.audio.sound_file import SoundFile
+from mert_foundry.pipeline.audio.tags import audio_range
 
 LIBSNDFILE, FFMPEG = "libsndfile", "ffmpeg"
 # ffmpeg reads what libsndfile reads first, and the other way round.

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline.audio.audio_file import NO_AUDIO, AudioFile, AudioHeader, Ranges
-from pipeline.audio.byte_ranges import ByteRanges
-from pipeline.audio.decode_error import DecodeError
-from pipeline.audio.pcm_layout import PcmLayout
+from mert_foundry.pipeline.audio.audio_file import NO_AUDIO, AudioFile, AudioHeader, Ranges
+from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.pcm_layout import PcmLayout
 
 BLOCK_FRAMES = 1 << 18
 # libsndfile's names of samples.

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.audio.byte_ranges import read_at
+from mert_foundry.pipeline.audio.byte_ranges import read_at
 
 ID3V1_BYTES, ENHANCED_BYTES = 128, 227
 APE_BYTES, ID3V2_BYTES = 32, 10

@@ -1,0 +1,1 @@
+"""Our code measured against the published path, side by side."""

@@ -1,0 +1,1 @@
+"""Work spread over Ray actors, torchrun ranks or processes of this machine."""

@@ -1,0 +1,76 @@
+"""Ranks of torchrun: which GPU each takes, the group they form, and how they are stopped."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.preflight import check_cuda
+from mert_foundry.model.training.ranks import wait_for_all
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+SLOWEST_RANK = timedelta(days=7)  # that the others wait for at the end of an extraction
+
+def gpu_of_this_rank() -> int:
+    """Index of the GPU: torchrun's LOCAL_RANK, or 0 for a process alone.
+
+    Raises UsageError when there are ranks without it, which would all take the same GPU.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and LOCAL_RANK is not set: start the ranks with torchrun")
+    return 0
+
+
+@contextlib.contextmanager
+def process_group(device: str, world_size: int) -> Iterator[torch.device]:
+    """Join torchrun's process group if there are several ranks; gives this rank's device."""
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    check_cuda(device)
+    place = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(place)
+    if world_size > 1:
+        distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
+    try:
+        yield place
+        wait_for_all()  # gloo may abort a rank whose peer has gone
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """A question whether SIGTERM or SIGINT has come; a second SIGINT interrupts at once."""
+    received = []
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def rank_group(ranks: int) -> Iterator[None]:
+    """Join torchrun's other ranks, if there are any."""
+    if ranks > 1:
+        distributed.init_process_group("gloo", timeout=SLOWEST_RANK)
+    try:
+        yield
+    finally:
+        if ranks > 1:
+            distributed.destroy_process_group()

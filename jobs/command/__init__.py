@@ -1,0 +1,1 @@
+"""What every command shares: arguments, settings, messages, progress, checks before the work."""

@@ -1,0 +1,88 @@
+"""The `mert` command: one module a job, errors in one line, exit codes 0 done, 1 failed, 2 bad usage."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from pydantic import BaseModel
+
+from mert_foundry.jobs.command.config import UsageError, describe_keys
+from mert_foundry.jobs.command.console import console
+from mert_foundry.pipeline.storage.folder_kinds import FolderError
+
+JOBS = {
+    "manifest": "scan a folder of audio into a manifest",
+    "codec": "train a small RVQ-VAE codec, to be a teacher",
+    "kmeans": "fit centroids of log-mel or chroma, to be a teacher",
+    "label": "manifest to labelled WebDataset shards, on Ray",
+    "verify": "check every shard against the index",
+    "inspect": "look at a manifest, shards, runs or features; HTML report",
+    "import": "weights of Hubert, MERT or fairseq to a folder that pretrain and export begin from",
+    "pretrain": "train the encoder from shards, also under torchrun",
+    "export": "a checkpoint to a Hugging Face folder",
+    "extract": "hidden states over audio, into a zarr store",
+    "bench": "speed, memory and exactness against the named peers",
+}
+
+# Which extra of pyproject.toml brings a package, where it is not `label`.
+EXTRAS = {"zarr": "features", "nnAudio": "bench", "transformers": "bench"}
+
+
+def main() -> int:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *arguments = arguments
+    if name not in JOBS:
+        print(f"mert: no command {name!r}\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"mert_foundry.jobs.{name}")
+        parts = getattr(module, "PARTS", {})
+        if arguments and arguments[0] in parts:
+            module = importlib.import_module(parts[arguments.pop(0)])
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name, "label")
+        print(f"mert {name}: the package {error.name} is not installed; pip install '.[{extra}]' adds it", file=sys.stderr)
+        return 1
+    return run(module.main, arguments, module.__doc__, getattr(module, "CONFIG", None))
+
+
+def usage() -> str:
+    """What `mert --help` prints."""
+    lines = "\n".join(f"  mert {name:9} {purpose}" for name, purpose in JOBS.items())
+    return f"usage: mert COMMAND ARGUMENTS [--quiet] [--json] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example and every setting."
+
+
+def run(
+    job: Callable[[list[str]], int], arguments: list[str], documentation: str, config: type[BaseModel] | None = None
+) -> int:
+    """Run a job's main function on its arguments; turn errors into one line and an exit code.
+
+    `--help` prints the documentation and every key of the job's config, if it has one.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        print("\n\n".join([documentation.strip(), *([describe_keys(config)] if config else [])]))
+        return 0
+    debug = "--debug" in arguments
+    try:
+        return job(console.take_options([argument for argument in arguments if argument != "--debug"]))
+    except (UsageError, FolderError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what was published is whole; the same command goes on from here", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1

@@ -1,0 +1,45 @@
+"""What is checked before long work: whether its output can be written, a GPU is there, and nobody else works there."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mert_foundry.jobs.command.config import UsageError
+
+LOCK = ".lock"
+
+def check_writable(path: Path) -> None:
+    """Raise UsageError when no file could be made at `path`; folders on the way may be missing. Leaves nothing."""
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))  # Path.exists may raise
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path}: nothing can be written in {folder}: {error.strerror}") from error
+
+
+def check_cuda(device: str) -> None:
+    """Raise ValueError when the device is `cuda` and torch finds none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch finds no CUDA device on this machine")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Hold a local folder; `work` says in the error what the other process is doing there.
+
+    Raises:
+        ValueError: another process holds it, such as a rank that outlived its launcher.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another process is {work} in this folder") from error
+        yield

@@ -1,0 +1,1 @@
+"""What an extraction is asked for, its plan, and the work on one part."""

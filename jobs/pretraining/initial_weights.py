@@ -1,0 +1,90 @@
+"""What a run takes its first weights from, and what its encoder therefore is."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from mert_foundry.jobs.command.config import explain
+from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, RUN_CONFIG, PretrainConfig
+from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.interop.architecture import architecture_differences
+from mert_foundry.model.interop.load import read_model
+from mert_foundry.model.interop.stored_model import StoredModel, select
+from mert_foundry.model.objective.pretrain_model import PretrainModel
+from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints
+from mert_foundry.pipeline.shards.index import ShardIndex
+from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
+
+
+def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int) -> StoredModel | None:
+    """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
+
+    Raises:
+        ValueError: no such folder or one of another kind, audio of another rate than the shards', or only torn checkpoints.
+    """
+    if config.initial is None:
+        return None
+    if list_checkpoints(out / CHECKPOINTS):
+        if rank == 0 and latest_checkpoint(out / CHECKPOINTS)[0] is None:
+            raise ValueError(f"{out}: all its checkpoints are torn; remove them to begin anew from {config.initial}")
+        return None
+    check_input(config.initial, RUN, CHECKPOINT, MODEL)
+    initial = read_model(local_path(config.initial))
+    if initial.sample_rate != index.sample_rate:
+        raise ValueError(f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz")
+    return initial
+
+
+def settle_encoder(config: PretrainConfig, initial: StoredModel | None, out: Path) -> PretrainConfig:
+    """With `initial`, what the config does not say of the encoder comes from there (later from the run's own config).
+
+    Raises:
+        ValueError: the config says something else that makes another architecture; key and both values are named.
+    """
+    if config.initial is None:
+        return config
+    if initial is not None:
+        before = initial.encoder
+    else:
+        before = EncoderConfig(**yaml.safe_load((out / RUN_CONFIG).read_text())["config"]["encoder"])
+    said = config.encoder.model_dump(exclude_unset=True) if "encoder" in config.model_fields_set else {}
+    try:
+        encoder = EncoderConfig(**merge(before.model_dump(), said))
+    except ValidationError as error:
+        faults = "; ".join(explain(error, EncoderConfig))
+        raise ValueError(f"{config.initial} and what the config says of the encoder do not go together: {faults}") from error
+    if initial is not None:
+        different = architecture_differences(encoder, before).items()
+        if different:
+            faults = "; ".join(f"encoder.{key} is {ours!r} in the config, {theirs!r} there" for key, (ours, theirs) in different)
+            raise ValueError(f"{config.initial} has another encoder: {faults}")
+    return config.model_copy(update={"encoder": encoder})
+
+
+def merge(values: dict, changes: dict) -> dict:
+    """Nested mappings, the second laid over the first; one of another `kind` takes its place."""
+    if "kind" in changes and changes["kind"] != values.get("kind"):
+        return changes
+    inner = {
+        key: merge(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
+        for key, change in changes.items()
+    }
+    return {**values, **inner}
+
+
+def begin_from(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
+    """Load the encoder, and the heads that fit: the same target of the same teacher. Says which heads stay new."""
+    model.encoder.load_state_dict(initial.weights)
+    stored = {spec.name: spec for spec in initial.heads}
+    taken = []
+    for spec in model.head_specs:
+        weights = select(initial.head_weights, f"{spec.name}.")
+        own = {name: weight.shape for name, weight in model.heads[spec.name].state_dict().items()}
+        same_teacher = initial.fingerprints.get(spec.name) == fingerprints[spec.name]
+        if stored.get(spec.name) == spec and same_teacher and {n: w.shape for n, w in weights.items()} == own:
+            model.heads[spec.name].load_state_dict(weights)
+            taken.append(spec.name)
+    new = [spec.name for spec in model.head_specs if spec.name not in taken]
+    return f"first weights: encoder and {', '.join(taken) or 'no'} heads as stored; new heads: {', '.join(new) or 'none'}"

@@ -1,0 +1,128 @@
+"""What a pre-training run is: its resolved config, heads and data, saved beside the run and compared when it goes on."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
+from mert_foundry.model.objective.target_alignment import target_stride
+from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.publish import publish_file
+from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.pipeline.shards.index import ShardIndex
+from mert_foundry.pipeline.stream.batch_stream import StreamConfig
+
+RUN_CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+# What makes another run; other keys may change between two starts of it.
+FIXED_KEYS = (
+    "config.seed",
+    "config.encoder",
+    "config.objective",
+    "config.train_split",
+    "config.stream.shuffle_window",
+    "data.index_sha256",
+)
+FREE_KEYS = ("activation_checkpointing",)  # by their last part, also within the fixed ones: memory against time
+
+
+class PretrainConfig(BaseModel):
+    """What `mert pretrain` needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shards: str = Field(description="Shard folder, a local path or fsspec URL")
+    out: str = Field(description="Run folder, local")
+    initial: str | None = Field(
+        default=None,
+        description="Local folder with the first weights: of mert import, mert export, a run, a checkpoint; null: random",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of weights, order, crops, masks, mixture and dropout")
+    train_split: str = Field(default="train", description="Split to train on")
+    valid_split: str | None = Field(default="valid", description="Split to validate on; null for none")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    stream: StreamConfig = Field(description="Batches")
+    encoder: EncoderConfig = Field(default=EncoderConfig(), description="Architecture")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="What is predicted")
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="How it is trained")
+
+
+class RunDescription(BaseModel):
+    """What is saved beside every checkpoint: the resolved config, the heads, and what the data were."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: PretrainConfig = Field(description="The resolved config")
+    heads: list[HeadSpec] = Field(description="Heads, from the targets of index.json")
+    data: dict = Field(description="Digest, hours and teachers of the shard set")
+
+
+def heads_of(index: ShardIndex) -> list[HeadSpec]:
+    """One head for each target of the shard set."""
+    return [HeadSpec(**spec.model_dump(include=set(HeadSpec.model_fields))) for spec in index.targets]
+
+
+def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> None:
+    """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example."""
+    frontend = config.encoder.frontend
+    hop = frontend.hop
+    if frontend.sample_rate not in (None, index.sample_rate):
+        raise ValueError(f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {index.sample_rate} Hz")
+    if hop % index.hop:
+        raise ValueError(f"the encoder's hop is {hop} samples, no multiple of the shards' hop of {index.hop}")
+    for spec in index.targets:
+        target_stride(spec.name, spec.frame_rate, hop)
+    if config.stream.batch_size % world_size:
+        raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
+    filled = [split for split, totals in sorted(index.totals.items()) if totals.examples]
+    for split, use, hint in (
+        (config.train_split, "train", ""),
+        (config.valid_split, "validate", "; valid_split=null trains without validation"),
+    ):
+        if split is not None and split not in filled:
+            raise ValueError(f"{config.shards}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
+
+
+def describe_data(index: ShardIndex) -> dict:
+    """What a checkpoint or model card says about the data."""
+    return {
+        "index_sha256": index.digest(),
+        "manifest_sha256": index.manifest_sha256,
+        "hours": {split: round(totals.seconds / 3600, 4) for split, totals in index.totals.items()},
+        "sample_rate": index.sample_rate,
+        "teachers": {spec.name: spec.teacher | {"fingerprint": spec.fingerprint} for spec in index.targets},
+    }
+
+
+def save_description(out: Path, description: RunDescription) -> str:
+    """Write the run's config.yaml; says what changed since the last start.
+
+    Raises:
+        ValueError: there are checkpoints, and a key that makes another run differs (both values are named).
+    """
+    values = description.model_dump(mode="json")
+    path = out / RUN_CONFIG
+    changes = []
+    # Without a checkpoint there is nothing to go on from, so nothing that must stay.
+    if path.exists() and list_checkpoints(out / CHECKPOINTS):
+        before, now = flatten(yaml.safe_load(path.read_text())), flatten(values)
+        keys = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        for key in keys:
+            name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
+            if key.split(".")[-1] not in FREE_KEYS and any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):
+                raise ValueError(f"{path}: {name} was {old!r} in this run, it is {new!r} now; use another out folder")
+            changes.append(f"{name}: {old!r} became {new!r}")
+    publish_file(path, yaml.safe_dump(values, sort_keys=False).encode())
+    return "; ".join(changes)
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested mappings to dotted keys."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

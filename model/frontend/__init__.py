@@ -1,0 +1,1 @@
+"""From audio to frames: wave convolutions, with a constant-Q transform beside them, or log-mel patches."""

@@ -1,0 +1,106 @@
+"""Log-mel patches as front-end: 25 frames a second at the defaults, for contexts of 30 s and more.
+
+Spectrum settings as MusicFM's (arXiv 2311.03318): 24 kHz, window 2048, step 240, 128 bands; four spectra side by side
+make a frame. Nothing here is learned: the encoder's projection, which begins with a layer norm, is the first weight.
+"""
+
+import functools
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+FLOOR = 1e-8  # -80 dB
+
+
+class LogMelFrontendConfig(BaseModel):
+    """Settings of the log-mel front-end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["log_mel"] = Field(description="Log-mel spectra, several to a frame")
+    sample_rate: int = Field(24_000, ge=1, description="of the audio, Hz")
+    window: int = Field(2048, ge=2, description="Hann window of a spectrum, samples")
+    step: int = Field(240, ge=1, description="samples from one spectrum to the next")
+    bands: int = Field(128, ge=1, description="mel bands from 0 Hz to half the sample rate")
+    spectra_per_frame: int = Field(4, ge=1, description="spectra that make a frame")
+
+    @model_validator(mode="after")
+    def _centred(self) -> "LogMelFrontendConfig":
+        if self.window < self.step or (self.window - self.step) % 2:
+            raise ValueError(f"window {self.window} must be step {self.step} and an even number of samples more")
+        return self
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return self.step * self.spectra_per_frame
+
+    @property
+    def width(self) -> int:
+        """Features per frame."""
+        return self.bands * self.spectra_per_frame
+
+    @property
+    def learned_width(self) -> int:
+        """No feature is made by weights."""
+        return 0
+
+    @property
+    def padding_invariant(self) -> bool:
+        """Zeros behind a row leave its frames as they are."""
+        return True
+
+
+class LogMelFrontend(nn.Module):
+    """Audio [B, T] samples -> log-mel features [B, T // hop, C], about -1 (silence) to 1 (full scale).
+
+    Spectrum j is centred on the middle of its own step, samples [j * step, (j + 1) * step), and the audio goes on
+    with zeros at both ends; frame i holds the spectra of samples [i * hop, (i + 1) * hop), the first one first.
+    A feature is (log10(max(m, 1e-8)) + 4) / 4, with m the mel power in units of the peak that a sine of amplitude
+    1 has in the spectrum: a fixed scale, so that a frame does not depend on what else is in its row.
+    """
+
+    def __init__(self, config: LogMelFrontendConfig):
+        super().__init__()
+        self.config = config
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
+        return num_samples // self.config.hop
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio [B, T] -> features [B, F, C]. Raises ValueError when T is too short for one frame."""
+        config, frames = self.config, self.num_frames(audio.shape[1])
+        if frames == 0:
+            raise ValueError(f"audio of {audio.shape[1]} samples is too short: the front-end gives 0 frames for it")
+        window, filters = _window_and_filters(config, audio.device)
+        margin = (config.window - config.step) // 2
+        with torch.autocast(audio.device.type, enabled=False):
+            padded = nn.functional.pad(audio.float(), (margin, margin))[:, : frames * config.hop + 2 * margin]
+            power = _spectra(padded, config, window).abs().square()
+            mel = torch.log10((filters @ power).clamp(min=FLOOR)) / 4 + 1
+        return mel.unflatten(2, (frames, config.spectra_per_frame)).permute(0, 2, 3, 1).flatten(2).to(audio.dtype)
+
+
+def _spectra(audio: Tensor, config: LogMelFrontendConfig, window: Tensor) -> Tensor:
+    """[B, T] -> complex [B, window // 2 + 1, spectra]"""
+    return torch.stft(audio, config.window, config.step, window=window, center=False, return_complex=True)
+
+
+@functools.lru_cache
+def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Hann window [window], scaled to give a sine of amplitude 1 the peak 1, and mel filters [bands, frequencies].
+
+    They follow from the config, so they are no weights: made at the first use on a device, they cannot be lost on the
+    meta device or on a load path.
+    """
+    from torchaudio.functional import melscale_fbanks
+
+    with torch.inference_mode(False), torch.device("cpu"):
+        window = torch.hann_window(config.window)
+        filters = melscale_fbanks(
+            config.window // 2 + 1, 0.0, config.sample_rate / 2, config.bands, config.sample_rate, mel_scale="htk"
+        )
+        return (2 * window / window.sum()).to(device), filters.T.contiguous().to(device)

@@ -1,0 +1,1 @@
+"""Weights from others and to others, without running their code."""

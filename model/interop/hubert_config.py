@@ -1,0 +1,168 @@
+"""EncoderConfig to and from the config.json of `transformers.HubertModel` and of the released MERT models.
+
+What HubertModel has no place for is found by going there and back, so a new option needs no entry here to be told.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.frontend.convolution import FrontendConfig
+from mert_foundry.model.interop.architecture import architecture_differences
+
+ACTIVATIONS = ("gelu", "relu")  # of the feed-forward part
+# Keys of config.json under which Hubert or MERT is another architecture, with the value that stands for ours.
+REQUIRED = {
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+    # MERT's has a hop of sample_rate / 50 whatever the convolutions', which the encoder's cannot have at 24 kHz.
+    "feature_extractor_cqt": False,
+}
+# Keys that are read, with transformers' defaults.
+DEFAULTS = {
+    "conv_dim": [512] * 7,
+    "conv_bias": False,
+    "feat_extract_norm": "group",
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "do_stable_layer_norm": False,
+    "deepnorm": False,
+    "attention_relax": -1.0,
+    "layer_norm_eps": 1e-5,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "feat_proj_dropout": 0.0,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "layerdrop": 0.1,
+}
+# Beginnings of keys that say nothing about the encoder: masking, CTC, tokens, classifiers, bookkeeping.
+WITHOUT_MEANING = (
+    "_", "architectures", "attn_implementation", "auto_map", "apply_spec_augment", "bos_token", "chunk_size", "classifier_",
+    "ctc_", "dtype", "eos_token", "feat_extract_dropout", "feature_extractor_cqt_bins", "final_dropout", "gradient_",
+    "hidden_dropout_prob", "id2label", "initializer_", "is_encoder_decoder", "label2id", "mask_", "model_type",
+    "num_feat_extract_layers", "output_", "pad_token", "problem_type", "return_dict", "sample_rate", "tokenizer_",
+    "torch_dtype", "transformers_version", "use_weighted_layer_sum", "vocab_size",
+)  # fmt: skip
+
+
+def hubert_config(encoder: EncoderConfig) -> dict[str, Any]:
+    """config.json of the same architecture as a HubertModel; only for a config without `hubert_obstacles`."""
+    frontend, transformer = encoder.frontend, encoder.transformer
+    return {
+        "model_type": "hubert",
+        "architectures": ["HubertModel"],
+        "conv_dim": [frontend.channels] * len(frontend.kernels),
+        "conv_kernel": list(frontend.kernels),
+        "conv_stride": list(frontend.strides),
+        "conv_bias": frontend.bias,
+        "feat_extract_norm": frontend.norm,
+        "feat_extract_activation": "gelu",
+        "feat_proj_layer_norm": True,
+        "feat_proj_dropout": encoder.input_dropout,
+        "hidden_size": transformer.width,
+        "num_hidden_layers": transformer.layers,
+        "num_attention_heads": transformer.heads,
+        "intermediate_size": transformer.feed_forward,
+        "hidden_act": transformer.activation,
+        "do_stable_layer_norm": transformer.norm == "pre",
+        "layer_norm_eps": transformer.norm_epsilon,
+        "num_conv_pos_embeddings": transformer.position_kernel,
+        "num_conv_pos_embedding_groups": transformer.position_groups,
+        "hidden_dropout": transformer.dropout,
+        "attention_dropout": transformer.attention_dropout,
+        "activation_dropout": transformer.activation_dropout,
+        "layerdrop": transformer.layer_drop,
+        # Above 0, or HubertModel would have no place for the mask embedding.
+        "mask_time_prob": 0.05,
+    }
+
+
+def encoder_from_hubert(config: Mapping[str, Any]) -> EncoderConfig:
+    """The architecture that a config.json of Hubert or MERT describes.
+
+    MERT's `attention_relax` is an identity and is left out. Raises ValueError naming the key and its value where
+    MertEncoder cannot be the same.
+    """
+    for key, value in REQUIRED.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{key} is {config[key]!r}, the encoder has {value!r} only")
+    values = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
+    if not isinstance(values["conv_dim"], list) or len({str(channels) for channels in values["conv_dim"]}) != 1:
+        raise ValueError(f"conv_dim is {values['conv_dim']}, the encoder has one number of channels for all layers")
+    if values["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(f"hidden_act is {values['hidden_act']!r}, Hubert and the encoder share {', '.join(ACTIVATIONS)}")
+    try:
+        return EncoderConfig(
+            frontend={
+                "channels": values["conv_dim"][0],
+                "kernels": values["conv_kernel"],
+                "strides": values["conv_stride"],
+                "bias": values["conv_bias"],
+                "norm": values["feat_extract_norm"],
+                "gradient_multiplier": 1.0,
+            },
+            input_dropout=values["feat_proj_dropout"],
+            transformer={
+                "layers": values["num_hidden_layers"],
+                "width": values["hidden_size"],
+                "heads": values["num_attention_heads"],
+                "feed_forward": values["intermediate_size"],
+                "activation": values["hidden_act"],
+                "norm": _norm(values),
+                "norm_epsilon": values["layer_norm_eps"],
+                "position_kernel": values["num_conv_pos_embeddings"],
+                "position_groups": values["num_conv_pos_embedding_groups"],
+                "dropout": values["hidden_dropout"],
+                "attention_dropout": values["attention_dropout"],
+                "activation_dropout": values["activation_dropout"],
+                "layer_drop": values["layerdrop"],
+            },
+        )
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ValueError(f"no such encoder: {'; '.join(faults)}") from error
+
+
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
+    """Keys of a config.json of which it is not known here what they mean."""
+    return [key for key in config if key not in DEFAULTS | REQUIRED and not key.startswith(WITHOUT_MEANING)]
+
+
+def hubert_obstacles(encoder: EncoderConfig) -> list[str]:
+    """What prevents HubertModel from being this encoder, one line a key; empty when nothing does."""
+    closest = encoder_from_hubert(hubert_config(_with_known_choices(encoder)))
+    differences = architecture_differences(encoder, closest)
+    return [
+        f"{key} is {ours}, a HubertModel {'has no such option' if theirs is None else f'would have {theirs}'}"
+        for key, (ours, theirs) in differences.items()
+    ]
+
+
+def _with_known_choices(encoder: EncoderConfig) -> EncoderConfig:
+    """The config with other choices in place of those for which config.json has no word at all."""
+    if not isinstance(encoder.frontend, FrontendConfig):
+        encoder = encoder.model_copy(update={"frontend": FrontendConfig()})
+    if encoder.transformer.activation not in ACTIVATIONS:
+        transformer = encoder.transformer.model_copy(update={"activation": ACTIVATIONS[0]})
+        encoder = encoder.model_copy(update={"transformer": transformer})
+    return encoder
+
+
+def _norm(values: Mapping[str, Any]) -> str:
+    if values["do_stable_layer_norm"]:
+        if values["deepnorm"]:
+            raise ValueError("deepnorm and do_stable_layer_norm are both true, which MERT itself refuses")
+        return "pre"
+    return "deepnorm" if values["deepnorm"] else "post"

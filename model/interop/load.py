@@ -1,0 +1,73 @@
+"""Any folder that holds a trained encoder, opened.
+
+    from mert_foundry.model.interop.load import load_encoder
+    encoder, sample_rate = load_encoder("FOLDER")
+
+FOLDER: what `mert export` or `mert import` wrote, in either form; a run folder (its newest whole checkpoint) or one of
+its checkpoints; a Hugging Face folder of Hubert or MERT.
+"""
+
+from pathlib import Path
+
+import torch
+
+from mert_foundry.model.encoder import EncoderConfig, MertEncoder
+from mert_foundry.model.interop.import_hugging_face import import_hugging_face, read_heads
+from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredModel, select
+from mert_foundry.model.interop.weight_files import load_safetensors, read_json
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.runs.checkpoint import check_weights, find_checkpoint, load_config, load_weights
+
+
+def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MertEncoder, int]:
+    """The encoder in eval mode on a device, and the sample rate (Hz) of the audio it takes.
+
+    Raises ValueError when the folder is none of those above, or not whole.
+    """
+    stored = read_model(Path(folder))
+    return build_encoder(stored).to(device).eval(), stored.sample_rate
+
+
+def build_encoder(stored: StoredModel) -> MertEncoder:
+    """The encoder of a model that was read; it shares the weights."""
+    with torch.device("meta"):
+        encoder = MertEncoder(stored.encoder)
+    encoder.load_state_dict(stored.weights, assign=True)
+    return encoder
+
+
+def read_model(folder: Path) -> StoredModel:
+    """Weights and configs of any folder named above. Raises ValueError as `load_encoder`."""
+    if not (folder / "config.json").is_file():
+        return read_checkpoint(find_checkpoint(folder)[0])
+    if read_json(folder / "config.json").get("model_type") == OWN_MODEL_TYPE:
+        return _read_own(folder)
+    return import_hugging_face(folder).model
+
+
+def read_checkpoint(checkpoint: Path) -> StoredModel:
+    """What a whole checkpoint holds; its config.yaml has `config.encoder`, `heads` and `data`, as jobs/pretrain.py
+    writes them."""
+    description, weights = load_config(checkpoint), load_weights(checkpoint)
+    data = description["data"]
+    return StoredModel(
+        EncoderConfig(**description["config"]["encoder"]),
+        select(weights, "encoder."),
+        data["sample_rate"],
+        tuple(HeadSpec(**spec) for spec in description["heads"]),
+        select(weights, "heads."),
+        {name: teacher["fingerprint"] for name, teacher in data["teachers"].items()},
+    )
+
+
+def _read_own(folder: Path) -> StoredModel:
+    config = read_json(folder / "config.json")
+    try:
+        encoder = EncoderConfig(**config["encoder"])
+        sample_rate = int(config["sample_rate"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    weights = load_safetensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        check_weights(MertEncoder(encoder).state_dict(), weights, folder)
+    return StoredModel(encoder, weights, sample_rate, *read_heads(folder))

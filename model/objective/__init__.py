@@ -1,0 +1,1 @@
+"""What is masked and mixed, what is predicted, and the loss."""

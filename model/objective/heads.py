@@ -1,0 +1,165 @@
+"""What predicts the targets from the encoder's frames: one head per target, built from plain values."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+MIN_TEMPERATURE = 0.01  # a learnt one stays above; CLIP (arXiv 2103.00020, section 2.5) and MERT bound it alike
+
+
+class Companding(BaseModel):
+    """How values from 0 to `peak` are stored as levels 0 to 255: mu-law for what is never negative."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    peak: float = Field(gt=0.0, description="value of level 255, in the target's unit")
+    mu: float = Field(gt=0.0, description="strength: the larger, the finer are small values")
+
+    def expand(self, levels: Tensor) -> Tensor:
+        """Levels uint8 of any shape -> values float32: peak / mu * expm1(level / 255 * log1p(mu))."""
+        return torch.expm1(levels.float() * (math.log1p(self.mu) / 255.0)) * (self.peak / self.mu)
+
+
+class HeadSpec(BaseModel):
+    """What a head must know about its target."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, pattern=r"^\w+$", description="key of the target in the batch")
+    kind: Literal["discrete", "continuous"] = Field(description="discrete: codes [B, K, F]; continuous: [B, F, bins]")
+    size: int = Field(ge=1, description="codebooks K of a discrete target, bins of a continuous one")
+    codebook_size: int | None = Field(None, ge=2, description="entries per codebook of a discrete target")
+    frame_rate: int = Field(75, ge=1, description="target frames a second, Hz")
+    companding: Companding | None = Field(None, description="how a continuous target stored as uint8 is expanded")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> "HeadSpec":
+        if (self.codebook_size is not None) != (self.kind == "discrete"):
+            raise ValueError(f"target {self.name} is {self.kind} but codebook_size is {self.codebook_size}")
+        if self.companding is not None and self.kind == "discrete":
+            raise ValueError(f"target {self.name} is discrete but has companding {self.companding!r}")
+        return self
+
+
+class CodeHead(nn.Module):
+    """Cosine logits for K codebooks (arXiv 2106.07447, eq. 3): frames [S, D] -> logits [K, S, codebook_size].
+
+    logit = cosine(projection(frame), embedding) / temperature, in `final_dim` dimensions. All codebooks go through
+    one linear map and one batched product of normalised vectors, in fp32 whatever autocast says: logits reach 10
+    and bf16 would keep them to 0.03 only.
+
+    Args:
+        tied_projection: one projection for all codebooks, instead of one each.
+        learnable_temperature: each codebook learns its own, from `temperature` on; the parameter is the logarithm
+            of 1 / temperature, [K] fp32.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        codebooks: int,
+        codebook_size: int,
+        final_dim: int,
+        temperature: float,
+        tied_projection: bool = False,
+        learnable_temperature: bool = False,
+    ):
+        super().__init__()
+        self.codebooks = codebooks
+        self.temperature = temperature
+        self.tied_projection = tied_projection
+        self.projection = nn.Linear(width, final_dim if tied_projection else codebooks * final_dim)
+        self.embedding = nn.Parameter(torch.empty(codebooks, codebook_size, final_dim))
+        self.log_scale = nn.Parameter(torch.empty(codebooks)) if learnable_temperature else None
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw all weights anew: projection as in the encoder, embeddings uniform in [0, 1) as HuBERT's.
+
+        Uniform embeddings lie in a cone, so the first logits are near each other and the loss starts near log(V).
+        """
+        nn.init.normal_(self.projection.weight, std=0.02)
+        nn.init.zeros_(self.projection.bias)
+        nn.init.uniform_(self.embedding)
+        if self.log_scale is not None:
+            self.log_scale.fill_(-math.log(self.temperature))
+
+    def forward(self, frames: Tensor, codebooks: Sequence[int] | None = None) -> Tensor:
+        """Frames [S, D] -> logits [K, S, codebook_size] in fp32, or of the named codebooks alone, in their order."""
+        with torch.autocast(frames.device.type, enabled=False):
+            codes = nn.functional.normalize(_choose(self.embedding, codebooks), dim=2)
+            directions = nn.functional.normalize(self._project(frames.float(), codebooks), dim=2)
+            scaled = directions * self._scale(codebooks)
+            return torch.bmm(scaled.expand(len(codes), -1, -1), codes.transpose(1, 2))
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Bring learnt temperatures back to MIN_TEMPERATURE or above; called after each optimiser step.
+
+        A clamp in the forward pass would do the same, but a parameter beyond it would get no gradient to return.
+        """
+        if self.log_scale is not None:
+            self.log_scale.clamp_(max=-math.log(MIN_TEMPERATURE))
+
+    def _project(self, frames: Tensor, codebooks: Sequence[int] | None) -> Tensor:
+        """[S, D] -> [K, S, final_dim]; [1, S, final_dim] where the projection is tied."""
+        weight, bias = self.projection.weight, self.projection.bias
+        if codebooks is not None and not self.tied_projection:
+            weight = _choose(weight.unflatten(0, (self.codebooks, -1)), codebooks).flatten(0, 1)
+            bias = _choose(bias.unflatten(0, (self.codebooks, -1)), codebooks).flatten()
+        projected = nn.functional.linear(frames, weight, bias)
+        return projected.unflatten(1, (-1, self.embedding.shape[2])).transpose(0, 1)
+
+    def _scale(self, codebooks: Sequence[int] | None) -> Tensor | float:
+        """1 / temperature; [K, 1, 1] where it is learnt."""
+        if self.log_scale is None:
+            return 1.0 / self.temperature
+        return _choose(self.log_scale, codebooks).exp()[:, None, None]
+
+
+class RegressionHead(nn.Module):
+    """Linear regression in fp32: frames [S, D] -> values [S, bins]."""
+
+    def __init__(self, width: int, bins: int):
+        super().__init__()
+        self.linear = nn.Linear(width, bins)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw all weights anew, as the encoder's linear maps."""
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        with torch.autocast(frames.device.type, enabled=False):
+            return self.linear(frames.float())
+
+
+def _choose(values: Tensor, codebooks: Sequence[int] | None) -> Tensor:
+    """Rows of a tensor; those left out get a zero gradient, not none, so DDP sees every parameter used."""
+    return values if codebooks is None else torch.stack([values[k] for k in codebooks])
+
+
+def code_cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
+    """Cross-entropy of logits [K, S, V] with codes [S, K], summed over codebooks and frames, in fp32: scalar."""
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), codes.T.flatten(), reduction="sum")
+
+
+def correct_codes(logits: Tensor, codes: Tensor) -> Tensor:
+    """Frames whose most likely code is the right one, per codebook: logits [K, S, V], codes [S, K] -> [K]."""
+    return (logits.argmax(2) == codes.T).sum(1)
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error of [S, bins], mean over bins and summed over frames, in fp32: scalar."""
+    return (prediction.float() - target.float()).square().mean(1).sum()
+
+
+def feature_energy(features: Tensor, valid: Tensor) -> Tensor:
+    """Mean square over channels of features [B, F, C], summed over frames where valid [B, F], in fp32: scalar."""
+    return (features.float().square().mean(2) * valid).sum()

@@ -1,0 +1,256 @@
+"""Encoder, heads and losses behind one forward: what the trainer moves.
+
+Which target frames belong to which encoder frame is said in model/objective/target_alignment.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+from torch import Tensor, nn
+
+from mert_foundry.model.encoder import EncoderConfig, MertEncoder
+from mert_foundry.model.objective.heads import (
+    MIN_TEMPERATURE,
+    CodeHead,
+    HeadSpec,
+    RegressionHead,
+    code_cross_entropy,
+    correct_codes,
+    feature_energy,
+    squared_error,
+)
+from mert_foundry.model.objective.seeding import derive_seed
+from mert_foundry.model.objective.target_alignment import align_codes, align_valid, align_values, target_stride
+from mert_foundry.model.transformer.masking import Masking, as_masking
+
+FEATURE_PENALTY = "feature_penalty"  # the loss term that belongs to no target
+UNMASKED = "unmasked/"  # before a target's name: its term over frames that are not masked
+
+Codebooks = Mapping[str, Sequence[int]]  # by target; those not named use all
+
+
+class ObjectiveConfig(BaseModel):
+    """What is predicted how, and how much each term counts; the defaults are MERT 95M's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    final_dim: int = Field(64, ge=1, description="features in which codes are compared, per codebook")
+    tied_projection: bool = Field(False, description="one projection for all codebooks of a target, instead of one each")
+    temperature: float = Field(0.1, gt=0.0, description="divides the cosine logits; where a learnable one starts")
+    learnable_temperature: bool = Field(False, description="each codebook learns its temperature, from 0.01 up")
+    codebooks_per_step: int | None = Field(
+        None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"
+    )
+    target_weights: dict[str, NonNegativeFloat] = Field(
+        {}, description="factor on each target's loss by name; 1 where not named"
+    )
+    masked_weight: float = Field(1.0, ge=0.0, description="factor on the losses over masked frames")
+    unmasked_weight: float = Field(0.0, ge=0.0, description="factor on the losses over other valid frames; 0: not made")
+    feature_penalty: float = Field(
+        10.0, ge=0.0, description="factor on the mean square of learned front-end features; none with log_mel, which has no weights"
+    )
+
+    @model_validator(mode="after")
+    def _predicts(self) -> "ObjectiveConfig":
+        if self.masked_weight == self.unmasked_weight == 0.0:
+            raise ValueError("masked_weight and unmasked_weight are both 0: nothing would be predicted")
+        if self.learnable_temperature and self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where a learnable one is kept")
+        return self
+
+
+class PretrainModel(nn.Module):
+    """MERT's objective (arXiv 2306.00107): codes and values of masked frames, from the frames around them.
+
+    Batches hold no memory, so layers with `reads_memory` have nothing to read here and their gates stay at zero.
+    """
+
+    def __init__(self, encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: ObjectiveConfig):
+        """Raises ValueError when heads and objective do not fit each other, or a target's hop not the encoder's."""
+        super().__init__()
+        _check_heads(heads, objective)
+        self.head_specs = tuple(heads)
+        self.objective = objective
+        self.encoder = MertEncoder(encoder)
+        self._learned_width = encoder.frontend.learned_width
+        self._strides = {spec.name: target_stride(spec.name, spec.frame_rate, self.encoder.hop) for spec in heads}
+        self.heads = nn.ModuleDict(
+            {spec.name: _build_head(spec, encoder.transformer.width, objective) for spec in heads}
+        )
+
+    def forward(
+        self, batch: Mapping[str, Tensor], mask: Tensor | Masking, codebooks: Codebooks | None = None
+    ) -> dict[str, Tensor]:
+        """Sums over a batch in its device form (model/training/device_batch.py), to be added up by name and then divided.
+
+        `mask` is [B, F] bool, or a Masking, with F the encoder's frames, and must lie inside `valid`. Logits are
+        computed on masked frames only, and on the other valid ones if they have a weight. `codebooks` leaves
+        codebooks of discrete targets out (`draw_codebooks`). Returns, with gradient where it is a loss:
+
+        loss/{target}            codes: cross-entropy over codebooks and masked frames, times codebooks / codebooks
+                                 used; values: squared error over masked frames, mean over bins; scalars
+        loss/unmasked/{target}   the same over valid frames that are not masked; if unmasked_weight is above 0
+        loss/feature_penalty     mean square of the front-end's learned features over valid frames; scalar; if it learns
+        correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
+                                 discrete targets only
+        masked_frames, valid_frames     what the sums are divided by (`count_frames`)
+        """
+        masking = as_masking(mask)
+        masked = masking.predicted
+        valid = align_valid(batch["valid"], self.encoder.hop, masked.shape[1])
+        encoded = self.encoder(batch["audio"], mask=masking, valid=None if valid.all() else valid)
+
+        sums = count_frames(masked, valid)
+        if self._learned_width:
+            learned = encoded.frontend_features[:, :, : self._learned_width]
+            sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(learned, valid)
+        places = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
+        for prefix, place in places.items():
+            frames = encoded.last[place]
+            for spec in self.head_specs:
+                loss, correct = self._compare(spec, batch, place, frames, (codebooks or {}).get(spec.name))
+                sums[f"loss/{prefix}{spec.name}"] = loss
+                if correct is not None and prefix == "":
+                    sums[f"correct/{spec.name}"] = correct
+        return sums
+
+    def _compare(
+        self, spec: HeadSpec, batch: Mapping[str, Tensor], place: Tensor, frames: Tensor, codebooks: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `place` [B, F] is true."""
+        stride, num_frames = self._strides[spec.name], place.shape[1]
+        if spec.kind == "continuous":
+            values = align_values(batch[spec.name], stride, num_frames)[place]
+            return squared_error(self.heads[spec.name](frames), values), None
+        codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2)[place]
+        logits = self.heads[spec.name](frames, codebooks)
+        if codebooks is None:
+            return code_cross_entropy(logits, codes), correct_codes(logits, codes)
+        codes = codes[:, codebooks]
+        correct = torch.full((spec.size,), torch.nan, device=codes.device)
+        correct[codebooks] = correct_codes(logits, codes).float()
+        return code_cross_entropy(logits, codes) * (spec.size / len(codebooks)), correct
+
+    def draw_codebooks(self, seed: int, step: int) -> Codebooks | None:
+        """Codebooks that training step `step` uses, by target: `codebooks_per_step` distinct ones, each alike often.
+
+        A pure function of (seed, step), so all ranks and micro-batches use the same. Their loss is multiplied by
+        codebooks / codebooks used: its expectation over steps, and that of its gradient, is the loss over all.
+        MERT's own code draws with repetition, so it may use fewer than asked, and does not rescale.
+        None when every step uses all.
+        """
+        if self.objective.codebooks_per_step is None:
+            return None
+        drawn = {}
+        for spec in self.discrete_heads():
+            generator = np.random.default_rng(derive_seed(seed, step, "codebooks", spec.name))
+            chosen = generator.choice(spec.size, self.objective.codebooks_per_step, replace=False)
+            drawn[spec.name] = sorted(chosen.tolist())
+        return drawn
+
+    def limit_temperatures(self) -> None:
+        """Keep learnt temperatures in their range; to be called after each optimiser step."""
+        for head in self.heads.values():
+            if isinstance(head, CodeHead):
+                head.limit_temperature()
+
+    def zero_sums(self) -> dict[str, Tensor]:
+        """What `forward` returns for no frame at all; in float64, so that sums over many batches stay exact."""
+        zeros = torch.zeros(1, dtype=torch.float64, device=self.encoder.mask_embedding.device)
+        sums = {name: zeros[0] for name in ("masked_frames", "valid_frames")}
+        sums |= {f"loss/{name}": zeros[0] for name in self._weights()}
+        return sums | {f"correct/{spec.name}": zeros.repeat(spec.size) for spec in self.discrete_heads()}
+
+    def mean_losses(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each term's mean per frame by name, unweighted. `counts` holds the frames of all ranks and micro-batches.
+
+        Masked and unmasked frames have means of their own (fairseq divides their sum by the number of both), so
+        neither the masked share nor the unmasked weight changes what the other mean says.
+        """
+        masked, valid = float(counts["masked_frames"]), float(counts["valid_frames"])
+        unmasked = max(valid - masked, 1.0)  # when every frame is masked the sum is 0
+        means = {}
+        for name in self._weights():
+            frames = valid if name == FEATURE_PENALTY else unmasked if name.startswith(UNMASKED) else masked
+            means[name] = sums[f"loss/{name}"] / frames
+        return means
+
+    def weighted_loss(self, means: Mapping[str, Tensor]) -> Tensor:
+        """The training loss from `mean_losses`: sum of weight x mean over all terms; scalar."""
+        weights = self._weights()
+        return sum(weights[name] * mean for name, mean in means.items())
+
+    def _weights(self) -> dict[str, float]:
+        """Every loss term by name, with its factor."""
+        objective = self.objective
+        weights = {spec.name: objective.target_weights.get(spec.name, 1.0) for spec in self.head_specs}
+        terms = {name: objective.masked_weight * weight for name, weight in weights.items()}
+        if objective.unmasked_weight:
+            terms |= {UNMASKED + name: objective.unmasked_weight * weight for name, weight in weights.items()}
+        return {**terms, FEATURE_PENALTY: objective.feature_penalty} if self._learned_width else terms
+
+    def discrete_heads(self) -> list[HeadSpec]:
+        """The heads that predict codes."""
+        return [spec for spec in self.head_specs if spec.kind == "discrete"]
+
+    def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Plain numbers from the sums of all ranks.
+
+        loss: weighted sum. losses: mean per frame of each term. accuracy: share of right codes per codebook, a list
+        for each discrete target; NaN for a codebook that was left out.
+        """
+        means = self.mean_losses(totals, totals)
+        return {
+            "loss": float(self.weighted_loss(means)),
+            "losses": {name: float(mean) for name, mean in means.items()},
+            "accuracy": {
+                spec.name: (totals[f"correct/{spec.name}"] / totals["masked_frames"]).tolist()
+                for spec in self.discrete_heads()
+            },
+        }
+
+
+def count_frames(mask: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """What losses are divided by: masked and valid frames of a batch; mask and valid are [B, F] bool."""
+    return {"masked_frames": mask.sum(), "valid_frames": valid.sum()}
+
+
+def build_pretrain_model(
+    encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: ObjectiveConfig, seed: int
+) -> PretrainModel:
+    """A model whose first weights are a pure function of its config and `seed` (the global generator is left alone)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return PretrainModel(encoder, heads, objective)
+
+
+def _build_head(spec: HeadSpec, width: int, objective: ObjectiveConfig) -> nn.Module:
+    if spec.kind == "continuous":
+        return RegressionHead(width, spec.size)
+    return CodeHead(
+        width,
+        spec.size,
+        spec.codebook_size,
+        objective.final_dim,
+        objective.temperature,
+        objective.tied_projection,
+        objective.learnable_temperature,
+    )
+
+
+def _check_heads(heads: Sequence[HeadSpec], objective: ObjectiveConfig) -> None:
+    names = [spec.name for spec in heads]
+    if not names:
+        raise ValueError("no target to predict: heads is empty")
+    if len(set(names)) < len(names) or FEATURE_PENALTY in names:
+        raise ValueError(f"target names must differ from each other and from {FEATURE_PENALTY}: {names}")
+    unknown = sorted(set(objective.target_weights) - set(names))
+    if unknown:
+        raise ValueError(f"target_weights names {unknown}, but the targets are {names}")
+    asked = objective.codebooks_per_step
+    for spec in heads:
+        if asked is not None and spec.kind == "discrete" and spec.size < asked:
+            raise ValueError(f"codebooks_per_step is {asked}, but target {spec.name} has {spec.size} codebooks")

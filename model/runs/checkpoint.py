@@ -1,0 +1,167 @@
+"""Checkpoints: `checkpoints/step_{n}/`, published by rename, found again only when whole. Local paths only.
+
+model.safetensors   all weights of the PretrainModel
+optimizer.pt        the optimiser's state dict, read back with weights_only=True
+state.json          CheckpointState
+config.yaml         the resolved config of the run
+checksums.json      SHA-256 of each file above, written last; a folder that does not match it is torn
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mert_foundry.model.runs.publish import publish_folder, retire_folder
+
+FORMAT_VERSION = 1
+CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a resume needs beside weights and optimiser.
+
+    step: optimiser steps done. position: the stream's, opaque. seed: of the run. world_size: ranks that wrote it.
+    skipped_steps: non-finite steps so far. consecutive_skips: those at the end of the run so far.
+    """
+
+    step: int
+    position: Any
+    seed: int
+    world_size: int
+    skipped_steps: int = 0
+    consecutive_skips: int = 0
+
+
+def save_checkpoint(
+    folder: Path,
+    state: CheckpointState,
+    weights: Mapping[str, Tensor],
+    optimizer_state: dict[str, Any],
+    run_config: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Publish `folder/step_{n}` and remove all but the newest `keep` checkpoints.
+
+    A torn folder under the same name is replaced. Returns the folder written.
+    """
+    target = folder / f"step_{state.step}"
+    if target.exists():
+        retire_folder(target)
+    with publish_folder(target) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "model.safetensors")
+        torch.save(optimizer_state, temporary / "optimizer.pt")
+        document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
+        (temporary / "state.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+        (temporary / "config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
+        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+    # One of a later step is torn, or this run would have gone on from it: it must not push out a whole one.
+    until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= state.step]
+    for old in until_now[keep:]:
+        retire_folder(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders by name, newest step first, whole or not."""
+    paths = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(paths, key=checkpoint_step, reverse=True)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(path.name.removeprefix("step_"))
+
+
+def find_fault(path: Path) -> str | None:
+    """Why a checkpoint folder is not whole, in one line; None when it is."""
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+    except (OSError, ValueError) as error:
+        return f"{path}: no readable {CHECKSUMS} ({error})"
+    for name, expected in sums.items():
+        if not (path / name).is_file():
+            return f"{path}: {name} is missing"
+        found = _sha256(path / name)
+        if found != expected:
+            return f"{path}: {name} has SHA-256 {found}, {CHECKSUMS} says {expected}"
+    return None
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint (None if there is none), and the faults of torn ones passed over on the way."""
+    faults = []
+    for path in list_checkpoints(folder):
+        fault = find_fault(path)
+        if fault is None:
+            return path, faults
+        faults.append(fault)
+    return None, faults
+
+
+def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint of a run folder, or the checkpoint folder itself, and the faults of torn ones passed over.
+
+    Raises ValueError when the source is neither, or has only torn checkpoints.
+    """
+    if (source / "checkpoints").is_dir():
+        checkpoint, faults = latest_checkpoint(source / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"{source}: no whole checkpoint{''.join('; ' + fault for fault in faults)}")
+        return checkpoint, faults
+    if not (source / CHECKSUMS).is_file():
+        raise ValueError(f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no checkpoints/, {CHECKSUMS} or config.json")
+    fault = find_fault(source)
+    if fault:
+        raise ValueError(f"torn checkpoint: {fault}")
+    return source, []
+
+
+def load_state(path: Path) -> CheckpointState:
+    """Read state.json. Raises ValueError when it was written in another format version."""
+    document = json.loads((path / "state.json").read_text())
+    version = document.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: checkpoint format_version is {version}, this program reads {FORMAT_VERSION}")
+    return CheckpointState(**document)
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The resolved config of the run that wrote the checkpoint."""
+    return yaml.safe_load((path / "config.yaml").read_text())
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """All weights of the PretrainModel by name, on the CPU."""
+    return load_file(path / "model.safetensors")
+
+
+def load_optimizer_state(path: Path) -> dict[str, Any]:
+    """The optimiser's state dict, on the CPU."""
+    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:
+    """Raise ValueError naming `source` and the first weight that is missing, unknown or of another shape."""
+    for name in sorted(own.keys() | found.keys()):
+        if name not in found or name not in own:
+            raise ValueError(f"{source}: weight {name} is only in the {'model' if name in own else 'checkpoint'}")
+        if found[name].shape != own[name].shape:
+            shapes = f"{list(found[name].shape)} in the checkpoint, {list(own[name].shape)} in the model"
+            raise ValueError(f"{source}: weight {name} is {shapes}")

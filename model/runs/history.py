@@ -1,0 +1,217 @@
+"""A run folder read back: its config, every record of metrics.jsonl, its checkpoints, as curves and as a summary."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from mert_foundry.model.runs.checkpoint import list_checkpoints
+
+Curve = list[tuple[int, float | None]]  # (step, value) in the order written; None where the run wrote no finite number
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Validation(_Model):
+    """One validation."""
+
+    step: int = Field(description="Optimiser step")
+    loss: float | None = Field(description="Total loss; null where it was not finite")
+    losses: dict[str, float | None] = Field(description="Its parts")
+    accuracy: dict[str, list[float | None]] = Field(description="By codebook of each discrete target, 0 to 1")
+
+
+class RunSummary(_Model):
+    """What `mert inspect RUN_FOLDER --json` prints."""
+
+    kind: str = Field(default="run", description="What the location is")
+    location: str = Field(description="Run folder")
+    step: int = Field(description="Last step recorded")
+    total_steps: int | None = Field(description="Steps of the whole run, from its config")
+    shards: str | None = Field(description="Shard folder it was trained on")
+    index_sha256: str | None = Field(description="SHA-256 of that folder's index.json")
+    hours: dict[str, float] = Field(description="Audio hours of the shard set, by split")
+    targets: list[str] = Field(description="Targets it predicts")
+    first_validation: Validation | None = Field(description="The first")
+    last_validation: Validation | None = Field(description="The newest")
+    best_validation: Validation | None = Field(description="The one with the smallest loss")
+    last_train: dict[str, JsonValue] | None = Field(description="The newest record of training")
+    audio_seconds_per_second: float | None = Field(description="Median over the records")
+    data_wait_share: float | None = Field(description="Median share of time spent waiting for data, 0 to 1")
+    skipped_steps: int = Field(description="Steps skipped because they were not finite")
+    checkpoints: list[str] = Field(description="Names of checkpoint folders, newest first; not checked")
+    unreadable_lines: int = Field(description="Lines of metrics.jsonl that are no record; a killed run may leave one")
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """What a run folder holds."""
+
+    folder: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    unreadable_lines: int
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """Records of one kind, in order."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    def curve(self, kind: str, value: Callable[[Mapping[str, Any]], float | None]) -> Curve:
+        """Step and value of every record of a kind."""
+        return [(record["step"], value(record)) for record in self.of_kind(kind)]
+
+
+def load_run(folder: Path) -> RunHistory:
+    """Read a run folder. Raises FileNotFoundError, or ValueError without any record, or for a config that is none."""
+    records, unreadable = [], 0
+    for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
+        record = _parse(line)
+        if record is None:
+            unreadable += 1
+        else:
+            records.append(record)
+    if not records:
+        raise ValueError(f"{folder / 'metrics.jsonl'}: no record of a training step or validation")
+    config = folder / "config.yaml"
+    document = yaml.safe_load(config.read_text()) if config.exists() else {}
+    if not isinstance(document, dict):
+        raise ValueError(f"{config}: not the config of a run")
+    return RunHistory(folder=folder, config=document, records=records, unreadable_lines=unreadable)
+
+
+def summarise_run(history: RunHistory) -> RunSummary:
+    """The summary of a run that was read."""
+    config = history.config.get("config", {})
+    data = history.config.get("data", {})
+    train, validations = history.of_kind("train"), [_validation(record) for record in history.of_kind("validation")]
+    finite = [validation for validation in validations if validation.loss is not None]
+    return RunSummary(
+        location=str(history.folder),
+        step=max(record["step"] for record in history.records),
+        total_steps=config.get("trainer", {}).get("schedule", {}).get("total_steps"),
+        shards=config.get("shards"),
+        index_sha256=data.get("index_sha256"),
+        hours=data.get("hours", {}),
+        targets=[head["name"] for head in history.config.get("heads", [])],
+        first_validation=validations[0] if validations else None,
+        last_validation=validations[-1] if validations else None,
+        best_validation=min(finite, key=lambda validation: validation.loss) if finite else None,
+        last_train={name: value for name, value in train[-1].items() if name != "position"} if train else None,
+        audio_seconds_per_second=_median(train, "audio_seconds_per_second"),
+        data_wait_share=_median(train, "data_wait_share"),
+        skipped_steps=max(
+            (record.get("skipped_steps", 0) for record in train), default=len(history.of_kind("skipped"))
+        ),
+        checkpoints=[path.name for path in list_checkpoints(history.folder / "checkpoints")],
+        unreadable_lines=history.unreadable_lines,
+    )
+
+
+def curves(history: RunHistory) -> dict[str, dict[str, Curve]]:
+    """Every curve of a run, by plot and then by line: losses, accuracy, learning rate, speed, diagnostics and so on.
+
+    A plot is named by what its axis shows; a line by its part, codebook or split.
+    """
+    plots: dict[str, dict[str, Curve]] = {"loss": {}}
+    for kind in ("train", "validation"):
+        plots["loss"][kind] = history.curve(kind, lambda record: record.get("loss"))
+        for name in _names(history, kind, "losses"):
+            plots.setdefault(f"loss of {name}", {})[kind] = history.curve(kind, _part("losses", name))
+        for name in _names(history, kind, "accuracy"):
+            plots.setdefault(f"accuracy of {name}", {})[kind] = history.curve(kind, _mean_accuracy(name))
+            plots[f"{kind} accuracy of {name} by codebook"] = {
+                f"codebook {level}": history.curve(kind, _level(name, level))
+                for level in range(_levels(history, kind, name))
+            }
+    for plot, field in {
+        "learning rate": "learning_rate",
+        "gradient norm": "gradient_norm",
+        "audio seconds a second": "audio_seconds_per_second",
+        "share of time waiting for data": "data_wait_share",
+    }.items():
+        plots[plot] = {"train": history.curve("train", lambda record, field=field: record.get(field))}
+    plots |= _diagnostics(history)
+    filled = {plot: {line: curve for line, curve in lines.items() if curve} for plot, lines in plots.items()}
+    return {plot: lines for plot, lines in filled.items() if lines}
+
+
+def _diagnostics(history: RunHistory) -> dict[str, dict[str, Curve]]:
+    """Every number of the diagnostics records (model/training/diagnostics.py): a plot a field, a line a part or layer."""
+    plots: dict[str, dict[str, Curve]] = {}
+    for record in history.of_kind("diagnostics"):
+        for name, value in record.items():
+            for line, number in _parts(value) if name not in ("kind", "step") else ():
+                plots.setdefault(f"diagnostics: {name.replace('_', ' ')}", {}).setdefault(line, []).append(
+                    (record["step"], number)
+                )
+    return plots
+
+
+def _parts(value: Any) -> list[tuple[str, float | None]]:
+    """Lines of one field: by name of a mapping, by place of a list, or one."""
+    if isinstance(value, Mapping):
+        named = [(str(name), part) for name, part in value.items()]
+    elif isinstance(value, list):
+        named = [(f"layer {number}", part) for number, part in enumerate(value)]
+    else:
+        named = [("value", value)]
+    return [(name, part) for name, part in named if part is None or isinstance(part, int | float)]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line, parse_constant=lambda name: None)  # NaN and the infinities
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int)
+    return record if whole else None
+
+
+def _validation(record: Mapping[str, Any]) -> Validation:
+    return Validation(
+        step=record["step"],
+        loss=record.get("loss"),
+        losses=record.get("losses", {}),
+        accuracy=record.get("accuracy", {}),
+    )
+
+
+def _median(records: list[dict[str, Any]], field: str) -> float | None:
+    values = [record[field] for record in records if isinstance(record.get(field), int | float)]
+    return median(values) if values else None
+
+
+def _names(history: RunHistory, kind: str, field: str) -> list[str]:
+    return list(dict.fromkeys(name for record in history.of_kind(kind) for name in record.get(field, {})))
+
+
+def _levels(history: RunHistory, kind: str, name: str) -> int:
+    return max(len(record.get("accuracy", {}).get(name, [])) for record in history.of_kind(kind))
+
+
+def _part(field: str, name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda record: record.get(field, {}).get(name)
+
+
+def _level(name: str, level: int) -> Callable[[Mapping[str, Any]], float | None]:
+    def value(record: Mapping[str, Any]) -> float | None:
+        levels = record.get("accuracy", {}).get(name, [])
+        return levels[level] if level < len(levels) else None
+
+    return value
+
+
+def _mean_accuracy(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def value(record: Mapping[str, Any]) -> float | None:
+        levels = [level for level in record.get("accuracy", {}).get(name, []) if level is not None]
+        return math.fsum(levels) / len(levels) if levels else None
+
+    return value

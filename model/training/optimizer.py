@@ -1,0 +1,99 @@
+"""AdamW (arXiv 1711.05101) with parameter groups."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from mert_foundry.model.transformer.layer import TransformerLayer
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW's settings; the defaults are MERT 95M's. The rate comes from the schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay per step of the gradients' mean and mean square")
+    epsilon: float = Field(1e-6, gt=0.0, description="added to the root of the mean square")
+    weight_decay: float = Field(0.01, ge=0.0, description="times the rate: weight lost per step; not on vectors")
+    gradient_clip: float = Field(10.0, gt=0.0, description="largest 2-norm of the whole gradient")
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters, in groups alike in weight decay and `rate_multiplier`.
+
+    Each step a group's rate is to be set to `rate_multiplier` times the schedule's. The parameters at multiplier 1
+    come first, those with weight decay before those without.
+    """
+    multipliers = _rate_multipliers(model)
+    groups: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {(1.0, False): [], (1.0, True): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((multipliers.get(parameter, 1.0), _is_vector(parameter)), []).append((name, parameter))
+    settings = [
+        {"params": named, "weight_decay": 0.0 if is_vector else config.weight_decay, "rate_multiplier": multiplier}
+        for (multiplier, is_vector), named in groups.items()
+        if named
+    ]
+    fused = next(model.parameters()).is_cuda  # one kernel instead of many; the CPU keeps the plain, exactly repeatable one
+    return torch.optim.AdamW(settings, betas=config.betas, eps=config.epsilon, fused=fused)
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: object) -> None:
+    """Load the moments of a saved state dict; the settings of the groups stay the optimiser's own.
+
+    Raises ValueError naming `source` when the state belongs to parameters of other names or another order, or has no
+    names (as before learning-rate multipliers): moments are stored by place, and would go to the wrong ones.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    if not all("param_names" in group for group in state["param_groups"]):
+        raise ValueError(f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its weights")
+    found, expected = (
+        [name for group in groups for name in group["param_names"]] for groups in (state["param_groups"], own)
+    )
+    if found != expected:
+        place = next((i for i, names in enumerate(zip(found, expected)) if len(set(names)) == 2), len(found))
+        names = [names[place] if place < len(names) else "none" for names in (found, expected)]
+        raise ValueError(f"{source}: moment {place} of the optimiser is {names[0]}'s, here {names[1]}'s")
+    optimizer.load_state_dict({**state, "param_groups": own})
+
+
+def _rate_multipliers(model: nn.Module) -> dict[nn.Parameter, float]:
+    """The multiplier of each parameter within a transformer layer."""
+    return {
+        parameter: module.config.learning_rate_multiplier
+        for module in model.modules()
+        if isinstance(module, TransformerLayer)
+        for parameter in module.parameters()
+    }
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Biases, norm weights, the mask embedding, the weight-norm gain [1, 1, kernel]: one axis longer than 1."""
+    return sum(size > 1 for size in parameter.shape) < 2
+
+
+class ScheduleConfig(BaseModel):
+    """How long training runs and at what rate; the defaults are MERT 95M's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(5e-4, gt=0.0, description="highest rate, reached at the end of the warm-up")
+    warmup_steps: int = Field(32_000, ge=0, description="optimiser steps from rate 0 to the highest")
+    total_steps: int = Field(400_000, ge=1, description="optimiser steps in all; the rate is 0 at the last")
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "ScheduleConfig":
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} is not below total_steps {self.total_steps}")
+        return self
+
+
+def learning_rate(config: ScheduleConfig, step: int) -> float:
+    """Rate of optimiser step `step`, counted from 1."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    left = max(config.total_steps - step, 0) / (config.total_steps - config.warmup_steps)
+    return config.learning_rate * left

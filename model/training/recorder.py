@@ -1,0 +1,113 @@
+"""The records of a run and who gets them: metrics.jsonl and TensorBoard on rank 0, and the caller's `report`."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mert_foundry.model.runs.checkpoint import CheckpointState
+from mert_foundry.model.runs.metrics_log import MetricsLog
+from mert_foundry.model.training.ranks import rank, world_size
+from mert_foundry.model.training.train_step import StepResult
+
+
+class Recorder:
+    """Records of a run: to metrics.jsonl and TensorBoard on rank 0, and to `report`. A context manager."""
+
+    def __init__(self, run_folder: Path, step: int, sample_rate: int, report: Callable[[dict[str, Any]], None]):
+        self._log = MetricsLog(run_folder, step) if rank() == 0 else None
+        self._sample_rate = sample_rate
+        self._report = report
+        self._throughput = Throughput()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def step(self, state: CheckpointState, result: StepResult, rate: float, logged: bool) -> None:
+        """Count a step, and record it when `logged` or when it was skipped, and its diagnostics if it has some."""
+        wait_seconds = float(result.totals["wait"]) / world_size()
+        self._throughput.add(float(result.totals["samples"]) / self._sample_rate, wait_seconds)
+        if not result.finite:
+            loss = result.summary["loss"]
+            self._write(
+                {"kind": "skipped", "step": state.step, "loss": loss, "gradient_norm": result.gradient_norm}
+            )
+        if logged:
+            self._write(
+                {
+                    "kind": "train",
+                    "step": state.step,
+                    **result.summary,
+                    "learning_rate": rate,
+                    "gradient_norm": result.gradient_norm,
+                    **self._throughput.read(),
+                    "skipped_steps": state.skipped_steps,
+                    "position": state.position,
+                }
+            )
+        if result.diagnostics is not None:
+            self._write({"kind": "diagnostics", "step": state.step, **result.diagnostics})
+
+    def has_validation(self, step: int) -> bool:
+        """Whether an earlier start of this run recorded the validation at `step`; rank 0 knows, others say no."""
+        return self._log is not None and self._log.holds("validation", step)
+
+    def validation(self, step: int, summary: dict[str, Any]) -> None:
+        """Record a validation."""
+        self._write({"kind": "validation", "step": step, **summary})
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """Report a checkpoint; it says itself that it is there, so metrics.jsonl does not."""
+        self._report({"kind": "checkpoint", "step": step, "path": str(path)})
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Time spent inside belongs to no training step."""
+        return self._throughput.aside()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(record)
+        self._report(record)
+
+
+class Throughput:
+    """Audio seconds a second, and the share of time spent waiting for data, between two readings.
+
+    `clock` returns seconds; tests give their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._restart()
+
+    def add(self, audio_seconds: float, wait_seconds: float) -> None:
+        """Count one step: audio of all ranks, and the mean wait of a rank."""
+        self._audio_seconds += audio_seconds
+        self._wait_seconds += wait_seconds
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave out time spent on something else than training steps."""
+        begin = self._clock()
+        yield
+        self._begin += self._clock() - begin
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading, which start anew."""
+        elapsed = max(self._clock() - self._begin, 1e-9)
+        rates = {
+            "audio_seconds_per_second": self._audio_seconds / elapsed,
+            "data_wait_share": min(self._wait_seconds / elapsed, 1.0),
+        }
+        self._restart()
+        return rates
+
+    def _restart(self) -> None:
+        self._begin = self._clock()
+        self._audio_seconds = 0.0
+        self._wait_seconds = 0.0

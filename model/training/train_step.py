@@ -1,0 +1,177 @@
+"""One optimiser step over one rank's batch, and the forward pass it shares with validation.
+
+The loss is normalised by the frame counts of all ranks and micro-batches, so its gradient does not depend on how a
+global batch is split. All randomness is seeded at the start of the step, so there is no generator state to keep.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
+from mert_foundry.model.objective.pretrain_model import Codebooks, PretrainModel, count_frames
+from mert_foundry.model.objective.seeding import derive_seed
+from mert_foundry.model.objective.span_mask import MaskConfig, draw_masking
+from mert_foundry.model.objective.target_alignment import align_valid
+from mert_foundry.model.training.device_batch import check_batch, micro_batches, to_device
+from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
+from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
+from mert_foundry.model.training.ranks import rank, sum_across_ranks, world_size
+from mert_foundry.model.transformer.masking import Masking
+
+VALIDATION_STEP = 0  # the step that validation masks are drawn for: training steps count from 1
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What all ranks know after a step.
+
+    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether the
+    optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
+    diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
+    """
+
+    summary: dict[str, Any]
+    gradient_norm: float
+    finite: bool
+    totals: dict[str, Tensor]
+    diagnostics: dict[str, Any] | None
+
+
+class TrainStep:
+    """Moves a model; holds the optimiser and, when there are several ranks, the DDP wrapper."""
+
+    def __init__(
+        self,
+        model: PretrainModel,
+        optimizer: OptimizerConfig,
+        mask: MaskConfig,
+        mixture: MixtureConfig | None,
+        accumulation: int,
+        bfloat16: bool,
+        seed: int,
+        device: torch.device,
+    ):
+        self.model = model
+        self.optimizer = build_optimizer(model, optimizer)
+        self.gradient_clip = optimizer.gradient_clip
+        self.mask = mask
+        self.mixture = mixture
+        self.accumulation = accumulation
+        self.bfloat16 = bfloat16
+        self.seed = seed
+        self.device = device
+        self._parallel = _wrap(model, device)
+
+    def train(
+        self,
+        batch: Mapping[str, Any],
+        step: int,
+        rate: float,
+        extras: Mapping[str, float],
+        diagnosed: bool = False,
+    ) -> StepResult:
+        """Step number `step` (from 1) at learning rate `rate`, on this rank's rows of the global batch.
+
+        All ranks call it together. `extras` are numbers the caller wants summed over ranks in the same exchange.
+        `diagnosed` asks for diagnostics of the gradient, and of the weights after it moved them.
+        A step that is not finite on any rank moves no rank's optimiser. Raises ValueError for a batch that does
+        not fit the model.
+        """
+        torch.manual_seed(derive_seed(self.seed, step, "dropout", rank()))
+        self.model.train()
+        inputs, masking = self._prepare(batch, step)
+        if self.mixture is not None:
+            inputs["audio"] = self._mix(inputs["audio"], batch, step)
+        valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
+        counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
+        sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
+        diagnosed = diagnosed and rank() == 0  # gradients are the same on all ranks
+        diagnostics = {"gradient_norms": gradient_norms(self.model)} if diagnosed else None
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+
+        # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
+        loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
+        broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        samples = float(inputs["audio"].numel())
+        totals = sum_across_ranks({**extras, **sums, "broken": broken, "samples": samples}, self.device)
+        finite = float(totals["broken"]) == 0.0
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["rate_multiplier"]
+            self.optimizer.step()
+            self.model.limit_temperatures()
+        self.optimizer.zero_grad(set_to_none=True)
+        if diagnosed:
+            with self._autocast():
+                diagnostics |= diagnose(self.model, inputs, masking)
+        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics)
+
+    def evaluate(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """This rank's sums over one validation batch (PretrainModel.forward), to be added up by name.
+
+        No dropout, no mixture, all codebooks; masks depend on seed and key only, so that every validation masks alike.
+        """
+        self.model.eval()
+        inputs, masking = self._prepare(batch, VALIDATION_STEP)
+        with torch.no_grad(), self._autocast():
+            return self.model(inputs, masking)
+
+    def _prepare(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
+        """The device form of a batch, and its masks; `valid` stays as long as the targets."""
+        encoder, heads = self.model.encoder, self.model.head_specs
+        num_frames = encoder.num_frames(batch["audio"].shape[1])
+        check_batch(batch, heads, num_frames, encoder.hop)
+        valid = align_valid(batch["valid"], encoder.hop, num_frames).numpy()
+        masking = draw_masking(self.mask, self.seed, step, batch["key"], valid, len(encoder.mask_embedding))
+        return to_device(batch, heads, self.device), masking.to(self.device)
+
+    def _mix(self, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
+        hop = audio.shape[1] // batch["valid"].shape[1]
+        lengths = (batch["valid"].sum(1) * hop).tolist()
+        return mix_batch(audio, lengths, batch["row"].tolist(), self.mixture, self.seed, step)
+
+    def _backward(
+        self,
+        inputs: Mapping[str, Tensor],
+        masking: Masking,
+        codebooks: Codebooks | None,
+        counts: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Gradients of the global loss on every parameter; returns this rank's sums over all micro-batches."""
+        total: dict[str, Tensor] = {}
+        parts = zip(micro_batches(inputs, self.accumulation), masking.split(self.accumulation))
+        for i, (part, masks) in enumerate(parts):
+            with self._synchronised(last=i == self.accumulation - 1):
+                with self._autocast():
+                    sums = self._parallel(part, masks, codebooks)
+                loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
+                # DDP takes the mean over ranks, where the sum is the gradient of the global loss.
+                (loss * world_size()).backward()
+            total = add_by_name(total, sums)
+        return total
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
+        """DDP exchanges gradients on the last micro-batch only."""
+        exchanges = last or not isinstance(self._parallel, DistributedDataParallel)
+        return contextlib.nullcontext() if exchanges else self._parallel.no_sync()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+
+def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:
+    if world_size() == 1:
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def add_by_name(total: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of two batches, without graph; an empty `total` counts as zeros."""
+    return {name: total.get(name, 0) + value.detach() for name, value in part.items()}

@@ -1,0 +1,259 @@
+"""The training loop over any iterable of (batch, position): steps, validation, checkpoints, resume.
+
+`train` is called by every rank with its own slice of each global batch; torch.distributed is used when it is
+initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
+the same number of ranks, its losses are bit for bit the same.
+
+Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so that a validation that
+fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
+metrics.jsonl does not hold it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from mert_foundry.model.objective.mixture import MixtureConfig
+from mert_foundry.model.objective.pretrain_model import PretrainModel
+from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.runs.checkpoint import (
+    CheckpointState,
+    check_weights,
+    checkpoint_step,
+    latest_checkpoint,
+    load_optimizer_state,
+    load_state,
+    load_weights,
+    save_checkpoint,
+)
+from mert_foundry.model.runs.publish import remove_leftovers
+from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig, learning_rate, restore_moments
+from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
+from mert_foundry.model.training.recorder import Recorder
+from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
+
+Batch = dict[str, Any]
+Position = Any
+Stream = Callable[[Position | None], Iterator[tuple[Batch, Position]]]
+Validation = Callable[[], Iterable[Batch]]
+
+
+class TrainerConfig(BaseModel):
+    """How a model is trained; the defaults are MERT 95M's where the paper has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and gradient clipping")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate and length of training")
+    mask: MaskConfig = Field(MaskConfig(), description="span masks")
+    mixture: MixtureConfig | None = Field(MixtureConfig(), description="in-batch noise mixture; null for none")
+    accumulation: int = Field(1, ge=1, description="micro-batches into which a rank's batch is split")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="forward arithmetic; auto: bf16 on GPUs that have it"
+    )
+    log_every: int = Field(50, ge=1, description="steps between training records")
+    validate_every: int = Field(5_000, ge=1, description="steps between validations")
+    diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
+    checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
+    max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended: done, or stopped on request; after `step` steps; the last validation if any was made."""
+
+    status: Literal["done", "stopped"]
+    step: int
+    checkpoint: Path
+    validation: dict[str, Any] | None
+
+
+def train(
+    model: PretrainModel,
+    stream: Stream,
+    validation: Validation | None,
+    config: TrainerConfig,
+    run_folder: Path,
+    run_config: dict[str, Any],
+    seed: int,
+    sample_rate: int,
+    device: torch.device,
+    stop: Callable[[], bool],
+    report: Callable[[dict[str, Any]], None],
+) -> TrainResult:
+    """Train to `config.schedule.total_steps`, from the newest whole checkpoint in `run_folder` if there is one.
+
+    Args:
+        model: on any device; it is moved to `device`.
+        stream: position or None -> iterator of (batch, position after it), this rank's rows; batches as
+            in model/training/device_batch.py. The position of rank 0 is stored, unread, as JSON.
+        validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
+            numbers of them. None: no validation.
+        run_config: the resolved config, saved with each checkpoint.
+        sample_rate: of the audio, Hz; for throughput only.
+        stop: polled once a step; when any rank says True, all write a checkpoint and return.
+        report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
+            `resume` events, which are not.
+
+    Raises ValueError when the checkpoint does not fit the model or the seed, when the stream ends early or gives
+    a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
+    """
+    trainee = TrainStep(
+        model.to(device),
+        config.optimizer,
+        config.mask,
+        config.mixture,
+        config.accumulation,
+        use_bfloat16(config.precision, device),
+        seed,
+        device,
+    )
+    report = report if rank() == 0 else _ignore
+    checkpoints = Path(run_folder) / "checkpoints"
+    state, checkpoint = _resume(trainee, checkpoints, seed, report)
+    validated = None
+    total_steps = config.schedule.total_steps
+
+    def validates(step: int) -> bool:
+        return validation is not None and (step == total_steps or step % config.validate_every == 0)
+
+    # A run that starts anew forgets its validation at step 0 too.
+    known_until = state.step if checkpoint is not None else -1
+    with Recorder(Path(run_folder), known_until, sample_rate, report) as recorder:
+        if validates(state.step) and not agree_on_rank_zero(recorder.has_validation(state.step), device):
+            validated = _validate(trainee, validation, state.step, recorder)
+        batches = stream(state.position) if state.step < total_steps else iter(())
+        while state.step < total_steps:
+            batch, position, wait = _next_batch(batches, state.step, total_steps)
+            rate = learning_rate(config.schedule, state.step + 1)
+            diagnosed = config.diagnostics_every is not None and (state.step + 1) % config.diagnostics_every == 0
+            result = trainee.train(batch, state.step + 1, rate, {"stop": float(stop()), "wait": wait}, diagnosed)
+            state = _advance(state, position, result)
+            stopping, done = bool(result.totals["stop"]), state.step == total_steps
+
+            recorder.step(state, result, rate, logged=done or state.step % config.log_every == 0)
+            _stop_if_broken(state, config.max_consecutive_skips)
+            if stopping or done or state.step % config.checkpoint_every == 0:
+                checkpoint = _save(trainee, checkpoints, state, run_config, config.keep_checkpoints, recorder)
+            if stopping and not done:
+                return TrainResult("stopped", state.step, checkpoint, validated)
+            if validates(state.step):
+                validated = _validate(trainee, validation, state.step, recorder)
+    return TrainResult("done", state.step, checkpoint, validated)
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether the forward pass runs under bf16 autocast: as told, or where the GPU has it for `auto`."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def _resume(
+    trainee: TrainStep, checkpoints: Path, seed: int, report: Callable[[dict[str, Any]], None]
+) -> tuple[CheckpointState, Path | None]:
+    """Load the newest whole checkpoint, the same on all ranks; or the state of a run not yet begun."""
+    step = _agree_on_step(checkpoints, trainee.device, report)
+    if step < 0:
+        return CheckpointState(step=0, position=None, seed=seed, world_size=world_size()), None
+    path = checkpoints / f"step_{step}"
+    state = load_state(path)
+    if state.seed != seed:
+        raise ValueError(f"{path}: seed is {state.seed} in the checkpoint but {seed} in this run")
+    weights = load_weights(path)
+    check_weights(trainee.model.state_dict(), weights, path)
+    trainee.model.load_state_dict(weights)
+    # The moments are the checkpoint's; the settings are this run's, which may have changed.
+    restore_moments(trainee.optimizer, load_optimizer_state(path), path)
+    report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
+    return dataclasses.replace(state, world_size=world_size()), path
+
+
+def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[dict[str, Any]], None]) -> int:
+    """Rank 0 looks and cleans up; all take its word: the step of the newest whole checkpoint, or -1."""
+    step = -1
+    if rank() == 0:
+        remove_leftovers(checkpoints)
+        path, faults = latest_checkpoint(checkpoints)
+        for fault in faults:
+            report({"kind": "torn_checkpoint", "fault": fault})
+        step = -1 if path is None else checkpoint_step(path)
+    return agree_on_rank_zero(step, device)
+
+
+def _next_batch(
+    batches: Iterator[tuple[Batch, Position]], step: int, total_steps: int
+) -> tuple[Batch, Position, float]:
+    """The next batch, the position after it, and the seconds spent waiting for it."""
+    begin = time.perf_counter()
+    try:
+        batch, position = next(batches)
+    except StopIteration:
+        raise ValueError(f"the stream ended after step {step}, before total_steps {total_steps}") from None
+    return batch, position, time.perf_counter() - begin
+
+
+def _advance(state: CheckpointState, position: Position, result: StepResult) -> CheckpointState:
+    """A skipped step has used its batch and its number, so the schedule and the stream go on."""
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        position=position,
+        skipped_steps=state.skipped_steps + (not result.finite),
+        consecutive_skips=0 if result.finite else state.consecutive_skips + 1,
+    )
+
+
+def _stop_if_broken(state: CheckpointState, limit: int) -> None:
+    if state.consecutive_skips >= limit:
+        raise FloatingPointError(
+            f"step {state.step}: loss or gradient was not finite for {state.consecutive_skips} steps in a row, "
+            f"max_consecutive_skips is {limit}"
+        )
+
+
+def _validate(trainee: TrainStep, validation: Validation, step: int, recorder: Recorder) -> dict[str, Any]:
+    """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded.
+
+    Raises ValueError when no rank has a batch.
+    """
+    with recorder.aside():
+        sums = trainee.model.zero_sums()
+        for batch in validation():
+            sums = add_by_name(sums, trainee.evaluate(batch))
+        totals = sum_across_ranks(sums, trainee.device)
+        if float(totals["masked_frames"]) == 0.0:
+            raise ValueError("the validation stream gave no batch on any rank")
+        summary = trainee.model.summarise(totals)
+    recorder.validation(step, summary)
+    return summary
+
+
+def _save(
+    trainee: TrainStep,
+    checkpoints: Path,
+    state: CheckpointState,
+    run_config: dict[str, Any],
+    keep: int,
+    recorder: Recorder,
+) -> Path:
+    """Rank 0 publishes a checkpoint; no rank goes on before it is there."""
+    with recorder.aside():
+        if rank() == 0:
+            weights, optimizer_state = trainee.model.state_dict(), trainee.optimizer.state_dict()
+            save_checkpoint(checkpoints, state, weights, optimizer_state, run_config, keep)
+        wait_for_all()
+    path = checkpoints / f"step_{state.step}"
+    recorder.checkpoint(state.step, path)
+    return path
+
+
+def _ignore(record: dict[str, Any]) -> None:
+    """Ranks above 0 report nothing."""

@@ -1,0 +1,1 @@
+"""From frames to hidden states, each layer by its own settings."""

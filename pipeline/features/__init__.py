@@ -1,0 +1,1 @@
+"""From tracks to rows of a feature store, part by part."""

@@ -1,0 +1,171 @@
+"""What of a feature store is already there: its root, finished parts, and stores of another kind or description."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from mert_foundry.pipeline.features.plan import StoreLayout
+from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage.documents import Document, json_bytes
+from mert_foundry.pipeline.storage.folder_kinds import FEATURES, check_output
+
+SCHEMA_VERSION = 1
+KIND = "mert-features"
+PARTS = "parts"
+ROOT = FEATURES.marker
+THREADS = 16  # that wait for an object store
+# What the root's attributes say of the state of the store; the others say what it is.
+STATE = ("complete", "dropped", "coordinates")
+
+
+class PartRecord(Document):
+    """What a finished part wrote."""
+
+    schema_version: Literal[SCHEMA_VERSION] = Field(description="Form of this record")
+    part: int = Field(ge=0, description="Number of the part")
+    store: str = Field(description="SHA-256 of what the store is: `description_digest`")
+    files: dict[str, tuple[int, str]] = Field(description="Files by place in the store: bytes, SHA-256")
+    dropped: dict[str, str] = Field(description="Tracks that could not be used, by key: reason and detail")
+    backend: dict[str, JsonValue] = Field(description="What computed it; never read by this project's code")
+
+
+def description_digest(description: Mapping[str, Any]) -> str:
+    """SHA-256 of the attributes that say what a store is."""
+    return hashlib.sha256(json_bytes(dict(description))).hexdigest()
+
+
+def refuse_other_folder(location: str) -> None:
+    """Raise FolderError or ValueError when something is there that is no feature store; writes nothing."""
+    _read_root(location)
+
+
+def prepare_store(location: str, description: Mapping[str, Any], replace: bool) -> None:
+    """Make the store, or find that what is there goes on as it stands. One process at a time.
+
+    Args:
+        location: local path or fsspec URL.
+        description: the attributes that say what the store is, as JSON has them.
+        replace: throw away a store made with another description.
+
+    Raises:
+        FolderError: a folder of another kind.
+        ValueError: without `replace`, a store of another description, naming the first key with both values; a
+            folder that is no feature store.
+    """
+    found = _read_root(location)
+    if storage.is_local(location):
+        for leftover in storage.local_path(location).rglob(".*.tmp"):  # of killed writers
+            leftover.unlink()
+    if found is None:
+        _publish_root(location, {**description, "complete": False})
+        return
+    before = {key: value for key, value in found.items() if key not in STATE}
+    difference = _first_difference(before, dict(description))
+    if difference is None:
+        return
+    if not replace:
+        raise ValueError(f"{location}: made with {difference}; replace=true throws it away")
+    # While it is being taken apart it still says what it was, so that a kill leaves nothing that looks new.
+    _publish_root(location, {**before, "complete": False})
+    _remove_content(location)
+    _publish_root(location, {**description, "complete": False})
+
+
+def reopen_store(location: str, description: Mapping[str, Any]) -> None:
+    """Say that parts are missing, before they are made again."""
+    _publish_root(location, {**description, "complete": False})
+
+
+def is_complete(location: str) -> bool:
+    """Whether the store is there and finished."""
+    found = _read_root(location)
+    return found is not None and found["complete"]
+
+
+def find_finished(location: str, layout: StoreLayout, digest: str) -> dict[int, PartRecord]:
+    """Records, by part, of this store (`digest` is its description's) whose files are there in the recorded size."""
+    def load(number: int) -> PartRecord | None:
+        record = _load_record(location, number)
+        return record if record is not None and record.store == digest and _has_files(location, record) else None
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        records = threads.map(load, range(layout.num_parts))
+        return {record.part: record for record in records if record is not None}
+
+
+def _publish_root(location: str, attributes: Mapping[str, Any]) -> None:
+    content = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    storage.publish_bytes(storage.join(location, ROOT), json.dumps(content, indent=2).encode())
+
+
+def _read_root(location: str) -> dict[str, Any] | None:
+    """The attributes of the store; None when there is nothing at all. Raises ValueError when it is something else,
+    FolderError when that is another kind of folder.
+    """
+    try:
+        content = storage.read_bytes(storage.join(location, ROOT))
+    except FileNotFoundError:
+        check_output(location, FEATURES)
+        if others := [name for name in _list_entries(location) if name != PARTS and not name.startswith(".")]:
+            raise ValueError(f"{location}: a folder with {others[0]} in it and no {ROOT}, not a feature store") from None
+        return None
+    try:
+        attributes = json.loads(content)["attributes"]
+        if attributes["kind"] != KIND or attributes["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"{attributes['kind']} of schema version {attributes['schema_version']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{location}/{ROOT}: not {KIND} of schema version {SCHEMA_VERSION} ({error})") from error
+    return attributes
+
+
+def _list_entries(location: str) -> list[str]:
+    """Sorted names of files and folders right in a location; none when it does not exist."""
+    filesystem, path = storage.open_filesystem(location)
+    entries = filesystem.ls(path, detail=False) if filesystem.isdir(path) else []
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+
+def _remove_content(location: str) -> None:
+    """Remove all of a store but its root and the folder of records."""
+    for name in storage.list_names(storage.join(location, PARTS)):
+        if name.endswith(".json"):
+            storage.remove(storage.join(location, PARTS, name))
+    filesystem, path = storage.open_filesystem(location)
+    for name in _list_entries(location):
+        if name not in (ROOT, PARTS):
+            filesystem.rm(storage.join(path, name), recursive=True)
+
+
+def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    """`key value, now value` of the first key that differs, dotted; None when all are alike."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if inner := _first_difference(old, new, f"{prefix}{key}."):
+                return inner
+        elif old != new:
+            return f"{prefix}{key} {old!r}, now it is {new!r}"
+    return None
+
+
+def _record_location(location: str, number: int) -> str:
+    return storage.join(location, PARTS, f"{number:06d}.json")
+
+
+def _load_record(location: str, number: int) -> PartRecord | None:
+    """The record of a part; None when there is none that can be read."""
+    try:
+        return PartRecord.model_validate_json(storage.read_bytes(_record_location(location, number)))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _has_files(location: str, record: PartRecord) -> bool:
+    try:
+        return all(storage.size(storage.join(location, place)) == size for place, (size, _) in record.files.items())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,80 @@
+"""Hidden states of windows, as they come, into the rows of a part: every frame, or pooled over a track."""
+
+from typing import Protocol
+
+import numpy as np
+
+from mert_foundry.pipeline.features.plan import Part, Piece, StoreLayout
+
+
+class PartRows(Protocol):
+    """Takes the states of a part's pieces, in any order of pieces, and gives the part's arrays."""
+
+    def add(self, piece: Piece, first_frame: int, states: np.ndarray) -> None:
+        """Frames of the piece's track from `first_frame` on: float32 `[n, layers, dim]`, none twice."""
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """The arrays by name; rows that got nothing are NaN."""
+
+
+def part_rows(part: Part, layout: StoreLayout) -> PartRows:
+    """What fits the layout."""
+    return FrameRows(part, layout) if layout.row == "frame" else PooledRows(part, layout)
+
+
+class FrameRows:
+    """Every frame is a row; frames of the track outside the piece are left out."""
+
+    def __init__(self, part: Part, layout: StoreLayout):
+        self._arrays = layout.empty_part(part.rows)
+        (self._values,) = self._arrays.values()
+
+    def add(self, piece: Piece, first_frame: int, states: np.ndarray) -> None:
+        skipped = max(0, piece.start - first_frame)
+        states = states[skipped : piece.stop - first_frame]
+        row = piece.row + first_frame + skipped - piece.start
+        self._values[row : row + len(states)] = stored(states, self._values.dtype, piece.track.key)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        return self._arrays
+
+
+class PooledRows:
+    """A track is a row: mean, and if asked for standard deviation, over its frames, summed up in float64."""
+
+    def __init__(self, part: Part, layout: StoreLayout):
+        self._part = part
+        self._layout = layout
+        shape = (part.rows, len(layout.layers), layout.width)
+        self._sums, self._squares = np.zeros(shape), np.zeros(shape)
+        self._counts = np.zeros((part.rows, 1, 1))
+
+    def add(self, piece: Piece, first_frame: int, states: np.ndarray) -> None:
+        states = states.astype(np.float64)
+        self._sums[piece.row] += states.sum(axis=0)
+        self._squares[piece.row] += np.square(states).sum(axis=0)
+        self._counts[piece.row] += len(states)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        with np.errstate(invalid="ignore"):  # 0 / 0 of a track without frames
+            mean = self._sums / self._counts
+            deviation = np.sqrt(np.maximum(self._squares / self._counts - np.square(mean), 0.0))
+        pooled = {"mean": mean, "deviation": deviation}
+        arrays = self._layout.empty_part(self._part.rows)
+        for piece in self._part.pieces:
+            for name, values in arrays.items():
+                if self._counts[piece.row]:
+                    values[piece.row] = stored(pooled[name][piece.row], values.dtype, piece.track.key)
+        return arrays
+
+
+def stored(values: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
+    """Values in the type of the store. Raises ValueError when one is not finite, or too large for it."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        largest = np.abs(values).max()
+        if np.isfinite(largest):
+            raise ValueError(f"{key}: a feature of {largest:.6g}, {dtype} ends at {np.finfo(dtype).max:.6g}; use dtype=float32")
+        raise ValueError(f"{key}: the model gives features that are not finite")
+    return cast

@@ -1,0 +1,1 @@
+"""Weights for a teacher: training a codec, fitting centroids."""

@@ -1,0 +1,1 @@
+"""Any folder in numbers, for people and for plots."""

@@ -1,0 +1,210 @@
+"""One example of a shard set by its key: found in the records, read by byte ranges, checked, described, exported."""
+
+import io
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from pydantic import BaseModel, ConfigDict, Field
+
+from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
+from mert_foundry.pipeline.shards.format import (
+    Example,
+    SegmentInfo,
+    decode_array,
+    decode_example,
+    decode_flac,
+    member_suffixes,
+)
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
+from mert_foundry.pipeline.shards.record import ExampleEntry
+from mert_foundry.pipeline.storage import files as storage
+
+FIRST_VALUES = 8
+READERS = 8
+
+
+class Place(NamedTuple):
+    """Where an example lies: its shard and its line in the shard's record."""
+
+    shard: ShardEntry
+    example: ExampleEntry
+
+
+class MemberSummary(BaseModel):
+    """One member of an example."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Member name without the key")
+    offset: int = Field(description="Of the data in the tar, bytes")
+    bytes: int = Field(description="Size")
+    crc32: int = Field(description="CRC-32 of the data")
+    dtype: str | None = Field(default=None, description="NumPy dtype of the decoded array; null for json")
+    shape: list[int] | None = Field(default=None, description="Shape of the decoded array")
+    unit: str | None = Field(default=None, description="What the numbers are")
+    minimum: float | None = Field(default=None, description="Smallest value; of a companded target, expanded")
+    maximum: float | None = Field(default=None, description="Largest value")
+    mean: float | None = Field(default=None, description="Mean")
+    distinct: list[int] | None = Field(default=None, description="Different codes of each codebook, if discrete")
+    first: list[float] | list[list[float]] | None = Field(
+        default=None, description="First values, by codebook or frame"
+    )
+
+
+class ExampleSummary(BaseModel):
+    """What `mert inspect SHARD_FOLDER --example KEY --json` prints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(default="example", description="What this is")
+    key: str = Field(description="Example key")
+    shard: str = Field(description="File name of the tar")
+    seconds: float = Field(description="Audio seconds")
+    info: SegmentInfo = Field(description="Content of {key}.json")
+    members: list[MemberSummary] = Field(description="In the order of the tar")
+
+
+def find_examples(folder: str, shards: Iterable[ShardEntry], keys: Iterable[str]) -> list[Place]:
+    """Where the examples `keys` lie, in that order. Raises ValueError naming the first key that no shard has."""
+    shards, wanted = list(shards), list(dict.fromkeys(keys))
+    found: dict[str, Place] = {}
+    with ThreadPoolExecutor(READERS) as threads:
+        records = threads.map(lambda shard: load_listed_record(folder, shard), shards)
+        for shard, record in zip(shards, records, strict=True):
+            found |= {entry.key: Place(shard, entry) for entry in record.members if entry.key in wanted}
+            if len(found) == len(wanted):
+                records.close()  # the records that were not asked for yet stay unread
+                break
+    for key in wanted:
+        if key not in found:
+            raise ValueError(
+                f"{folder}: no example {key!r} in {len(shards)} shards; --shard NAME lists the keys of one"
+            )
+    return [found[key] for key in wanted]
+
+
+def read_example(folder: str, index: ShardIndex, place: Place) -> tuple[Example, dict[str, bytes]]:
+    """The example and its members' bytes, read by ranges and checked against record and format.
+
+    Raises:
+        OSError: no tar, or the storage failed.
+        ValueError: a short or damaged member; names shard, key, member and both values.
+    """
+    members = read_members(folder, place, member_suffixes(index.targets, index.audio_member))
+    return decode_example(place.example.key, members, index.targets, index.audio_member), members
+
+
+def read_audio(folder: str, index: ShardIndex, place: Place) -> np.ndarray:
+    """The audio of an example, int16 `[T]`, without its targets. Raises as `read_example`."""
+    data = read_members(folder, place, [index.audio_member])[index.audio_member]
+    return _decode_audio(f"{place.example.key}.{index.audio_member}", data, HOP * place.example.num_frames)
+
+
+def read_members(folder: str, place: Place, suffixes: list[str]) -> dict[str, bytes]:
+    """The bytes of some members, read by ranges and checked against the record. Raises as `read_example`."""
+    missing = [suffix for suffix in suffixes if suffix not in place.example.members]
+    if missing:
+        raise ValueError(f"{place.shard.record}: {place.example.key} has no member {missing[0]}")
+    spans = [place.example.members[suffix] for suffix in suffixes]
+    for suffix, (offset, size, _) in zip(suffixes, spans, strict=True):
+        if not 0 <= offset <= offset + size <= place.shard.filesize:
+            raise ValueError(
+                f"{place.shard.record}: {place.example.key}.{suffix} at {offset}, {size} bytes, of a tar of"
+                f" {place.shard.filesize}"
+            )
+    filesystem, path = storage.open_filesystem(storage.join(folder, place.shard.url))
+    contents = filesystem.cat_ranges(
+        [path] * len(spans),
+        [offset for offset, _, _ in spans],
+        [offset + size for offset, size, _ in spans],
+        on_error="raise",
+    )
+    members = dict(zip(suffixes, map(bytes, contents), strict=True))
+    for suffix, (_, size, checksum) in zip(suffixes, spans, strict=True):
+        name = f"{place.shard.url}: {place.example.key}.{suffix}"
+        if len(members[suffix]) != size:
+            raise ValueError(f"{name}: {len(members[suffix])} bytes there, its record says {size}")
+        if zlib.crc32(members[suffix]) != checksum:
+            raise ValueError(f"{name}: CRC-32 {zlib.crc32(members[suffix])}, its record says {checksum}")
+    return members
+
+
+def summarise_example(index: ShardIndex, place: Place, example: Example) -> ExampleSummary:
+    """Members with shapes, dtypes, ranges and first values."""
+    arrays = {f"{spec.name}.npy": example.targets[spec.name] for spec in index.targets}
+    arrays[index.audio_member] = example.audio
+    specs = {f"{spec.name}.npy": spec for spec in index.targets}
+    summaries = []
+    for suffix, (offset, size, checksum) in sorted(place.example.members.items()):
+        described = _describe(arrays[suffix], specs.get(suffix)) if suffix in arrays else {}
+        summaries.append(MemberSummary(name=suffix, offset=offset, bytes=size, crc32=checksum, **described))
+    return ExampleSummary(
+        key=example.key,
+        shard=place.shard.url,
+        seconds=example.info.num_samples / SAMPLE_RATE,
+        info=example.info,
+        members=summaries,
+    )
+
+
+def _describe(array: np.ndarray, spec) -> dict:
+    if spec is None:
+        values, unit = array.astype(np.float64), "16-bit samples"
+    elif spec.kind == "discrete":
+        values, unit = array.astype(np.float64), f"codes of {spec.codebook_size}"
+    else:
+        values, unit = spec.values(array), "expanded from levels" if spec.companding else "values"
+    first = values[:, :FIRST_VALUES] if values.ndim > 1 and spec.kind == "discrete" else values[:FIRST_VALUES]
+    if spec is not None and spec.kind == "continuous":
+        first = values[:2, :FIRST_VALUES]
+    return {
+        "dtype": str(array.dtype.newbyteorder("=")),
+        "shape": list(array.shape),
+        "unit": unit,
+        "minimum": values.min(),
+        "maximum": values.max(),
+        "mean": values.mean(),
+        "distinct": [len(np.unique(level)) for level in array] if spec and spec.kind == "discrete" else None,
+        "first": first.tolist(),
+    }
+
+
+def export_example(example: Example, members: dict[str, bytes], out: Path) -> list[Path]:
+    """Write `{key}.flac` or `.wav`, `{key}.{target}.npy` and `{key}.json` into the folder `out`.
+
+    Members are written as they are stored, but for PCM, which becomes a WAV file. Nothing is overwritten.
+
+    Raises:
+        FileExistsError: a file of that name is there; then none is written.
+    """
+    contents = {f"{example.key}.{suffix}": data for suffix, data in members.items() if suffix != "pcm.npy"}
+    if "pcm.npy" in members:
+        contents[f"{example.key}.wav"] = _wav(example.audio)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / name for name in sorted(contents)]
+    for path in paths:
+        # Keys and target names have no slash and no dot of their own, so this holds unless the format changes.
+        assert path.parent == out and path.name in contents
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(f"{path}: is already there; nothing was written")
+    for path in paths:
+        with open(path, "xb") as file:
+            file.write(contents[path.name])
+    return paths
+
+
+def _decode_audio(name: str, data: bytes, num_samples: int) -> np.ndarray:
+    if name.endswith(".flac"):
+        return decode_flac(name, data, num_samples, 0, num_samples)
+    return decode_array(name, data, "int16", (num_samples,))
+
+
+def _wav(audio: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, audio, SAMPLE_RATE, "PCM_16", format="WAV")
+    return stream.getvalue()

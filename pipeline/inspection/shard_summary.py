@@ -1,0 +1,147 @@
+"""What a shard set holds, told from index.json and the shards' records alone: no tar is opened.
+
+Totals, statistics and drops are those of the index. Lengths, dropped tracks and segments, and the use of every code
+come from the records; of a very large set an even share of the records is read, and `records_read` says how many.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field, JsonValue
+
+from mert_foundry.pipeline.frames import FRAME_RATE
+from mert_foundry.pipeline.inspection.spread import Spread, spread
+from mert_foundry.pipeline.shards.companding import Companding
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_index, load_records
+from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, ShardRecord
+from mert_foundry.pipeline.shards.statistics import Partial, Summary, empty, merge
+from mert_foundry.pipeline.storage.documents import Document
+
+MOST_RECORDS = 2000
+
+
+class SplitSummary(Document):
+    """One split."""
+
+    shards: int = Field(description="Number of shards")
+    examples: int = Field(description="Number of examples")
+    hours: float = Field(description="Audio hours")
+    bytes: int = Field(description="Bytes of all tars")
+    bytes_per_second: float = Field(description="Bytes of tar per audio second")
+
+
+class TargetSummary(Document):
+    """One target: what it is, who made it, what its values do."""
+
+    name: str = Field(description="Member name: {key}.{name}.npy")
+    kind: str = Field(description="discrete or continuous")
+    dtype: str = Field(description="NumPy dtype in the shard")
+    frame_rate: int = Field(description="Frames a second")
+    size: int = Field(description="Codebooks (discrete) or bins (continuous)")
+    codebook_size: int | None = Field(description="Entries per codebook; none if continuous")
+    companding: Companding | None = Field(default=None, description="What the levels of a uint8 target mean; none otherwise")
+    teacher: dict[str, JsonValue] = Field(description="Settings of the teacher")
+    fingerprint: str = Field(description="SHA-256 over the teacher's weights and settings")
+    statistics: Summary = Field(description="Usage (0 to 1) and perplexity by codebook, or mean and deviation by bin")
+
+
+class ShardSummary(Document):
+    """What `mert inspect SHARD_FOLDER --json` prints."""
+
+    kind: str = Field(default="shards", description="What the location is")
+    location: str = Field(description="Shard folder")
+    name: str = Field(description="Name of the set")
+    index_sha256: str = Field(description="SHA-256 of index.json; names the set down to the last byte")
+    manifest_sha256: str = Field(description="SHA-256 of the manifest it was made from")
+    sample_rate: int = Field(description="Hz")
+    hop: int = Field(description="Samples per target frame")
+    segment_seconds: float = Field(description="Length of a whole segment, seconds")
+    audio_member: str = Field(description="How audio is stored")
+    splits: dict[str, SplitSummary] = Field(description="By split")
+    targets: list[TargetSummary] = Field(description="The targets of every example")
+    records: int = Field(description="Shards, and so records, in the set")
+    records_read: int = Field(description="Records read for what follows: all, or an even share of a very large set")
+    tracks: int = Field(description="Tracks with an example, in the records read")
+    example_seconds: Spread | None = Field(description="Lengths of examples, seconds, in the records read")
+    track_seconds: Spread | None = Field(description="Lengths of tracks, seconds, in the records read")
+    dropped: dict[str, int] = Field(description="Segments dropped by the labellers, by reason, in the whole set")
+    dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the records read")
+    dropped_segments: list[DroppedSegment] = Field(description="Every segment dropped of other tracks, in the records read")
+    rejected: dict[str, int] | None = Field(
+        description="Files rejected by the manifest, by reason; null when no manifest was named"
+    )
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard folder, with the records read: what the summary and the plots are made from.
+
+    `example_seconds` and `track_seconds` float64 `[n]`; `partials` sums per target over the records read.
+    """
+
+    folder: str
+    index: ShardIndex
+    records: list[ShardRecord]
+    example_seconds: np.ndarray
+    track_seconds: np.ndarray
+    partials: dict[str, Partial]
+
+
+def load_shard_set(folder: str) -> ShardSet:
+    """Read index and records. Raises as `load_index` and `load_listed_record`."""
+    index = load_index(folder)
+    records = load_records(folder, evenly(index.shardlist, MOST_RECORDS))
+    partials = {spec.name: empty(spec) for spec in index.targets}
+    for record in records:
+        partials = {name: merge(partial, record.statistics[name]) for name, partial in partials.items()}
+    return ShardSet(
+        folder=folder,
+        index=index,
+        records=records,
+        example_seconds=np.array([entry.num_frames for record in records for entry in record.members]) / FRAME_RATE,
+        track_seconds=np.array([frames for record in records for frames in record.track_frames().values()]) / FRAME_RATE,
+        partials=partials,
+    )
+
+
+def evenly(entries: Sequence[ShardEntry], most: int) -> list[ShardEntry]:
+    """All entries, or `most` of them at even distances."""
+    if len(entries) <= most:
+        return list(entries)
+    return [entries[number * len(entries) // most] for number in range(most)]
+
+
+def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = None) -> ShardSummary:
+    """The summary of a set that was read; `rejected` counts the files that its manifest left out, by reason."""
+    index = shard_set.index
+    return ShardSummary(
+        location=shard_set.folder,
+        name=index.name,
+        index_sha256=index.digest(),
+        manifest_sha256=index.manifest_sha256,
+        sample_rate=index.sample_rate,
+        hop=index.hop,
+        segment_seconds=index.segment_seconds,
+        audio_member=index.audio_member,
+        splits={
+            split: SplitSummary(
+                shards=totals.shards,
+                examples=totals.examples,
+                hours=totals.seconds / 3600,
+                bytes=totals.bytes,
+                bytes_per_second=totals.bytes / totals.seconds if totals.seconds else 0.0,
+            )
+            for split, totals in index.totals.items()
+        },
+        targets=[TargetSummary(**spec.model_dump(), statistics=index.statistics[spec.name]) for spec in index.targets],
+        records=len(index.shardlist),
+        records_read=len(shard_set.records),
+        tracks=len(shard_set.track_seconds),
+        example_seconds=spread(shard_set.example_seconds),
+        track_seconds=spread(shard_set.track_seconds),
+        dropped=dict(sorted(index.dropped.items())),
+        dropped_tracks=[drop for record in shard_set.records for drop in record.dropped_tracks],
+        dropped_segments=[drop for record in shard_set.records for drop in record.dropped_segments],
+        rejected=rejected,
+    )

@@ -1,0 +1,1 @@
+"""From manifest rows to published shards: plan, resume, label, verify, recompute."""

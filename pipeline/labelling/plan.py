@@ -1,0 +1,92 @@
+"""Manifest to shard tasks: which tracks go into which shard. Same manifest and settings, same plan."""
+
+import hashlib
+import json
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mert_foundry.pipeline.audio.pcm import SILENCE_DBFS
+from mert_foundry.pipeline.frames import (
+    AUDIO_VERSION,
+    resampled_length,
+    seconds_to_frames,
+    segment_lengths,
+    whole_frames,
+)
+from mert_foundry.pipeline.manifest.rows import Manifest, Track
+from mert_foundry.pipeline.shards.format import AudioMember
+
+
+class SegmentConfig(BaseModel):
+    """How tracks are cut and grouped into shards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    segment_seconds: float = Field(default=30.0, gt=0, description="Length of an example, seconds")
+    shortest_seconds: float = Field(
+        default=5.0, gt=0, description="A shorter rest of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds"
+    )
+    examples_per_shard: int = Field(default=128, gt=0, description="A shard is full from here on; tracks stay whole")
+    drop_silent: bool = Field(
+        default=True, description=f"Drop segments that are silent (peak below {SILENCE_DBFS:g} dB full scale) though their track is not"
+    )
+    audio: AudioMember = Field(default="flac", description="How audio is stored: flac, or pcm.npy for speed")
+
+
+class ShardTask(BaseModel):
+    """The unit of labelling: the tracks of one shard, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Shard name, {split}-{nnnnnn}")
+    tracks: list[Track] = Field(description="Tracks in the order of the shard")
+    config: SegmentConfig = Field(description="How tracks are cut")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides the shard's examples, except the teachers."""
+        tracks = [(track.key, track.audio_sha256, track.sample_rate, track.num_samples) for track in self.tracks]
+        content = {"audio_version": AUDIO_VERSION, "name": self.name, "tracks": tracks, "config": self.config.model_dump(exclude={"examples_per_shard"})}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def seconds(self) -> float:
+        """Audio seconds of all tracks."""
+        return sum(track.seconds for track in self.tracks)
+
+
+def plan_shards(manifest: Manifest, config: SegmentConfig) -> list[ShardTask]:
+    """Shards of every split, each of whole tracks, in an order that mixes folders."""
+    tasks = []
+    for split in sorted({track.split for track in manifest.tracks}):
+        tracks = sorted((track for track in manifest.tracks if track.split == split), key=_mixing_order)
+        for number, members in enumerate(_fill(tracks, config)):
+            tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config))
+    return tasks
+
+
+def planned_segments(track: Track, config: SegmentConfig) -> list[int]:
+    """Frames of each segment the track will give; none when it is shorter than the shortest segment."""
+    frames = whole_frames(resampled_length(track.num_samples, track.sample_rate))
+    return cut(frames, config)
+
+
+def cut(num_frames: int, config: SegmentConfig) -> list[int]:
+    """Frames of each segment of a track of `num_frames` frames."""
+    segment = seconds_to_frames(config.segment_seconds)
+    return segment_lengths(num_frames, segment, min(segment, seconds_to_frames(config.shortest_seconds)))
+
+
+def _fill(tracks: list[Track], config: SegmentConfig) -> list[list[Track]]:
+    shards: list[list[Track]] = []
+    room = 0
+    for track in tracks:
+        if room <= 0:
+            shards.append([])
+            room = config.examples_per_shard
+        shards[-1].append(track)
+        room -= len(planned_segments(track, config))
+    return shards
+
+
+def _mixing_order(track: Track) -> bytes:
+    return hashlib.sha256(track.key.encode()).digest()

@@ -1,0 +1,182 @@
+"""One shard task from decode to record: decode ahead in threads, label whole tracks, cut, write.
+
+Every stage is a stream, so a track of any length needs the memory of a few segments, those being encoded, and of each
+teacher's chunk; a teacher that labels tracks side by side also holds the labels of those that are ahead.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import tee
+
+import numpy as np
+
+from mert_foundry.pipeline.audio.blocks import recut
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.pcm import SILENCE_DBFS, peak_of, to_dbfs
+from mert_foundry.pipeline.audio.read_ahead import read_ahead
+from mert_foundry.pipeline.audio.track_audio import TrackAudio
+from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, cut, planned_segments
+from mert_foundry.pipeline.labelling.shard_writer import Outcome, write_shard
+from mert_foundry.pipeline.manifest.decode_track import decode_track
+from mert_foundry.pipeline.manifest.rows import Track
+from mert_foundry.pipeline.shards.format import Example, SegmentInfo, check_example
+from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, ShardRecord
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.teachers.teacher import Teacher, label_tracks
+
+# Beside a process on every core, and for a GPU that must not wait.
+DECODE_THREADS = {"cpu": 2, "cuda": 16}
+
+
+def process_shard(
+    task: ShardTask,
+    teachers: list[Teacher],
+    root: str,
+    out: str,
+    backend: dict,
+    *,
+    device: str = "cpu",
+    decode_threads: int = DECODE_THREADS["cpu"],
+    report: Callable[[float], None] = lambda seconds: None,
+) -> ShardRecord:
+    """Label one shard and publish it in the folder `out`.
+
+    A track or segment that cannot be used is dropped under a reason; a file that cannot be reached is an error, since
+    another run may reach it. `device` is where tracks are resampled, with the same result on any. `report` is called with
+    the seconds of each example handed to the writer and of each dropped track or segment.
+
+    Raises:
+        OSError: a file of the manifest, or the output folder, cannot be reached.
+        ValueError: a teacher wrote what its specification does not allow.
+    """
+    def outcomes() -> Iterator[Outcome]:
+        with closing(_decode_ahead(task, root, decode_threads, device)) as decoded:
+            # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
+            tracks, *views = tee(decoded, 1 + len(teachers))
+            labels = [
+                (teacher.spec, label_tracks(teacher, _audio(view))) for teacher, view in zip(teachers, views, strict=True)
+            ]
+            for track, segmented in tracks:
+                for outcome in _outcomes_of(track, segmented, task.config, labels):
+                    yield outcome
+                    report(_seconds(outcome, track))
+
+    with closing(outcomes()) as stream:
+        return write_shard(
+            out, task.name, stream, [teacher.spec for teacher in teachers],
+            audio_member=task.config.audio, plan_fingerprint=task.fingerprint(), backend=backend,
+        )
+
+
+@dataclass(frozen=True)
+class _SegmentedTrack:
+    """A decoded track, to be cut into segments of `lengths` frames.
+
+    `silent` are those to drop, whose samples are zero by now: segment number to detail.
+    """
+
+    audio: TrackAudio
+    lengths: list[int]
+    silent: dict[int, str]
+
+
+def _decode_ahead(
+    task: ShardTask, root: str, threads: int, device: str
+) -> Iterator[tuple[Track, _SegmentedTrack | DecodeError]]:
+    """Decode in threads, hand over in order; at most `threads` wait for the teacher that is furthest ahead."""
+    def attempt(track: Track) -> _SegmentedTrack | DecodeError:
+        try:
+            return _segment(track, decode_track(track, root, device), task.config)
+        except DecodeError as error:
+            return error
+
+    return read_ahead(task.tracks, attempt, threads)
+
+
+def _segment(track: Track, audio: TrackAudio, config: SegmentConfig) -> _SegmentedTrack:
+    """Lay out the segments of a track and set silent ones to zero. Raises DecodeError when no other is there."""
+    lengths = cut(audio.num_frames, config)
+    peaks = _silence(audio, lengths) if config.drop_silent else {}
+    if len(peaks) < len(lengths):
+        return _SegmentedTrack(audio, lengths, {number: _too_quiet(peak) for number, peak in peaks.items()})
+    audio.close()
+    if lengths:
+        raise DecodeError("silent", _too_quiet(max(peaks.values())))
+    raise DecodeError("too_short", f"{track.seconds} s, the shortest segment has {config.shortest_seconds} s")
+
+
+def _silence(audio: TrackAudio, lengths: list[int]) -> dict[int, float]:
+    """Set silent segments to zero; their peaks (dBFS) by number.
+
+    Before any teacher hears them: the labels beside a silent segment then do not depend on samples that the shard
+    will not have, and can be made again from the shard alone.
+    """
+    peaks, start = {}, 0
+    for number, frames in enumerate(lengths):
+        peak = to_dbfs(peak_of(audio.read(start * HOP, frames * HOP)))
+        if peak < SILENCE_DBFS:
+            audio.silence(start * HOP, frames * HOP)
+            peaks[number] = peak
+        start += frames
+    return peaks
+
+
+def _too_quiet(peak: float) -> str:
+    return f"peak {peak:.1f} dBFS, at least {SILENCE_DBFS} dBFS is asked for"
+
+
+def _audio(tracks: Iterable[tuple[Track, _SegmentedTrack | DecodeError]]) -> Iterator[Iterator[np.ndarray]]:
+    """The blocks of each track that could be decoded."""
+    return (segmented.audio.blocks() for _, segmented in tracks if isinstance(segmented, _SegmentedTrack))
+
+
+def _outcomes_of(
+    track: Track,
+    segmented: _SegmentedTrack | DecodeError,
+    config: SegmentConfig,
+    labels: list[tuple[TargetSpec, Iterator[Iterator[np.ndarray]]]],
+) -> Iterator[Outcome]:
+    if isinstance(segmented, DecodeError):
+        expected = max(1, len(planned_segments(track, config)))
+        yield DroppedTrack(track=track.key, reason=segmented.reason, detail=segmented.detail, segments=expected)
+        return
+    with segmented.audio:
+        pieces = {
+            spec.name: recut(next(of_tracks), [*segmented.lengths, 1], spec.frame_axis) for spec, of_tracks in labels
+        }
+        specs = [spec for spec, _ in labels]
+        for example in _examples(track, segmented, pieces):
+            detail = segmented.silent.get(example.info.segment)
+            if detail is None:
+                yield example
+            else:
+                check_example(example, specs)  # as the shard writer would: a teacher at fault is not passed over
+                yield DroppedSegment(**example.info.model_dump(), reason="silent", detail=detail)
+
+
+def _examples(
+    track: Track, segmented: _SegmentedTrack, labels: dict[str, Iterator[np.ndarray]]
+) -> Iterator[Example]:
+    """The track's segments, one at a time, those to drop included; `labels` are cut as they are."""
+    start = 0
+    for number, frames in enumerate(segmented.lengths):
+        info = SegmentInfo(
+            track=track.key, segment=number, segments=len(segmented.lengths), start_sample=start * HOP,
+            num_samples=frames * HOP, num_frames=frames, audio_sha256=track.audio_sha256, sample_rate=SAMPLE_RATE,
+        )
+        # A teacher that ends early gives a piece of the wrong shape, or none; the shard writer refuses both by name.
+        targets = {name: piece for name, pieces in labels.items() if (piece := next(pieces, None)) is not None}
+        yield Example(info, segmented.audio.read(start * HOP, frames * HOP), targets)
+        start += frames
+    for name, pieces in labels.items():
+        if next(pieces, None) is not None:
+            raise ValueError(f"{track.key}: the teacher of {name} gave more than the track's {start} frames")
+
+
+def _seconds(outcome: Outcome, track: Track) -> float:
+    if isinstance(outcome, DroppedTrack):
+        return track.seconds
+    info = outcome.info if isinstance(outcome, Example) else outcome
+    return info.num_samples / SAMPLE_RATE

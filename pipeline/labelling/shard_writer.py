@@ -1,0 +1,166 @@
+"""Examples to one tar shard and its record; both appear whole or not at all, the record last.
+
+The tar goes to a temporary name as the examples come, so memory holds a few examples at a time: they are encoded
+in threads, so that what makes them, a GPU perhaps, does not wait. Its bytes depend on the examples alone: owner, mode
+and time are fixed (WebDataset's TarWriter).
+"""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+
+import webdataset
+
+from mert_foundry.pipeline.audio.read_ahead import read_ahead
+from mert_foundry.pipeline.frames import FRAME_RATE
+from mert_foundry.pipeline.shards.format import AudioMember, Example, check_specs, encode_example
+from mert_foundry.pipeline.shards.record import (
+    NAME_PATTERN,
+    SCHEMA_VERSION,
+    DroppedSegment,
+    DroppedTrack,
+    ExampleEntry,
+    ShardRecord,
+    count_dropped,
+)
+from mert_foundry.pipeline.shards.statistics import Partial, empty, measure, merge
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage.documents import json_bytes
+
+BLOCK = 512  # bytes of a tar block and of a USTAR header
+# Beside the one thread that makes the examples and writes the tar; four encode faster than a fast GPU labels.
+ENCODING_THREADS = 4
+
+Outcome = Example | DroppedSegment | DroppedTrack  # of a segment, or of a whole track
+
+
+def write_shard(
+    folder: str,
+    name: str,
+    outcomes: Iterable[Outcome],
+    specs: Sequence[TargetSpec],
+    *,
+    audio_member: AudioMember,
+    plan_fingerprint: str,
+    backend: Mapping[str, object],
+) -> ShardRecord:
+    """Write `{name}.tar` and then `{name}.json` into `folder`.
+
+    An old record of that name goes first: a tar never stands beside a record of another one. With
+    no examples the tar is empty but valid.
+
+    Args:
+        folder: local path or fsspec URL.
+        name: `{split}-{nnnnnn}`.
+        outcomes: examples, and the segments and tracks that gave none, in the order of the plan.
+
+    Raises:
+        ValueError: a bad name, spec or example (naming key and both values), or a key seen twice.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ValueError(f"shard name {name!r} is not of the form split-000000")
+    check_specs(specs)
+    record_location = storage.join(folder, f"{name}.json")
+    shard = _Contents(specs)
+    with storage.publishing(storage.join(folder, f"{name}.tar")) as temporary:
+        with open(temporary, "wb") as stream:
+            file = _HashedFile(stream)
+            with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
+                with closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as results:
+                    for outcome, encoded in results:
+                        if isinstance(outcome, DroppedTrack):
+                            shard.dropped_tracks.append(outcome)
+                        elif isinstance(outcome, DroppedSegment):
+                            shard.dropped_segments.append(outcome)
+                        else:
+                            shard.add(outcome, encoded, tar)
+        storage.remove(record_location)
+    num_frames = sum(entry.num_frames for entry in shard.entries)
+    record = ShardRecord(
+        schema_version=SCHEMA_VERSION,
+        url=f"{name}.tar",
+        split=name.rpartition("-")[0],
+        examples=len(shard.entries),
+        num_frames=num_frames,
+        seconds=num_frames / FRAME_RATE,
+        bytes=file.size,
+        sha256=file.digest.hexdigest(),
+        audio_member=audio_member,
+        dropped=count_dropped(shard.dropped_tracks, shard.dropped_segments),
+        dropped_tracks=shard.dropped_tracks,
+        dropped_segments=shard.dropped_segments,
+        plan_fingerprint=plan_fingerprint,
+        teachers={spec.name: spec.fingerprint for spec in specs},
+        backend=dict(backend),
+        statistics=shard.statistics,
+        members=shard.entries,
+    )
+    storage.publish_bytes(record_location, json_bytes(record.model_dump(mode="json")))
+    return record
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An example as bytes by member suffix, and the statistics of its targets."""
+
+    members: Mapping[str, bytes]
+    statistics: Mapping[str, Partial]
+
+
+def _encode(specs: Sequence[TargetSpec], audio_member: AudioMember, outcome: Outcome) -> _Encoded | None:
+    """None for what was dropped. Called in threads; raises ValueError as `encode_example`."""
+    if not isinstance(outcome, Example):
+        return None
+    members = encode_example(outcome, specs, audio_member)
+    return _Encoded(members, {spec.name: measure(spec, outcome.targets[spec.name]) for spec in specs})
+
+
+class _Contents:
+    """What has gone into a tar so far: all the record will say about it."""
+
+    def __init__(self, specs: Sequence[TargetSpec]) -> None:
+        self.offset = 0
+        self.keys: set[str] = set()
+        self.entries: list[ExampleEntry] = []
+        self.dropped_tracks: list[DroppedTrack] = []
+        self.dropped_segments: list[DroppedSegment] = []
+        self.statistics = {spec.name: empty(spec) for spec in specs}
+
+    def add(self, example: Example, encoded: _Encoded, tar: webdataset.TarWriter) -> None:
+        if example.key in self.keys:
+            raise ValueError(f"example key {example.key} comes twice in one shard")
+        tar.write({"__key__": example.key, **encoded.members})
+        spans = self._locate(encoded.members)
+        assert self.offset == tar.tarstream.offset, "the tar library laid members out in another way"
+        self.keys.add(example.key)
+        self.entries.append(ExampleEntry(key=example.key, num_frames=example.info.num_frames, members=spans))
+        for name, statistics in encoded.statistics.items():
+            self.statistics[name] = merge(self.statistics[name], statistics)
+
+    def _locate(self, members: Mapping[str, bytes]) -> dict[str, tuple[int, int, int]]:
+        """Offset, size and CRC-32 of members that follow what is there."""
+        spans = {}
+        for suffix, data in members.items():
+            spans[suffix] = (self.offset + BLOCK, len(data), zlib.crc32(data))
+            self.offset += BLOCK + -(-len(data) // BLOCK) * BLOCK
+        return spans
+
+
+class _HashedFile:
+    """A file to write to that keeps the SHA-256 and the size of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)

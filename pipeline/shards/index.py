@@ -1,0 +1,229 @@
+"""index.json: the dataset card of a shard folder and the one hand-over from labelling to training.
+
+It is also a `wids` shard index (https://webdataset.github.io/webdataset/wids): `shardlist` with
+`url`, `nsamples` and `filesize`. Its file is a pure function of the records, so the SHA-256 of the
+file, `ShardIndex.digest`, names the whole set down to the last byte of every tar.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
+from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, check_specs
+from mert_foundry.pipeline.shards.record import (
+    NAME_PATTERN,
+    SCHEMA_VERSION,
+    ShardRecord,
+    load_record_bytes,
+)
+from mert_foundry.pipeline.shards.statistics import Summary, empty, merge, summarise
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
+from mert_foundry.pipeline.storage.folder_kinds import SHARDS, explain_missing
+
+RECORDED_CONFIG = "label.yaml"
+
+READERS = 8
+
+INDEX_NAME = "index.json"
+
+
+class ShardEntry(Document):
+    """One shard of the list; the names `url`, `nsamples` and `filesize` are those of wids."""
+
+    url: str = Field(pattern=NAME_PATTERN + r"\.tar$", description="File name of the tar, beside index.json")
+    nsamples: int = Field(ge=0, description="Number of examples")
+    filesize: int = Field(gt=0, description="Size of the tar in bytes")
+    split: str = Field(description="Split of all its tracks")
+    num_frames: int = Field(ge=0, description="Target frames, 75 a second")
+    seconds: float = Field(ge=0, description="Audio seconds")
+    sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of the tar")
+    record: str = Field(pattern=NAME_PATTERN + r"\.json$", description="File name of the record")
+    record_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of the record")
+
+    @property
+    def name(self) -> str:
+        """Shard name, `{split}-{nnnnnn}`."""
+        return self.url.removesuffix(".tar")
+
+
+class SplitTotals(Document):
+    """Sums over the shards of one split."""
+
+    shards: int = Field(ge=0, description="Number of shards")
+    examples: int = Field(ge=0, description="Number of examples")
+    seconds: float = Field(ge=0, description="Audio seconds")
+    bytes: int = Field(ge=0, description="Bytes of all tars")
+
+
+class ShardIndex(Document):
+    """The content of index.json."""
+
+    schema_version: int = Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION, description="Form of this file")
+    kind: Literal["wids-shard-index-v1"] = Field(alias="__kind__", description="What wids asks for")
+    wids_version: Literal[1] = Field(description="What wids asks for")
+    name: str = Field(description="Name of the set")
+    manifest_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl")
+    sample_rate: Literal[SAMPLE_RATE] = Field(description="Hz")
+    hop: Literal[HOP] = Field(description="Samples per target frame")
+    segment_seconds: float = Field(gt=0, description="Length of a whole segment, seconds")
+    audio_member: AudioMember = Field(description="How audio is stored")
+    targets: list[TargetSpec] = Field(description="The targets of every example")
+    statistics: dict[str, Summary] = Field(description="By target, over all splits")
+    totals: dict[str, SplitTotals] = Field(description="By split")
+    dropped: dict[str, int] = Field(description="Segments dropped, by reason")
+    shardlist: list[ShardEntry] = Field(description="All shards, sorted by url")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ShardIndex":
+        check_specs(self.targets)
+        urls = [entry.url for entry in self.shardlist]
+        if urls != sorted(set(urls)):
+            raise ValueError("shardlist is not sorted by url, each url once")
+        for entry in self.shardlist:
+            if (entry.record, entry.split) != (f"{entry.name}.json", entry.name.rpartition("-")[0]):
+                raise ValueError(f"{entry.url}: record {entry.record} and split {entry.split} do not fit its name")
+        if self.totals != _totals(self.shardlist):
+            raise ValueError("totals do not add up to the shardlist")
+        if set(self.statistics) != {spec.name for spec in self.targets}:
+            raise ValueError(f"statistics are of {sorted(self.statistics)}, not of the targets")
+        return self
+
+    def shards(self, split: str) -> list[ShardEntry]:
+        """The shards of a split, in order. Raises ValueError naming the splits there are."""
+        if split not in self.totals:
+            raise ValueError(f"no split {split!r} in this shard set, only {', '.join(sorted(self.totals))}")
+        return [entry for entry in self.shardlist if entry.split == split]
+
+    def to_bytes(self) -> bytes:
+        """The content of index.json."""
+        return json_bytes(self.model_dump(mode="json", by_alias=True))
+
+    def digest(self) -> str:
+        """SHA-256 of `to_bytes()`."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def build_index(
+    folder: str,
+    names: Iterable[str],
+    specs: Sequence[TargetSpec],
+    *,
+    name: str,
+    manifest_sha256: str,
+    segment_seconds: float,
+    audio_member: AudioMember,
+) -> ShardIndex:
+    """Join the records of the shards `names` (`train-000000`, ...) and publish `folder/index.json`.
+
+    Raises:
+        FileNotFoundError: a shard has no record or no tar.
+        ValueError: a record made by another teacher, with another audio member, or whose tar has
+            another size (all naming the shard and both values); or no example in any shard.
+    """
+    check_specs(specs)
+    entries, dropped = [], Counter()
+    statistics = {spec.name: empty(spec) for spec in specs}
+    for shard in sorted(names):
+        record, record_sha256 = load_record_bytes(folder, shard)
+        _check_record(folder, record, specs, audio_member)
+        entries.append(_entry(record, record_sha256))
+        dropped.update(record.dropped)
+        statistics = {target: merge(partial, record.statistics[target]) for target, partial in statistics.items()}
+    if not any(entry.nsamples for entry in entries):
+        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dict(dropped)}")
+    index = ShardIndex(
+        schema_version=SCHEMA_VERSION,
+        __kind__="wids-shard-index-v1",
+        wids_version=1,
+        name=name,
+        manifest_sha256=manifest_sha256,
+        sample_rate=SAMPLE_RATE,
+        hop=HOP,
+        segment_seconds=segment_seconds,
+        audio_member=audio_member,
+        targets=list(specs),
+        statistics={target: summarise(partial) for target, partial in statistics.items()},
+        totals=_totals(entries),
+        dropped=dict(dropped),
+        shardlist=entries,
+    )
+    storage.publish_bytes(storage.join(folder, INDEX_NAME), index.to_bytes())
+    return index
+
+
+def load_index(folder: str) -> ShardIndex:
+    """Read `folder/index.json`.
+
+    Raises:
+        FolderError: the folder is of another kind.
+        FileNotFoundError: there is no index, or no folder.
+        ValueError: the file is not an index; file and fault are named.
+    """
+    location = storage.join(folder, INDEX_NAME)
+    try:
+        content = storage.read_bytes(location)
+    except (FileNotFoundError, NotADirectoryError):
+        raise explain_missing(folder, SHARDS) from None
+    return parse_model(location, content, ShardIndex)
+
+
+def _check_record(folder: str, record: ShardRecord, specs: Sequence[TargetSpec], audio_member: AudioMember) -> None:
+    fingerprints = {spec.name: spec.fingerprint for spec in specs}
+    if record.teachers != fingerprints:
+        raise ValueError(f"{record.name}: labelled by {record.teachers}, expected {fingerprints}")
+    if record.audio_member != audio_member:
+        raise ValueError(f"{record.name}: audio stored as {record.audio_member}, expected {audio_member}")
+    size = storage.size(storage.join(folder, record.url))
+    if size != record.bytes:
+        raise ValueError(f"{record.url}: {size} bytes, its record says {record.bytes}")
+
+
+def _entry(record: ShardRecord, record_sha256: str) -> ShardEntry:
+    return ShardEntry(
+        url=record.url,
+        nsamples=record.examples,
+        filesize=record.bytes,
+        split=record.split,
+        num_frames=record.num_frames,
+        seconds=record.seconds,
+        sha256=record.sha256,
+        record=f"{record.name}.json",
+        record_sha256=record_sha256,
+    )
+
+
+def _totals(entries: Iterable[ShardEntry]) -> dict[str, SplitTotals]:
+    by_split: dict[str, list[ShardEntry]] = {}
+    for entry in entries:
+        by_split.setdefault(entry.split, []).append(entry)
+    return {
+        split: SplitTotals(
+            shards=len(members),
+            examples=sum(entry.nsamples for entry in members),
+            # From the frames, because a sum of rounded seconds would depend on its order.
+            seconds=sum(entry.num_frames for entry in members) / FRAME_RATE,
+            bytes=sum(entry.filesize for entry in members),
+        )
+        for split, members in by_split.items()
+    }
+
+
+def load_records(folder: str, entries: Sequence[ShardEntry]) -> list[ShardRecord]:
+    """The records of these shards, in order, read in threads. Raises as `load_listed_record`."""
+    with ThreadPoolExecutor(READERS) as threads:
+        return list(threads.map(lambda entry: load_listed_record(folder, entry), entries))
+
+
+def load_listed_record(folder: str, entry: ShardEntry) -> ShardRecord:
+    """The record that the index names. Raises as `load_record`, and ValueError for another one."""
+    record, digest = load_record_bytes(folder, entry.name)
+    if digest != entry.record_sha256:
+        raise ValueError(f"{storage.join(folder, entry.record)}: SHA-256 {digest}, the index says {entry.record_sha256}")
+    return record

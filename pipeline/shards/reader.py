@@ -1,0 +1,260 @@
+"""Random access to the examples of shards: any frame range of any example; no randomness in here.
+
+Local tars are read by `pread` on a bounded set of open files, others by ranges through fsspec.
+Only what is needed is read: the rows of a continuous target, the samples of PCM; FLAC and codes
+are read whole (a member is small) and cut after decoding. Threads may share a reader.
+"""
+
+import heapq
+import os
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+from mert_foundry.pipeline.frames import HOP
+from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_flac, decode_info
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
+from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, load_record_bytes
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files as storage
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frame range of an example: `audio` int16 `[320 n]`, targets `[K, n]` or `[n, bins]`."""
+
+    key: str
+    audio: np.ndarray
+    targets: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class LabelledTrack:
+    """A whole track put together from its segments: `audio` int16 `[T]`, targets over T / 320 frames.
+
+    Both are zero where a segment was dropped. For the audio that is what the teachers heard; of the targets only the
+    frames of examples mean anything, and `starts` has the first frame of each, by its number in the shard.
+    """
+
+    key: str
+    audio_sha256: str
+    starts: Mapping[int, int]
+    audio: np.ndarray
+    targets: Mapping[str, np.ndarray]
+
+
+class _Range(NamedTuple):
+    """Bytes of a tar that belong to one member; `name` for errors."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class ShardReader:
+    """Reads from `shards` of the set in `folder`; shard numbers are positions in `shards`.
+
+    Args:
+        folder: local path or fsspec URL of the shard folder.
+        index: its index.
+        shards: the shards to read from, for example `index.shards("train")`.
+        open_shards: shards whose file and member table are kept at hand.
+    """
+
+    def __init__(self, folder: str, index: ShardIndex, shards: Sequence[ShardEntry], open_shards: int = 32) -> None:
+        self._specs = index.targets
+        self._audio_member = index.audio_member
+        self._open = lru_cache(maxsize=open_shards)(lambda shard: _OpenShard(folder, shards[shard]))
+
+    def entries(self, shard: int) -> list[ExampleEntry]:
+        """Key, frames and members of every example of a shard, in the order of the tar.
+
+        Raises as `read` does when there is no record, or not the one the index names.
+        """
+        return self._open(shard).entries
+
+    def dropped_segments(self, shard: int) -> list[DroppedSegment]:
+        """What was dropped of tracks that have examples in a shard. Raises as `entries`."""
+        return self._open(shard).dropped_segments
+
+    def read(self, shard: int, example: int, start_frame: int = 0, num_frames: int | None = None) -> Clip:
+        """Frames [start_frame, start_frame + num_frames) of an example, to its end if None.
+
+        Raises:
+            OSError: no tar or record, or the storage failed; names the file, or shard and key.
+            ValueError: a short file, damaged member or foreign record; names shard, key and both values.
+        """
+        opened = self._open(shard)
+        entry = opened.entries[example]
+        num_frames = entry.num_frames - start_frame if num_frames is None else num_frames
+        if start_frame < 0 or num_frames < 1 or start_frame + num_frames > entry.num_frames:
+            raise ValueError(
+                f"{opened.url}: {entry.key}: frames {start_frame} to {start_frame + num_frames} asked for, "
+                f"it has {entry.num_frames}"
+            )
+        ranges = [self._audio_range(opened.url, entry, start_frame, num_frames)]
+        ranges += [_target_range(opened.url, entry, spec, start_frame, num_frames) for spec in self._specs]
+        audio, *targets = zip(ranges, opened.read(ranges), strict=True)
+        return Clip(
+            key=entry.key,
+            audio=self._decode_audio(*audio, entry, start_frame, num_frames),
+            targets={
+                spec.name: _decode_target(*target, spec, entry, start_frame, num_frames)
+                for spec, target in zip(self._specs, targets, strict=True)
+            },
+        )
+
+    def read_track(self, shard: int, track: str) -> LabelledTrack:
+        """All segments of a track, put together in order, with zeros in place of those that were dropped.
+
+        Raises ValueError, besides as `read` does, when the shard does not hold the track from its
+        first sample to its last segment.
+        """
+        opened = self._open(shard)
+        numbers = [number for number, entry in enumerate(opened.entries) if entry.track == track]
+        infos = [self._read_info(opened, opened.entries[number]) for number in numbers]
+        holes = [hole for hole in opened.dropped_segments if hole.track == track]
+        segments = list(heapq.merge(infos, holes, key=attrgetter("segment")))
+        starts = np.cumsum([0] + [info.num_samples for info in segments])[:-1].tolist()
+        places = [(info.segment, info.start_sample) for info in segments]
+        if not infos or len(segments) != infos[0].segments or places != list(enumerate(starts)):
+            wanted = infos[0].segments if infos else "some"
+            raise ValueError(
+                f"{opened.url}: track {track}: {len(segments)} segments found, {wanted} expected, one after another"
+            )
+        kept = iter(numbers)
+        clips = [
+            self._hole(info) if isinstance(info, DroppedSegment) else self.read(shard, next(kept)) for info in segments
+        ]
+        return LabelledTrack(
+            key=track,
+            audio_sha256=infos[0].audio_sha256,
+            starts={number: info.start_sample // HOP for number, info in zip(numbers, infos, strict=True)},
+            audio=np.concatenate([clip.audio for clip in clips]),
+            targets={
+                spec.name: np.concatenate([clip.targets[spec.name] for clip in clips], axis=spec.frame_axis)
+                for spec in self._specs
+            },
+        )
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._open.cache_clear()
+
+    def _hole(self, info: DroppedSegment) -> Clip:
+        targets = {spec.name: np.zeros(spec.shape(info.num_frames), spec.dtype) for spec in self._specs}
+        return Clip(info.key, np.zeros(info.num_samples, np.int16), targets)
+
+    def _read_info(self, opened: "_OpenShard", entry: ExampleEntry) -> SegmentInfo:
+        part = _whole(opened.url, entry, "json")
+        return decode_info(part.name, opened.read([part])[0])
+
+    def _audio_range(self, url: str, entry: ExampleEntry, start: int, frames: int) -> _Range:
+        whole = _whole(url, entry, self._audio_member)
+        if self._audio_member == "flac":
+            return whole
+        return _rows(whole, HOP * entry.num_frames, 2, HOP * start, HOP * frames)
+
+    def _decode_audio(self, part: _Range, data: bytes, entry: ExampleEntry, start: int, frames: int) -> np.ndarray:
+        if self._audio_member == "flac":
+            return decode_flac(part.name, data, HOP * entry.num_frames, HOP * start, HOP * frames)
+        return np.frombuffer(data, "<i2")
+
+
+def _target_range(url: str, entry: ExampleEntry, spec: TargetSpec, start: int, frames: int) -> _Range:
+    whole = _whole(url, entry, f"{spec.name}.npy")
+    if spec.kind == "discrete":  # frames are its last axis: a range of them is not one range of bytes
+        return whole
+    return _rows(whole, entry.num_frames, spec.size * np.dtype(spec.dtype).itemsize, start, frames)
+
+
+def _decode_target(
+    part: _Range, data: bytes, spec: TargetSpec, entry: ExampleEntry, start: int, frames: int
+) -> np.ndarray:
+    if spec.kind == "discrete":
+        checksum = entry.members[f"{spec.name}.npy"][2]
+        if zlib.crc32(data) != checksum:
+            raise ValueError(f"{part.name}: CRC-32 {zlib.crc32(data)}, its record says {checksum}")
+        return decode_array(part.name, data, spec.dtype, spec.shape(entry.num_frames))[:, start : start + frames]
+    return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(frames, spec.size)
+
+
+def _whole(url: str, entry: ExampleEntry, suffix: str) -> _Range:
+    offset, size, _ = entry.members[suffix]
+    return _Range(f"{url}: {entry.key}.{suffix}", offset, size)
+
+
+def _rows(member: _Range, rows: int, row_bytes: int, start: int, count: int) -> _Range:
+    """Rows [start, start + count) of a `.npy` member whose array has `rows` rows of `row_bytes`."""
+    header = member.size - rows * row_bytes
+    if header <= 0 or header % 64:  # the .npy format pads its header to 64 bytes
+        raise ValueError(f"{member.name}: {member.size} bytes cannot hold {rows} rows of {row_bytes} bytes")
+    return _Range(member.name, member.offset + header + start * row_bytes, count * row_bytes)
+
+
+class _OpenShard:
+    """One shard at hand: its tar, open when local, and what its record lists, read when first asked for."""
+
+    def __init__(self, folder: str, shard: ShardEntry) -> None:
+        self.url = shard.url
+        self._folder = folder
+        self._shard = shard
+        self._lock = Lock()
+        self._listed: tuple[list[ExampleEntry], list[DroppedSegment]] | None = None
+        self._filesystem, self._path = storage.open_filesystem(storage.join(folder, shard.url))
+        self._descriptor = None
+        if storage.is_local(folder):
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+            # Closed with the last reference, so never under a thread that still reads.
+            weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def entries(self) -> list[ExampleEntry]:
+        """The member table."""
+        return self._load()[0]
+
+    @property
+    def dropped_segments(self) -> list[DroppedSegment]:
+        """What is missing between its examples."""
+        return self._load()[1]
+
+    def _load(self) -> tuple[list[ExampleEntry], list[DroppedSegment]]:
+        """Member table and dropped segments, from the record that the index names."""
+        with self._lock:
+            if self._listed is None:
+                record, digest = load_record_bytes(self._folder, self._shard.name)
+                if digest != self._shard.record_sha256:
+                    raise ValueError(
+                        f"{self._shard.record}: SHA-256 {digest}, the index says {self._shard.record_sha256}"
+                    )
+                self._listed = record.members, record.dropped_segments
+            return self._listed
+
+    def read(self, ranges: Sequence[_Range]) -> list[bytes]:
+        """The bytes of each range. Raises OSError or, for a file too short, ValueError, naming the member."""
+        try:
+            contents = self._read_local(ranges) if self._descriptor is not None else self._read_remote(ranges)
+        except OSError as error:
+            raise OSError(f"{ranges[0].name}: {error}") from error
+        for part, content in zip(ranges, contents, strict=True):
+            if len(content) != part.size:
+                raise ValueError(
+                    f"{part.name}: {part.size} bytes expected at offset {part.offset}, {len(content)} read; "
+                    "the file is truncated"
+                )
+        return contents
+
+    def _read_local(self, ranges: Sequence[_Range]) -> list[bytes]:
+        return [os.pread(self._descriptor, part.size, part.offset) for part in ranges]
+
+    def _read_remote(self, ranges: Sequence[_Range]) -> list[bytes]:
+        starts = [part.offset for part in ranges]
+        ends = [part.offset + part.size for part in ranges]
+        return self._filesystem.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")

@@ -1,0 +1,131 @@
+"""Statistics of targets: exact partial sums per shard, merged into what index.json shows.
+
+Partials add up in float64 in the order of the examples, then of the shards, so they are a pure
+function of the shard set: not of where, when or by how many workers it was labelled.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage.documents import Document
+
+
+class DiscreteCounts(Document):
+    """Partial of a discrete target."""
+
+    kind: Literal["discrete"] = Field("discrete", description="Codes")
+    counts: list[list[int]] = Field(description="Frames that chose each entry, [codebooks][entries]")
+
+
+class ContinuousSums(Document):
+    """Partial of a continuous target, in the target's own unit."""
+
+    kind: Literal["continuous"] = Field("continuous", description="Values")
+    count: int = Field(ge=0, description="Frames summed")
+    sum: list[float] = Field(description="Sum over frames, per bin")
+    sum_of_squares: list[float] = Field(description="Sum of squares over frames, per bin")
+    minimum: float | None = Field(description="Smallest value; none without frames")
+    maximum: float | None = Field(description="Largest value; none without frames")
+
+
+class DiscreteSummary(Document):
+    """What index.json says about a discrete target, per codebook level."""
+
+    kind: Literal["discrete"] = Field("discrete", description="Codes")
+    usage: list[float] = Field(description="Share of the entries seen at least once, 0 to 1")
+    perplexity: list[float] = Field(description="exp of the entropy of the entries, 1 to codebook size")
+
+
+class ContinuousSummary(Document):
+    """What index.json says about a continuous target, in the target's own unit."""
+
+    kind: Literal["continuous"] = Field("continuous", description="Values")
+    mean: list[float] = Field(description="Mean over frames, per bin")
+    deviation: list[float] = Field(description="Standard deviation over frames, per bin")
+    minimum: float = Field(description="Smallest value")
+    maximum: float = Field(description="Largest value")
+
+
+Partial = Annotated[DiscreteCounts | ContinuousSums, Field(discriminator="kind")]
+Summary = Annotated[DiscreteSummary | ContinuousSummary, Field(discriminator="kind")]
+
+
+def measure(spec: TargetSpec, array: np.ndarray) -> DiscreteCounts | ContinuousSums:
+    """The partial of one array, discrete `[K, F]` or continuous `[F, bins]`; F may be 0."""
+    if spec.kind == "discrete":
+        counts = [np.bincount(level, minlength=spec.codebook_size).tolist() for level in array]
+        return DiscreteCounts(counts=counts)
+    values = spec.values(array)
+    return ContinuousSums(
+        count=len(values),
+        sum=values.sum(axis=0).tolist(),
+        sum_of_squares=np.square(values).sum(axis=0).tolist(),
+        minimum=float(values.min()) if len(values) else None,
+        maximum=float(values.max()) if len(values) else None,
+    )
+
+
+def empty(spec: TargetSpec) -> DiscreteCounts | ContinuousSums:
+    """The partial of no frames at all."""
+    return measure(spec, np.zeros(spec.shape(0), spec.dtype))
+
+
+def merge(
+    first: DiscreteCounts | ContinuousSums, second: DiscreteCounts | ContinuousSums
+) -> DiscreteCounts | ContinuousSums:
+    """The partial of both. Raises ValueError when kinds or sizes differ."""
+    if isinstance(first, DiscreteCounts) and isinstance(second, DiscreteCounts):
+        return DiscreteCounts(counts=_added(first.counts, second.counts))
+    if isinstance(first, ContinuousSums) and isinstance(second, ContinuousSums):
+        return ContinuousSums(
+            count=first.count + second.count,
+            sum=_added(first.sum, second.sum),
+            sum_of_squares=_added(first.sum_of_squares, second.sum_of_squares),
+            minimum=_present(min, first.minimum, second.minimum),
+            maximum=_present(max, first.maximum, second.maximum),
+        )
+    raise ValueError(f"statistics of a {first.kind} and a {second.kind} target do not merge")
+
+
+def summarise(partial: DiscreteCounts | ContinuousSums) -> DiscreteSummary | ContinuousSummary:
+    """Usage and perplexity, or mean and deviation. Raises ValueError for a partial of no frames."""
+    if isinstance(partial, DiscreteCounts):
+        return DiscreteSummary(
+            usage=[sum(count > 0 for count in level) / len(level) for level in partial.counts],
+            perplexity=[_perplexity(level) for level in partial.counts],
+        )
+    if not partial.count:
+        raise ValueError("statistics of no frames")
+    mean = np.array(partial.sum) / partial.count
+    variance = np.array(partial.sum_of_squares) / partial.count - mean**2
+    return ContinuousSummary(
+        mean=mean.tolist(),
+        deviation=np.sqrt(np.maximum(variance, 0)).tolist(),
+        minimum=partial.minimum,
+        maximum=partial.maximum,
+    )
+
+
+def _perplexity(counts: Iterable[int]) -> float:
+    seen = [count for count in counts if count]
+    total = sum(seen)
+    if not total:
+        raise ValueError("statistics of no frames")
+    entropy = -math.fsum(count / total * math.log(count / total) for count in seen)
+    return round(math.exp(entropy), 6)
+
+
+def _added(first: list, second: list) -> list:
+    left, right = np.array(first), np.array(second)
+    if left.shape != right.shape:
+        raise ValueError(f"statistics of shapes {left.shape} and {right.shape} do not merge")
+    return (left + right).tolist()
+
+
+def _present(choose, *values: float | None) -> float | None:
+    return choose((value for value in values if value is not None), default=None)

@@ -1,0 +1,53 @@
+"""Documents on disk: their one JSON form, how they are parsed, and digests."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Document(BaseModel):
+    """A document on disk, or a part of one: unknown keys are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def json_bytes(value: object) -> bytes:
+    """The one JSON form of this project: keys sorted, one space of indent, ASCII, newline at the end."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def first_error(error: ValidationError) -> str:
+    """The first complaint of pydantic in one line: where, and what."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def parse_model(location: str, content: bytes, model: type[Model]) -> Model:
+    """Parse JSON into a model. Raises ValueError with the file and the first complaint in one line."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise ValueError(f"{location}: {first_error(error)}") from error
+
+
+def fingerprint(settings: dict, weights: dict[str, np.ndarray] | None = None) -> str:
+    """SHA-256 over settings (canonical JSON) and weights (name, dtype, shape, bytes; by name)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(weights or {}):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""Where files live: a local path or any fsspec URL (`s3://`, `gs://`, `memory://`).
+
+Publishing is all or nothing: locally a file is written under a temporary name, synced and
+renamed; an object store makes a finished upload visible at once. A name that exists is whole.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+# Errors that a file gives by what it is, beside those that have a class of their own.
+FAULTS_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
+
+
+def open_filesystem(location: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a location and the path in it, without a cache of listings: other processes write too."""
+    return url_to_fs(location, use_listings_cache=False)
+
+
+def is_local(location: str) -> bool:
+    """True when `location` names a path of this machine rather than a remote URL."""
+    return isinstance(open_filesystem(location)[0], LocalFileSystem)
+
+
+def local_path(location: str) -> Path:
+    """The path of a local location (`file://` is stripped); raises ValueError for a remote one."""
+    filesystem, path = open_filesystem(location)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise ValueError(f"{location}: a local folder is needed here, not a {filesystem.protocol} URL")
+    return Path(path)
+
+
+def join(location: str, *names: str) -> str:
+    """Append path components to a location."""
+    return "/".join([location.rstrip("/") or "/", *names])
+
+
+def exists(location: str) -> bool:
+    """True when a file or folder is there."""
+    filesystem, path = open_filesystem(location)
+    return filesystem.exists(path)
+
+
+def size(location: str) -> int:
+    """Size in bytes. Raises FileNotFoundError."""
+    filesystem, path = open_filesystem(location)
+    return filesystem.size(path)
+
+
+def list_names(folder: str) -> list[str]:
+    """Sorted names of the files right in a folder; empty when the folder does not exist."""
+    filesystem, path = open_filesystem(folder)
+    if not filesystem.isdir(path):
+        return []
+    entries = filesystem.ls(path, detail=True)
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+
+def read_bytes(location: str) -> bytes:
+    """The whole content of a file. Raises FileNotFoundError naming it."""
+    filesystem, path = open_filesystem(location)
+    return filesystem.cat_file(path)
+
+
+def read_start(location: str, count: int) -> bytes:
+    """The first `count` bytes of a file, or all there are, without reading the rest. Raises FileNotFoundError."""
+    filesystem, path = open_filesystem(location)
+    if not filesystem.size(path):  # of which an object store can give no range
+        return b""
+    return filesystem.cat_file(path, start=0, end=count)
+
+
+def remove(location: str) -> None:
+    """Delete one file; a missing one is fine."""
+    filesystem, path = open_filesystem(location)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)
+
+
+def publish_bytes(location: str, content: bytes) -> None:
+    """Make `content` visible under `location` whole or not at all."""
+    with publishing(location) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def publishing(location: str) -> Iterator[Path]:
+    """Give a local path to write to; on a clean exit the file appears under `location`, whole.
+
+    On an error nothing appears and the temporary file is removed. What a killed process leaves is
+    a name starting with a dot, which `sweep_temporary` deletes.
+    """
+    filesystem, path = open_filesystem(location)
+    if isinstance(filesystem, LocalFileSystem):
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{Path(path).name}.{uuid.uuid4().hex}.tmp"
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="mert-") as folder:
+        temporary = Path(folder) / path.rsplit("/", 1)[-1]
+        yield temporary
+        filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        filesystem.put_file(str(temporary), path)
+
+
+def sweep_temporary(folder: str) -> None:
+    """Delete what killed writers left in a local folder. Call it when no writer is at work there."""
+    if is_local(folder):
+        for leftover in local_path(folder).glob(".*.tmp"):
+            leftover.unlink()
+
+
+@contextmanager
+def local_copy(folder: str, name: str) -> Iterator[Path]:
+    """A local path with the content of the file `name` of a folder: the file itself, or a temporary download.
+
+    `name` may hold any characters, also such as mean something in a URL (`::`).
+    """
+    filesystem, path = open_filesystem(folder)
+    path = join(path, name)
+    if isinstance(filesystem, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="mert-") as temporary:
+        copy = Path(temporary) / path.rsplit("/", 1)[-1]
+        with filesystem.open(path, "rb") as source, open(copy, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield copy
+
+
+def is_fault_of_file(error: Exception) -> bool:
+    """Whether an error lies in the file itself, such as a link to itself, and not in the storage that holds it."""
+    own = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+    return isinstance(error, own) or getattr(error, "errno", None) in FAULTS_OF_A_FILE
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,281 @@
+"""Batches without end: order, reads and crops joined, filled by threads, each with its position.
+
+    places (SampleOrder) -> crop of each -> rows of a batch, filled by threads -> (batch, position)
+
+Global batch b is the stretch [b B, (b + 1) B) of the sample order, the same for every world size
+that divides B and any number of threads; rank r of W takes rows [r B / W, (r + 1) B / W) of it.
+The position after a batch is one count of examples; a batch may lie across the end of an epoch.
+
+A batch is a dict, in the form the shards hold (the device converts):
+
+    audio  int16 [b, T]        codes  uint16 [b, K, F]    cqt  float16 [b, F, bins]  (by target name)
+    valid  bool [b, F]         False where an example shorter than the crop is padded with zeros
+    key    list of b str       row    int64 [b], the row in the global batch
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count, islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP
+from mert_foundry.pipeline.shards.index import ShardIndex, load_index
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.shards.record import ExampleEntry
+from mert_foundry.pipeline.storage.documents import first_error
+from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
+from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
+
+Batch = dict[str, torch.Tensor | list[str]]
+CropRule = Callable[[int, ExampleEntry], Crop]  # of the epoch and the example
+Tag = TypeVar("Tag")
+
+
+class StreamConfig(BaseModel):
+    """What a stream reads and how; only `shuffle_window` must stay as it was when a run is resumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(gt=0, description="Examples in a global batch, over all ranks")
+    crop_samples: int = Field(default=120_000, description="Samples taken of an example, a multiple of 320")
+    shuffle_window: int = Field(
+        default=16, ge=1, le=256, description="Shards whose examples are shuffled together, and kept open"
+    )
+    threads: int = Field(default=4, ge=1, description="Threads that read and decode")
+    prefetch: int = Field(default=4, ge=1, description="Batches made ahead")
+
+    @field_validator("crop_samples")
+    @classmethod
+    def _on_the_grid(cls, value: int) -> int:
+        crop_frames(value)
+        return value
+
+
+class StreamPosition(BaseModel):
+    """Where a stream is: the examples before (epoch, offset) are consumed, on every rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    order_version: int = Field(description="Version of the sample order")
+    index_digest: str = Field(description="SHA-256 of index.json")
+    split: str = Field(description="Split")
+    seed: int = Field(description="Seed of order and crops")
+    shuffle_window: int = Field(description="Shards shuffled together")
+    epoch: int = Field(ge=0, description="Epochs completed")
+    offset: int = Field(ge=0, description="Examples consumed of the current epoch")
+
+
+class BatchStream:
+    """This rank's batches for ever: `for batch, position in stream`; a context manager.
+
+    Args:
+        folder: shard folder, a local path or fsspec URL.
+        split: split to read.
+        config: sizes.
+        seed: of order and crops.
+        rank, world_size: this process among those that share each global batch.
+        position: where to go on, as a former stream gave it; any world size, batch size and number
+            of threads may follow it.
+
+    Raises:
+        ValueError: a batch size the world size does not divide, or a position of another set,
+            split, seed, window or order version (naming both values).
+
+    Iterating raises what the reader raises, naming shard and key, and closes the stream.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        split: str,
+        config: StreamConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        position: dict | None = None,
+    ) -> None:
+        index = load_index(folder)
+        shards = index.shards(split)
+        rows = _rank_rows(config.batch_size, rank, world_size)
+        self._order = SampleOrder([shard.nsamples for shard in shards], seed, config.shuffle_window)
+        self._start = StreamPosition(
+            order_version=ORDER_VERSION,
+            index_digest=index.digest(),
+            split=split,
+            seed=seed,
+            shuffle_window=config.shuffle_window,
+            epoch=0,
+            offset=0,
+        )
+        consumed = self._consumed(position) if position is not None else 0
+        frames = crop_frames(config.crop_samples)
+        # A window and its successor are both at work around their border.
+        reader = ShardReader(folder, index, shards, open_shards=2 * config.shuffle_window)
+        self._loader = _Loader(
+            reader,
+            index,
+            frames,
+            config,
+            lambda epoch, entry: random_crop(seed, epoch, entry.key, entry.num_frames, frames),
+        )
+        order = self._order  # not `self`, so that a stream let go of without close() ends its threads at once
+        plans = (
+            (start + config.batch_size, rows, order.take(start + rows.start, len(rows)))
+            for start in count(consumed, config.batch_size)
+        )
+        self._batches = self._loader.batches(plans)
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> tuple[Batch, dict]:
+        try:
+            batch, consumed = next(self._batches)
+        except StopIteration:
+            raise RuntimeError("this stream is closed") from None
+        except BaseException:
+            self.close()
+            raise
+        epoch, offset = divmod(consumed, self._order.epoch_size)
+        return batch, self._start.model_copy(update={"epoch": epoch, "offset": offset}).model_dump()
+
+    def close(self) -> None:
+        """End the threads; what was read ahead is dropped."""
+        self._batches.close()
+        self._loader.close()
+
+    def __enter__(self) -> "BatchStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _consumed(self, position: dict) -> int:
+        """Examples consumed since the start, of a position that must belong to this stream."""
+        try:
+            given = StreamPosition.model_validate(position)
+        except ValidationError as error:
+            raise ValueError(f"stream position: {first_error(error)}") from error
+        for field in ("order_version", "index_digest", "split", "seed", "shuffle_window"):
+            theirs, ours = getattr(given, field), getattr(self._start, field)
+            if theirs != ours:
+                raise ValueError(f"stream position: {field} {theirs} does not fit this stream's {ours}")
+        if given.offset >= self._order.epoch_size:
+            raise ValueError(f"stream position: offset {given.offset} in an epoch of {self._order.epoch_size} examples")
+        return given.epoch * self._order.epoch_size + given.offset
+
+
+def validation_batches(
+    folder: str, split: str, config: StreamConfig, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """One pass over a split in the order of its shards, centre crops, every example once.
+
+    Global batches are cut and shared as in `BatchStream`; the last may be smaller, so a rank may
+    get a smaller last batch, or one batch less than another: sum over ranks, do not pair batches.
+    """
+    index = load_index(folder)
+    shards = index.shards(split)
+    rows = _rank_rows(config.batch_size, rank, world_size)
+    frames = crop_frames(config.crop_samples)
+    places = (Place(0, shard, number) for shard, entry in enumerate(shards) for number in range(entry.nsamples))
+    global_batches = iter(lambda: list(islice(places, config.batch_size)), [])
+    shares = (batch[rows.start : rows.stop] for batch in global_batches)
+    plans = ((None, rows[: len(share)], share) for share in shares if share)
+    reader = ShardReader(folder, index, shards)
+    loader = _Loader(reader, index, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
+    try:
+        for batch, _ in loader.batches(plans):
+            yield batch
+    finally:
+        loader.close()
+
+
+class Coverage(NamedTuple):
+    """How much of a split one epoch of crops hears."""
+
+    examples: int
+    seconds: float
+    cropped_seconds: float
+
+
+def epoch_coverage(folder: str, split: str, crop_samples: int) -> Coverage:
+    """Examples of a split, their audio seconds, and the seconds one epoch takes of them; reads every record."""
+    index = load_index(folder)
+    shards = index.shards(split)
+    frames = crop_frames(crop_samples)
+    reader = ShardReader(folder, index, shards, open_shards=1)
+    lengths = [entry.num_frames for shard in range(len(shards)) for entry in reader.entries(shard)]
+    cropped = sum(min(length, frames) for length in lengths)
+    return Coverage(len(lengths), sum(lengths) / FRAME_RATE, cropped / FRAME_RATE)
+
+
+def _rank_rows(batch_size: int, rank: int, world_size: int) -> range:
+    """The rows of a global batch that belong to `rank`."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not within a world of {world_size}")
+    share, rest = divmod(batch_size, world_size)
+    if rest:
+        raise ValueError(f"batch size {batch_size} is not a multiple of the world size {world_size}")
+    return range(rank * share, (rank + 1) * share)
+
+
+class _Loader:
+    """Fills batches in threads, in order, `prefetch` ahead of the consumer."""
+
+    def __init__(
+        self, reader: ShardReader, index: ShardIndex, frames: int, config: StreamConfig, crop: CropRule
+    ) -> None:
+        self._reader = reader
+        self._specs = index.targets
+        self._frames = frames
+        self._crop = crop
+        self._prefetch = config.prefetch
+        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="batch_stream")
+
+    def batches(self, plans: Iterable[tuple[Tag, range, list[Place]]]) -> Iterator[tuple[Batch, Tag]]:
+        """For each plan (tag, rows in the global batch, places to fill them from): its batch and tag."""
+        pending: deque[tuple[Tag, range, dict[str, np.ndarray], list[Future[str]]]] = deque()
+        for tag, rows, places in plans:
+            arrays = self._allocate(len(rows))
+            futures = [self._threads.submit(self._fill, arrays, slot, place) for slot, place in enumerate(places)]
+            pending.append((tag, rows, arrays, futures))
+            if len(pending) > self._prefetch:
+                yield _finish(*pending.popleft())
+        while pending:
+            yield _finish(*pending.popleft())
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+    def _allocate(self, size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros, which is what stays where an example is shorter than the crop."""
+        arrays = {spec.name: np.zeros((size, *spec.shape(self._frames)), spec.dtype) for spec in self._specs}
+        arrays["audio"] = np.zeros((size, HOP * self._frames), np.int16)
+        arrays["valid"] = np.zeros((size, self._frames), np.bool_)
+        return arrays
+
+    def _fill(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
+        """Fill one row of a batch; returns the example's key."""
+        entry = self._reader.entries(place.shard)[place.example]
+        crop = self._crop(place.epoch, entry)
+        clip = self._reader.read(place.shard, place.example, *crop)
+        arrays["audio"][slot, : HOP * crop.num_frames] = clip.audio
+        arrays["valid"][slot, : crop.num_frames] = True
+        for spec in self._specs:
+            row = np.moveaxis(arrays[spec.name][slot], spec.frame_axis, 0)
+            row[: crop.num_frames] = np.moveaxis(clip.targets[spec.name], spec.frame_axis, 0)
+        return entry.key
+
+
+def _finish(
+    tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[str]]
+) -> tuple[Batch, Tag]:
+    keys = [future.result() for future in futures]
+    batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {**batch, "row": torch.arange(rows.start, rows.stop), "key": keys}, tag

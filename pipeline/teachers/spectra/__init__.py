@@ -1,0 +1,1 @@
+"""Spectra as streams: constant-Q, log-mel, chroma."""
