@@ -16,10 +16,12 @@ from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.preflight import check_writable
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import printable
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, crashed, scan, write_manifest
+from mert_foundry.pipeline.storage.files import is_local, join, local_path
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, check_output
 
 CONFIG = ManifestConfig
@@ -28,6 +30,8 @@ CONFIG = ManifestConfig
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     check_output(config.out, MANIFEST)
+    if is_local(config.out):
+        check_writable(local_path(join(config.out, "manifest.yaml")))  # now, not after hours of decoding
     done = 0.0
     with Progress("manifest") as progress:
 
@@ -43,7 +47,9 @@ def main(arguments: list[str]) -> int:
     for reject in unreachable:
         print(printable(f"error: {reject.path}: unreachable: {reject.detail}"), file=sys.stderr)
     if unreachable:
-        print(f"{len(unreachable)} files or folders could not be reached; run the command again to retry", file=sys.stderr)
+        print(
+            f"{len(unreachable)} files or folders could not be reached; run the command again to retry", file=sys.stderr
+        )
         return 1
     if not any(split["tracks"] for split in summary["splits"].values()):
         print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)

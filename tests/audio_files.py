@@ -62,7 +62,9 @@ def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str
     layout = {1: "mono", 2: "stereo"}[len(audio)]
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout=layout)
-        stream.format = next((form for form in stream.codec.audio_formats if form.name[:3] == "s16"), stream.format)  # not 8 bits
+        stream.format = next(
+            (form for form in stream.codec.audio_formats if form.name[:3] == "s16"), stream.format
+        )  # not 8 bits
         integers = np.clip(np.rint(audio * 32768), -32768, 32767).astype("<i2").T.reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(integers), format="s16", layout=layout)
         frame.sample_rate, frame.pts = rate, 0

@@ -204,7 +204,9 @@ def make_bases() -> dict[str, Base]:
     bases = []
     for line in BY_SOUNDFILE.strip().splitlines():
         name, extension, container, subtype, order = line.split()
-        bases.append(Base(name, extension, _by_soundfile(container, subtype, order), ROUNDINGS.get(subtype, "lossless")))
+        bases.append(
+            Base(name, extension, _by_soundfile(container, subtype, order), ROUNDINGS.get(subtype, "lossless"))
+        )
     for line in BY_AV.strip().splitlines():
         name, extension, container, codec, *options = line.split()
         content, source = _by_av(container, codec, dict(option.split("=") for option in options))
@@ -337,7 +339,13 @@ def _read_ours(path: Path) -> tuple[Reading, str, str]:
     codec = audio.header.format.rpartition("/")[2]
     # Of plain PCM libsndfile saw the bare samples only, so its own parsing of the file is another reader's.
     # And ffmpeg's own decoder of Opus is not libopus.
-    library = "" if isinstance(audio, PcmFile) or codec == "opus" else "libsndfile" if isinstance(audio, SoundFile) else "ffmpeg"
+    library = (
+        ""
+        if isinstance(audio, PcmFile) or codec == "opus"
+        else "libsndfile"
+        if isinstance(audio, SoundFile)
+        else "ffmpeg"
+    )
     return Reading(audio.header.sample_rate, np.concatenate(blocks, axis=1)), codec, library
 
 
@@ -390,7 +398,9 @@ def _sound(rate: int, seconds: float) -> np.ndarray:
 
 
 def _by_soundfile(container: str, subtype: str, order: str) -> bytes:
-    rate, seconds = {"OPUS": (48_000, 0.4), "MPEG_LAYER_III": (44_100, 0.6), "VORBIS": (24_000, 0.6)}.get(subtype, (24_000, 0.3))
+    rate, seconds = {"OPUS": (48_000, 0.4), "MPEG_LAYER_III": (44_100, 0.6), "VORBIS": (24_000, 0.6)}.get(
+        subtype, (24_000, 0.3)
+    )
     file = io.BytesIO()
     # At a constant bit rate libsndfile knows how much there is even where a header does not say; it reads as much as it guesses.
     constant = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if container == "MP3" else {}

@@ -27,6 +27,8 @@ from container_fuzz import (
     write_base,
 )
 
+pytestmark = pytest.mark.process
+
 SECONDS_A_FILE = 20
 MOST_MEMORY = 2 << 30  # bytes that one file may take
 REASONS = {"not_audio", "unreadable", "truncated", "length_mismatch"}

@@ -29,8 +29,13 @@ def make_shards(manifest: Manifest, out: Path) -> Path:
     for task in tasks:
         process_shard(task, teachers, manifest.root, str(out), {})
     build_index(
-        str(out), [task.name for task in tasks], [teacher.spec for teacher in teachers], name="test",
-        manifest_sha256=manifest.sha256, segment_seconds=2.0, audio_member="flac",
+        str(out),
+        [task.name for task in tasks],
+        [teacher.spec for teacher in teachers],
+        name="test",
+        manifest_sha256=manifest.sha256,
+        segment_seconds=2.0,
+        audio_member="flac",
     )
     return out
 
@@ -71,7 +76,9 @@ def test_good_files_agree_and_what_none_reads_is_counted(corpus: Path, tmp_path:
     assert json.loads(out)["notes"][0].startswith("3 source files")
 
 
-def test_a_reader_that_swaps_bytes_or_loses_the_end_is_found(corpus: Path, tmp_path: Path, say: Callable, monkeypatch: pytest.MonkeyPatch):
+def test_a_reader_that_swaps_bytes_or_loses_the_end_is_found(
+    corpus: Path, tmp_path: Path, say: Callable, monkeypatch: pytest.MonkeyPatch
+):
     """The faults of an earlier reader, made again: noise for music in one file, and 1,640 samples less in another."""
     blocks = PcmFile.blocks
 

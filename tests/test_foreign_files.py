@@ -18,6 +18,7 @@ from mert_foundry.pipeline.audio.audio_file import AudioHeader
 from mert_foundry.pipeline.audio.decode import check_length, open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import MediaFile
+from mert_foundry.pipeline.audio.mpeg_frames import read_header, read_mpeg_parts
 from mert_foundry.pipeline.audio.ogg_pages import check_ogg_pages
 from mert_foundry.pipeline.audio.tags import audio_range
 
@@ -60,12 +61,16 @@ def encode(path: Path, audio: np.ndarray, rate: int, *streams: str, container: s
                 stream.width = stream.height = 64
             else:
                 stream = file.add_stream(codec, rate=rate, layout={1: "mono", 2: "stereo"}[audio.shape[1]])
-                stream.format = next((form for form in stream.codec.audio_formats if form.name[:3] == "s16"), stream.format)
+                stream.format = next(
+                    (form for form in stream.codec.audio_formats if form.name[:3] == "s16"), stream.format
+                )
         for stream, codec in zip(file.streams, streams, strict=True):
             if codec == "video":
                 frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             else:
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio.reshape(1, -1)), format="s16", layout=stream.layout.name)
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(audio.reshape(1, -1)), format="s16", layout=stream.layout.name
+                )
                 frame.sample_rate, frame.pts = rate, 0
             for packet in [*stream.encode(frame), *stream.encode(None)]:
                 file.mux(packet)
@@ -117,15 +122,17 @@ def test_compressed_samples_in_big_endian_wav_are_refused(tmp_path: Path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    form=st.sampled_from([
-        form
-        for form in product(
-            ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"],
-            ["PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"],
-            ["FILE", "LITTLE", "BIG"],
-        )
-        if soundfile.check_format(*form)
-    ]),
+    form=st.sampled_from(
+        [
+            form
+            for form in product(
+                ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"],
+                ["PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"],
+                ["FILE", "LITTLE", "BIG"],
+            )
+            if soundfile.check_format(*form)
+        ]
+    ),
     channels=st.integers(1, 9),
     length=st.integers(1, 3000),
 )
@@ -163,7 +170,9 @@ def w64_size(content: bytearray, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", PLACEHOLDERS)
-@pytest.mark.parametrize(("name", "patch"), [("a.wav", wav_size), ("a.aiff", aiff_size), ("a.au", au_size), ("a.w64", w64_size)])
+@pytest.mark.parametrize(
+    ("name", "patch"), [("a.wav", wav_size), ("a.aiff", aiff_size), ("a.au", au_size), ("a.w64", w64_size)]
+)
 def test_a_size_that_was_left_open_is_read_to_the_end(
     tmp_path: Path, stereo: np.ndarray, name: str, patch: Callable[[bytearray, int], None], size: int
 ):
@@ -197,8 +206,13 @@ def test_rf64_whose_sizes_were_never_filled_in(tmp_path: Path, stereo: np.ndarra
     np.testing.assert_array_equal(decode(path)[1], as_decoded(stereo))
 
 
-@pytest.mark.parametrize("behind", [b"\xff" * 12, np.random.default_rng(0).bytes(5000), ID3V1, ape_tag(bytes(90_000)), ID3V1 + ape_tag(b"x")])
-@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.w64", "a.caf", "a.flac", "a.wv", "a.tta", "a.ogg", "a.opus", "a.m4a", "a.mp3"])
+@pytest.mark.parametrize(
+    "behind", [b"\xff" * 12, np.random.default_rng(0).bytes(5000), ID3V1, ape_tag(bytes(90_000)), ID3V1 + ape_tag(b"x")]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["a.wav", "a.aiff", "a.au", "a.w64", "a.caf", "a.flac", "a.wv", "a.tta", "a.ogg", "a.opus", "a.m4a", "a.mp3"],
+)
 def test_what_stands_behind_the_audio_is_let_be(tmp_path: Path, stereo: np.ndarray, name: str, behind: bytes):
     path = write(tmp_path / name, stereo, 48_000)
     before = decode(path)[1]
@@ -286,11 +300,16 @@ def test_dsd(tmp_path: Path):
     sound = b"SND " + chunk(b"FS  ", struct.pack(">I", rate)) + chunk(b"CHNL", struct.pack(">H", 1) + b"C   ")
     sound += chunk(b"CMPR", b"DSD \x0enot compressed\0")
     (tmp_path / "a.dff").write_bytes(
-        chunk(b"FRM8", b"DSD " + chunk(b"FVER", bytes([1, 5, 0, 0])) + chunk(b"PROP", sound) + chunk(b"DSD ", msb.tobytes()))
+        chunk(
+            b"FRM8",
+            b"DSD " + chunk(b"FVER", bytes([1, 5, 0, 0])) + chunk(b"PROP", sound) + chunk(b"DSD ", msb.tobytes()),
+        )
     )
     blocks = lsb.tobytes().ljust(-(-len(lsb) // 4096) * 4096, b"\0")
     form = struct.pack("<IIIIIIQII", 1, 0, 1, 1, rate, 1, len(bits), 4096, 0)
-    content = b"fmt " + struct.pack("<Q", 12 + len(form)) + form + b"data" + struct.pack("<Q", 12 + len(blocks)) + blocks
+    content = (
+        b"fmt " + struct.pack("<Q", 12 + len(form)) + form + b"data" + struct.pack("<Q", 12 + len(blocks)) + blocks
+    )
     (tmp_path / "a.dsf").write_bytes(b"DSD " + struct.pack("<QQQ", 28, 28 + len(content), 0) + content)
     for name in ("a.dff", "a.dsf"):
         header, audio = decode(tmp_path / name)
@@ -365,7 +384,9 @@ def test_pre_skip_of_opus(tmp_path: Path, stereo: np.ndarray, skipped: int):
 
 @pytest.mark.parametrize("name", ["a.opus", "a.ogg"])
 @pytest.mark.parametrize("shift", [100_000, 3])
-def test_a_stream_that_was_captured_late_begins_with_its_first_sample(tmp_path: Path, stereo: np.ndarray, name: str, shift: int):
+def test_a_stream_that_was_captured_late_begins_with_its_first_sample(
+    tmp_path: Path, stereo: np.ndarray, name: str, shift: int
+):
     path = write_audio(tmp_path / name, stereo, 48_000)
     reference = decode(path)[1]
     moved = []
@@ -391,7 +412,9 @@ def test_channel_mappings_of_opus(tmp_path: Path, channels: int):
 
 
 @pytest.mark.parametrize("name", ["a.opus", "a.ogg"])
-def test_blocks_do_not_depend_on_their_size(tmp_path: Path, stereo: np.ndarray, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_blocks_do_not_depend_on_their_size(
+    tmp_path: Path, stereo: np.ndarray, name: str, monkeypatch: pytest.MonkeyPatch
+):
     """soundfile seeks after every read, and libsndfile may then go on a few samples late."""
     path = write_audio(tmp_path / name, stereo, 48_000)
     whole = decode(path)[1]
@@ -444,7 +467,9 @@ def test_flac_in_ogg_with_a_flipped_bit_is_told(tmp_path: Path, stereo: np.ndarr
     assert refusal(path).reason == "unreadable"
 
 
-def test_pages_are_found_over_the_seams_of_what_is_read(tmp_path: Path, stereo: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+def test_pages_are_found_over_the_seams_of_what_is_read(
+    tmp_path: Path, stereo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
     path = write_audio(tmp_path / "a.ogg", stereo, 48_000)
     parts = [bytes(page) for page in pages(path.read_bytes())]
     for junk in range(1, 40):
@@ -474,7 +499,15 @@ def test_joined_mp3s_of_two_rates_are_refused(tmp_path: Path):
     assert error.reason == "unreadable" and "44100" in error.detail and "22050" in error.detail
 
 
-@pytest.mark.parametrize("tags", [ape_tag(np.random.default_rng(0).bytes(120_000)), ape_tag(b"x", has_header=False), ID3V1, b"LYRICSBEGINla la laLYRICSEND" + ID3V1])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ape_tag(np.random.default_rng(0).bytes(120_000)),
+        ape_tag(b"x", has_header=False),
+        ID3V1,
+        b"LYRICSBEGINla la laLYRICSEND" + ID3V1,
+    ],
+)
 def test_tags_of_an_mp3_do_not_change_what_it_claims(tmp_path: Path, tags: bytes):
     path = write_audio(tmp_path / "a.mp3", noise(4, RATE), RATE)
     plain = decode(path)
@@ -494,9 +527,13 @@ def test_an_mp3_that_lacks_frames_that_it_counts(tmp_path: Path):
 # Tags
 
 
-@pytest.mark.parametrize(("before", "behind"), [(b"", ID3V1), (ID3V2, b""), (b"", ape_tag(bytes(9000))), (ID3V2, ape_tag(b"x") + ID3V1)])
+@pytest.mark.parametrize(
+    ("before", "behind"), [(b"", ID3V1), (ID3V2, b""), (b"", ape_tag(bytes(9000))), (ID3V2, ape_tag(b"x") + ID3V1)]
+)
 @pytest.mark.parametrize("name", ["a.wv", "a.tta", "tone.mpc", "a.wav", "a.aiff", "a.caf", "a.flac", "a.ogg", "a.mp3"])
-def test_tagged_files_sound_as_untagged_ones(tmp_path: Path, stereo: np.ndarray, name: str, before: bytes, behind: bytes):
+def test_tagged_files_sound_as_untagged_ones(
+    tmp_path: Path, stereo: np.ndarray, name: str, before: bytes, behind: bytes
+):
     plain = FOREIGN / name if name == "tone.mpc" else write(tmp_path / f"plain-{name}", stereo, RATE)
     (tmp_path / name).write_bytes(before + plain.read_bytes() + behind)
     np.testing.assert_array_equal(decode(tmp_path / name)[1], decode(plain)[1])
@@ -512,7 +549,10 @@ def test_a_wav_behind_a_tag_is_checked_as_any_other(tmp_path: Path, stereo: np.n
     assert refusal(tmp_path / "a.wav").reason == "truncated"
 
 
-@pytest.mark.parametrize("head", [b"NIST_1A\n", b"NIST_1A\nxxxx\n", b"NIST_1A\n   1024\nsample_rate -i many\n", b"NIST_1A\n   1024\nend_head\n"])
+@pytest.mark.parametrize(
+    "head",
+    [b"NIST_1A\n", b"NIST_1A\nxxxx\n", b"NIST_1A\n   1024\nsample_rate -i many\n", b"NIST_1A\n   1024\nend_head\n"],
+)
 def test_a_sphere_header_without_its_numbers(tmp_path: Path, head: bytes):
     (tmp_path / "a.sph").write_bytes(head + bytes(2000))
     error = refusal(tmp_path / "a.sph")
@@ -529,7 +569,9 @@ def test_musepack():
 @given(
     content=st.binary(min_size=1, max_size=300).filter(lambda content: content[:3] not in (b"ID3", b"APE")),
     before=st.lists(st.sampled_from([ID3V2, ape_tag(b"y")]), max_size=2),
-    behind=st.lists(st.sampled_from([ID3V1, ape_tag(b"z"), ape_tag(b"w", False), b"LYRICSBEGINlaLYRICSEND"]), max_size=3),
+    behind=st.lists(
+        st.sampled_from([ID3V1, ape_tag(b"z"), ape_tag(b"w", False), b"LYRICSBEGINlaLYRICSEND"]), max_size=3
+    ),
 )
 def test_tags_are_taken_off_in_any_order(tmp_path: Path, content: bytes, before: list[bytes], behind: list[bytes]):
     content = content + b"\1"
@@ -546,7 +588,9 @@ def test_tags_are_taken_off_in_any_order(tmp_path: Path, content: bytes, before:
     (["aac", "aac"], "a.m4a", "audio 1 of 2"), (["aac", "video"], "a.mp4", "audio 1 of 1, beside 1 video"), (["flac"], "a.mka", ""),
     (["flac", "flac", "video"], "a.mkv", "audio 1 of 2, beside 1 video"),
 ])  # fmt: skip
-def test_which_of_several_streams_was_taken_is_stated(tmp_path: Path, stereo: np.ndarray, streams: list[str], name: str, expected: str):
+def test_which_of_several_streams_was_taken_is_stated(
+    tmp_path: Path, stereo: np.ndarray, streams: list[str], name: str, expected: str
+):
     assert decode(encode(tmp_path / name, stereo, RATE, *streams))[0].stream == expected
 
 
@@ -596,3 +640,102 @@ def test_a_media_file_that_was_refused_is_closed(tmp_path: Path):
         with pytest.raises(DecodeError):
             MediaFile(tmp_path / "a.mp4", [(0, (tmp_path / "a.mp4").stat().st_size)])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# What a review found
+
+
+def test_voc_of_several_blocks_is_refused(tmp_path: Path):
+    """libsndfile takes the head of each further block for samples."""
+    block = b"\2" + (4000).to_bytes(3, "little") + bytes(range(250)) * 16
+    head = b"Creative Voice File\x1a" + struct.pack("<HHH", 26, 0x010A, 0x1129)
+    first = b"\1" + (4002).to_bytes(3, "little") + bytes([156, 0]) + bytes(range(250)) * 16
+    (tmp_path / "a.voc").write_bytes(head + first + block + b"\0")
+    error = refusal(tmp_path / "a.voc")
+    assert error.reason == "unreadable" and "2 blocks" in error.detail
+
+
+@pytest.mark.parametrize("tag", [
+    b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0) + bytes(8), b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0x80000000) + bytes(8),
+    b"040000LYRICS200", b"3DI\4\0\0\0\1\7f",
+])  # fmt: skip
+def test_a_tag_with_a_wrong_size_takes_no_music_along(tmp_path: Path, stereo: np.ndarray, tag: bytes):
+    path = write(tmp_path / "a.mp3", stereo, RATE)
+    plain = decode(path)[1]
+    path.write_bytes(path.read_bytes() + tag)
+    np.testing.assert_array_equal(decode(path)[1], plain)
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus"])
+def test_an_empty_last_page_states_no_position(tmp_path: Path, stereo: np.ndarray, name: str):
+    """RFC 3533, section 6: -1 where no packet ends on the page."""
+    path = write(tmp_path / name, stereo, 48_000)
+    plain = decode(path)[1]
+    *parts, last = pages(path.read_bytes())
+    last[5] &= ~4
+    empty = bytearray(last[:26]) + b"\0"
+    empty[5], empty[6:14] = 4, b"\xff" * 8
+    empty[18:22] = struct.pack("<I", struct.unpack("<I", last[18:22])[0] + 1)
+    path.write_bytes(b"".join(map(bytes, parts)) + sealed(last) + sealed(empty))
+    audio = decode(path)[1]
+    length = min(audio.shape[1], plain.shape[1])
+    assert abs(audio.shape[1] - plain.shape[1]) <= 960
+    np.testing.assert_allclose(audio[:, :length], plain[:, :length], atol=1e-6)
+
+
+def test_joined_mp3s_without_counts_and_with_tags_between(tmp_path: Path):
+    parts = []
+    for seed in (1, 2):
+        content = write_audio(tmp_path / f"{seed}.mp3", noise(3, RATE, seed), RATE).read_bytes()
+        first = read_mpeg_parts(tmp_path / f"{seed}.mp3", 0, len(content))[0].start
+        parts.append(
+            content[first + read_header(content[first : first + 4]).size :]
+        )  # without the frame that holds the count
+    (tmp_path / "a.mp3").write_bytes(parts[0] + ID3V1 + parts[1] + ID3V1)
+    header, audio = decode(tmp_path / "a.mp3")
+    assert header.notes == ("joined",) and audio.shape[1] >= 6 * RATE
+
+
+@pytest.mark.parametrize("rate", [1, 999])
+def test_a_rate_that_only_damage_states_is_refused(tmp_path: Path, rate: int):
+    path = write_audio(tmp_path / "a.wav", noise(1), 8000)
+    content = bytearray(path.read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    path.write_bytes(content)
+    assert refusal(path).reason == "unreadable"
+
+
+def test_a_header_before_zeros_is_told_at_once(tmp_path: Path):
+    """A file that was laid out and never written; five sparse gigabytes of it."""
+    for name, head in {"a.wav": b"RIFF\xff\xff\xff\x7fWAVE", "a.aiff": b"FORM\x7f\xff\xff\xffAIFF"}.items():
+        with open(tmp_path / name, "wb") as file:
+            file.write(head)
+            file.truncate(5 << 30)
+        assert refusal(tmp_path / name).reason == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.wav", "a.aiff", "a.au", "a.w64", "a.caf", "a.flac", "a.ogg", "a.opus", "a.m4a", "a.mp3", "a.wv", "a.tta"],
+)
+@pytest.mark.parametrize("first_fault", [0, 20, 3000])
+def test_a_file_that_cannot_be_read_is_the_storages_fault(
+    tmp_path: Path, stereo: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: str, first_fault: int
+):
+    path = write(tmp_path / name, stereo, 48_000)
+    read = os.pread
+
+    def failing(descriptor: int, count: int, place: int) -> bytes:
+        if place + count > first_fault:
+            raise OSError(5, "Input/output error")
+        return read(descriptor, count, place)
+
+    monkeypatch.setattr("mert_foundry.pipeline.audio.byte_ranges.os.pread", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        decode(path)
+
+
+def test_what_a_library_says_names_no_address(tmp_path: Path, stereo: np.ndarray):
+    path = write(tmp_path / "a.ogg", stereo, 48_000)
+    path.write_bytes(bytes(next(pages(path.read_bytes()))))
+    assert "0x" not in refusal(path).detail

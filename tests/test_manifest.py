@@ -64,7 +64,11 @@ def test_rows_describe_the_decoded_audio(synthetic_corpus: Path, tmp_path: Path)
     for track in manifest.tracks:
         audio, rate = soundfile.read(synthetic_corpus / track.path)
         assert (len(audio), rate) == (track.num_samples, track.sample_rate)
-    assert rejects(tmp_path) == {"rest/silence.wav": "silent", "rest/short.wav": "too_short", "rest/notes.txt": "not_audio"}
+    assert rejects(tmp_path) == {
+        "rest/silence.wav": "silent",
+        "rest/short.wav": "too_short",
+        "rest/notes.txt": "not_audio",
+    }
     lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == sorted(track.key for track in manifest.tracks)
     assert all(list(json.loads(line)) == sorted(json.loads(line)) for line in lines)
@@ -127,7 +131,10 @@ def test_added_files_move_no_track(synthetic_corpus: Path, tmp_path: Path):
 
 
 @given(
-    groups=st.lists(st.text(max_size=8), min_size=1, max_size=20), seed=st.integers(0, 9), share=st.floats(0, 0.5), more=st.floats(0, 0.4)
+    groups=st.lists(st.text(max_size=8), min_size=1, max_size=20),
+    seed=st.integers(0, 9),
+    share=st.floats(0, 0.5),
+    more=st.floats(0, 0.4),
 )
 def test_the_split_depends_on_group_seed_and_shares_alone(groups: list[str], seed: int, share: float, more: float):
     chosen = [choose_split(group, seed, {"valid": share}) for group in groups]
@@ -141,7 +148,11 @@ def test_the_split_depends_on_group_seed_and_shares_alone(groups: list[str], see
 def test_shares_of_the_splits_are_kept():
     splits = {"valid": 0.1, "test": 0.3}
     counts = Counter(choose_split(f"album {number}", 3, splits) for number in range(20_000))
-    assert {name: round(count / 20_000, 1) for name, count in counts.items()} == {"valid": 0.1, "test": 0.3, "train": 0.6}
+    assert {name: round(count / 20_000, 1) for name, count in counts.items()} == {
+        "valid": 0.1,
+        "test": 0.3,
+        "train": 0.6,
+    }
     other = [choose_split(f"album {number}", 4, splits) for number in range(200)]
     assert other != [choose_split(f"album {number}", 3, splits) for number in range(200)]
 
@@ -153,7 +164,11 @@ def test_splits_hold_from_one_release_to_the_next_and_for_any_order_of_the_confi
         assert [choose_split(f"album {number}", 0, splits) for number in range(8)] == expected
 
 
-@given(path=st.lists(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3).map("/".join))
+@given(
+    path=st.lists(
+        st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3
+    ).map("/".join)
+)
 def test_keys_are_safe_in_tar_names_and_groups_are_folders(path: str):
     key = track_key(path)
     assert set(key) <= KEY_LETTERS and 12 <= len(key) <= 53 and key[0] != "-"
@@ -178,10 +193,16 @@ def test_duplicates_are_found_by_ear(tmp_path: Path):
     write_audio(root / "g" / "one bit.wav", changed, 44_100)
     manifest = build(root, tmp_path / "out")
     assert {track.path for track in manifest.tracks} == {
-        "b/first.wav", "e/another rate.wav", "f/one channel.wav", "g/one bit.wav"
+        "b/first.wav",
+        "e/another rate.wav",
+        "f/one channel.wav",
+        "g/one bit.wav",
     }
     rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [(row["path"], row["reason"]) for row in rows] == [("c/other name.flac", "duplicate"), ("d.flac", "duplicate")]
+    assert [(row["path"], row["reason"]) for row in rows] == [
+        ("c/other name.flac", "duplicate"),
+        ("d.flac", "duplicate"),
+    ]
     assert all("b/first.wav" in row["detail"] for row in rows)
 
 
@@ -207,10 +228,20 @@ def test_every_reason(tmp_path: Path, clips: Path):
     (root / "linked folder").symlink_to(clips)
     build(root, tmp_path / "out", max_seconds=12)
     assert rejects(tmp_path / "out") == {
-        "silent.wav": "silent", "empty.wav": "unreadable", "short.wav": "too_short", "long.wav": "too_long",
-        "truncated.flac": "truncated", "damaged.flac": "unreadable", "lying.wav": "length_mismatch",
-        "zero.mp3": "unreadable", "text.mp3": "unreadable", "notes.txt": "not_audio", "pipe.wav": "not_audio",
-        "broken link.wav": "unreadable", "linked folder": "not_audio", "good.wav": "duplicate",
+        "silent.wav": "silent",
+        "empty.wav": "unreadable",
+        "short.wav": "too_short",
+        "long.wav": "too_long",
+        "truncated.flac": "truncated",
+        "damaged.flac": "unreadable",
+        "lying.wav": "length_mismatch",
+        "zero.mp3": "unreadable",
+        "text.mp3": "unreadable",
+        "notes.txt": "not_audio",
+        "pipe.wav": "not_audio",
+        "broken link.wav": "unreadable",
+        "linked folder": "not_audio",
+        "good.wav": "duplicate",
     }
     summary = yaml.safe_load((tmp_path / "out" / "manifest.yaml").read_text())
     assert summary["rejected"] == dict(sorted(Counter(rejects(tmp_path / "out").values()).items()))
@@ -236,10 +267,29 @@ def test_same_base_names_in_different_folders_stay_apart(tmp_path: Path):
 
 def test_hostile_names(tmp_path: Path):
     names = [
-        b"new\nline.wav", b"q\"uo'te.wav", b"latin\xe9.wav", unicodedata.normalize("NFC", "caf\u00e9.wav").encode(),
-        unicodedata.normalize("NFD", "caf\u00e9.wav").encode(), b"url::chain.wav", b"file:name.wav", b"s3:/x.wav", b"...dots...wav",
-        b".hidden.wav", b"%03d.wav", b"hash#question?amper&.wav", b"*[glob].wav", b"l" * 251 + b".wav", b"no extension",
-        b"back\\slash.wav", b"-dash.wav", b"~home.wav", b"$HOME.wav", b"trailing space ", "\u97f3\u697d.wav".encode(), b"tab\t.wav", b"\r.wav",
+        b"new\nline.wav",
+        b"q\"uo'te.wav",
+        b"latin\xe9.wav",
+        unicodedata.normalize("NFC", "caf\u00e9.wav").encode(),
+        unicodedata.normalize("NFD", "caf\u00e9.wav").encode(),
+        b"url::chain.wav",
+        b"file:name.wav",
+        b"s3:/x.wav",
+        b"...dots...wav",
+        b".hidden.wav",
+        b"%03d.wav",
+        b"hash#question?amper&.wav",
+        b"*[glob].wav",
+        b"l" * 251 + b".wav",
+        b"no extension",
+        b"back\\slash.wav",
+        b"-dash.wav",
+        b"~home.wav",
+        b"$HOME.wav",
+        b"trailing space ",
+        "\u97f3\u697d.wav".encode(),
+        b"tab\t.wav",
+        b"\r.wav",
     ]
     root = os.fsencode(tmp_path / "root")
     for number, name in enumerate(names):
@@ -300,12 +350,15 @@ def test_written_files_do_not_depend_on_the_order_of_results(order: list[int]):
     assert {name: memory.cat(f"/written/{name}") for name in FILES} == expected
 
 
-@pytest.mark.parametrize("splits", [{"train": 0.1}, {"Valid": 0.1}, {"a/b": 0.1}, {"valid": 1.0}, {"valid": -0.1}, {"a": 0.6, "b": 0.6}])
+@pytest.mark.parametrize(
+    "splits", [{"train": 0.1}, {"Valid": 0.1}, {"a/b": 0.1}, {"valid": 1.0}, {"valid": -0.1}, {"a": 0.6, "b": 0.6}]
+)
 def test_impossible_splits_are_refused(splits: dict[str, float]):
     with pytest.raises(ValueError, match="split"):
         ManifestConfig(root="r", out="o", splits=splits)
 
 
+@pytest.mark.process
 def test_the_command(synthetic_corpus: Path, tmp_path: Path):
     out = tmp_path / "out"
     done = mert("manifest", CONFIG, f"root={synthetic_corpus}", f"out={out}", "workers=2", "splits.valid=0.3")
@@ -317,6 +370,7 @@ def test_the_command(synthetic_corpus: Path, tmp_path: Path):
     assert mert("manifets").returncode == 2
 
 
+@pytest.mark.process
 def test_bad_usage_is_one_line(synthetic_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     def say(*arguments: object) -> SimpleNamespace:
         capsys.readouterr()
@@ -325,27 +379,41 @@ def test_bad_usage_is_one_line(synthetic_corpus: Path, tmp_path: Path, capsys: p
 
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
-    one_line(say(CONFIG, f"root={tmp_path / 'empty'}", f"out={out}"), 1, ["no usable track", "empty"], lines=2)
+    one_line(say(CONFIG, f"root={tmp_path / 'empty'}", f"out={out}"), 1, ["no usable track", "empty"])
     one_line(say(CONFIG, f"root={tmp_path}", f"out={out}", "min_second=3"), 2, ["min_second", "min_seconds"])
     one_line(say(CONFIG, f"root={tmp_path}", f"out={out}", "min_seconds=many"), 2, ["min_seconds", "many"])
     one_line(say(CONFIG, f"out={out}"), 2, ["root", "missing"])
     one_line(say(tmp_path / "no.yaml", f"root={tmp_path}", f"out={out}"), 2, ["no.yaml"])
     (tmp_path / "file").write_text("")
-    one_line(say(CONFIG, f"root={synthetic_corpus}", f"out={tmp_path / 'file' / 'out'}"), 1, ["file"], lines=2)
+    one_line(say(CONFIG, f"root={synthetic_corpus}", f"out={tmp_path / 'file' / 'out'}"), 2, ["file"])
 
 
-def one_line(done, code: int, words: list[str], lines: int = 1) -> None:
+def one_line(done, code: int, words: list[str]) -> None:
     """The command ended with `code` and one line that holds `words`; a progress line may stand before it."""
     assert done.returncode == code, done.stderr
-    assert len(done.stderr.strip().splitlines()) <= lines, done.stderr
+    said = [
+        line for line in done.stderr.splitlines() if "real time" not in line
+    ]  # a slow machine shows progress more often
+    assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr.splitlines()[-1] for word in words), done.stderr
 
 
 def track(path: str) -> Track:
     return Track(
-        key=track_key(path), path=path, bytes=1, sha256="0" * 64, audio_sha256=track_key(path), sample_rate=24_000, channels=1,
-        num_samples=240_000, seconds=10.0, header_seconds=None, format="wav/pcm_s16le", group="folder", split="train",
+        key=track_key(path),
+        path=path,
+        bytes=1,
+        sha256="0" * 64,
+        audio_sha256=track_key(path),
+        sample_rate=24_000,
+        channels=1,
+        num_samples=240_000,
+        seconds=10.0,
+        header_seconds=None,
+        format="wav/pcm_s16le",
+        group="folder",
+        split="train",
     )
 
 
@@ -361,7 +429,9 @@ def test_a_copy_in_a_held_out_folder_takes_no_training_track_along(tmp_path: Pat
     assert rejects(tmp_path / "after") == {f"{held_out}/song.wav": "duplicate"}
 
 
-def test_a_folder_that_cannot_be_listed_is_unreachable_and_the_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_cannot_be_listed_is_unreachable_and_the_scan_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write_audio(tmp_path / "root" / "good" / "song.wav", tone(440, 4))
     (tmp_path / "root" / "closed").mkdir()
     scandir = os.scandir
@@ -412,7 +482,9 @@ def test_an_error_in_the_middle_of_a_file_is_of_the_storage(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("error", [RuntimeError("decoder"), MemoryError(), KeyError("frame"), ZeroDivisionError()])
-def test_whatever_a_decoder_raises_is_the_reject_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+def test_whatever_a_decoder_raises_is_the_reject_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
     write_audio(tmp_path / "root" / "good.flac", noise(4))
     write_audio(tmp_path / "root" / "bad.wav", noise(4, seed=1))
 
@@ -426,6 +498,7 @@ def test_whatever_a_decoder_raises_is_the_reject_of_its_file(tmp_path: Path, mon
     assert row["reason"] == "unreadable" and type(error).__name__ in row["detail"]
 
 
+@pytest.mark.process
 def test_links_that_go_nowhere_do_not_end_the_command(tmp_path: Path):
     root = tmp_path / "root"
     write_audio(root / "good.wav", noise(4))
@@ -435,7 +508,12 @@ def test_links_that_go_nowhere_do_not_end_the_command(tmp_path: Path):
     (root / "long.wav").symlink_to("x" * 300 + ".wav")
     done = mert("manifest", CONFIG, f"root={root}", f"out={tmp_path / 'out'}", "workers=1")
     assert done.returncode == 0, done.stderr
-    assert rejects(tmp_path / "out") == {"loop": "unreadable", "there": "unreadable", "back": "unreadable", "long.wav": "unreadable"}
+    assert rejects(tmp_path / "out") == {
+        "loop": "unreadable",
+        "there": "unreadable",
+        "back": "unreadable",
+        "long.wav": "unreadable",
+    }
 
 
 def test_what_the_storage_does_not_give_makes_the_command_fail_at_its_end(
@@ -444,7 +522,9 @@ def test_what_the_storage_does_not_give_makes_the_command_fail_at_its_end(
     write_audio(tmp_path / "root" / "good.wav", noise(4))
     lost = Reject(path="bad.wav", reason="unreachable", detail="Stale file handle")
     monkeypatch.setattr("mert_foundry.jobs.manifest.scan", lambda config, *others: [*scan(config), lost])
-    assert run(command.main, [str(CONFIG), f"root={tmp_path / 'root'}", f"out={tmp_path / 'out'}"], command.__doc__) == 1
+    assert (
+        run(command.main, [str(CONFIG), f"root={tmp_path / 'root'}", f"out={tmp_path / 'out'}"], command.__doc__) == 1
+    )
     written = capsys.readouterr().err
     assert "bad.wav: unreachable: Stale file handle" in written and "again to retry" in written
     assert len(load_manifest(str(tmp_path / "out")).tracks) == 1  # nothing is lost
@@ -474,7 +554,9 @@ def test_levels_are_those_of_what_is_stored(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("share", "bound", "is_kept"), [(0.02, 0.01, False), (0.005, 0.01, True), (0.02, 0.03, True)])
-def test_a_share_of_clipped_samples_above_the_bound_is_a_reject(tmp_path: Path, share: float, bound: float, is_kept: bool):
+def test_a_share_of_clipped_samples_above_the_bound_is_a_reject(
+    tmp_path: Path, share: float, bound: float, is_kept: bool
+):
     audio = noise(4)
     audio[: round(share * len(audio))] = 1.5
     write_audio(tmp_path / "root" / "a.wav", audio, subtype="FLOAT")
@@ -519,7 +601,8 @@ def test_tracks_of_older_manifests_have_no_levels(synthetic_corpus: Path, tmp_pa
 
 def test_several_streams_and_notes_are_counted(tmp_path: Path):
     results = [
-        track("a.wav").model_copy(update={"stream": "audio 1 of 2"}), track("b.wav").model_copy(update={"notes": ["joined"]}),
+        track("a.wav").model_copy(update={"stream": "audio 1 of 2"}),
+        track("b.wav").model_copy(update={"notes": ["joined"]}),
         track("c.wav"),
     ]
     summary = write_manifest(ManifestConfig(root="root", out=str(tmp_path)), results)
@@ -532,3 +615,19 @@ def test_an_output_folder_within_the_root_is_refused(tmp_path: Path):
     write_audio(tmp_path / "song.wav", tone(440, 4))
     with pytest.raises(ValueError, match="lies in root"):
         build(tmp_path, tmp_path / "manifest")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.m4a"])
+def test_a_long_track_is_left_as_soon_as_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    write_audio(tmp_path / "root" / name, noise(20, 8000), 8000)
+    build(tmp_path / "root", tmp_path / "out", max_seconds=5)
+    row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert row["reason"] == "too_long" and "5.0" in row["detail"]
+
+
+def test_overshoot_of_less_than_1_db_is_no_clipping(tmp_path: Path):
+    audio = noise(4)
+    audio[::10] = 1.1
+    write_audio(tmp_path / "root" / "a.wav", audio, subtype="FLOAT")
+    [track] = build(tmp_path / "root", tmp_path / "out").tracks
+    assert track.clipped_share == 0

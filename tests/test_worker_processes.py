@@ -4,7 +4,11 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from mert_foundry.jobs.cluster.worker_processes import map_in_processes
+
+pytestmark = pytest.mark.process
 
 
 def double_or_crash(item: tuple[int, str]) -> int:

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -40,8 +42,8 @@ def map_in_processes(
 
 
 def _ahead(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    with _pool(workers) as pool:
-        waiting = deque()
+    with _pool(workers) as pool, _cancelling(pool):
+        waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
             if len(waiting) >= AHEAD * workers:
@@ -61,10 +63,33 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # Forked from a server that has imported what takes seconds, and has no threads whose locks a fork would copy.
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(dict(os.environ),))
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_prepare, initargs=(dict(os.environ), os.getpid())
+    )
 
 
-def _prepare(environment: dict[str, str]) -> None:
+@contextmanager
+def _cancelling(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """On an interrupt, wait for what is at work alone."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has gone, however that ended: a forkserver's child would wait for ever."""
+    while True:
+        time.sleep(1)
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(1)
+
+
+def _prepare(environment: dict[str, str], parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ.update(environment)  # the server may be older than a setting
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the parent to speak of
     torch.set_num_threads(1)  # there is a process for each core

@@ -8,6 +8,7 @@ import numpy as np
 
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 
+LOWEST_RATE = 1000  # Hz
 HIGHEST_RATE = 1 << 24  # Hz; DSD of the quadruple rate has 11.3 MHz, of which ffmpeg gives an eighth
 MOST_CHANNELS = 64  # of ffmpeg's sample converter
 NO_AUDIO = "no audio could be decoded"
@@ -34,7 +35,7 @@ class AudioHeader:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.sample_rate <= HIGHEST_RATE or not 0 < self.channels <= MOST_CHANNELS:
+        if not LOWEST_RATE <= self.sample_rate <= HIGHEST_RATE or not 0 < self.channels <= MOST_CHANNELS:
             raise DecodeError("unreadable", f"header claims {self.sample_rate} Hz and {self.channels} channels")
 
 
@@ -66,7 +67,7 @@ class AudioFile(ABC):
 class JoinedFile(AudioFile):
     """Files of one rate and number of channels, one behind the other, as one. Raises DecodeError when they differ."""
 
-    def __init__(self, files: list[AudioFile]):
+    def __init__(self, files: Sequence[AudioFile]):
         self._files = files
         first = files[0].header
         for file in files[1:]:
@@ -74,10 +75,13 @@ class JoinedFile(AudioFile):
             if (found.sample_rate, found.channels) != (first.sample_rate, first.channels):
                 self.close()
                 raise DecodeError(
-                    "unreadable", f"joined of {first.sample_rate} Hz x {first.channels} and {found.sample_rate} Hz x {found.channels}"
+                    "unreadable",
+                    f"joined of {first.sample_rate} Hz x {first.channels} and {found.sample_rate} Hz x {found.channels}",
                 )
-        claimed = [file.header.num_samples for file in files]
-        self.header = replace(first, num_samples=None if None in claimed else sum(claimed), notes=("joined",))
+        claimed = [file.header.num_samples for file in files if file.header.num_samples is not None]
+        self.header = replace(
+            first, num_samples=sum(claimed) if len(claimed) == len(files) else None, notes=("joined",)
+        )
 
     def close(self) -> None:
         for file in self._files:

@@ -40,5 +40,3 @@ def float_blocks(audio: np.ndarray) -> Iterator[np.ndarray]:
     """int16 `[T]` in memory as the float32 blocks that teachers take, 20 s each."""
     for start in range(0, len(audio), BLOCK_SAMPLES):
         yield to_float(audio[start : start + BLOCK_SAMPLES])
-
-

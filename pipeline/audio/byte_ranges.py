@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Protocol
 
 
 class ByteRanges(io.RawIOBase):
@@ -33,17 +33,17 @@ class ByteRanges(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer as far as the ranges go; the number of bytes read."""
-        filled = 0
-        while filled < len(buffer) and self._place < self._places[-1]:
+    def readinto(self, buffer: Any) -> int:
+        """Fill the writable buffer as far as the ranges go; the number of bytes read."""
+        view, filled = memoryview(buffer).cast("B"), 0
+        while filled < len(view) and self._place < self._places[-1]:
             number = bisect_right(self._places, self._place) - 1
             start, stop = self._ranges[number]
             start += self._place - self._places[number]
-            data = self._read(min(len(buffer) - filled, stop - start), start)
+            data = self._read(min(len(view) - filled, stop - start), start)
             if not data:  # the file has become shorter
                 break
-            buffer[filled : filled + len(data)] = data
+            view[filled : filled + len(data)] = data
             filled += len(data)
             self._place += len(data)
         return filled
@@ -74,7 +74,15 @@ class ByteRanges(io.RawIOBase):
         super().close()
 
 
-def read_at(file: BinaryIO, offset: int, count: int) -> bytes:
+class Seekable(Protocol):
+    """What a header is read from: an open file, or ranges of one."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+
+def read_at(file: Seekable, offset: int, count: int) -> bytes:
     """Up to `count` bytes from `offset` on."""
     file.seek(offset)
     return file.read(count)

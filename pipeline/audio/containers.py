@@ -4,20 +4,34 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
-from mert_foundry.pipeline.audio.byte_ranges import read_at
+from mert_foundry.pipeline.audio.byte_ranges import Seekable, read_at
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.pcm_layout import chunks, is_placeholder
 
-MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"udta", b"meta", b"sidx", b"styp", b"mfra", b"uuid"}
+MP4_BOXES = {
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"free",
+    b"skip",
+    b"wide",
+    b"udta",
+    b"meta",
+    b"sidx",
+    b"styp",
+    b"mfra",
+    b"uuid",
+}
 LAST_VOC_BLOCK = 9
+VOC_SAMPLES = {1, 2, 9}  # blocks with samples
 VOC_MARK = b"Creative Voice File\x1a"
 EBML_MARK, SEGMENT_MARK = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 SLOPPY_BYTES = 8  # writers differ in whether a size counts its own head, and its padding
 
 
-def check_sizes(file: BinaryIO) -> None:
+def check_sizes(file: Seekable) -> None:
     """Raise DecodeError `truncated` when a part of a container reaches beyond the file's end.
 
     Known are MP4, RIFF (AVI, WAV), IFF (8SVX), DSDIFF, DSF, Matroska and VOC.
@@ -28,7 +42,7 @@ def check_sizes(file: BinaryIO) -> None:
             raise DecodeError("truncated", f"{length} bytes, the {name} claims to reach to {stop}")
 
 
-def _parts(file: BinaryIO, length: int) -> Iterator[tuple[str, int]]:
+def _parts(file: Seekable, length: int) -> Iterator[tuple[str, int]]:
     """Names of the outermost parts, and where they claim to end."""
     head = read_at(file, 0, 32)
     if head[4:8] == b"ftyp":
@@ -44,10 +58,10 @@ def _parts(file: BinaryIO, length: int) -> Iterator[tuple[str, int]]:
     elif head[:4] == EBML_MARK:
         yield from _matroska_segment(file)
     elif head.startswith(VOC_MARK):
-        yield from _voc_blocks(file, length)
+        yield from ((f"VOC block of type {kind}", stop) for kind, stop in _voc_blocks(file, length))
 
 
-def _mp4_boxes(file: BinaryIO, length: int) -> Iterator[tuple[str, int]]:
+def _mp4_boxes(file: Seekable, length: int) -> Iterator[tuple[str, int]]:
     start = 0
     while start < length:
         head = read_at(file, start, 16)
@@ -59,7 +73,7 @@ def _mp4_boxes(file: BinaryIO, length: int) -> Iterator[tuple[str, int]]:
         yield f"{head[4:8].decode()} box", start
 
 
-def _matroska_segment(file: BinaryIO) -> Iterator[tuple[str, int]]:
+def _matroska_segment(file: Seekable) -> Iterator[tuple[str, int]]:
     """The segment behind the EBML head (https://www.rfc-editor.org/rfc/rfc9559): one of unknown size claims nothing."""
     place, size = _ebml_size(file, len(EBML_MARK))
     place += size or 0
@@ -69,7 +83,7 @@ def _matroska_segment(file: BinaryIO) -> Iterator[tuple[str, int]]:
             yield "Matroska segment", place + size
 
 
-def _ebml_size(file: BinaryIO, place: int) -> tuple[int, int | None]:
+def _ebml_size(file: Seekable, place: int) -> tuple[int, int | None]:
     """Where the number at `place` ends, and its value; None when all of its bits are set: unknown."""
     first = int.from_bytes(read_at(file, place, 1), "big")
     width = 9 - first.bit_length()
@@ -77,12 +91,20 @@ def _ebml_size(file: BinaryIO, place: int) -> tuple[int, int | None]:
     return place + width, None if value == (1 << 7 * width) - 1 else value
 
 
-def _voc_blocks(file: BinaryIO, length: int) -> Iterator[tuple[str, int]]:
-    """The blocks up to the end mark, or to what is none: some writers (SoX) state a few bytes less than they write."""
+def _voc_blocks(file: Seekable, length: int) -> Iterator[tuple[int, int]]:
+    """Type and end of the blocks up to the end mark, or to what is none: some writers (SoX) state a few bytes less than they write."""
     place = int.from_bytes(read_at(file, 20, 2), "little")
     while 20 < place < length and 0 < (kind := read_at(file, place, 1)[0]) <= LAST_VOC_BLOCK:
         place += 4 + int.from_bytes(read_at(file, place + 1, 3), "little")
-        yield f"VOC block of type {kind}", place
+        yield kind, place
+
+
+def check_voc(file: Seekable) -> None:
+    """Raise DecodeError when the samples of a VOC file lie in several blocks: libsndfile would take their heads for samples."""
+    length = file.seek(0, os.SEEK_END)
+    blocks = sum(kind in VOC_SAMPLES for kind, _ in _voc_blocks(file, length))
+    if blocks != 1:
+        raise DecodeError("unreadable", f"a VOC file with samples in {blocks} blocks is not read here")
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ class ClaimedAlac:
     slack: int
 
 
-def claimed_alac_samples(file: BinaryIO) -> ClaimedAlac | None:
+def claimed_alac_samples(file: Seekable) -> ClaimedAlac | None:
     """What the packet table of an ALAC file in CAF states; None for another codec, or without such a table.
 
     https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec, "Packet Table Chunk".

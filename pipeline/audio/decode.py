@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mert_foundry.pipeline.audio.audio_file import AudioFile, AudioHeader, JoinedFile
+from mert_foundry.pipeline.audio.audio_file import AudioFile, AudioHeader, JoinedFile, Ranges
 from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
-from mert_foundry.pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, claimed_alac_samples
+from mert_foundry.pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, check_voc, claimed_alac_samples
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import MediaFile
 from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
@@ -49,26 +49,36 @@ def _open(path: Path) -> AudioFile:
     start, stop = audio_range(path)
     audio = [(start, stop)]
     with ByteRanges(path, [(start, path.stat().st_size)]) as content:
-        head = content.read(32)
-        content.check()
-        if head[:4] == b"OggS":
-            return _open_ogg(path, start)
-        layout = read_pcm_layout(content)
-        if layout is not None and not _holds_coded_audio(path, start, layout):
-            return PcmFile(path, start, layout)
-        if head[:4] == b"RIFX":
-            raise DecodeError("unreadable", "compressed samples in a big-endian WAV (RIFX) are not read here")
-        check_sizes(content)
-        if head.startswith(VOC_MARK):  # ffmpeg loses the last samples
-            return SoundFile(path, audio)
-        if head[:4] == b"caff" and (claimed := claimed_alac_samples(content)) is not None:
-            return _open_alac(path, start, claimed)
-        content.check()
+        try:
+            file = _open_known(path, start, audio, content)
+        finally:
+            content.check()  # before any error that a failed read has led to
+    if file is not None:
+        return file
     file = MediaFile(path, audio)
     if file.header.format.startswith("mp3/") and (parts := read_mpeg_parts(path, start, stop)):
         file.close()
         return _open_mpeg(path, parts)
     return file
+
+
+def _open_known(path: Path, start: int, audio: Ranges, content: ByteRanges) -> AudioFile | None:
+    """What the bytes from `start` on, `content`, show to be of a kind that ffmpeg alone does not read rightly, or None."""
+    head = content.read(32)
+    if head[:4] == b"OggS":
+        return _open_ogg(path, start)
+    layout = read_pcm_layout(content)
+    if layout is not None and not _holds_coded_audio(path, start, layout):
+        return PcmFile(path, start, layout)
+    if head[:4] == b"RIFX":
+        raise DecodeError("unreadable", "compressed samples in a big-endian WAV (RIFX) are not read here")
+    check_sizes(content)
+    if head.startswith(VOC_MARK):  # ffmpeg loses the last samples
+        check_voc(content)
+        return SoundFile(path, audio)
+    if head[:4] == b"caff" and (claimed := claimed_alac_samples(content)) is not None:
+        return _open_alac(path, start, claimed)
+    return None
 
 
 def _open_mpeg(path: Path, parts: list[Part]) -> AudioFile:
@@ -102,7 +112,9 @@ def _open_alac(path: Path, start: int, claimed: ClaimedAlac) -> AudioFile:
         file = MediaFile(path, whole, claimed=claimed.num_samples, slack=claimed.slack)
     if file.header.sample_rate != claimed.sample_rate:
         file.close()
-        raise DecodeError("unreadable", f"the container claims {claimed.sample_rate} Hz, its codec {file.header.sample_rate} Hz")
+        raise DecodeError(
+            "unreadable", f"the container claims {claimed.sample_rate} Hz, its codec {file.header.sample_rate} Hz"
+        )
     return file
 
 
@@ -145,7 +157,7 @@ class AudioDigest:
                 loudest = float(np.abs(block).max(initial=0.0))
                 if not loudest < LOUDEST:  # true also of not-a-number
                     raise DecodeError("unreadable", f"a sample of value {loudest} after {self.num_samples} samples")
-                self._digest.update(np.ascontiguousarray(to_int16(block).T, "<i2"))
+                self._digest.update(np.ascontiguousarray(to_int16(block).T, "<i2").data)
                 self.num_samples += block.shape[1]
                 yield block
 
@@ -162,9 +174,8 @@ def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) ->
     """
     if header.num_samples is None:
         return
-    tolerance = header.slack
-    if tolerance is None:
-        tolerance = max(tolerance_seconds * header.sample_rate, PRIMING_SAMPLES)
+    setting = max(tolerance_seconds * header.sample_rate, PRIMING_SAMPLES)
+    tolerance = setting if header.slack is None else header.slack
     if abs(decoded - header.num_samples) <= tolerance:
         return
     reason = "truncated" if decoded < header.num_samples else "length_mismatch"

@@ -9,6 +9,7 @@ from av.filter import Graph
 from mert_foundry.pipeline.audio.pcm import peak_of, to_dbfs
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 
+OVERSHOOT = 10 ** (1 / 20)  # by less than this decoders of loud music go beyond full scale
 GATE_LUFS = -70.0  # of ITU-R BS.1770; ffmpeg gives this for audio that nowhere passes it
 
 
@@ -27,9 +28,9 @@ class Levels:
         self._graph.configure()
 
     def follow_mix(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass the mono mix `[n]` through at the file's own rate, counting samples beyond full scale."""
+        """Pass the mono mix `[n]` through at the file's own rate, counting samples beyond full scale by more than 1 dB."""
         for block in blocks:
-            self._clipped += int(np.count_nonzero(np.abs(block) > 1))
+            self._clipped += int(np.count_nonzero(np.abs(block) > OVERSHOOT))
             self._mixed += len(block)
             yield block
 
@@ -48,7 +49,7 @@ class Levels:
 
     @property
     def clipped_share(self) -> float:
-        """Share of the mono mix's samples that lie beyond full scale, before it is resampled."""
+        """Share of the mono mix's samples more than 1 dB beyond full scale, before it is resampled."""
         return self._clipped / max(1, self._mixed)
 
     def loudness_lufs(self) -> float | None:
@@ -70,4 +71,6 @@ class Levels:
                 metadata = self._sink.pull().metadata
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
-            self._loudness = float(metadata.get("lavfi.r128.I", self._loudness))  # the last frame may be too short for one
+            self._loudness = float(
+                metadata.get("lavfi.r128.I", self._loudness)
+            )  # the last frame may be too short for one

@@ -30,7 +30,6 @@ CHECKSUM_CODECS = {"ac3", "ape", "eac3", "flac", "tak", "tta", "wavpack"}
 LOSSLESS_CODECS = {"alac", "ape", "flac", "mlp", "tak", "truehd", "tta", "wavpack"}
 # Without an index or pages, so that ffmpeg looks for the next frame and may take a tag for one.
 RAW_STREAMS = {"aac", "ac3", "amr", "eac3", "flac", "mp3", "mpegts"}
-UNPLAYED_PACKETS = 8  # of MP4, before and behind what an edit list plays: priming and padding
 BLOCK_FRAMES = 1 << 18
 OPUS_RATE = 48_000  # of Opus always: its header states what was encoded (RFC 7845, section 5.1)
 
@@ -65,6 +64,7 @@ class MediaFile(AudioFile):
             self.header = self._read_header(claimed, slack, notes)
         except DecodeError:
             self.close()
+            self._bytes.check()
             raise
 
     def close(self) -> None:
@@ -88,7 +88,9 @@ class MediaFile(AudioFile):
         if gathered.samples:
             block = self._block(gathered, packed)
             surplus = given + block.shape[1] - (self.header.num_samples or 0)
-            yield block[:, : block.shape[1] - surplus] if 0 < surplus <= min(self._surplus, block.shape[1] - 1) else block
+            yield (
+                block[:, : block.shape[1] - surplus] if 0 < surplus <= min(self._surplus, block.shape[1] - 1) else block
+            )
 
     def _choose_stream(self) -> None:
         """Take the stream that ffmpeg finds best, and a decoder for it. Raises DecodeError when there is none."""
@@ -108,7 +110,7 @@ class MediaFile(AudioFile):
             self.decoder.sample_rate = OPUS_RATE
         elif self.decoder.name in CHECKSUM_CODECS:
             self.decoder.options = {"err_detect": "crccheck+explode"}
-        elif self.decoder.name == "alac":
+        elif self.decoder.name == "alac" and self._format == "caf":
             # Its packets say how long they are; CAF says it of the last one too, and ffmpeg would cut that twice.
             self.decoder.options = {"flags2": "skip_manual"}
 
@@ -117,12 +119,18 @@ class MediaFile(AudioFile):
         codec = self.stream.codec_context
         rate = OPUS_RATE if codec.name == "opus" else codec.sample_rate
         is_lossless = codec.name in LOSSLESS_CODECS or codec.name.startswith("pcm_")
-        if codec.name == "flac" and claimed is None:
+        if (
+            codec.name == "flac" and claimed is None and container in ("flac", "ogg")
+        ):  # elsewhere a file may hold a part of it
             claimed = _claimed_flac_samples(codec.extradata)
         elif claimed is None and container in EXACT_HEADERS and self.stream.duration is not None:
-            claimed = round(self.stream.duration * self.stream.time_base * rate)
+            claimed = (
+                round(self.stream.duration * self.stream.time_base * rate) or None
+            )  # 0 by a writer that could not go back
         slack = 0 if slack is None and is_lossless else slack
-        return AudioHeader(rate, codec.channels, claimed, f"{container}/{codec.name}", slack, self._describe_stream(), notes)
+        return AudioHeader(
+            rate, codec.channels, claimed, f"{container}/{codec.name}", slack, self._describe_stream(), notes
+        )
 
     def _describe_stream(self) -> str:
         audio = list(self.container.streams.audio)
@@ -136,7 +144,9 @@ class MediaFile(AudioFile):
         try:
             frames = packed.resample(gathered.read())
         except av.error.FFmpegError as error:  # of layouts with more than 26 names
-            raise DecodeError("unreadable", f"{self.header.channels} channels cannot be converted: {_reason(error)}") from error
+            raise DecodeError(
+                "unreadable", f"{self.header.channels} channels cannot be converted: {_reason(error)}"
+            ) from error
         return np.concatenate([frame.to_ndarray().reshape(-1, self.header.channels) for frame in frames]).T
 
     def _frames(self) -> Iterator[av.AudioFrame]:
@@ -153,16 +163,25 @@ class MediaFile(AudioFile):
             try:
                 frames = self.decoder.decode(packet)
             except av.error.FFmpegError as error:
+                self._bytes.check()
                 if self._format not in RAW_STREAMS and not self._is_complete():
-                    raise DecodeError("unreadable", f"damaged after {self._decoded} samples: {_reason(error)}") from error
+                    raise DecodeError(
+                        "unreadable", f"damaged after {self._decoded} samples: {_reason(error)}"
+                    ) from error
                 damage = damage or (_reason(error) if self._decoded else None)
                 continue
             for frame in frames:
                 found = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
                 expected = expected or (self.header.sample_rate, self.header.channels, frame.format.name)
                 if found != expected:
-                    raise DecodeError("unreadable", f"changes from {expected} to {found} (Hz, channels, format) on the way")
-                if is_flac and frame.pts is not None and frame.pts * frame.time_base != Fraction(self._decoded, expected[0]):
+                    raise DecodeError(
+                        "unreadable", f"changes from {expected} to {found} (Hz, channels, format) on the way"
+                    )
+                if (
+                    is_flac
+                    and frame.pts is not None
+                    and frame.pts * frame.time_base != Fraction(self._decoded, expected[0])
+                ):
                     damage = damage or f"the next frame starts at {frame.pts * frame.time_base * expected[0]}"
                 if damage:
                     raise DecodeError("unreadable", f"damaged after {self._decoded} samples: {damage}")
@@ -187,8 +206,10 @@ class MediaFile(AudioFile):
                 raise DecodeError("truncated", f"{_reason(error)} after {self._decoded} samples") from error
 
         is_coded = not self.stream.codec_context.name.startswith("pcm_")  # else the table lists samples
-        if self._format == "mov" and is_coded and packets < self.stream.frames - UNPLAYED_PACKETS:
-            raise DecodeError("truncated", f"the sample table lists {self.stream.frames} packets, {packets} of them are played")
+        if self._format == "mov" and is_coded and 2 * packets < self.stream.frames:
+            raise DecodeError(
+                "truncated", f"the sample table lists {self.stream.frames} packets, {packets} of them are played"
+            )
 
     def _is_complete(self) -> bool:
         return self.header.num_samples is not None and self._decoded >= self.header.num_samples

@@ -4,12 +4,13 @@ The header of a frame: ISO 11172-3, section 2.4.1.3, and http://www.mp3-tech.org
 frames in the first one, which holds no audio: http://gabriel.mp3-tech.org/mp3infotag.html.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.tags import leading_tag
+from mert_foundry.pipeline.audio.tags import tag_size
 
 LAYERS = {3: 1, 2: 2, 1: 3}  # by the two bits of a header
 RATE_DIVISORS = {3: 1, 2: 2, 0: 4}  # by the two bits of MPEG 1, 2 and 2.5
@@ -23,6 +24,7 @@ KBIT = {  # kbit/s by the four bits of a header, from 1 on; keys: (is MPEG 1, la
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 BUFFER_BYTES = 1 << 20
+FRAME_START = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)  # sync, a layer, a bit rate
 COUNT_BYTES = 200  # from the start of a frame to the end of the count and the delays in it
 COUNT_ERROR = 2  # frames; some encoders count the one that holds the count, or not the last
 LEAST_FRAMES = 10
@@ -75,24 +77,29 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
     """
     with open(path, "rb", buffering=BUFFER_BYTES) as file:
         parts: list[Part] = []
-        place, gap = start, None
+        place, gap, is_tag = start, None, True
         while place + 4 <= stop:
             file.seek(place)
             frame = file.read(COUNT_BYTES)
             header = read_header(frame)
             if header is None:
                 gap = place if gap is None else gap
-                size = leading_tag(file, place)
+                size = tag_size(file, place, stop)
+                is_tag = is_tag and size > 0
                 place = place + size if size else _next_frame(file, place, stop)
                 continue
             if place + header.size > stop:
                 if parts:
                     parts[-1].is_partial = True
                 break
-            _add_frame(parts, place, header, frame[: header.size], gap)
-            place, gap = place + header.size, None
+            _add_frame(parts, place, header, frame[: header.size], gap, is_tag)
+            place, gap, is_tag = place + header.size, None, True
     # A part without a count and of few frames is bytes that look like frames.
-    parts = [part for number, part in enumerate(parts) if number == 0 or part.claimed is not None or part.found >= LEAST_FRAMES]
+    parts = [
+        part
+        for number, part in enumerate(parts)
+        if number == 0 or part.claimed is not None or part.found >= LEAST_FRAMES
+    ]
     for part in parts:
         _check_count(part)
     return parts
@@ -103,7 +110,9 @@ def _check_count(part: Part) -> None:
     if part.claimed is None or abs(part.found - part.claimed) <= COUNT_ERROR and not is_cut:
         return
     reason = "truncated" if part.found < part.claimed else "length_mismatch"
-    raise DecodeError(reason, f"the first frame counts {part.claimed} frames, {part.found} are there ({part.samples} samples each)")
+    raise DecodeError(
+        reason, f"the first frame counts {part.claimed} frames, {part.found} are there ({part.samples} samples each)"
+    )
 
 
 def read_header(head: bytes) -> FrameHeader | None:
@@ -125,16 +134,18 @@ def read_header(head: bytes) -> FrameHeader | None:
     return FrameHeader(size, samples, sample_rate, 1 if head[3] >> 6 == 3 else 2, layer, is_mpeg1)
 
 
-def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes, gap: int | None) -> None:
-    """Count a frame, into a new part when it holds a count, or when it stands behind a gap and all that were promised are there.
+def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool) -> None:
+    """Count a frame, into a new part when it holds a count, or stands behind tags, or when all that were promised are there.
 
-    `gap`: where the last frame ended, when it was not here. Raises DecodeError `unreadable` for any other gap.
+    `gap`: where the last frame ended, when it was not here; `is_tag`: whether only tags lie between. Raises DecodeError
+    `unreadable` for any other gap.
     """
     new = Part(place, place + header.size, header.samples)
     if _read_count(new, header, frame):
         parts.append(new)
         return
-    if not parts or gap is not None and parts[-1].claimed is not None and parts[-1].found >= parts[-1].claimed:
+    is_done = bool(parts) and parts[-1].claimed is not None and parts[-1].found >= parts[-1].claimed
+    if not parts or (gap is not None and (is_tag or is_done)):
         parts.append(new)
     elif gap is not None:
         raise DecodeError("unreadable", f"damaged: bytes {gap} to {place} are neither a frame nor a tag")
@@ -176,13 +187,12 @@ def _next_frame(file: BinaryIO, place: int, stop: int) -> int:
     while first < stop:
         file.seek(first)
         chunk = file.read(min(BUFFER_BYTES, stop - first))
-        found = -1
-        while 0 <= (found := chunk.find(b"\xff", found + 1)):
-            file.seek(first + found)
+        for match in FRAME_START.finditer(chunk):
+            file.seek(first + match.start())
             header = read_header(file.read(4))
             if header:
-                file.seek(first + found + header.size)
+                file.seek(first + match.start() + header.size)
                 if read_header(file.read(4)):
-                    return first + found
-        first += len(chunk)
+                    return first + match.start()
+        first += max(1, len(chunk) - 2) if len(chunk) == BUFFER_BYTES else len(chunk)
     return stop

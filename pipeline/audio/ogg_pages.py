@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.opus_packets import OpusLength
+from mert_foundry.pipeline.audio.opus_packets import MOST_TRIMMED, OpusLength
 
 CAPTURE, PAGE_HEADER = b"OggS\0", 27
 BUFFER_BYTES = 1 << 20
@@ -22,6 +22,7 @@ CODEC_MARKS = {
     b"\x80theora": "theora", b"\x01video": "video", b"BBCD": "dirac",
 }  # fmt: skip
 LAST = 4  # flag of a stream's last page
+UNFINISHED = -1  # position of a page on which no packet ends
 COUNTED = {"vorbis", "opus", "flac", "speex"}  # their positions are samples
 
 
@@ -75,11 +76,15 @@ def _check(file: BinaryIO, place: int, length: int) -> OggPages:
             raise DecodeError("truncated", f"{length} bytes, they end within the Ogg page at byte {place}")
         stated, computed = int.from_bytes(page[22:26], "little"), _checksum(page)
         if computed != stated:
-            raise DecodeError("unreadable", f"the Ogg page at byte {place} has checksum {computed:08x}, it states {stated:08x}")
+            raise DecodeError(
+                "unreadable", f"the Ogg page at byte {place} has checksum {computed:08x}, it states {stated:08x}"
+            )
         serial = page[14:18]
         if serial not in streams:
             if any(stream.is_ended for stream in streams.values()):
-                raise DecodeError("unreadable", f"a second stream follows the first at byte {place}; only one can be read")
+                raise DecodeError(
+                    "unreadable", f"a second stream follows the first at byte {place}; only one can be read"
+                )
             streams[serial] = _Stream(_codec(page[PAGE_HEADER + page[26] :]))
         streams[serial].add(page, place)
         found.add(place, place + len(page))
@@ -109,9 +114,15 @@ class _Stream:
         self._number = number
         self.is_ended |= bool(page[5] & LAST)
         # It tells where the audio ends; what encoders wrote on pages before it is not always in order.
-        if self.is_ended and self.codec in COUNTED and position < self._position:
-            raise DecodeError("unreadable", f"the last Ogg page, at byte {place}, states position {position}, one before {self._position}")
-        self._position = max(position, self._position)
+        is_trimmed = (
+            page[26] == 0 and self._position - position <= MOST_TRIMMED
+        )  # an empty last page that cuts the one before
+        if self.is_ended and self.codec in COUNTED and UNFINISHED != position < self._position and not is_trimmed:
+            raise DecodeError(
+                "unreadable",
+                f"the last Ogg page, at byte {place}, states position {position}, one before {self._position}",
+            )
+        self._position = position if is_trimmed else max(position, self._position)
         if self.codec == "opus":
             body = PAGE_HEADER + page[26]
             self.opus.add(page[PAGE_HEADER:body], page[body:], position, bool(page[5] & LAST))
@@ -127,7 +138,7 @@ def _next_page(file: BinaryIO, place: int) -> int:
         if found >= 0:
             after = first + found
             page = _read_page(file, after)
-            if _is_whole(page) and _checksum(page) == int.from_bytes(page[22:26], "little"):
+            if page is not None and _is_whole(page) and _checksum(page) == int.from_bytes(page[22:26], "little"):
                 return after
             after += 1
         elif len(chunk) < BUFFER_BYTES:

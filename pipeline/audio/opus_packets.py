@@ -31,8 +31,8 @@ class OpusLength:
                 self._pre_skip = int.from_bytes(packet[10:12], "little")
             elif self._packets > HEAD_PACKETS:
                 self._samples += packet_samples(packet)
-        self._is_ended = is_last
-        if self._samples == before:
+        self._is_ended = is_last and position >= 0  # an empty last page may state none
+        if position < 0 or self._samples == before and not is_last:
             return
         if self._start is None:
             # A first page that is the last one too is cut at its end, not at its start.
@@ -40,7 +40,9 @@ class OpusLength:
         self._position = position
         reached = self._start + self._samples
         if self._is_ended and not reached - MOST_TRIMMED <= position <= reached:
-            raise DecodeError("unreadable", f"the last Ogg page states position {position}, the packets up to it end at {reached}")
+            raise DecodeError(
+                "unreadable", f"the last Ogg page states position {position}, the packets up to it end at {reached}"
+            )
 
     @property
     def num_samples(self) -> int:

@@ -15,9 +15,8 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
-from mert_foundry.pipeline.audio.byte_ranges import read_at
+from mert_foundry.pipeline.audio.byte_ranges import Seekable, read_at
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
@@ -36,6 +35,7 @@ AU_ENCODINGS = {
 # What a writer that cannot go back leaves for a size it does not know: 0, or close to a multiple of 2^31, as
 # 0x7FFFFFFF (LAME), 0x7FFFF000 (SoX), 0x80000000 (arecord) and 0xFFFFFFFF (ffmpeg) less the size of a header.
 PLACEHOLDER_STEP, PLACEHOLDER_WIDTH = 1 << 31, 1 << 16
+SOX_PLACEHOLDER = 0x7F000000  # of AIFF
 # Unknown bytes behind the samples, where no outer size says that they are not samples that were left uncounted.
 MOST_JUNK_BYTES, MOST_JUNK_SHARE = 1 << 16, 0.1
 
@@ -60,7 +60,9 @@ class PcmForm:
         if self.sample_rate <= 0 or self.channels <= 0:
             raise DecodeError("unreadable", f"header claims {self.sample_rate} Hz and {self.channels} channels")
         if self.sample_bytes not in WIDTHS[self.encoding]:
-            raise DecodeError("unreadable", f"samples of {8 * self.sample_bytes} bits ({self.encoding}) are not read here")
+            raise DecodeError(
+                "unreadable", f"samples of {8 * self.sample_bytes} bits ({self.encoding}) are not read here"
+            )
 
     @property
     def block(self) -> int:
@@ -102,7 +104,7 @@ class Chunk:
         return self.start + self.size
 
 
-def read_pcm_layout(file: BinaryIO) -> PcmLayout | None:
+def read_pcm_layout(file: Seekable) -> PcmLayout | None:
     """The layout of a file of plain PCM; None when it is another kind of file, or its samples are compressed.
 
     Raises:
@@ -126,11 +128,12 @@ def read_pcm_layout(file: BinaryIO) -> PcmLayout | None:
     return None
 
 
-def _read_wav(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
+def _read_wav(file: Seekable, length: int, head: bytes) -> PcmLayout | None:
     order = ">" if head[:4] == b"RIFX" else "<"
     is_large = head[:4] in (b"RF64", b"BW64")
     outer = struct.unpack(f"{order}I", head[4:8])[0]
-    form = large_outer = large = None
+    form: PcmForm | None = None
+    large_outer, large = 0, None
     for chunk in chunks(file, 12, length, 4, f"{order}I", alignment=2):
         if chunk.name == b"ds64" and is_large:
             large_outer, large = struct.unpack("<QQ", _read_exactly(file, chunk.start, 16))
@@ -143,11 +146,13 @@ def _read_wav(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
             outer = large_outer if large is not None and outer == 0xFFFFFFFF else outer
             outer_stop = None if is_placeholder(outer) else 8 + outer
             samples = Chunk(chunk.name, chunk.start, size)
-            return _laid_out(file, length, "wav", _needed(form, "fmt"), samples, 2, outer_stop, bits=64 if large is not None else 32)
+            return _laid_out(
+                file, length, "wav", _needed(form, "fmt"), samples, 2, outer_stop, bits=64 if large is not None else 32
+            )
     raise DecodeError("unreadable", f"a wav header without a data chunk in {length} bytes")
 
 
-def _read_w64(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
+def _read_w64(file: Seekable, length: int, head: bytes) -> PcmLayout | None:
     outer = struct.unpack("<Q", head[16:24])[0]
     form = None
     for chunk in chunks(file, 40, length, 16, "<Q", alignment=8, own_head=24):
@@ -161,9 +166,11 @@ def _read_w64(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
     raise DecodeError("unreadable", f"a w64 header without a data chunk in {length} bytes")
 
 
-def _read_aiff(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
+def _read_aiff(file: Seekable, length: int, head: bytes) -> PcmLayout | None:
     outer = struct.unpack(">I", head[4:8])[0]
-    form = stated = samples = None
+    form: PcmForm | None = None
+    samples: Chunk | None = None
+    stated = 0
     for chunk in chunks(file, 12, length, 4, ">I", alignment=2):
         if chunk.name == b"COMM":
             content = read_at(file, chunk.start, min(chunk.size, 22))
@@ -198,11 +205,13 @@ def _aiff_form(content: bytes, is_aifc: bool) -> tuple[int, PcmForm | None]:
     if kind not in AIFC_ENCODINGS:
         return stated, None
     encoding, order, width = AIFC_ENCODINGS[kind]
-    form = PcmForm(_extended(content[8:18]), channels, encoding, order, width or -(-bits // 8), is_unsigned=kind == b"raw ")
+    form = PcmForm(
+        _extended(content[8:18]), channels, encoding, order, width or -(-bits // 8), is_unsigned=kind == b"raw "
+    )
     return stated, form
 
 
-def _read_au(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
+def _read_au(file: Seekable, length: int, head: bytes) -> PcmLayout | None:
     order = ">" if head[:4] == b".snd" else "<"
     start, size, code, rate, channels = struct.unpack(f"{order}5I", head[4:24].ljust(20, b"\0"))
     if code not in AU_ENCODINGS:
@@ -210,10 +219,12 @@ def _read_au(file: BinaryIO, length: int, head: bytes) -> PcmLayout | None:
     encoding, width = AU_ENCODINGS[code]
     if start < 24:
         raise DecodeError("unreadable", f"an au header of {start} bytes, 24 is the least")
-    return _laid_out(file, length, "au", PcmForm(rate, channels, encoding, order, width), Chunk(b"data", start, size), 1, None)
+    return _laid_out(
+        file, length, "au", PcmForm(rate, channels, encoding, order, width), Chunk(b"data", start, size), 1, None
+    )
 
 
-def _read_caf(file: BinaryIO, length: int) -> PcmLayout | None:
+def _read_caf(file: Seekable, length: int) -> PcmLayout | None:
     form = None
     for chunk in chunks(file, 8, length, 4, ">Q", alignment=1):
         if chunk.name == b"desc":
@@ -229,23 +240,29 @@ def _read_caf(file: BinaryIO, length: int) -> PcmLayout | None:
             form = PcmForm(int(rate), channels, encodings[kind], "<" if flags & 2 and kind == b"lpcm" else ">", width)
         elif chunk.name == b"data":
             is_open = chunk.size == (1 << 64) - 1
-            samples = Chunk(chunk.name, chunk.start + 4, 0 if is_open else chunk.size - 4)  # an edit count stands before them
+            samples = Chunk(
+                chunk.name, chunk.start + 4, 0 if is_open else chunk.size - 4
+            )  # an edit count stands before them
             return _laid_out(file, length, "caf", _needed(form, "desc"), samples, 1, None, bits=64)
     raise DecodeError("unreadable", f"a caf header without a data chunk in {length} bytes")
 
 
-def _read_sphere(file: BinaryIO, length: int) -> PcmLayout | None:
+def _read_sphere(file: Seekable, length: int) -> PcmLayout | None:
     """NIST SPHERE: a text of `name -type value` lines, padded to the number of bytes that its second line states."""
     match = re.match(rb"NIST_1A\s+(\d{1,9})\s", read_at(file, 0, 32))
     if not match:
         raise DecodeError("unreadable", "the SPHERE header does not state its size")
     start = int(match[1])
-    fields = dict(re.findall(r"^(\w+) -\w+ (\S+)", read_at(file, 0, min(start, 1 << 16)).decode("latin-1"), re.MULTILINE))
+    fields = dict(
+        re.findall(r"^(\w+) -\w+ (\S+)", read_at(file, 0, min(start, 1 << 16)).decode("latin-1"), re.MULTILINE)
+    )
     coding = fields.get("sample_coding", "pcm")
     if coding not in ("pcm", "ulaw", "alaw"):
         return None
     try:
-        rate, channels, width, count = (int(fields[name]) for name in ("sample_rate", "channel_count", "sample_n_bytes", "sample_count"))
+        rate, channels, width, count = (
+            int(fields[name]) for name in ("sample_rate", "channel_count", "sample_n_bytes", "sample_count")
+        )
     except KeyError as error:
         raise DecodeError("unreadable", f"the SPHERE header of {start} bytes lacks {error}") from error
     except ValueError as error:
@@ -262,19 +279,29 @@ def _wav_form(content: bytes, order: str) -> PcmForm | None:
         raise DecodeError("unreadable", f"a fmt chunk of {len(content)} bytes")
     tag, channels, rate, _, block, bits = struct.unpack(f"{order}HHIIHH", content[:16])
     if tag == 0xFFFE:
-        tag, *tail = struct.unpack(f"{order}IHH8s", content[24:40].ljust(16, b"\0"))
-        if tuple(tail) != EXTENSIBLE_TAIL:
-            return None
+        guids = [
+            struct.unpack(f"{each}IHH8s", content[24:40].ljust(16, b"\0")) for each in (order, "<")
+        ]  # SoX has it little-endian
+        tag = next((tag for tag, *tail in guids if tuple(tail) == EXTENSIBLE_TAIL), 0)
     if tag not in WAV_ENCODINGS:
         return None
     width = block // channels if channels else 0
     if not channels or block % channels or width != -(-bits // 8):
-        raise DecodeError("unreadable", f"a fmt chunk of {channels} channels, {bits} bits and {block} bytes for all of them")
+        raise DecodeError(
+            "unreadable", f"a fmt chunk of {channels} channels, {bits} bits and {block} bytes for all of them"
+        )
     return PcmForm(rate, channels, WAV_ENCODINGS[tag], order, width, is_unsigned=width == 1 and tag == 1)
 
 
 def _laid_out(
-    file: BinaryIO, length: int, container: str, form: PcmForm, chunk: Chunk, alignment: int, outer_stop: int | None, bits: int = 32
+    file: Seekable,
+    length: int,
+    container: str,
+    form: PcmForm,
+    chunk: Chunk,
+    alignment: int,
+    outer_stop: int | None,
+    bits: int = 32,
 ) -> PcmLayout:
     """The samples of a chunk, when its size, the outer size and the file's length agree.
 
@@ -286,7 +313,8 @@ def _laid_out(
     if is_placeholder(chunk.size, bits) and (chunk.size > held or chunk.size == 0):
         if held % form.block:
             raise DecodeError(
-                "truncated", f"the size was left open, and {held} bytes are not a whole number of samples of {form.block} bytes"
+                "truncated",
+                f"the size was left open, and {held} bytes are not a whole number of samples of {form.block} bytes",
             )
         return PcmLayout(container, form, chunk.start, length, None)
     claimed = chunk.size // form.block
@@ -297,7 +325,7 @@ def _laid_out(
     return PcmLayout(container, form, chunk.start, chunk.start + claimed * form.block, claimed)
 
 
-def _has_uncounted(file: BinaryIO, length: int, chunk: Chunk, alignment: int, outer_stop: int | None) -> bool:
+def _has_uncounted(file: Seekable, length: int, chunk: Chunk, alignment: int, outer_stop: int | None) -> bool:
     """Whether what stands behind the samples must be taken for samples that were not counted."""
     stop = chunk.stop + -chunk.size % alignment
     behind = length - stop
@@ -311,12 +339,14 @@ def _has_uncounted(file: BinaryIO, length: int, chunk: Chunk, alignment: int, ou
 
 
 def chunks(
-    file: BinaryIO, offset: int, length: int, name_bytes: int, size_form: str, alignment: int, own_head: int = 0
+    file: Seekable, offset: int, length: int, name_bytes: int, size_form: str, alignment: int, own_head: int = 0
 ) -> Iterator[Chunk]:
     """The chunks from `offset` on, as far as their sizes lead; `own_head` bytes of a size are the chunk's own head."""
     head_bytes = name_bytes + struct.calcsize(size_form)
     while offset + head_bytes <= length:
         head = read_at(file, offset, head_bytes)
+        if not head.strip(b"\0"):  # of a file that was laid out and never written
+            return
         size = max(0, struct.unpack(size_form, head[name_bytes:])[0] - own_head)
         yield Chunk(head[:name_bytes], offset + head_bytes, size)
         offset += head_bytes + size + -size % alignment
@@ -325,6 +355,8 @@ def chunks(
 def is_placeholder(size: int, bits: int = 32) -> bool:
     """Whether a size of so many bits is what a writer leaves that does not know it."""
     if bits == 64 and size >= (1 << 63) - PLACEHOLDER_WIDTH:
+        return True
+    if abs(size - SOX_PLACEHOLDER) <= PLACEHOLDER_WIDTH:
         return True
     is_near = (size + PLACEHOLDER_WIDTH) % PLACEHOLDER_STEP <= 2 * PLACEHOLDER_WIDTH
     return size == 0 or size >= PLACEHOLDER_STEP - PLACEHOLDER_WIDTH and is_near
@@ -350,7 +382,7 @@ def _extended(digits: bytes) -> int:
     return mantissa >> shift
 
 
-def _read_exactly(file: BinaryIO, place: int, count: int) -> bytes:
+def _read_exactly(file: Seekable, place: int, count: int) -> bytes:
     data = read_at(file, place, count)
     if len(data) < count:
         raise DecodeError("truncated", f"{place + len(data)} bytes, the header goes on to {place + count}")

@@ -15,6 +15,7 @@ def read_ahead(items: Iterable[Item], load: Callable[[Item], Loaded], threads: i
 
     An error of `load`, or of `items`, is raised in its turn, after all that came before it.
     """
+
     def pair(item: Item) -> tuple[Item, Loaded]:
         return item, load(item)
 

@@ -7,17 +7,16 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import OPUS_RATE
 from mert_foundry.pipeline.audio.sound_file import SoundFile
 from mert_foundry.pipeline.audio.tags import audio_range
 
 LIBSNDFILE, FFMPEG = "libsndfile", "ffmpeg"
-# ffmpeg reads what libsndfile reads first, and the other way round.
-SECOND_READERS = {
-    "wav": FFMPEG, "w64": FFMPEG, "aiff": FFMPEG, "au": FFMPEG, "caf": FFMPEG, "nistsphere": FFMPEG, "ogg/vorbis": FFMPEG,
-    "ogg/opus": LIBSNDFILE, "flac": LIBSNDFILE, "mp3": LIBSNDFILE,
-}  # fmt: skip
+# What libsndfile reads first, ffmpeg reads again, and the other way round.
+PCM_CONTAINERS = {"wav", "w64", "aiff", "au", "caf", "nistsphere"}
+READ_BY_LIBSNDFILE = {"ogg/opus", "flac/flac", "mp3/mp3float"}
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,16 @@ def read_again(path: Path, format: str, notes: list[str]) -> SecondReading | Non
     Raises:
         DecodeError: `unreadable` when the other library does not read it; its blocks raise the same on damage.
     """
-    reader = SECOND_READERS.get(format) or SECOND_READERS.get(format.partition("/")[0])
-    if format.startswith("wav/") and format.endswith("be"):
-        reader = LIBSNDFILE  # of its own headers; ffmpeg takes big-endian samples of WAV for little-endian ones
-    # ffmpeg loses the end of ALAC in CAF; what was repaired or joined no other library takes for one whole.
-    if reader is None or "alac" in format or {"repaired", "joined"} & set(notes):
+    container, _, codec = format.partition("/")
+    if {"repaired", "joined"} & set(notes):  # what no other library takes for one whole
         return None
-    return _read_by_libsndfile(path, format) if reader == LIBSNDFILE else _read_by_ffmpeg(path)
+    if codec.startswith("pcm_") and container in PCM_CONTAINERS or format == "ogg/vorbis":
+        if container == "wav" and codec.endswith(
+            "be"
+        ):  # ffmpeg takes it for little-endian; libsndfile by its own headers
+            return _read_by_libsndfile(path, format)
+        return None if container == "au" and codec.endswith("le") else _read_by_ffmpeg(path)
+    return _read_by_libsndfile(path, format) if format in READ_BY_LIBSNDFILE else None
 
 
 def _read_by_libsndfile(path: Path, format: str) -> SecondReading | None:
@@ -59,7 +61,8 @@ def _read_by_libsndfile(path: Path, format: str) -> SecondReading | None:
 
 def _read_by_ffmpeg(path: Path) -> SecondReading:
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        content = ByteRanges(path, [audio_range(path)])
+        container = av.open(content, "r", metadata_errors="ignore")
         stream = container.streams.audio[0]
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
     except (av.error.FFmpegError, IndexError) as error:
@@ -67,7 +70,7 @@ def _read_by_ffmpeg(path: Path) -> SecondReading:
 
     def blocks() -> Iterator[np.ndarray]:
         packed = av.AudioResampler(format="flt")
-        with container:
+        with content, container:
             try:
                 for frame in container.decode(stream):
                     for part in packed.resample(frame):

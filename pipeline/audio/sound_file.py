@@ -48,7 +48,7 @@ class SoundFile(AudioFile):
             try:
                 block = self._file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
-                raise DecodeError("unreadable", str(error)) from error
+                raise DecodeError("unreadable", _reason(error)) from error
             self._bytes.check()
             if not len(block):
                 break
@@ -64,7 +64,7 @@ class SoundFile(AudioFile):
         except soundfile.SoundFileError as error:
             content.close()
             content.check()
-            raise DecodeError("unreadable", str(error)) from error
+            raise DecodeError("unreadable", _reason(error)) from error
 
 
 class PcmFile(SoundFile):
@@ -80,3 +80,8 @@ class PcmFile(SoundFile):
             channels=form.channels, subtype=SUBTYPES[form.codec.removesuffix("le").removesuffix("be")],
             endian={"<": "LITTLE", ">": "BIG"}[form.byte_order],
         )  # fmt: skip
+
+
+def _reason(error: soundfile.SoundFileError) -> str:
+    """What libsndfile says, without the file object's address that soundfile puts before it."""
+    return getattr(error, "error_string", None) or str(error)

@@ -62,5 +62,3 @@ class TrackAudio:
                 data = data[self._file.write(data) :]
         except OSError as error:
             raise OSError(f"{tempfile.gettempdir()}: a decoded track does not fit ({error.strerror})") from error
-
-

@@ -47,10 +47,13 @@ class Track(BaseModel):
     loudness_lufs: float | None = Field(
         default=None, description="Integrated loudness as stored (EBU R 128), LUFS; none where nothing is above -70"
     )
-    clipped_share: float | None = Field(default=None, description="Share of the mono mix's samples beyond full scale")
+    clipped_share: float | None = Field(
+        default=None, description="Share of the mono mix's samples more than 1 dB beyond full scale"
+    )
     stream: str = Field(default="", description="Which stream this is where the file has several")
     notes: list[str] = Field(
-        default=[], description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter"
+        default=[],
+        description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter",
     )
 
 
@@ -61,7 +64,15 @@ class Reject(BaseModel):
 
     path: str = Field(description="Path relative to the root")
     reason: Literal[
-        "unreadable", "unreachable", "truncated", "length_mismatch", "silent", "clipped", "too_short", "too_long", "duplicate",
+        "unreadable",
+        "unreachable",
+        "truncated",
+        "length_mismatch",
+        "silent",
+        "clipped",
+        "too_short",
+        "too_long",
+        "duplicate",
         "not_audio",
     ] = Field(description="Why it is not in the manifest")
     detail: str = Field(description="Both values, or what the decoder said")
@@ -99,7 +110,9 @@ def load_manifest(folder: str) -> Manifest:
     if not isinstance(summary, dict) or not {"schema_version", "root", "manifest_sha256"} <= set(summary):
         raise ValueError(f"{folder}/manifest.yaml: not a manifest, it lacks schema_version, root or manifest_sha256")
     if summary["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"{folder}/manifest.yaml: schema version {summary['schema_version']}, this is version {SCHEMA_VERSION}")
+        raise ValueError(
+            f"{folder}/manifest.yaml: schema version {summary['schema_version']}, this is version {SCHEMA_VERSION}"
+        )
     rows = read_bytes(join(folder, "manifest.jsonl"))
     digest = hashlib.sha256(rows).hexdigest()
     if digest != summary["manifest_sha256"]:

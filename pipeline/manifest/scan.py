@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import yaml
 from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -54,13 +55,19 @@ class ManifestConfig(BaseModel):
     min_seconds: float = Field(default=3.0, ge=0, description="Shorter tracks are rejected, seconds")
     max_seconds: float = Field(default=10_800.0, gt=0, description="Longer tracks are rejected, seconds")
     silence_dbfs: float = Field(
-        default=SILENCE_DBFS, description="Tracks whose peak, as stored (24 kHz mono), is below are rejected, dB full scale"
+        default=SILENCE_DBFS,
+        description="Tracks whose peak, as stored (24 kHz mono), is below are rejected, dB full scale",
     )
     max_clipped_share: float = Field(
-        default=0.01, ge=0, le=1, description="Tracks with a larger share of samples beyond full scale are rejected"
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Tracks with a larger share of samples more than 1 dB beyond full scale are rejected",
     )
     length_tolerance_seconds: float = Field(
-        default=0.2, ge=0, description="The header of a lossy format may differ from the decoded length by this, seconds"
+        default=0.2,
+        ge=0,
+        description="The header of a lossy format may differ from the decoded length by this, seconds",
     )
     workers: int = Field(default=0, ge=0, description="Decoding processes; 0: one a core")
 
@@ -68,7 +75,9 @@ class ManifestConfig(BaseModel):
     def _check_splits(self) -> "ManifestConfig":
         for name in self.splits:
             if not re.fullmatch(r"[a-z][a-z0-9]*", name) or name == REST_SPLIT:
-                raise ValueError(f"splits: {name!r} is not a split name (lower-case letters and digits; not {REST_SPLIT!r})")
+                raise ValueError(
+                    f"splits: {name!r} is not a split name (lower-case letters and digits; not {REST_SPLIT!r})"
+                )
         if any(share < 0 for share in self.splits.values()) or sum(self.splits.values()) >= 1:
             raise ValueError(f"splits: shares {self.splits} must be positive and leave something for {REST_SPLIT!r}")
         return self
@@ -81,7 +90,9 @@ class ManifestConfig(BaseModel):
 ExamineAll = Callable[[Callable[[str], Track | Reject], list[str], int], Iterable[Track | Reject]]
 
 
-def examine_in_threads(examine: Callable[[str], Track | Reject], paths: list[str], workers: int) -> Iterator[Track | Reject]:
+def examine_in_threads(
+    examine: Callable[[str], Track | Reject], paths: list[str], workers: int
+) -> Iterator[Track | Reject]:
     """The result of each path, in order. A decoder that crashes takes all of them with it: commands use processes."""
     with ThreadPoolExecutor(workers) as threads:
         yield from threads.map(examine, paths)
@@ -141,9 +152,10 @@ def examine_files(
     `report` is called as by `scan`.
     """
     filesystem, root = open_filesystem(config.root)
-    paths, results = list_files(filesystem, root.rstrip("/"))
-    rejected = len(results)
-    for result in examine_all(partial(examine, config=config), paths, config.workers or os.cpu_count()):
+    paths, unlisted = list_files(filesystem, root.rstrip("/"))
+    results: list[Track | Reject] = [*unlisted]
+    rejected = len(unlisted)
+    for result in examine_all(partial(examine, config=config), paths, config.workers or os.cpu_count() or 1):
         rejected += isinstance(result, Reject)
         report(result.seconds if isinstance(result, Track) else 0.0, rejected)
         results.append(result)
@@ -164,7 +176,9 @@ def list_files(filesystem: AbstractFileSystem, root: str) -> tuple[list[str], li
             if folder == root:
                 raise
             # Not the file's own fault: nobody knows how many files are in there.
-            rejects.append(Reject(path=folder[len(root) + 1 :], reason="unreachable", detail=f"cannot be listed: {_detail(error)}"))
+            rejects.append(
+                Reject(path=folder[len(root) + 1 :], reason="unreachable", detail=f"cannot be listed: {_detail(error)}")
+            )
             continue
         for entry in entries:
             path = entry["name"].rstrip("/")
@@ -198,7 +212,9 @@ def _detail(error: Exception) -> str:
 
 def crashed(path: str) -> Reject:
     """The reject of a file that ended the process which decoded it."""
-    return Reject(path=path, reason="unreadable", detail="the decoder crashed: its process died, also when it had this file alone")
+    return Reject(
+        path=path, reason="unreadable", detail="the decoder crashed: its process died, also when it had this file alone"
+    )
 
 
 def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
@@ -213,7 +229,8 @@ def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
     with open_audio(local) as audio:
         header = audio.header
         digest = AudioDigest(header)
-        mix = levels.follow_mix(map(to_mono, digest.follow(audio.blocks())))
+        blocks = _not_too_long(digest.follow(audio.blocks()), header, config)
+        mix = levels.follow_mix(map(to_mono, blocks))
         for _ in levels.follow_stored(mono_to_int16(mix, header.sample_rate)):
             pass
     check_length(header, digest.num_samples, config.length_tolerance_seconds)
@@ -222,27 +239,53 @@ def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
     group = track_group(path, config.group_by)
     loudness = levels.loudness_lufs()
     return Track(
-        key=track_key(path), path=path, bytes=num_bytes, sha256=file_digest, audio_sha256=digest.hexdigest(),
-        sample_rate=header.sample_rate, channels=header.channels, num_samples=digest.num_samples,
+        key=track_key(path),
+        path=path,
+        bytes=num_bytes,
+        sha256=file_digest,
+        audio_sha256=digest.hexdigest(),
+        sample_rate=header.sample_rate,
+        channels=header.channels,
+        num_samples=digest.num_samples,
         seconds=round(seconds, 6),
         header_seconds=None if header.num_samples is None else round(header.num_samples / header.sample_rate, 6),
-        format=header.format, group=group, split=choose_split(group, config.seed, config.splits),
-        peak_dbfs=round(levels.peak_dbfs, 2), loudness_lufs=None if loudness is None else round(loudness, 1),
-        clipped_share=round(levels.clipped_share, 6), stream=header.stream, notes=_notes(header),
+        format=header.format,
+        group=group,
+        split=choose_split(group, config.seed, config.splits),
+        peak_dbfs=round(levels.peak_dbfs, 2),
+        loudness_lufs=None if loudness is None else round(loudness, 1),
+        clipped_share=round(levels.clipped_share, 6),
+        stream=header.stream,
+        notes=_notes(header),
     )
+
+
+def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: ManifestConfig) -> Iterator[np.ndarray]:
+    """Pass blocks `[channels, n]` on. Raises DecodeError `too_long` as soon as that is known: hours need not be decoded."""
+    seconds = (header.num_samples or 0) / header.sample_rate
+    if seconds > config.max_seconds:
+        raise DecodeError("too_long", f"{seconds:.3f} s by its header, at most {config.max_seconds} s are asked for")
+    decoded = 0
+    for block in blocks:
+        decoded += block.shape[1]
+        if decoded > config.max_seconds * header.sample_rate:
+            raise DecodeError("too_long", f"more than {config.max_seconds} s")
+        yield block
 
 
 def _check_use(seconds: float, levels: Levels, config: ManifestConfig) -> None:
     """Raise DecodeError for a track that is of no use by the settings, with both values."""
     if seconds < config.min_seconds:
         raise DecodeError("too_short", f"{seconds:.3f} s, at least {config.min_seconds} s are asked for")
-    if seconds > config.max_seconds:
-        raise DecodeError("too_long", f"{seconds:.3f} s, at most {config.max_seconds} s are asked for")
     if levels.clipped_share > config.max_clipped_share:
-        raise DecodeError("clipped", f"{levels.clipped_share:.2%} of the samples lie beyond full scale, at most {config.max_clipped_share:.2%} may")
+        raise DecodeError(
+            "clipped",
+            f"{levels.clipped_share:.2%} of the samples lie more than 1 dB beyond full scale, at most {config.max_clipped_share:.2%} may",
+        )
     if levels.peak_dbfs < config.silence_dbfs:
         raise DecodeError(
-            "silent", f"peak {levels.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz, at least {config.silence_dbfs} dBFS is asked for"
+            "silent",
+            f"peak {levels.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz, at least {config.silence_dbfs} dBFS is asked for",
         )
 
 
@@ -294,6 +337,4 @@ def _totals(tracks: list[Track], splits: list[str]) -> dict:
     seconds: dict[str, list[float]] = defaultdict(list)
     for track in tracks:
         seconds[track.split].append(track.seconds)
-    return {
-        split: {"tracks": len(seconds[split]), "hours": round(sum(seconds[split]) / 3600, 6)} for split in splits
-    }
+    return {split: {"tracks": len(seconds[split]), "hours": round(sum(seconds[split]) / 3600, 6)} for split in splits}

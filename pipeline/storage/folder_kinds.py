@@ -31,13 +31,15 @@ class FolderKind:
         return f"a {self.name} (made by {self.maker})" if self.maker else f"a {self.name}"
 
 
-SHARDS = FolderKind("shard folder", "mert label", (("index.json",), ("label.yaml",)))  # or a tar of ours
+SHARDS = FolderKind("shard folder", "mert label", (("index.json",),))  # or a tar of ours
 MANIFEST = FolderKind("manifest folder", "mert manifest", (("manifest.yaml",), ("manifest.jsonl", "rejected.jsonl")))
 RUN = FolderKind("run folder", "mert pretrain", (("metrics.jsonl",), ("checkpoints",)))
 CHECKPOINT = FolderKind("checkpoint", "mert pretrain", (("checksums.json",),))
 FEATURES = FolderKind("feature store", "mert extract", (("zarr.json",),))
 MODEL = FolderKind(
-    "model folder", "mert export or mert import", (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
+    "model folder",
+    "mert export or mert import",
+    (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin")),
 )
 CODEC = FolderKind("codec folder", "mert codec", (("codec.yaml", "codec.safetensors"),))
 KMEANS = FolderKind("k-means folder", "mert kmeans", (("kmeans.yaml", "centroids.safetensors"),))
@@ -88,7 +90,9 @@ def check_output(location: str, kind: FolderKind) -> None:
     """
     found = find_kind(location, kind)
     if found and found[0] is not kind:
-        raise FolderError(f"out {location} is a {found[0].name} (it has {found[1]}); a {kind.name} goes into another folder")
+        raise FolderError(
+            f"out {location} is a {found[0].name} (it has {found[1]}); a {kind.name} goes into another folder"
+        )
 
 
 def _find_marker(location: str, kind: FolderKind) -> str:
