@@ -24,6 +24,13 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 
 OUT = Path("runs/demo")
+STAGES = {
+    "manifest": "decodes every file once: one row a track, one line a rejected file.",
+    "label": "runs the teachers over the tracks, once, and writes audio and targets into tar shards.",
+    "verify": "reads every byte again, runs the teachers again on two examples, and another decoder on four files.",
+    "pretrain": "streams the shards into masked prediction on two ranks; one is killed on the way, and the same command goes on.",
+    "export": "writes the encoder as a Hugging Face folder that needs no code of ours.",
+}
 KILL_AFTER_STEP = 100
 
 
@@ -32,17 +39,43 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"demo: one folder of audio is needed, got {' '.join(arguments) or 'nothing'}")
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
+    print("This demo runs the whole job on one machine, every stage by the command that you would type:")
+    for stage, sentence in STAGES.items():
+        print(f"  mert {stage:8} {sentence}")
     # The demo shares its cores between processes; each computes with one thread.
     os.environ["OMP_NUM_THREADS"] = "1"
-    call("mert", "manifest", "configs/manifest.yaml", f"root={arguments[0]}", f"out={OUT}/manifest",
-         "group_by=track", "splits={valid: 0.2}")
-    call("mert", "label", "configs/label.yaml", f"manifest={OUT}/manifest", f"out={OUT}/shards",
-         "teachers.0.weights=foundry-small", "segments.segment_seconds=10", "segments.shortest_seconds=4",
-         "segments.examples_per_shard=8")
-    call("mert", "verify", f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2")
+    call(
+        "mert",
+        "manifest",
+        "configs/manifest.yaml",
+        f"root={arguments[0]}",
+        f"out={OUT}/manifest",
+        "group_by=track",
+        "splits={valid: 0.2}",
+    )
+    call(
+        "mert",
+        "label",
+        "configs/label.yaml",
+        f"manifest={OUT}/manifest",
+        f"out={OUT}/shards",
+        "teachers.0.weights=foundry-small",
+        "segments.segment_seconds=10",
+        "segments.shortest_seconds=4",
+        "segments.examples_per_shard=8",
+    )
+    call("mert", "verify", f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2", "--corpus", "4")
     index = load_index(f"{OUT}/shards")
-    pretrain = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "mert_foundry.jobs.pretrain", "configs/tiny.yaml",
-                f"shards={OUT}/shards", f"out={OUT}/run"]
+    pretrain = [
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "mert_foundry.jobs.pretrain",
+        "configs/tiny.yaml",
+        f"shards={OUT}/shards",
+        f"out={OUT}/run",
+    ]
     if "valid" not in index.totals or not index.totals["valid"].examples:
         pretrain.append("valid_split=null")
     kill_a_rank(pretrain)
@@ -84,7 +117,7 @@ def show(command: list[str] | tuple[str, ...]) -> None:
 
 
 def summary(index: ShardIndex, seconds: float) -> str:
-    """Hours, shards, examples, codes, loss before and after, and where everything lies."""
+    """Hours, shards, examples, codes, loss before and after, where everything lies, and how to look at it."""
     validations = [record for record in read_metrics() if record["kind"] == "validation"]
     lines = [f"demo: done in {seconds / 60:.1f} minutes"]
     for split, totals in index.totals.items():
@@ -104,6 +137,9 @@ def summary(index: ShardIndex, seconds: float) -> str:
         )
     for name in ("manifest", "shards", "run", "export"):
         lines.append(f"  {name}: {OUT / name}")
+    lines.append("look at what was made:")
+    lines += [f"  mert inspect {OUT / name}" for name in ("manifest", "shards", "run")]
+    lines.append(f"  mert inspect {OUT / 'shards'} --manifest {OUT / 'manifest'} --html {OUT / 'shards.html'}")
     return "\n".join(lines)
 
 

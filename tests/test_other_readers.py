@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -12,7 +11,7 @@ from shard_fixtures import index_shards, make_track, write_examples
 
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent / "pipeline" / "README.md"
 HEADING = "## Open the shards in other readers"
 SECONDS = {"high.flac": 5.0, "low.wav": 4.0, "stereo.wav": 4.0, "mono.ogg": 4.0, "alone.wav": 3.5}
 
@@ -32,6 +31,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def snippet(shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs the README's Python block that has a text in it, on the shards of these tests; gives its names."""
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def run(mark: str, instead_of: str = "runs/mine/shards", place: Path = shards, append: str = "") -> dict:
@@ -57,7 +58,9 @@ def check(audio: np.ndarray, rate: int, codes: np.ndarray, cqt: np.ndarray, info
 
 
 def test_webdataset_shuffles_and_decodes(snippet):
-    names = snippet("webdataset.WebDataset", append="    seen.append((example['__key__'], audio, rate, codes, cqt, info))\n")
+    names = snippet(
+        "webdataset.WebDataset", append="    seen.append((example['__key__'], audio, rate, codes, cqt, info))\n"
+    )
     keys = [key for key, *_ in names["seen"]]
     assert sorted(keys) == ["a-00000", "a-00001", "b-00000", "b-00001", "c-00000", "c-00001"] and keys != sorted(keys)
     for _, audio, rate, codes, cqt, info in names["seen"]:
@@ -93,7 +96,9 @@ def test_manifest_opens_in_pandas_and_duckdb(snippet, synthetic_corpus: Path, tm
     names = snippet("duckdb", "runs/mine/manifest", tmp_path / "manifest")
     tracks, hours = names["tracks"], names["hours"]
     assert {Path(path).name: seconds for path, seconds in zip(tracks.path, tracks.seconds)} == pytest.approx(SECONDS)
-    assert tracks.key.is_unique and (tracks.num_samples / tracks.sample_rate).tolist() == pytest.approx(tracks.seconds.tolist())
+    assert tracks.key.is_unique and (tracks.num_samples / tracks.sample_rate).tolist() == pytest.approx(
+        tracks.seconds.tolist()
+    )
     by_split = tracks.groupby("split").seconds.agg(["count", "sum"])
     assert dict(zip(hours.split, hours.tracks)) == by_split["count"].to_dict()
     assert dict(zip(hours.split, hours.hours * 3600)) == pytest.approx(by_split["sum"].to_dict())

@@ -1,4 +1,4 @@
-"""The list of teachers, and the README's way to add one, followed to the letter."""
+"""The list of teachers, and the way of pipeline/teachers/README.md to add one, followed to the letter."""
 
 import importlib.util
 import re
@@ -17,13 +17,13 @@ from mert_foundry.pipeline.teachers import registry as teachers
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 ROOT = Path(__file__).parent.parent
-SECTION = "### A teacher of your own"
+SECTION = "## A teacher of your own"
 CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
 
 
 def readme_blocks() -> dict[str, list[str]]:
     """The fenced blocks of the section, by language."""
-    section = (ROOT / "README.md").read_text().split(SECTION)[1].split("\n#")[0]
+    section = (ROOT / "pipeline" / "teachers" / "README.md").read_text().split(SECTION)[1].split("\n#")[0]
     blocks: dict[str, list[str]] = {}
     for language, content in re.findall(r"^```(\w+)\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL):
         blocks.setdefault(language, []).append(content)
@@ -68,9 +68,13 @@ def test_the_teacher_of_the_readme_labels_a_track(with_loudness: ModuleType):
 
 
 def test_every_kind_has_its_config_and_class():
-    kinds = {config.model_fields["kind"].annotation.__args__[0]: teacher for config, teacher in teachers.TEACHERS.items()}
+    kinds = {
+        config.model_fields["kind"].annotation.__args__[0]: teacher for config, teacher in teachers.TEACHERS.items()
+    }
     assert {kind: teacher.__name__ for kind, teacher in kinds.items()} == {
-        "encodec": "EncodecTeacher", "cqt": "CqtTeacher", "kmeans": "KmeansTeacher",
+        "encodec": "EncodecTeacher",
+        "cqt": "CqtTeacher",
+        "kmeans": "KmeansTeacher",
         "random_projection": "RandomProjectionTeacher",
     }
 
@@ -87,4 +91,8 @@ def test_two_targets_of_one_name_are_refused():
     with pytest.raises(ValueError, match="'random_projection' is made by two teachers"):
         teachers.build_teachers(configs, "cpu")
     other = configs[2].model_copy(update={"name": "other"})
-    assert [each.spec.name for each in teachers.build_teachers([*configs[:2], other], "cpu")] == ["random_projection", "cqt", "other"]
+    assert [each.spec.name for each in teachers.build_teachers([*configs[:2], other], "cpu")] == [
+        "random_projection",
+        "cqt",
+        "other",
+    ]
