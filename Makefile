@@ -1,14 +1,18 @@
 # make demo                      the whole job on the music of tests/data
 # make demo CORPUS=/path/to/music   the same on your own folder
-# make test                      the test suite
+# make check                     format, lint and types: under a minute
+# make test                      the test suite: at most 8 minutes on two cores
+# make test-fast                 the part of it that starts no process: under 90 seconds
 # make test-transformers-4        exports opened by the last transformers 4.x
 # make corpus                    about 6.6 hours of freely licensed music, from Debian packages, into corpus/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 CORPUS ?= tests/data/music
+# A file's tests share its fixtures, so they stay together; files come in the order of tests/conftest.py, the slow ones first.
+ON_TWO_CORES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PACKAGES := wesnoth-1.16-music planetblupi-music-ogg singularity-music hyperrogue-music asc-music
 
-.PHONY: demo test test-transformers-4 corpus install
+.PHONY: check demo test test-fast test-transformers-4 corpus install
 
 install: $(VENV)/installed
 
@@ -18,11 +22,21 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[label,features,openvino,bench,s3,dev]'
 	touch $@
 
+check: install
+	$(VENV)/bin/ruff format --check pipeline model jobs tests setup.py
+	$(VENV)/bin/ruff check pipeline model jobs tests setup.py
+	mkdir -p .typing/mert_foundry
+	for folder in pipeline model jobs; do ln -sfn "$(CURDIR)/$$folder" .typing/mert_foundry/$$folder; done
+	$(VENV)/bin/mypy
+
 demo: install
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python -m mert_foundry.jobs.demo "$(CORPUS)"
 
 test: install
-	$(VENV)/bin/python -m pytest -m 'not gpu' --numprocesses 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -m 'not gpu' $(ON_TWO_CORES)
+
+test-fast: install
+	$(VENV)/bin/python -m pytest -m 'not gpu and not process and not slow' $(ON_TWO_CORES)
 
 test-transformers-4: install
 	$(VENV)/bin/pip install --quiet --upgrade --target .transformers-4 'transformers>=4.57,<5'

@@ -118,7 +118,10 @@ def publish_codec(
         save_folder(model, config.sizes, folder)
         (folder / "training.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
         (folder / "losses.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
-        hours = {name: sum(map(len, audio)) / SAMPLE_RATE / 3600 for name, audio in (("train", train_audio), ("valid", valid_audio))}
+        hours = {
+            name: sum(map(len, audio)) / SAMPLE_RATE / 3600
+            for name, audio in (("train", train_audio), ("valid", valid_audio))
+        }
         (folder / "README.md").write_text(model_card(settings, trained, untrained, hours, train_tracks, valid_tracks))
 
 
@@ -140,6 +143,7 @@ def model_card(
         f"| {level + 1} | {used} | {perplexity} |"
         for level, (used, perplexity) in enumerate(zip(trained["usage"], trained["perplexity"]))
     )
+
     def folders(tracks: list[Track]) -> str:
         return ", ".join(sorted({track.path.split("/")[0] for track in tracks}))
 

@@ -10,7 +10,7 @@ of audio is decoded twice (by every rank, under torchrun), so make a manifest of
 
 Under torchrun each rank does a share of the parts; else Ray does: started on this machine, unless address= names a
 cluster or RAY_ADDRESS is set. A rerun does only the parts that are missing; a store of another model, input or settings
-is refused unless replace=true. The same bytes come out for any number of workers. Exit code 1 when a part is missing.
+is refused unless overwrite=true. The same bytes come out for any number of workers. Exit code 1 when a part is missing.
 """
 
 import os
@@ -25,11 +25,11 @@ from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank, rank_group
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import check_cuda, check_writable, locked
+from mert_foundry.jobs.command.preflight import check_cuda, check_precision, check_writable, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import human_bytes, printable
 from mert_foundry.jobs.extraction.part import PartExtractor, WorkOrder
-from mert_foundry.jobs.extraction.plan import Plan, make_plan
+from mert_foundry.jobs.extraction.plan import Plan, in_names_of, make_plan
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import read_input
 from mert_foundry.model.features.feature_encoder import FeatureEncoder
@@ -40,6 +40,7 @@ from mert_foundry.pipeline.features.plan import (
 from mert_foundry.pipeline.features.resume import (
     PARTS,
     ROOT,
+    begun_as,
     find_finished,
     is_complete,
     prepare_store,
@@ -55,6 +56,8 @@ CONFIG = ExtractConfig
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
+    config = config.model_copy(update={"device": resolve_device(config.device)})
+    check_precision("precision", config.precision, config.device)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))
     if ranks:
         check_cuda(config.device)  # without torchrun, Ray knows
@@ -63,9 +66,10 @@ def main(arguments: list[str]) -> int:
     # First what is quickly found wrong: to list a folder of audio takes long.
     layers = None if config.layers == "all" else config.layers
     check_input(config.model, RUN, CHECKPOINT, MODEL)
-    encoder = FeatureEncoder(Path(config.model), torch.device("cpu"), "float32", layers)
+    encoder = FeatureEncoder(Path(config.model), torch.device("cpu"), "fp32", layers)
     found = read_input(config, ranks)
     plan = make_plan(config, encoder, found)
+    plan = in_names_of(plan, begun_as(config.out, plan.description))
     del encoder  # each worker has its own
     # Rank 0 alone looks at what is there, and joins the others, who wait for it, when it may be gone on with.
     with hold(config.out) if rank == 0 else nullcontext():
@@ -74,13 +78,15 @@ def main(arguments: list[str]) -> int:
                 print(printable(f"left out: {path}: {reason}"), file=sys.stderr)
             for key in plan.description["input"]["without_a_frame"]:
                 print(f"left out: {key}: too short for a frame of the model", file=sys.stderr)
-            prepare_store(config.out, plan.description, config.replace)
+            prepare_store(config.out, plan.description, config.overwrite)
         with rank_group(ranks):
             finished = find_finished(config.out, plan.order.layout, plan.order.digest)
             missing = [part for part in plan.parts if part.number not in finished]
             if rank == 0:
                 hours = sum(part.seconds for part in plan.parts) / 3600
-                console.say(f"plan: {len(found.tracks)} tracks, {hours:.3f} h in {len(plan.parts)} parts; {len(missing)} to do")
+                console.say(
+                    f"plan: {len(found.tracks)} tracks, {hours:.3f} h in {len(plan.parts)} parts; {len(missing)} to do"
+                )
                 if missing:
                     reopen_store(config.out, plan.description)
             wait_for_all()  # or a rank that is late would find the parts of another one done
@@ -115,8 +121,13 @@ def work(config: ExtractConfig, plan: Plan, parts: list[Part], rank: int, ranks:
 
         with Progress("extract", sum(part.seconds for part in parts)) as progress:
             return run_on_ray(
-                parts, PartExtractor, (plan.order, config.device), address=config.address, device=config.device,
-                actors=config.actors, report=progress.update,
+                parts,
+                PartExtractor,
+                (plan.order, config.device),
+                address=config.address,
+                device=config.device,
+                actors=config.actors,
+                report=progress.update,
             )
     # Neighbouring parts, which may share a track.
     share = parts[len(parts) * rank // ranks : len(parts) * (rank + 1) // ranks]

@@ -51,7 +51,13 @@ def main(arguments: list[str]) -> int:
         quality = judge_centroids(kmeans, sample)
     with publish_folder(out) as folder:
         feature_settings = build_feature(config.feature, torch.device("cpu")).settings
-        save_kmeans(folder, kmeans.cluster_centers_, feature_settings, describe_fitting(manifest, config, kmeans, sample), quality)
+        save_kmeans(
+            folder,
+            kmeans.cluster_centers_,
+            feature_settings,
+            describe_fitting(manifest, config, kmeans, sample),
+            quality,
+        )
     line = (
         f"{config.feature}: {quality['used']} of {config.num_clusters} centroids in use, perplexity {quality['perplexity']:.0f},"
         f" squared error {quality['squared_error']:.4g} a frame ({quality['relative_error']:.1%} of the variance)"

@@ -6,7 +6,7 @@
 
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
-unless relabel=true. Files that have the names of shards but were not written by mert label are left alone, always:
+unless overwrite=true. Files that have the names of shards but were not written by mert label are left alone, always:
 the job does not start beside them. Exit code 1 when a shard is missing at the end.
 """
 
@@ -22,7 +22,7 @@ from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import locked
+from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, process_shard
@@ -46,19 +46,24 @@ class LabelConfig(BaseModel):
     out: str = Field(description="Folder or fsspec URL for the shards")
     teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
     segments: SegmentConfig = Field(default=SegmentConfig(), description="How tracks are cut and grouped")
-    relabel: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where tracks are resampled and the teachers run")
+    overwrite: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
+    device: Device = Field(
+        default="cpu",
+        description="Where tracks are resampled and the teachers run; auto: cuda where this machine has one",
+    )
     actors: int = Field(
         default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU; more than these share them"
     )
-    decode_threads: int = Field(default=0, ge=0, description="Decoding threads of each actor; 0: 2 on a CPU, 16 for a GPU")
+    decode_threads: int = Field(
+        default=0, ge=0, description="Decoding threads of each actor; 0: 2 on a CPU, 16 for a GPU"
+    )
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
 
     @model_validator(mode="after")
     def _check_device(self) -> "LabelConfig":
-        check_device(self.teachers, self.device)
+        check_device(self.teachers, resolve_device(self.device))
         return self
 
     def recorded(self) -> dict:
@@ -71,6 +76,7 @@ CONFIG = LabelConfig
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
+    config = config.model_copy(update={"device": resolve_device(config.device)})
     check_output(config.out, SHARDS)
     manifest = load_manifest(config.manifest)
     tasks = plan_shards(manifest, config.segments)
@@ -84,9 +90,11 @@ def main(arguments: list[str]) -> int:
         return label(config, manifest, tasks, specs)
 
 
-def find_work(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]) -> list[ShardTask]:
+def find_work(
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]
+) -> list[ShardTask]:
     """The tasks that are to do; writes nothing. Raises as `find_unfinished`, and as `check_root` when there is any."""
-    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.relabel)
+    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.overwrite)
     if unfinished:
         check_root(manifest, config.manifest)
     return unfinished
@@ -97,7 +105,9 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
     unfinished = find_work(config, manifest, tasks, specs)
     storage.sweep_temporary(config.out)
     remove_unplanned(config.out, tasks)
-    console.say(f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do")
+    console.say(
+        f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do"
+    )
     failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
     for name, message in sorted(failures.items()):
         print(f"error: {name}: {message}", file=sys.stderr)
@@ -106,8 +116,13 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
         return 1
     storage.publish_bytes(storage.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
     index = build_index(
-        config.out, [task.name for task in tasks], specs, name="mert-foundry", manifest_sha256=manifest.sha256,
-        segment_seconds=config.segments.segment_seconds, audio_member=config.segments.audio,
+        config.out,
+        [task.name for task in tasks],
+        specs,
+        name="mert-foundry",
+        manifest_sha256=manifest.sha256,
+        segment_seconds=config.segments.segment_seconds,
+        audio_member=config.segments.audio,
     )
     console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
     return 0
@@ -119,8 +134,15 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
     storage.remove(storage.join(config.out, INDEX_NAME))
     with Progress("label", sum(task.seconds for task in tasks)) as progress:
         return label_on_ray(
-            tasks, config.teachers, root, config.out, address=config.address, device=config.device, actors=config.actors,
-            decode_threads=config.decode_threads or DECODE_THREADS[config.device], report=progress.update,
+            tasks,
+            config.teachers,
+            root,
+            config.out,
+            address=config.address,
+            device=config.device,
+            actors=config.actors,
+            decode_threads=config.decode_threads or DECODE_THREADS[config.device],
+            report=progress.update,
         )
 
 
@@ -151,7 +173,10 @@ class Labeller:
     def __init__(self, teachers: list[TeacherConfig], device: str, root: str, out: str, decode_threads: int):
         torch.set_num_threads(1)
         self.teachers = build_teachers(teachers, device)
-        self.backend = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "torch": torch.__version__}
+        self.backend = {
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "torch": torch.__version__,
+        }
         for teacher in self.teachers:
             self.backend |= getattr(teacher, "backend", {})
         self.root, self.out, self.decode_threads, self.device = root, out, decode_threads, device
@@ -161,8 +186,14 @@ class Labeller:
         """Label and publish one shard. Raises as `process_shard` does."""
         self.seconds = 0.0
         process_shard(
-            task, self.teachers, self.root, self.out, self.backend,
-            device=self.device, decode_threads=self.decode_threads, report=self._count,
+            task,
+            self.teachers,
+            self.root,
+            self.out,
+            self.backend,
+            device=self.device,
+            decode_threads=self.decode_threads,
+            report=self._count,
         )
         self.seconds = 0.0
 

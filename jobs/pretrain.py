@@ -17,7 +17,7 @@ from mert_foundry.jobs.cluster.torchrun import process_group, stop_on_signal
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import locked
+from mert_foundry.jobs.command.preflight import check_precision, locked, resolve_device
 from mert_foundry.jobs.pretraining.initial_weights import begin_from, read_initial, settle_encoder
 from mert_foundry.jobs.pretraining.progress import TrainingReport
 from mert_foundry.jobs.pretraining.run_description import (
@@ -40,6 +40,7 @@ CONFIG = PretrainConfig
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
+    check_precision("trainer.precision", config.trainer.precision, resolve_device(config.device))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     out = local_path(config.out)
     if rank == 0:
@@ -94,7 +95,9 @@ def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
     """A word when the mixture can do nothing, since it takes its snippets from other rows of the same rank."""
     if config.trainer.mixture is None or config.stream.batch_size > world_size:
         return ""
-    return "trainer.mixture does nothing: stream.batch_size leaves one example a rank, with no other to take snippets from"
+    return (
+        "trainer.mixture does nothing: stream.batch_size leaves one example a rank, with no other to take snippets from"
+    )
 
 
 def validation_of(config: PretrainConfig, rank: int, world_size: int) -> Callable[[], Iterator[Batch]] | None:

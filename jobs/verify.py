@@ -9,7 +9,7 @@ Without options: checksums, counts, member tables, code ranges, finite values, e
 and an index that lists every shard and sums them up. --manifest compares the manifest's digest, and split and
 length of every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
 SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Labels made in bf16 or tf32 on a GPU
-can only be checked on one, with --device cuda. --corpus N decodes N random source files by another library than the one
+can only be checked on one, with --device cuda (or auto: cuda where there is one; cpu where not given). --corpus N decodes N random source files by another library than the one
 that labelled them (libsndfile against ffmpeg) and compares the audio with that in the shards; files that no second library
 reads are counted. Every fault is a line with shard and key; exit code 1 if there is any.
 """
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import check_cuda
+from mert_foundry.jobs.command.preflight import check_cuda, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.pipeline.labelling.corpus_check import Comparison, compare_corpus
 from mert_foundry.pipeline.labelling.relabel import check_teachers, relabel_examples
@@ -78,9 +78,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--relabel", type=int, default=0, metavar="N")
     parser.add_argument("--manifest")
     parser.add_argument("--teachers")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu")
     parser.add_argument("--corpus", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
+    options.device = resolve_device(options.device)
     if options.relabel < 0:
         raise UsageError(f"--relabel {options.relabel}: a number of examples is needed, 0 or more")
     if options.corpus < 0:
@@ -103,7 +104,9 @@ def verify_shards(folder: str, index: ShardIndex) -> list[Fault]:
 def load_teachers(location: str, device: str) -> list[Teacher]:
     """The teachers of a label config, as a labeller runs them on a device. Raises UsageError naming the file."""
     try:
-        configs = TypeAdapter(list[TeacherConfig]).validate_python(yaml.safe_load(storage.read_bytes(location))["teachers"])
+        configs = TypeAdapter(list[TeacherConfig]).validate_python(
+            yaml.safe_load(storage.read_bytes(location))["teachers"]
+        )
     except FileNotFoundError as error:
         raise UsageError(f"{location}: not there; --teachers names a label config") from error
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
@@ -116,7 +119,9 @@ def load_teachers(location: str, device: str) -> list[Teacher]:
     try:
         return build_teachers(configs, device)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{location}: {error}; --teachers names another label config, where weights have moved") from error
+        raise UsageError(
+            f"{location}: {error}; --teachers names another label config, where weights have moved"
+        ) from error
 
 
 def relabel(folder: str, index: ShardIndex, count: int, teachers: list[Teacher]) -> list[Fault]:
@@ -138,7 +143,9 @@ def compare_sources(folder: str, manifest: Manifest, count: int) -> tuple[list[F
             progress.update(progress.done + comparison.track.seconds)
     faults = [comparison.fault for comparison in comparisons if comparison.fault]
     unread = Counter(comparison.track.format for comparison in comparisons if not comparison.is_read)
-    note = f"{len(comparisons)} source files: {len(comparisons) - len(faults) - unread.total()} agree with another library"
+    note = (
+        f"{len(comparisons)} source files: {len(comparisons) - len(faults) - unread.total()} agree with another library"
+    )
     if unread:
         formats = ", ".join(f"{number} {format}" for format, number in sorted(unread.items()))
         note += f", {unread.total()} that none reads ({formats})"

@@ -1,16 +1,19 @@
 """Fixtures shared by the tests of the data side: real clips, a small synthetic corpus, a tiny codec."""
 
+import importlib.util
+import os
 import signal
+import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-import s3fs
 import torch
 from audio_files import MUSIC, noise, tone, write_audio
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.line import run
@@ -24,6 +27,61 @@ settings.load_profile("mert")
 torch.set_num_threads(1)
 # A CI system may start this in the background of a shell, where an interrupt is ignored and so by all children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A GPU machine may lack these packages; without one, the modules that cannot be imported are not collected.
+WHAT_NEEDS = {
+    "ray": [
+        "test_config.py",
+        "test_configs.py",
+        "test_dialect.py",
+        "test_help.py",
+        "test_label.py",
+        "test_ray_tasks.py",
+        "test_settings_page.py",
+    ],
+    "zarr": ["test_extract.py", "test_feature_store.py", "test_inspect_features.py"],
+}
+MISSING = [package for package in WHAT_NEEDS if importlib.util.find_spec(package) is None]
+collect_ignore = [module for package in MISSING for module in WHAT_NEEDS[package]]
+
+
+def pytest_report_header() -> list[str]:
+    return [f"not collected, since {package} is not installed: {', '.join(WHAT_NEEDS[package])}" for package in MISSING]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first, so that no worker is left with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "bucket" in item.fixturenames:
+        item.add_marker("process")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Only a test marked `process`, and the fixtures that it is the first to use, may start one."""
+    if item.get_closest_marker("process"):
+        return (yield)
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        pytest.fail(f"{item.nodeid} starts a process: mark it with pytest.mark.process")
+
+    def refuse_command(
+        popen: subprocess.Popen, command: list[str] | str, *arguments: object, **settings: object
+    ) -> None:
+        if command[:1] != ["lscpu"]:  # scikit-learn counts cores
+            refuse()
+        start_command(popen, command, *arguments, **settings)
+
+    start_command = subprocess.Popen.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse_command)
+        patch.setattr(BaseProcess, "start", refuse)
+        patch.setattr(os, "fork", refuse)
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +121,9 @@ def say(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket on a loopback S3 server; the environment of this process and its children points to it."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()

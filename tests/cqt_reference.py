@@ -14,12 +14,24 @@ PUBLISHED = {"lowest_frequency": 32.7, "bins": 336, "bins_per_octave": 48}
 
 
 def reference_cqt(
-    audio: np.ndarray, lowest_frequency: float, bins: int, bins_per_octave: int, sample_rate: int = 24_000, hop: int = 320
+    audio: np.ndarray,
+    lowest_frequency: float,
+    bins: int,
+    bins_per_octave: int,
+    sample_rate: int = 24_000,
+    hop: int = 320,
 ) -> np.ndarray:
     """nnAudio's magnitudes of a whole track as MERT asks for them, `[T // hop, bins]`: without the frame on the very end."""
     transform = CQT1992v2(
-        sr=sample_rate, hop_length=hop, fmin=lowest_frequency, n_bins=bins, bins_per_octave=bins_per_octave, center=True,
-        pad_mode="constant", output_format="Magnitude", verbose=False,
+        sr=sample_rate,
+        hop_length=hop,
+        fmin=lowest_frequency,
+        n_bins=bins,
+        bins_per_octave=bins_per_octave,
+        center=True,
+        pad_mode="constant",
+        output_format="Magnitude",
+        verbose=False,
     )
     with torch.inference_mode():
         return transform(torch.from_numpy(audio)[None])[0].T.numpy()[: len(audio) // hop]

@@ -70,7 +70,9 @@ def save_mert(model: HubertModel, folder: Path, **changes: object) -> Path:
 
 
 def older_name(name: str) -> str:
-    return name.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
+    return name.replace("parametrizations.weight.original0", "weight_g").replace(
+        "parametrizations.weight.original1", "weight_v"
+    )
 
 
 def fairseq_name(name: str, layer_norm: bool) -> str:

@@ -63,7 +63,9 @@ def make_track(track: str, *lengths: int) -> list[Example]:
 
 def as_dropped(example: Example) -> DroppedSegment:
     """The segment, had it been silent."""
-    return DroppedSegment(**example.info.model_dump(), reason="silent", detail="peak -70.0 dBFS, at least -60.0 dBFS is asked for")
+    return DroppedSegment(
+        **example.info.model_dump(), reason="silent", detail="peak -70.0 dBFS, at least -60.0 dBFS is asked for"
+    )
 
 
 def write_examples(folder: object, name: str, outcomes: object, audio_member: AudioMember = "flac") -> ShardRecord:

@@ -18,10 +18,10 @@ OPTIONS = {
     "plain": {},
     "window": {"window": 2},
     "own_frame_only": {"window": 0},
-    "temperature": {"temperature": True},
+    "temperature": {"learnable_temperature": True},
     "gate": {"gate": True},
     "relaxation": {"relaxation": 32.0},
-    "all": {"window": 3, "temperature": True, "gate": True, "relaxation": 8.0},
+    "all": {"window": 3, "learnable_temperature": True, "gate": True, "relaxation": 8.0},
 }
 
 
@@ -87,7 +87,7 @@ def test_every_option_equals_plain_loops(options, lengths, rotary):
 def test_temperature_and_gate_change_nothing_at_first():
     torch.manual_seed(0)
     plain = MultiheadAttentionExtend(WIDTH, HEADS, 0.0)
-    extended = MultiheadAttentionExtend(WIDTH, HEADS, 0.0, AttentionConfig(temperature=True, gate=True))
+    extended = MultiheadAttentionExtend(WIDTH, HEADS, 0.0, AttentionConfig(learnable_temperature=True, gate=True))
     extended.load_state_dict(plain.state_dict(), strict=False)
     hidden = torch.randn(2, FRAMES, WIDTH)
     output = extended(hidden)
@@ -120,7 +120,9 @@ def test_relaxation_is_an_identity_in_fp32(relaxation):
     attention, relaxed = build(), build(relaxation=relaxation)
     hidden = 5 * torch.randn(2, FRAMES, WIDTH)
     assert torch.allclose(attention(hidden), relaxed(hidden), atol=1e-5)
-    gradients = [torch.autograd.grad(module(hidden).square().sum(), module.key.weight)[0] for module in (attention, relaxed)]
+    gradients = [
+        torch.autograd.grad(module(hidden).square().sum(), module.key.weight)[0] for module in (attention, relaxed)
+    ]
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4)
 
 
@@ -150,7 +152,9 @@ def test_the_relaxed_module_equals_fp32_where_plain_fp16_breaks():
     hidden = torch.randn(1, FRAMES, WIDTH).half().float()
     exact = relaxed(hidden)
     half = relaxed.half()(hidden.half())
-    query, key = (each(hidden.half()).unflatten(2, (HEADS, -1)).transpose(1, 2) for each in (relaxed.query, relaxed.key))
+    query, key = (
+        each(hidden.half()).unflatten(2, (HEADS, -1)).transpose(1, 2) for each in (relaxed.query, relaxed.key)
+    )
     assert (query @ key.transpose(-2, -1)).isinf().any()
     assert half.isfinite().all()
     assert torch.allclose(half.float(), exact, atol=0.02)
@@ -211,7 +215,9 @@ def test_dropout_on_a_cpu_keeps_no_maps_and_changes_no_gradient():
 
     def run(attend) -> tuple[list[Tensor], list[torch.Size]]:
         kept: list[torch.Size] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
+        ):
             torch.manual_seed(1)
             output = attend()
         return [output, *torch.autograd.grad(output.square().sum(), (query, key, value))], kept

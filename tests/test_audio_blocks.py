@@ -50,7 +50,9 @@ def test_a_piece_is_given_before_more_input_is_taken():
 class PeakTeacher:
     """Largest sample of each frame."""
 
-    spec = TargetSpec(name="peak", kind="continuous", dtype="float16", frame_rate=75, size=1, fingerprint="a" * 64, teacher={})
+    spec = TargetSpec(
+        name="peak", kind="continuous", dtype="float16", frame_rate=75, size=1, fingerprint="a" * 64, teacher={}
+    )
 
     def label(self, blocks):
         for block in blocks:

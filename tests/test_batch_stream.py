@@ -88,7 +88,7 @@ def test_batch_has_the_documented_form(reference):
 def test_audio_and_targets_agree_to_the_frame(folder, reference):
     lengths = {entry.key: entry.num_frames for entries in all_entries(folder) for entry in entries}
     short = 0
-    for batch, position in reference:
+    for batch, _ in reference:
         for row, key in enumerate(batch["key"]):
             frames = min(CROP_FRAMES, lengths[key])
             short += frames < CROP_FRAMES

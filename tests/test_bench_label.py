@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 
+@pytest.mark.process
 def test_both_paths_are_timed_and_agree(clips: Path, tmp_path: Path, tiny_codec: Path):
     files = [clips / "singularity-music/coherence.opus", clips / "wesnoth-1.16-music/transience.flac"]
     done = mert("bench", "label", "--json", "--codec", str(tiny_codec), "--codebooks", "4", *map(str, files))
@@ -31,8 +33,10 @@ def test_both_paths_are_timed_and_agree(clips: Path, tmp_path: Path, tiny_codec:
     report = json.loads(done.stdout)
     rates = report["times_real_time"]
     assert set(rates) == {*STAGES, "teachers", "whole"} and all(rate["ours"] > 0 for rate in rates.values())
-    assert all(rate["reference"] > 0 for name, rate in rates.items() if name != "flac") and not report["reference_failure"]
-    for rate in (side for rate in rates.values() for side in rate.values() if side):
+    assert (
+        all(rate["reference"] > 0 for name, rate in rates.items() if name != "flac") and not report["reference_failure"]
+    )
+    for rate in (side for pair in rates.values() for side in pair.values() if side):
         assert rate > 0
     for path in ("reference", "ours"):
         assert rates["whole"][path] < rates["teachers"][path] < rates["encodec"][path]
@@ -44,32 +48,48 @@ def test_both_paths_are_timed_and_agree(clips: Path, tmp_path: Path, tiny_codec:
     assert agreement["audio_largest_difference_16_bit_steps"] <= 1
 
 
-def test_the_table_names_every_stage_and_minutes_end_the_run(tmp_path: Path, tiny_codec: Path):
+@pytest.fixture
+def bench_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """The command in this process, which spares it its imports; its sides have processes of their own all the same."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def bench_label(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(bench, ["label", *map(str, arguments)], "")
+        return code, *capsys.readouterr()
+
+    return bench_label
+
+
+@pytest.mark.process
+def test_the_table_names_every_stage_and_minutes_end_the_run(tmp_path: Path, tiny_codec: Path, bench_label):
     for number in range(9):
         write_audio(tmp_path / "music" / f"{number}.wav", tone(440.0, 2.0))
-    done = mert("bench", "label", "--codec", str(tiny_codec), "--codebooks", "2", "--minutes", "0.01", str(tmp_path / "music"))
-    assert done.returncode == 0, done.stderr
-    first, *lines = done.stdout.splitlines()
+    code, out, error = bench_label("--codec", tiny_codec, "--codebooks", 2, "--minutes", 0.01, tmp_path / "music")
+    assert code == 0, error
+    first, *lines = out.splitlines()
     hours = float(first.split()[0])
     assert hours < 9 * 2 / 3600 and "cpu" in first
     for stage in (*STAGES, "whole", "peak memory", "codes:", "cqt:"):
-        assert any(line.startswith(stage) for line in lines), done.stdout
+        assert any(line.startswith(stage) for line in lines), out
 
 
-def test_files_that_cannot_be_used_are_skipped_by_name(tmp_path: Path, tiny_codec: Path):
+@pytest.mark.process
+def test_files_that_cannot_be_used_are_skipped_by_name(tmp_path: Path, tiny_codec: Path, bench_label):
     write_audio(tmp_path / "good one.wav", tone(440.0, 1.0))
     write_audio(tmp_path / "short.wav", tone(440.0, 0.01))
     (tmp_path / "noise.mp3").write_bytes(b"no audio" * 99)
-    command = ["bench", "label", "--codec", str(tiny_codec), "--codebooks", "2"]
-    done = mert(*command, "--json", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    options = ["--codec", tiny_codec, "--codebooks", 2]
+    code, out, error = bench_label(*options, "--json", tmp_path)
+    assert code == 0, error
+    report = json.loads(out)
     assert report["audio_hours"] == pytest.approx(1 / 3600)
     assert {Path(path).name: reason.split(":")[0] for path, reason in report["skipped"].items()} == {
-        "noise.mp3": "unreadable", "short.wav": "too_short",
+        "noise.mp3": "unreadable",
+        "short.wav": "too_short",
     }
-    done = mert(*command, str(tmp_path / "noise.mp3"))
-    assert done.returncode == 1 and "none of 1 files can be used" in done.stderr.splitlines()[-1]
+    code, _, error = bench_label(*options, tmp_path / "noise.mp3")
+    assert code == 1 and "none of 1 files can be used" in error.splitlines()[-1]
 
 
 def test_files_labelled_together_get_the_labels_they_get_alone(
@@ -93,17 +113,22 @@ def test_files_labelled_together_get_the_labels_they_get_alone(
                 np.testing.assert_array_equal(mine.load(name), other.load(name))
 
 
-def test_what_is_wrong_with_the_codec_is_told_in_one_line(tmp_path: Path, tiny_codec: Path, capsys: pytest.CaptureFixture):
+def test_what_is_wrong_with_the_codec_is_told_in_one_line(
+    tmp_path: Path, tiny_codec: Path, capsys: pytest.CaptureFixture
+):
     sound = write_audio(tmp_path / "a.wav", tone(440.0, 1.0))
     assert run(bench, ["label", "--codec", str(tiny_codec), "--codebooks", "5", str(sound)], "") == 1
     assert capsys.readouterr().err.splitlines() == [f"error: codec {tiny_codec}: 4 codebooks, 5 asked for"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
 def test_the_processes_of_a_killed_bench_end():
     code = "import os, time; from mert_foundry.jobs.benchmarks.label_workers import Side; from test_bench_label import ForgetfulLabeller\n"
     code += "side = Side(ForgetfulLabeller, 1); print(*side._pool._processes, flush=True); time.sleep(300)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+    ) as parent:
         worker = Path("/proc") / parent.stdout.readline().strip()
         assert worker.name.isdigit() and worker.exists()
         parent.kill()
@@ -122,6 +147,7 @@ class ForgetfulLabeller:
         raise MemoryError(f"{jobs[0].path}: 10 TB")
 
 
+@pytest.mark.process
 def test_a_path_that_fails_says_so_and_is_left_out():
     side = Side(ForgetfulLabeller, 1)
     assert side.label([Job(Path("a"), Path("b"))]) == [] and "10 TB" in side.failure

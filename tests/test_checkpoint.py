@@ -97,6 +97,7 @@ for step in range(1, 10_000):
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("delay", [0.0, 0.011])
 def test_a_kill_at_any_time_leaves_a_whole_checkpoint(tmp_path, delay):
     with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as writer:

@@ -10,7 +10,9 @@ CODEBOOKS = np.array([[[-1.0, 0.0], [1.0, 0.0], [0.0, 9.0]], [[-0.1, 0.0], [0.1,
 
 
 def compare(codes: list[list[int]], expected: list[list[int]], latents: list[list[float]]) -> CodeAgreement:
-    return compare_codes(np.array(codes, np.uint16), np.array(expected, np.int64), np.array(latents, np.float32), CODEBOOKS)
+    return compare_codes(
+        np.array(codes, np.uint16), np.array(expected, np.int64), np.array(latents, np.float32), CODEBOOKS
+    )
 
 
 def test_equal_codes():
@@ -19,7 +21,9 @@ def test_equal_codes():
     assert agreement.equal_by_level.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize(("offset", "is_tie"), [(0.0, True), (1e-5, True), (-1e-5, True), (1e-3, False), (-1e-3, False)])
+@pytest.mark.parametrize(
+    ("offset", "is_tie"), [(0.0, True), (1e-5, True), (-1e-5, True), (1e-3, False), (-1e-3, False)]
+)
 def test_a_frame_in_the_middle_of_two_entries_is_a_near_tie(offset: float, is_tie: bool):
     """Distances are (1 -+ offset)^2, so the relative gap is about four times the offset."""
     agreement = compare([[0], [1]], [[1], [0]], [[offset, 0.0]])

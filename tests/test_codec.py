@@ -94,7 +94,13 @@ def manifest(tmp_path_factory) -> Path:
 def command(manifest: Path, out: Path, *changes: str) -> list[str]:
     sizes = [f"sizes.{name}={value}" for name, value in SIZES.items()]
     settings = config().model_dump(mode="json", exclude={"manifest", "out", "sizes"})
-    return [f"manifest={manifest}", f"out={out}", *sizes, *(f"{key}={value}" for key, value in settings.items()), *changes]
+    return [
+        f"manifest={manifest}",
+        f"out={out}",
+        *sizes,
+        *(f"{key}={value}" for key, value in settings.items()),
+        *changes,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,7 @@ def trained(manifest, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.process
 def test_encodec_itself_opens_the_weights_by_its_own_names(trained):
     sizes = yaml.safe_load((trained / "codec.yaml").read_text())
     network = {
@@ -123,6 +130,7 @@ def test_encodec_itself_opens_the_weights_by_its_own_names(trained):
     assert not ours.training
 
 
+@pytest.mark.process
 def test_the_card_has_the_figures_of_the_codec(trained, manifest):
     listing = load_manifest(str(manifest))
     held_out = [track for track in listing.tracks if track.split == "valid"]
@@ -151,6 +159,7 @@ def told_at_once(monkeypatch):
     monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
 
 
+@pytest.mark.process
 def test_progress_tells_audio_trained_on_losses_and_judgements(manifest, tmp_path, capsys, told_at_once):
     changes = ["steps=10", "crop_seconds=0.9", "validate_every=5"]
     assert run(job.main, command(manifest, tmp_path / "out", *changes), job.__doc__) == 0
@@ -176,6 +185,7 @@ def test_progress_tells_audio_trained_on_losses_and_judgements(manifest, tmp_pat
     assert "held out" not in steps[3] and "held out" in steps[6]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
 def test_a_quiet_run_says_nothing_and_one_for_machines_one_object(manifest, tmp_path, capsys, told_at_once, option):
     try:
@@ -187,10 +197,13 @@ def test_a_quiet_run_says_nothing_and_one_for_machines_one_object(manifest, tmp_
         assert output == ("", "")
     else:
         result = json.loads(output.out)
-        assert result["last"]["step"] == 6 and result["last"]["held_out"]["seconds"] == result["untrained"]["seconds"] > 0
+        assert (
+            result["last"]["step"] == 6 and result["last"]["held_out"]["seconds"] == result["untrained"]["seconds"] > 0
+        )
         assert "\ncodec: " in output.err and "before training: " in output.err
 
 
+@pytest.mark.process
 def test_an_existing_folder_is_refused_at_once(manifest, tmp_path):
     (tmp_path / "mine").write_text("precious")
     done = mert("codec", *command(manifest, tmp_path))
@@ -213,6 +226,7 @@ def test_what_cannot_train_ends_before_training(manifest, tmp_path, capsys, chan
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.process
 def test_no_held_out_music_ends_before_training(tmp_path, capsys):
     for name, splits, seconds in (("none", {}, 11), ("short", {"valid": 0.4}, 5)):
         for number in range(6):
@@ -229,11 +243,10 @@ def test_no_held_out_music_ends_before_training(tmp_path, capsys):
 # ---- the parts
 
 
+@pytest.mark.slow
 def test_a_few_dozen_steps_lower_the_losses():
     seen = []
-    settings = config(
-        steps=90, autoencoder_steps=50, learning_rate=5e-3, sizes=SIZES | {"filters": 4}, warmup_steps=10
-    )
+    settings = config(steps=90, autoencoder_steps=50, learning_rate=5e-3, sizes=SIZES | {"filters": 4}, warmup_steps=10)
     train_codec(settings, tones(4, 3), lambda step, losses, model: seen.append(losses))
     assert len(seen) == 90 and all(losses["commitment"] == 0 for losses in seen[:50])
     assert all(losses["commitment"] > 0 for losses in seen[50:])
@@ -330,7 +343,9 @@ def test_even_activations_have_unit_deviation():
         seen = []
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-                module.register_forward_hook(lambda module, arguments, output: seen.append(float(output.std())))
+                module.register_forward_hook(
+                    lambda module, arguments, output, seen=seen: seen.append(float(output.std()))
+                )
         with torch.no_grad():
             model.decoder(model.encoder(audio))
         deviations[name] = seen
@@ -390,7 +405,10 @@ def test_a_perfect_codec_has_no_distance(tiny_codec, monkeypatch):
 # ---- the codec that ships
 
 
-@pytest.mark.skipif(not (SHIPPED / "codec.safetensors").exists(), reason="no codec lies in pipeline/teachers/codec/shipped/foundry-small yet")
+@pytest.mark.skipif(
+    not (SHIPPED / "codec.safetensors").exists(),
+    reason="no codec lies in pipeline/teachers/codec/shipped/foundry-small yet",
+)
 def test_the_shipped_codec_reconstructs_music():
     assert (SHIPPED / "codec.safetensors").stat().st_size <= 8_000_000
     model = load_codec("foundry-small")

@@ -43,7 +43,9 @@ def test_the_curve_is_the_one_that_is_written_down():
 @given(curve=CURVES)
 def test_the_model_decodes_alike(curve: Companding):
     decoder = ModelCompanding(**curve.model_dump())
-    np.testing.assert_allclose(decoder.expand(torch.from_numpy(EVERY_LEVEL)).numpy(), curve.expand(EVERY_LEVEL), rtol=1e-5)
+    np.testing.assert_allclose(
+        decoder.expand(torch.from_numpy(EVERY_LEVEL)).numpy(), curve.expand(EVERY_LEVEL), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("value", [225.1, -1e-3, float("nan"), float("inf")])
@@ -52,7 +54,9 @@ def test_nothing_is_clipped(value: float):
         CURVE.compress(torch.tensor([1.0, value]))
 
 
-@pytest.mark.parametrize("fields", [{"peak": 0, "mu": 1}, {"peak": 1, "mu": 0}, {"peak": float("inf"), "mu": 1}, {"peak": 1}])
+@pytest.mark.parametrize(
+    "fields", [{"peak": 0, "mu": 1}, {"peak": 1, "mu": 0}, {"peak": float("inf"), "mu": 1}, {"peak": 1}]
+)
 def test_a_curve_needs_a_peak_and_a_bend(fields: dict):
     with pytest.raises(ValidationError):
         Companding(**fields)
@@ -62,7 +66,10 @@ def test_a_curve_needs_a_peak_and_a_bend(fields: dict):
     ("spec", "message"),
     [
         (CQT.model_copy(update={"dtype": "uint8"}), "cqt: a continuous target is float16, not uint8"),
-        (CQT.model_copy(update={"companding": CURVE}), "cqt: a continuous target with companding is uint8, not float16"),
+        (
+            CQT.model_copy(update={"companding": CURVE}),
+            "cqt: a continuous target with companding is uint8, not float16",
+        ),
         (CODES.model_copy(update={"companding": CURVE}), "codes: a discrete target has no companding"),
     ],
 )

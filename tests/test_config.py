@@ -34,9 +34,13 @@ class Outer(BaseModel):
 
 
 PLAIN = {
-    "title": st.one_of(st.none(), st.text()), "flag": st.booleans(), "share": st.floats(0, 1),
-    "inner.width": st.integers(-(2**63), 2**63), "inner.names": st.lists(st.text(max_size=5), max_size=3),
-    "layers": st.lists(st.fixed_dictionaries({"width": st.integers()}), max_size=3), "shares": st.dictionaries(st.text(max_size=5), st.floats(0, 9)),
+    "title": st.one_of(st.none(), st.text()),
+    "flag": st.booleans(),
+    "share": st.floats(0, 1),
+    "inner.width": st.integers(-(2**63), 2**63),
+    "inner.names": st.lists(st.text(max_size=5), max_size=3),
+    "layers": st.lists(st.fixed_dictionaries({"width": st.integers()}), max_size=3),
+    "shares": st.dictionaries(st.text(max_size=5), st.floats(0, 9)),
 }
 
 
@@ -68,38 +72,53 @@ def test_a_dumped_config_loads_as_itself(values: dict, tmp_path_factory: pytest.
 def test_later_values_win(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text("inner: {width: 7, names: [a]}\nlayers: [{width: 1}, {width: 2}]\n")
-    config = load_config(Outer, [str(path), "inner.width=8", "layers.1.width=9", "inner.width=10", "shares.b=0.1", "title=a=b"])
+    config = load_config(
+        Outer, [str(path), "inner.width=8", "layers.1.width=9", "inner.width=10", "shares.b=0.1", "title=a=b"]
+    )
     assert (config.inner.width, config.inner.names, [layer.width for layer in config.layers]) == (10, ["a"], [1, 9])
     assert config.shares == {"b": 0.1} and config.title == "a=b"
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["titel=x"], ["titel", "title"]),
-    (["inner.widht=3"], ["inner.widht", "'width'"]),
-    (["layers=[{widht: 3}]"], ["layers.0.widht", "'width'"]),
-    (["layers=[{width: 1}]", "layers.0.nam=3"], ["layers.0.nam", "'names'"]),
-    (["layers=[{width: 1}]", "layers.1.width=3"], ["layers.1.width=3", "no such place"]),
-    (["layers=[{width: 1}]", "layers.x.width=3"], ["layers.x.width=3", "no such place"]),
-    (["title=a", "title.b=3"], ["title.b=3", "no such place"]),
-    (["inner.width=wide"], ["inner.width", "'wide'"]),
-    (["share=2"], ["share", "2"]),
-    (["flag=maybe"], ["flag", "'maybe'"]),
-    (["inner=3"], ["inner", "3"]),
-    (["title={a: "], ["title={a: ", "not a YAML value"]),
-    (["no-such.yaml"], ["no-such.yaml", "No such file"]),
-    (["a.yaml", "b.yaml"], ["a.yaml", "b.yaml"]),
-    (["/"], ["/", "directory"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["titel=x"], ["titel", "title"]),
+        (["inner.widht=3"], ["inner.widht", "'width'"]),
+        (["layers=[{widht: 3}]"], ["layers.0.widht", "'width'"]),
+        (["layers=[{width: 1}]", "layers.0.nam=3"], ["layers.0.nam", "'names'"]),
+        (["layers=[{width: 1}]", "layers.1.width=3"], ["layers.1.width=3", "no such place"]),
+        (["layers=[{width: 1}]", "layers.x.width=3"], ["layers.x.width=3", "no such place"]),
+        (["title=a", "title.b=3"], ["title.b=3", "no such place"]),
+        (["inner.width=wide"], ["inner.width", "'wide'"]),
+        (["share=2"], ["share", "2"]),
+        (["flag=maybe"], ["flag", "'maybe'"]),
+        (["inner=3"], ["inner", "3"]),
+        (["title={a: "], ["title={a: ", "not a YAML value"]),
+        (["no-such.yaml"], ["no-such.yaml", "No such file"]),
+        (["a.yaml", "b.yaml"], ["a.yaml", "b.yaml"]),
+        (["/"], ["/", "directory"]),
+    ],
+)
 def test_mistakes_are_named(arguments: list[str], words: list[str]):
     with pytest.raises(UsageError) as caught:
         load_config(Outer, arguments)
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "word"), [
-    (b"a: [1, 2", "not valid YAML"), (b"a: b: c", "not valid YAML"), (b"- 1\n- 2\n", "list"), (b"", "NoneType"), (b"text", "str"),
-    (b"\xff\xfe\x00", "config.yaml"), (b"title: !!python/object:os.system x", "not valid YAML"), (b"titel: x", "'title'"), (b"3: x", "3: Keys should be strings"),
-])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"a: [1, 2", "not valid YAML"),
+        (b"a: b: c", "not valid YAML"),
+        (b"- 1\n- 2\n", "list"),
+        (b"", "NoneType"),
+        (b"text", "str"),
+        (b"\xff\xfe\x00", "config.yaml"),
+        (b"title: !!python/object:os.system x", "not valid YAML"),
+        (b"titel: x", "'title'"),
+        (b"3: x", "3: Keys should be strings"),
+    ],
+)
 def test_bad_files_are_named(tmp_path: Path, content: bytes, word: str):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
@@ -116,32 +135,51 @@ def test_every_fault_has_its_line():
     assert any("'rot'" in line and "'root'" in line for line in lines) and any("seed" in line for line in lines)
 
 
-@pytest.mark.parametrize(("model", "name", "overrides"), [
-    (ManifestConfig, "manifest", ["root=r", "out=o"]),
-    (LabelConfig, "label", ["manifest=m", "out=o"]),
-    (CodecTrainingConfig, "codec", ["manifest=m", "out=o"]),
-    (PretrainConfig, "tiny", ["shards=s", "out=o"]),
-    (PretrainConfig, "mert_95m", ["shards=s", "out=o"]),
-    (PretrainConfig, "mert_330m", ["shards=s", "out=o"]),
-])
+@pytest.mark.parametrize(
+    ("model", "name", "overrides"),
+    [
+        (ManifestConfig, "manifest", ["root=r", "out=o"]),
+        (LabelConfig, "label", ["manifest=m", "out=o"]),
+        (CodecTrainingConfig, "codec", ["manifest=m", "out=o"]),
+        (PretrainConfig, "tiny", ["shards=s", "out=o"]),
+        (PretrainConfig, "mert_95m", ["shards=s", "out=o"]),
+        (PretrainConfig, "mert_330m", ["shards=s", "out=o"]),
+    ],
+)
 def test_shipped_configs_fit_their_models(model: type[BaseModel], name: str, overrides: list[str]):
     config = load_config(model, [str(CONFIGS / f"{name}.yaml"), *overrides])
-    assert load_config(model, [f"{key}={scalar(value)}" for key, value in config.model_dump(mode="json").items()]) == config
+    assert (
+        load_config(model, [f"{key}={scalar(value)}" for key, value in config.model_dump(mode="json").items()])
+        == config
+    )
 
 
-@pytest.mark.parametrize("argument", ["teachers.0.codebook=4", "teachers.1.bin=4", "segments.segment_second=4", "teachers.0.bins=3"])
+@pytest.mark.parametrize(
+    "argument", ["teachers.0.codebook=4", "teachers.1.bin=4", "segments.segment_second=4", "teachers.0.bins=3"]
+)
 def test_unknown_keys_of_a_teacher_are_refused(argument: str):
     with pytest.raises(UsageError, match="unknown key .*nearest known key is"):
         load_config(LabelConfig, [str(CONFIGS / "label.yaml"), "manifest=m", "out=o", argument])
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["encoder.frontend.kind=log_mel", "encoder.frontend.channels=3"], "'encoder.frontend(log_mel).channels'; the nearest known key is 'bands'"),
-    (["encoder.frontend={convolution: {chanels: 3}, kind: convolution_cqt}"],
-     "'encoder.frontend(convolution_cqt).convolution.chanels'; the nearest known key is 'channels'"),
-    (["encoder.frontend.chanels=3"], "'encoder.frontend(convolution).chanels'; the nearest known key is 'channels'"),
-    (["trainer.mixture.volum=3"], "'trainer.mixture.volum'; the nearest known key is 'volume'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["encoder.frontend.kind=log_mel", "encoder.frontend.channels=3"],
+            "'encoder.frontend(log_mel).channels'; the nearest known key is 'bands'",
+        ),
+        (
+            ["encoder.frontend={convolution: {chanels: 3}, kind: convolution_cqt}"],
+            "'encoder.frontend(convolution_cqt).convolution.chanels'; the nearest known key is 'channels'",
+        ),
+        (
+            ["encoder.frontend.chanels=3"],
+            "'encoder.frontend(convolution).chanels'; the nearest known key is 'channels'",
+        ),
+        (["trainer.mixture.volum=3"], "'trainer.mixture.volum'; the nearest known key is 'volume'"),
+    ],
+)
 def test_the_nearest_key_is_one_that_may_stand_there(arguments: list[str], line: str):
     with pytest.raises(UsageError) as caught:
         load_config(PretrainConfig, ["shards=s", "out=o", "stream={batch_size: 2}", *arguments])

@@ -27,6 +27,7 @@ def scan(corpus: Path, capsys: pytest.CaptureFixture, out: str, *options: str) -
     return code, captured.out, captured.err
 
 
+@pytest.mark.process
 def test_a_job_for_people_for_machines_and_without_a_word(corpus: Path, capsys: pytest.CaptureFixture):
     code, out, _ = scan(corpus, capsys, "plain")
     assert code == 0 and "train: 1 tracks" in out and "rejected: 1 unreadable" in out
@@ -37,6 +38,7 @@ def test_a_job_for_people_for_machines_and_without_a_word(corpus: Path, capsys: 
     assert (corpus / "quiet" / "manifest.jsonl").read_bytes() == (corpus / "plain" / "manifest.jsonl").read_bytes()
 
 
+@pytest.mark.process
 def test_errors_are_told_even_when_quiet(corpus: Path, capsys: pytest.CaptureFixture):
     (corpus / "music" / "a.wav").unlink()
     code, out, err = scan(corpus, capsys, "none", "--quiet")
@@ -45,6 +47,7 @@ def test_errors_are_told_even_when_quiet(corpus: Path, capsys: pytest.CaptureFix
     assert code == 2 and out == "" and "unknown key 'min_secs'" in err
 
 
+@pytest.mark.process
 def test_the_command_takes_them_anywhere(corpus: Path):
     done = mert("manifest", "--json", f"root={corpus / 'music'}", f"out={corpus / 'm'}", "splits={}")
     assert done.returncode == 0 and json.loads(done.stdout)["out"] == str(corpus / "m"), done.stderr
@@ -66,3 +69,19 @@ def test_no_job_prints_past_the_console(name: str):
     source = Path(importlib.import_module(f"mert_foundry.jobs.{name}").__file__).read_text()
     for line in source.splitlines():
         assert not re.search(r"\bprint\(", line) or "file=sys.stderr" in line, line
+
+
+@pytest.mark.parametrize(("error", "is_bug"), [
+    (ValueError("no such key"), False), (OSError("disk full"), False), (RuntimeError("no GPU"), False), (KeyError("ours"), True),
+    (TypeError("ours"), True), (AssertionError("ours"), True),
+])  # fmt: skip
+def test_a_bug_keeps_its_traceback_and_a_users_mistake_is_one_line(
+    error: Exception, is_bug: bool, capsys: pytest.CaptureFixture
+):
+    def job(arguments: list[str]) -> int:
+        raise error
+
+    assert run(job, [], "") == 1
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == is_bug and str(error) in said
+    assert is_bug or len(said.splitlines()) == 1

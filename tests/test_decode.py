@@ -22,7 +22,9 @@ from mert_foundry.pipeline.audio.pcm import to_int16
 
 TOLERANCE = 0.2
 CHECKED_CLIPS = [  # formats whose checksums must reveal any change
-    "wesnoth-1.16-music/transience.flac", "hyperrogue-music/laboratory.ogg", "hyperrogue-music/hunting.opus",
+    "wesnoth-1.16-music/transience.flac",
+    "hyperrogue-music/laboratory.ogg",
+    "hyperrogue-music/hunting.opus",
 ]
 OTHER_CLIPS = ["wesnoth-1.16-music/loyalists.m4a", "hyperrogue-music/desert.mp3"]
 
@@ -91,16 +93,34 @@ def test_codec_delay_is_trimmed(tmp_path: Path, name: str):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    form=st.sampled_from([
-        "wav PCM_U8", "wav PCM_16", "wav PCM_24", "wav PCM_32", "wav FLOAT", "wav DOUBLE", "aiff PCM_S8", "aiff PCM_16",
-        "aiff PCM_24", "flac PCM_S8", "flac PCM_16", "flac PCM_24", "w64 PCM_16", "rf64 PCM_24", "au PCM_16", "caf PCM_16",
-    ]),
+    form=st.sampled_from(
+        [
+            "wav PCM_U8",
+            "wav PCM_16",
+            "wav PCM_24",
+            "wav PCM_32",
+            "wav FLOAT",
+            "wav DOUBLE",
+            "aiff PCM_S8",
+            "aiff PCM_16",
+            "aiff PCM_24",
+            "flac PCM_S8",
+            "flac PCM_16",
+            "flac PCM_24",
+            "w64 PCM_16",
+            "rf64 PCM_24",
+            "au PCM_16",
+            "caf PCM_16",
+        ]
+    ),
     rate=st.sampled_from([8000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 88_200, 96_000, 192_000]),
     channels=st.integers(1, 6),
     seconds=st.floats(0.001, 0.3),
     seed=st.integers(0, 99),
 )
-def test_uncompressed_and_lossless_audio_is_exact(tmp_path: Path, form: str, rate: int, channels: int, seconds: float, seed: int):
+def test_uncompressed_and_lossless_audio_is_exact(
+    tmp_path: Path, form: str, rate: int, channels: int, seconds: float, seed: int
+):
     extension, subtype = form.split()
     length = max(1, round(seconds * rate))
     audio = np.random.default_rng(seed).uniform(-1, 1, (length, channels))
@@ -175,7 +195,9 @@ def test_damage_in_the_middle_names_its_place(tmp_path: Path, clips: Path, clip:
     patch=st.one_of(st.binary(min_size=1, max_size=40), st.sampled_from([b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff"])),
     removed=st.sampled_from([0, 0, 1, 40, 5000]),
 )
-def test_any_damage_ends_as_audio_or_as_a_reason(tmp_path: Path, clips: Path, clip: str, start: int, patch: bytes, removed: int):
+def test_any_damage_ends_as_audio_or_as_a_reason(
+    tmp_path: Path, clips: Path, clip: str, start: int, patch: bytes, removed: int
+):
     whole = clips / clip if "/" in clip else tmp_path / f"whole-{clip}"
     if not whole.exists():
         write_audio(whole, noise(1))
@@ -229,7 +251,9 @@ def test_chunks_and_padding_after_the_audio_are_fine(tmp_path: Path, odd: bytes)
     assert decode(path)[1].shape == (1, 96_000)
 
 
-@pytest.mark.parametrize(("claimed", "reason"), [(300_000, "truncated"), (220_501, "truncated"), (220_499, "length_mismatch")])
+@pytest.mark.parametrize(
+    ("claimed", "reason"), [(300_000, "truncated"), (220_501, "truncated"), (220_499, "length_mismatch")]
+)
 def test_a_flac_header_that_lies(tmp_path: Path, clips: Path, claimed: int, reason: str):
     content = bytearray((clips / "wesnoth-1.16-music/transience.flac").read_bytes())
     patch_flac_length(content, claimed)
@@ -252,7 +276,9 @@ def test_a_streamed_flac_without_a_length(tmp_path: Path, clips: Path):
 
 
 def test_chained_ogg_streams_are_refused_rather_than_cut_after_the_first(tmp_path: Path, clips: Path):
-    first, second = ((clips / clip).read_bytes() for clip in ("hyperrogue-music/laboratory.ogg", "hyperrogue-music/caribbean.ogg"))
+    first, second = (
+        (clips / clip).read_bytes() for clip in ("hyperrogue-music/laboratory.ogg", "hyperrogue-music/caribbean.ogg")
+    )
     (tmp_path / "a.ogg").write_bytes(first + second)
     error = refusal(tmp_path / "a.ogg")
     assert error.reason == "unreadable" and "second stream" in error.detail
@@ -266,7 +292,9 @@ def test_a_lost_ogg_page_is_told(tmp_path: Path, clips: Path):
     assert error.reason == "unreadable" and "page 6" in error.detail and "page 4" in error.detail
 
 
-@pytest.mark.parametrize("clip", ["hyperrogue-music/laboratory.ogg", "wesnoth-1.16-music/transience.flac", "asc-music/frontiers.mp3"])
+@pytest.mark.parametrize(
+    "clip", ["hyperrogue-music/laboratory.ogg", "wesnoth-1.16-music/transience.flac", "asc-music/frontiers.mp3"]
+)
 def test_tags_around_the_audio_change_nothing(tmp_path: Path, clips: Path, clip: str):
     picture = b"\0image/jpeg\0\3\0" + b"\xff\xd8\xff\xe0" + bytes(300) + b"\xff\xd9"
     frame = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
@@ -277,14 +305,17 @@ def test_tags_around_the_audio_change_nothing(tmp_path: Path, clips: Path, clip:
     np.testing.assert_array_equal(decode(tagged)[1], decode(clips / clip)[1])
 
 
-@pytest.mark.parametrize(("name", "content", "reason"), [
-    ("a.mp3", b"just some text\n" * 100, "unreadable"),
-    ("a.txt", b"just some text\n" * 100, "not_audio"),
-    ("a.mp3", b"\0", "unreadable"),
-    ("a.flac", b"fLaC", "unreadable"),
-    ("a.ogg", b"OggS\0\2" + bytes(22) + b"\1\x1e\1vorbis", "unreadable"),
-    ("a.pdf", b"%PDF-1.4\n" + bytes(500), "not_audio"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.mp3", b"just some text\n" * 100, "unreadable"),
+        ("a.txt", b"just some text\n" * 100, "not_audio"),
+        ("a.mp3", b"\0", "unreadable"),
+        ("a.flac", b"fLaC", "unreadable"),
+        ("a.ogg", b"OggS\0\2" + bytes(22) + b"\1\x1e\1vorbis", "unreadable"),
+        ("a.pdf", b"%PDF-1.4\n" + bytes(500), "not_audio"),
+    ],
+)
 def test_files_that_are_no_audio(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
     assert refusal(tmp_path / name).reason == reason
@@ -314,18 +345,31 @@ def test_a_film_without_sound_is_no_audio(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["list.m3u", "list.mp3", "list.pls", "list.ffconcat", "list.wav", "list.m3u8"])
-@pytest.mark.parametrize("form", ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{}'\n",
-                                  "[playlist]\nFile1={}\n", "{}\n"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{}'\n",
+        "[playlist]\nFile1={}\n",
+        "{}\n",
+    ],
+)
 def test_a_playlist_does_not_lead_to_another_file(tmp_path: Path, name: str, form: str):
     other = write_audio(tmp_path / "other.wav", noise(4))
     (tmp_path / name).write_text(form.format(other))
     assert refusal(tmp_path / name).reason in ("not_audio", "unreadable")
 
 
-@pytest.mark.parametrize(("clip", "name"), [
-    ("asc-music/frontiers.mp3", "a.wav"), ("wesnoth-1.16-music/transience.flac", "a.mp3"),
-    ("wesnoth-1.16-music/loyalists.m4a", "a"), ("hyperrogue-music/laboratory.ogg", "a.txt"), ("hyperrogue-music/hunting.opus", "a.flac"),
-])
+@pytest.mark.parametrize(
+    ("clip", "name"),
+    [
+        ("asc-music/frontiers.mp3", "a.wav"),
+        ("wesnoth-1.16-music/transience.flac", "a.mp3"),
+        ("wesnoth-1.16-music/loyalists.m4a", "a"),
+        ("hyperrogue-music/laboratory.ogg", "a.txt"),
+        ("hyperrogue-music/hunting.opus", "a.flac"),
+    ],
+)
 def test_a_wrong_extension_does_not_matter(tmp_path: Path, clips: Path, clip: str, name: str):
     (tmp_path / name).write_bytes((clips / clip).read_bytes())
     np.testing.assert_array_equal(decode(tmp_path / name)[1], decode(clips / clip)[1])
@@ -386,7 +430,9 @@ def test_a_speaker_for_every_channel(tmp_path: Path, channels: int):
 @settings(max_examples=50, deadline=None)
 @given(
     audio=st.integers(1, 3).flatmap(
-        lambda channels: st.lists(st.lists(st.floats(-1.5, 1.5, width=32), min_size=channels, max_size=channels), min_size=1)
+        lambda channels: st.lists(
+            st.lists(st.floats(-1.5, 1.5, width=32), min_size=channels, max_size=channels), min_size=1
+        )
     ),
     cuts=st.lists(st.integers(0, 20)),
     rate=st.sampled_from([8000, 24_000]),
@@ -398,7 +444,9 @@ def test_digest_is_of_interleaved_16_bit_pcm_whatever_the_blocks(audio: list, cu
     passed = list(digest.follow(np.split(samples, sorted(cut for cut in cuts if cut < samples.shape[1]), axis=1)))
     np.testing.assert_array_equal(np.concatenate(passed, axis=1), samples)
     integers = [min(32_767, max(-32_768, round(float(value) * 32_768))) for frame in samples.T for value in frame]
-    naive = hashlib.sha256(f"{rate} {len(samples)}\n".encode() + struct.pack(f"<{len(integers)}h", *integers)).hexdigest()
+    naive = hashlib.sha256(
+        f"{rate} {len(samples)}\n".encode() + struct.pack(f"<{len(integers)}h", *integers)
+    ).hexdigest()
     assert digest.hexdigest() == naive
     assert digest.num_samples == samples.shape[1]
     assert to_int16(samples).T.ravel().tolist() == integers
@@ -406,12 +454,16 @@ def test_digest_is_of_interleaved_16_bit_pcm_whatever_the_blocks(audio: list, cu
 
 @settings(deadline=None)
 @given(
-    claimed=st.integers(0, 100_000), decoded=st.integers(0, 100_000), tolerance=st.sampled_from([0.0, 0.2, 1.0]),
+    claimed=st.integers(0, 100_000),
+    decoded=st.integers(0, 100_000),
+    tolerance=st.sampled_from([0.0, 0.2, 1.0]),
     slack=st.sampled_from([None, 0, 100]),
 )
 def test_length_check_names_the_side_that_is_longer(claimed: int, decoded: int, tolerance: float, slack: int | None):
     header = AudioHeader(24_000, 1, claimed, "wav/pcm_s16le", slack)
-    allowed = slack if slack is not None else max(tolerance * 24_000, 5186)  # of a lossy format, whose encoders put some before
+    allowed = (
+        slack if slack is not None else max(tolerance * 24_000, 5186)
+    )  # of a lossy format, whose encoders put some before
     if abs(claimed - decoded) <= allowed:
         check_length(header, decoded, tolerance)
         return

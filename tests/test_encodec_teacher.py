@@ -37,8 +37,12 @@ needs_openvino = pytest.mark.skipif(
 BACKENDS = ["torch", pytest.param("openvino", marks=needs_openvino)]
 # Where the small codec's real weights meet real music.
 TRACKS = [
-    "asc-music/frontiers.mp3", "hyperrogue-music/laboratory.ogg", "singularity-music/coherence.opus",
-    "ufoai-music/battlescape-02.ogg", "wesnoth-1.16-music/loyalists.m4a", "wesnoth-1.16-music/transience.flac",
+    "asc-music/frontiers.mp3",
+    "hyperrogue-music/laboratory.ogg",
+    "singularity-music/coherence.opus",
+    "ufoai-music/battlescape-02.ogg",
+    "wesnoth-1.16-music/loyalists.m4a",
+    "wesnoth-1.16-music/transience.flac",
 ]
 
 
@@ -62,7 +66,7 @@ def package_codes(model: EncodecModel, audio: np.ndarray, codebooks: int) -> np.
     model.target_bandwidths = [codebooks * np.log2(model.quantizer.bins) * 75 / 1000]
     model.bandwidth = model.target_bandwidths[0]
     with torch.inference_mode():
-        (codes, _), = model.encode(torch.from_numpy(audio)[None, None])
+        ((codes, _),) = model.encode(torch.from_numpy(audio)[None, None])
     return codes[0].numpy()
 
 
@@ -110,6 +114,7 @@ def test_the_codec_of_these_tests_uses_its_codes(tiny_codec: Path, clips: Path):
     assert min(len(np.unique(level)) for level in codes) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("weights", ["tiny", "foundry-small"])
 def test_codes_of_whole_tracks_are_those_of_the_package(backend: str, weights: str, tiny_codec: Path, clips: Path):
@@ -138,6 +143,7 @@ def test_codes_at_the_official_sizes_are_those_of_the_package(backend: str, offi
     assert report.equal_share >= 0.999 and report.near_ties == report.differing_frames, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frames=st.one_of(st.integers(1, 16), st.integers(17, 700)), seed=st.integers(0, 9))
@@ -163,6 +169,7 @@ def test_codes_do_not_depend_on_the_blocks_that_come_in(backend: str, tiny_codec
     np.testing.assert_array_equal(codes_of(teacher, audio, range(1, len(audio) // 320)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("window", "chunk"), [(75, 75), (10, 20), (60, 600), (33, 990)])
 def test_codes_do_not_depend_on_the_chunk_but_for_near_ties(
@@ -178,6 +185,7 @@ def test_codes_do_not_depend_on_the_chunk_but_for_near_ties(
     assert report.equal_share >= 0.999 and report.near_ties == report.differing_frames, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_codes_do_not_depend_on_the_number_of_threads_but_for_near_ties(backend: str, clips: Path):
     """Every labeller has one thread; a user's own process may have more."""
@@ -192,6 +200,7 @@ def test_codes_do_not_depend_on_the_number_of_threads_but_for_near_ties(backend:
     assert report.equal_share >= 0.999 and report.near_ties == report.differing_frames, report
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_another_process_gives_the_same_bytes(backend: str, tiny_codec: Path):
     script = f"""
@@ -231,13 +240,16 @@ def test_codes_do_not_depend_on_the_tracks_beside(backend: str, tiny_codec: Path
     @given(st.permutations(range(len(tracks))), st.integers(1, len(tracks)))
     def check(order: list[int], count: int) -> None:
         chosen = order[:count]
-        together = teacher.label_tracks([np.split(tracks[number], [320])[: len(tracks[number]) // 320] for number in chosen])
+        together = teacher.label_tracks(
+            [np.split(tracks[number], [320])[: len(tracks[number]) // 320] for number in chosen]
+        )
         for number, codes in zip(chosen, together):
             np.testing.assert_array_equal(np.concatenate(list(codes), axis=1), alone[number])
 
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_codes_do_not_depend_on_the_number_of_lanes_but_for_near_ties(
     backend: str, clips: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,8 +268,11 @@ def test_codes_do_not_depend_on_the_number_of_lanes_but_for_near_ties(
 def test_a_gpu_gives_the_codes_of_a_cpu_whatever_is_beside(clips: Path):
     tracks = [load_clip(clips / name) for name in TRACKS]
     config = EncodecTeacherConfig(kind="encodec", weights="foundry-small", codebooks=8)
-    teacher, = build_teachers([config], "cuda")
-    together = [np.concatenate(list(codes), axis=1) for _, codes in zip(tracks, teacher.label_tracks([[audio] for audio in tracks]))]
+    (teacher,) = build_teachers([config], "cuda")
+    together = [
+        np.concatenate(list(codes), axis=1)
+        for _, codes in zip(tracks, teacher.label_tracks([[audio] for audio in tracks]))
+    ]
     for audio, codes in zip(tracks, together):
         np.testing.assert_array_equal(codes_of(teacher, audio), codes)
         report = agreement(codes, codes_of(make_teacher("foundry-small", 8), audio), load_codec("foundry-small"), audio)
@@ -383,6 +398,7 @@ def test_openvino_on_a_gpu_is_refused(tiny_codec: Path):
         EncodecEncoder(load_codec(str(tiny_codec)).encoder, torch.device("cuda"), backend="openvino")
 
 
+@pytest.mark.process
 @needs_openvino
 def test_openvino_does_not_report_its_use():
     script = "import sys; import mert_foundry.pipeline.teachers.codec.openvino_backend as own; print(own.VERSION, sys.modules['openvino_telemetry'])"
@@ -392,8 +408,10 @@ def test_openvino_does_not_report_its_use():
 
 def test_fingerprint_is_of_weights_and_settings_not_of_the_path(tiny_codec: Path, other_codec: Path, tmp_path: Path):
     shutil.copytree(tiny_codec, tmp_path / "copy")
-    fingerprints = {name: make_teacher(path).spec.fingerprint for name, path in
-                    {"here": tiny_codec, "copy": tmp_path / "copy", "other": other_codec}.items()}
+    fingerprints = {
+        name: make_teacher(path).spec.fingerprint
+        for name, path in {"here": tiny_codec, "copy": tmp_path / "copy", "other": other_codec}.items()
+    }
     assert fingerprints["here"] == fingerprints["copy"] != fingerprints["other"]
     assert make_teacher(f"{tmp_path / 'copy'}/").spec.teacher["weights"] == "copy"
 
@@ -408,7 +426,14 @@ def test_one_changed_codebook_entry_changes_the_fingerprint(tiny_codec: Path, tm
 
 def test_specification(tiny_codec: Path):
     spec = make_teacher(tiny_codec).spec
-    assert (spec.name, spec.kind, spec.dtype, spec.frame_rate, spec.size, spec.codebook_size) == ("codes", "discrete", "uint16", 75, 4, 64)
+    assert (spec.name, spec.kind, spec.dtype, spec.frame_rate, spec.size, spec.codebook_size) == (
+        "codes",
+        "discrete",
+        "uint16",
+        75,
+        4,
+        64,
+    )
 
 
 def test_a_saved_codec_is_the_packages_own(tiny_codec: Path):
@@ -417,7 +442,11 @@ def test_a_saved_codec_is_the_packages_own(tiny_codec: Path):
 
     official = set(EncodecModel.encodec_model_24khz(pretrained=False).state_dict())
     saved = set(load_file(tiny_codec / "codec.safetensors"))
-    levels = {name for name in official if name.startswith("quantizer.vq.layers.") and name.split(".")[3] not in ("0", "1", "2", "3")}
+    levels = {
+        name
+        for name in official
+        if name.startswith("quantizer.vq.layers.") and name.split(".")[3] not in ("0", "1", "2", "3")
+    }
     assert saved == official - levels
 
 

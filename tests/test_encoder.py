@@ -8,9 +8,7 @@ from mert_foundry.model.frontend.convolution import FrontendConfig, scale_gradie
 from mert_foundry.model.interop.export import hubert_config, hubert_name
 from mert_foundry.model.transformer.config import TransformerConfig
 
-MERT_330M = EncoderConfig(
-    transformer=TransformerConfig(layers=24, width=1024, heads=16, feed_forward=4096, norm="pre")
-)
+MERT_330M = EncoderConfig(transformer=TransformerConfig(layers=24, width=1024, heads=16, feed_forward=4096, norm="pre"))
 
 
 @pytest.mark.parametrize("config, expected", [(EncoderConfig(), 94_371_712), (MERT_330M, 315_428_992)])

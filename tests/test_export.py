@@ -26,7 +26,7 @@ OWN = {
     "sub-LN, RMS, SwiGLU": {"transformer": {"norm": "sub", "norm_kind": "rms", "activation": "swiglu"}},
     "RoPE": {"transformer": {"position": "rope"}},
     "window in one layer": {"transformer": {"overrides": {"1": {"attention": {"window": 2}}}}},
-    "temperature and gate": {"transformer": {"attention": {"temperature": True, "gate": True}}},
+    "temperature and gate": {"transformer": {"attention": {"learnable_temperature": True, "gate": True}}},
     "log-mel": {"frontend": {"kind": "log_mel", "bands": 8}},
 }
 
@@ -42,7 +42,9 @@ def encoder_config(changes: dict) -> EncoderConfig:
 def stored(config: EncoderConfig, heads: bool = True, sample_rate: int = 24_000) -> StoredModel:
     """Weights far from the initial ones, so that no norm, bias or gain can be mixed up unseen."""
     torch.manual_seed(5)
-    weights = {name: weight + 0.3 * torch.randn_like(weight) for name, weight in MertEncoder(config).state_dict().items()}
+    weights = {
+        name: weight + 0.3 * torch.randn_like(weight) for name, weight in MertEncoder(config).state_dict().items()
+    }
     if not heads:
         return StoredModel(config, weights, sample_rate)
     head_weights = select(tiny_model().state_dict(), "heads.")
@@ -116,7 +118,7 @@ def test_what_hubert_lacks_is_named_and_written_as_our_own_class(tmp_path, chang
     model = stored(encoder_config(changes))
     obstacles = export_model(tmp_path / "out", model, CARD)
     named = {line.split(" is ")[0].split(".")[-1] for line in obstacles}
-    wanted = {"overrides": {"window"}, "attention": {"temperature", "gate"}}
+    wanted = {"overrides": {"window"}, "attention": {"learnable_temperature", "gate"}}
     for part, options in changes.items():
         for option in options if "kind" not in options else {"kind"}:
             assert wanted.get(option, {option}) <= named, (part, option, obstacles)
@@ -150,7 +152,9 @@ def test_every_option_hubert_cannot_express_is_an_obstacle_without_being_listed(
         whitened: bool = True
 
     assert hubert_obstacles(tiny_encoder()) == []
-    assert hubert_obstacles(Grown(**tiny_encoder().model_dump())) == ["whitened is True, a HubertModel has no such option"]
+    assert hubert_obstacles(Grown(**tiny_encoder().model_dump())) == [
+        "whitened is True, a HubertModel has no such option"
+    ]
 
 
 def test_without_heads_no_file_of_heads(tmp_path):
@@ -171,6 +175,8 @@ def test_a_folder_that_is_no_model_is_refused_by_the_loader(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="config.json: model_type is 'bert', imported are hubert, mert_model"):
         load_encoder(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "mert_foundry", "sample_rate": 24000, "encoder": {"depth": 3}}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mert_foundry", "sample_rate": 24000, "encoder": {"depth": 3}}'
+    )
     with pytest.raises(ValueError, match="config.json: .*depth"):
         load_encoder(tmp_path)

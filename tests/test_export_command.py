@@ -81,6 +81,7 @@ def test_model_card_and_feature_extractor(trained, tmp_path, exported):
     assert (extractor.sampling_rate, extractor.do_normalize) == (24_000, False)
 
 
+@pytest.mark.process
 def test_console_script(trained, tmp_path):
     done = mert("export", trained, tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
@@ -102,7 +103,9 @@ def test_a_torn_checkpoint_is_refused_and_in_a_run_passed_over(trained, tmp_path
     torn = run_folder / "checkpoints" / "step_8"
     code, out, error = exported(torn, tmp_path / "out")
     assert (code, out) == (1, "")
-    assert error.startswith(f"error: torn checkpoint: {torn}: model.safetensors has SHA-256 ") and error.count("\n") == 1
+    assert (
+        error.startswith(f"error: torn checkpoint: {torn}: model.safetensors has SHA-256 ") and error.count("\n") == 1
+    )
     assert not (tmp_path / "out").exists()
 
     code, out, error = exported(run_folder, tmp_path / "out")
@@ -127,14 +130,22 @@ def test_a_folder_with_content_is_refused_and_left_alone(trained, tmp_path, expo
 
 def test_what_is_no_run_is_refused(trained, tmp_path, exported):
     code, _, error = exported(trained.parent / "nowhere", tmp_path / "out")
-    assert code == 1 and error.startswith(f"error: {trained.parent}/nowhere is neither a run folder nor a whole checkpoint")
+    assert code == 1 and error.startswith(
+        f"error: {trained.parent}/nowhere is neither a run folder nor a whole checkpoint"
+    )
     code, _, error = exported(trained.parent / "shards", tmp_path / "out")
-    assert code == 2 and error.startswith(f"{trained.parent}/shards is a shard folder (it has index.json); a run folder (made by mert pretrain) or ")
+    assert code == 2 and error.startswith(
+        f"{trained.parent}/shards is a shard folder (it has index.json); a run folder (made by mert pretrain) or "
+    )
 
 
 def test_options_that_hubert_lacks_are_told_and_the_folder_opens_with_our_loader(tmp_path, exported):
     write_set(tmp_path / "shards", [4], valid_sizes=[2])
-    changes = ["encoder.transformer.position=rope", "encoder.transformer.norm_kind=rms", "trainer.schedule.total_steps=5"]
+    changes = [
+        "encoder.transformer.position=rope",
+        "encoder.transformer.norm_kind=rms",
+        "trainer.schedule.total_steps=5",
+    ]
     assert pretrain_here(tmp_path / "shards", tmp_path / "run", *changes) == 0
     code, out, error = exported(tmp_path / "run", tmp_path / "out")
     assert code == 0 and out.startswith("exported step 5 ")

@@ -6,7 +6,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-import xarray
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,12 +26,28 @@ from mert_foundry.pipeline.storage import files as storage
 pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
 
 LAYOUT = StoreLayout(
-    arrays=("features",), row="frame", rows=500, layers=(0, 2, 3), width=64, dtype="float16", part_rows=200, chunk_rows=50
+    arrays=("features",),
+    row="frame",
+    rows=500,
+    layers=(0, 2, 3),
+    width=64,
+    dtype="float16",
+    part_rows=200,
+    chunk_rows=50,
 )
-DESCRIPTION = {"kind": KIND, "schema_version": 1, "frame_rate": 75.0, "settings": {"dtype": "float16", "layers": [0, 2, 3]}}
+DESCRIPTION = {
+    "kind": KIND,
+    "schema_version": 1,
+    "frame_rate": 75.0,
+    "settings": {"dtype": "float16", "layers": [0, 2, 3]},
+}
 TABLE = {
-    "key": ["first", "zweiter-ü"], "seconds": [3.0, 4.0], "offset": [0, 220], "length": [220, 280],
-    "split": ["train", ""], "group": ["", "b"],
+    "key": ["first", "zweiter-ü"],
+    "seconds": [3.0, 4.0],
+    "offset": [0, 220],
+    "length": [220, 280],
+    "split": ["train", ""],
+    "group": ["", "b"],
 }
 
 
@@ -40,8 +55,10 @@ def values() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((500, 3, 64)).astype(np.float16)
 
 
-def write(location: str, order: tuple[int, ...] = (0, 1, 2), finish: bool = True, description: dict = DESCRIPTION) -> None:
-    prepare_store(location, description, replace=False)
+def write(
+    location: str, order: tuple[int, ...] = (0, 1, 2), finish: bool = True, description: dict = DESCRIPTION
+) -> None:
+    prepare_store(location, description, overwrite=False)
     digest = description_digest(description)
     for number in order:
         part = values()[200 * number : 200 * (number + 1)]
@@ -64,7 +81,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_zarr_reads_what_was_written(store: Path):
     group = zarr.open_group(store, mode="r")
     np.testing.assert_array_equal(group["features"][:], values())
-    assert group.metadata.zarr_format == 3 and group.attrs["complete"] and group.attrs["settings"] == DESCRIPTION["settings"]
+    assert (
+        group.metadata.zarr_format == 3
+        and group.attrs["complete"]
+        and group.attrs["settings"] == DESCRIPTION["settings"]
+    )
     assert group["layer"][:].tolist() == [0, 2, 3]
     for name, column in TABLE.items():
         assert group[name][:].tolist() == column
@@ -73,6 +94,8 @@ def test_zarr_reads_what_was_written(store: Path):
 
 
 def test_xarray_knows_dimensions_and_coordinates(store: Path):
+    import xarray
+
     dataset = xarray.open_zarr(store)
     assert dict(dataset.sizes) == {"frame": 500, "layer": 3, "dim": 64, "track": 2}
     assert set(dataset.coords) == {"layer", *TABLE, "dropped"} and list(dataset.data_vars) == ["features"]
@@ -92,7 +115,12 @@ class CountingStore(WrapperStore):
 
 @pytest.mark.parametrize(
     ("place", "most"),
-    [((slice(220, 500), slice(None)), 1.25), ((slice(None), 1), 1.25), ((slice(200, 250), 0), 1.25), ((slice(None), slice(None)), 1.1)],
+    [
+        ((slice(220, 500), slice(None)), 1.25),
+        ((slice(None), 1), 1.25),
+        ((slice(200, 250), 0), 1.25),
+        ((slice(None), slice(None)), 1.1),
+    ],
     ids=["one track", "one layer", "one chunk", "everything"],
 )
 def test_only_what_is_asked_for_is_read(store: Path, place: tuple, most: float):
@@ -119,7 +147,9 @@ def test_bytes_do_not_depend_on_the_order_of_parts_or_the_file_system(store: Pat
     assert contents(tmp_path / "b.zarr") == contents(store)
     write("memory://feature-store/c.zarr", (1, 2, 0))
     memory = fsspec.filesystem("memory")
-    found = {path.removeprefix("/feature-store/c.zarr/"): memory.cat(path) for path in memory.find("/feature-store/c.zarr")}
+    found = {
+        path.removeprefix("/feature-store/c.zarr/"): memory.cat(path) for path in memory.find("/feature-store/c.zarr")
+    }
     assert found == contents(store)
 
 
@@ -138,7 +168,7 @@ def test_arrays_appear_with_the_last_step_and_a_torn_part_is_missing(tmp_path: P
 
 def test_rows_without_features_are_nan_and_take_no_space(tmp_path: Path):
     location = str(tmp_path / "a.zarr")
-    prepare_store(location, DESCRIPTION, replace=False)
+    prepare_store(location, DESCRIPTION, overwrite=False)
     digest = description_digest(DESCRIPTION)
     for number, rows in enumerate((200, 200, 100)):
         record = publish_part(location, LAYOUT, number, LAYOUT.empty_part(rows), digest=digest, dropped={}, backend={})
@@ -152,13 +182,13 @@ def test_another_description_is_refused_until_told(store: Path, tmp_path: Path):
     location = str(tmp_path / "a.zarr")
     write(location)
     before = contents(tmp_path / "a.zarr")
-    prepare_store(location, DESCRIPTION, replace=True)  # the same store: there is nothing to replace
+    prepare_store(location, DESCRIPTION, overwrite=True)  # the same store: there is nothing to replace
     assert contents(tmp_path / "a.zarr") == before == contents(store)
     other = DESCRIPTION | {"settings": {"dtype": "float32", "layers": [0, 2, 3]}}
-    with pytest.raises(ValueError, match="settings.dtype 'float16', now it is 'float32'; replace=true") as error:
-        prepare_store(location, other, replace=False)
+    with pytest.raises(ValueError, match="settings.dtype 'float16', now it is 'float32'; overwrite=true") as error:
+        prepare_store(location, other, overwrite=False)
     assert location in str(error.value) and contents(tmp_path / "a.zarr") == before
-    prepare_store(location, other, replace=True)
+    prepare_store(location, other, overwrite=True)
     assert list(contents(tmp_path / "a.zarr")) == ["zarr.json"] and not is_complete(location)
     assert find_finished(location, LAYOUT, description_digest(other)) == {}
 
@@ -169,10 +199,10 @@ def test_another_description_is_refused_until_told(store: Path, tmp_path: Path):
 def test_a_folder_that_is_no_feature_store_is_left_alone(tmp_path: Path, content: str):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="notes.txt in it and no zarr.json"):
-        prepare_store(str(tmp_path), DESCRIPTION, replace=True)
+        prepare_store(str(tmp_path), DESCRIPTION, overwrite=True)
     (tmp_path / "zarr.json").write_text(content)
     with pytest.raises(ValueError, match="not mert-features"):
-        prepare_store(str(tmp_path), DESCRIPTION, replace=True)
+        prepare_store(str(tmp_path), DESCRIPTION, overwrite=True)
     assert set(contents(tmp_path)) == {"notes.txt", "zarr.json"} and not storage.exists(str(tmp_path / "parts"))
 
 

@@ -48,7 +48,11 @@ def test_seams_are_in_the_middle_of_the_overlap():
 
 @pytest.mark.parametrize(
     "config",
-    [FrontendConfig(channels=2), FrontendConfig(channels=2, kernels=(7, 4), strides=(3, 4)), LogMelFrontendConfig(kind="log_mel")],
+    [
+        FrontendConfig(channels=2),
+        FrontendConfig(channels=2, kernels=(7, 4), strides=(3, 4)),
+        LogMelFrontendConfig(kind="log_mel"),
+    ],
 )
 def test_geometry_is_that_of_the_front_end(config):
     frontend = build_frontend(config)

@@ -35,27 +35,36 @@ TEACHERS = f"teachers=[{yaml.safe_dump(CQT, default_flow_style=True, width=1000)
 # Every command that writes a folder: its arguments, of which no input is there, and the kind that it writes.
 WRITERS = {
     "manifest": (["root=nowhere", "out=OUT"], "manifest folder"),
-    "label": (["manifest=nowhere", "out=OUT", TEACHERS, "relabel=true"], "shard folder"),
+    "label": (["manifest=nowhere", "out=OUT", TEACHERS, "overwrite=true"], "shard folder"),
     "pretrain": (["configs/tiny.yaml", "shards=nowhere", "out=OUT"], "run folder"),
     "export": (["nowhere", "OUT"], "model folder"),
     "import": (["nowhere", "OUT"], "model folder"),
     "codec": (["manifest=nowhere", "out=OUT"], "codec folder"),
     "kmeans": (["manifest=nowhere", "out=OUT"], "k-means folder"),
-    "extract": (["model=nowhere", "input=nowhere", "out=OUT", "replace=true"], "feature store"),
+    "extract": (["model=nowhere", "input=nowhere", "out=OUT", "overwrite=true"], "feature store"),
 }
 # Folders by the names in them, and what they are called.
 FOLDERS = {
     "manifest": (["manifest.jsonl", "rejected.jsonl", "manifest.yaml"], "manifest folder (it has manifest.yaml)"),
-    "unfinished manifest": (["manifest.jsonl", "rejected.jsonl"], "manifest folder (it has manifest.jsonl and rejected.jsonl)"),
+    "unfinished manifest": (
+        ["manifest.jsonl", "rejected.jsonl"],
+        "manifest folder (it has manifest.jsonl and rejected.jsonl)",
+    ),
     "index": (["index.json"], "shard folder (it has index.json)"),
     "unfinished shards": (["label.yaml"], "shard folder (it has label.yaml)"),
     "run": (["config.yaml", "metrics.jsonl"], "run folder (it has metrics.jsonl)"),
     "begun run": (["config.yaml", "checkpoints/step_5/state.json"], "run folder (it has checkpoints)"),
     "checkpoint": (["model.safetensors", "config.yaml", "checksums.json"], "checkpoint (it has checksums.json)"),
     "store": (["zarr.json", "parts/000000.json"], "feature store (it has zarr.json)"),
-    "model": (["config.json", "model.safetensors", "README.md"], "model folder (it has config.json and model.safetensors)"),
+    "model": (
+        ["config.json", "model.safetensors", "README.md"],
+        "model folder (it has config.json and model.safetensors)",
+    ),
     "codec": (["codec.yaml", "codec.safetensors"], "codec folder (it has codec.yaml and codec.safetensors)"),
-    "kmeans": (["kmeans.yaml", "centroids.safetensors"], "k-means folder (it has kmeans.yaml and centroids.safetensors)"),
+    "kmeans": (
+        ["kmeans.yaml", "centroids.safetensors"],
+        "k-means folder (it has kmeans.yaml and centroids.safetensors)",
+    ),
 }
 UNRELATED = ["README.md", ".lock", ".gitignore", "notes/config.json", "config.json", "data.tar"]
 
@@ -238,7 +247,7 @@ def test_every_kind_is_told_by_its_own_files_only():
 def audio_readers(manifest: Path, out: Path, model: Path) -> dict[str, list[str]]:
     """Every command that opens the audio of a manifest."""
     return {
-        "label": [f"manifest={manifest}", f"out={out}", TEACHERS, "relabel=true"],
+        "label": [f"manifest={manifest}", f"out={out}", TEACHERS, "overwrite=true"],
         "codec": [f"manifest={manifest}", f"out={out}"],
         "kmeans": [f"manifest={manifest}", f"out={out}"],
         "extract": [f"model={model}", f"input={manifest}", f"out={out}", "address=local"],
@@ -261,7 +270,9 @@ def test_a_relative_root_used_from_elsewhere_is_named_with_the_folder_tried(
         (here, ".", f"the folder {elsewhere} has none of its 1 tracks"),
     ]:
         code, lines = command(name, *audio_readers(folder, tmp_path / "out", model)[name])
-        assert code == 1 and lines == [f"error: manifest {folder} says its audio lies below the relative path {root}; {fault}{hint}"]
+        assert code == 1 and lines == [
+            f"error: manifest {folder} says its audio lies below the relative path {root}; {fault}{hint}"
+        ]
         assert not (tmp_path / "out").exists()
         assert say(folder)[0] == 0  # which opens none of it
 
@@ -273,7 +284,10 @@ def test_an_absolute_root_that_is_gone_is_named(name: str, tmp_path: Path, model
     manifest = make_manifest(str(root), tmp_path / "manifest")
     shutil.rmtree(root)
     code, lines = command(name, *audio_readers(manifest, tmp_path / "out", model)[name])
-    assert (code, lines) == (1, [f"error: manifest {manifest} says its audio lies below {root}; there is no folder {root}"])
+    assert (code, lines) == (
+        1,
+        [f"error: manifest {manifest} says its audio lies below {root}; there is no folder {root}"],
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -289,20 +303,28 @@ def test_finished_shards_need_no_audio_and_unplanned_ones_stay_without(tmp_path:
     names = shard_names(str(out))
     assert len(names) == 2
     shutil.rmtree(root)
-    arguments = ["label", f"manifest={manifest}", f"out={out}", TEACHERS, *(f"segments.{key}={value}" for key, value in segments.items())]
+    arguments = [
+        "label",
+        f"manifest={manifest}",
+        f"out={out}",
+        TEACHERS,
+        *(f"segments.{key}={value}" for key, value in segments.items()),
+    ]
     assert command(*arguments) == (0, [])
     assert (out / "index.json").exists()
     # One shard is left of the new plan: the others go only when the first can be made.
     before = contents(out)
-    code, lines = command(*arguments, "segments.examples_per_shard=4", "relabel=true")
-    assert code == 1 and lines == [f"error: manifest {manifest} says its audio lies below {root}; there is no folder {root}"]
+    code, lines = command(*arguments, "segments.examples_per_shard=4", "overwrite=true")
+    assert code == 1 and lines == [
+        f"error: manifest {manifest} says its audio lies below {root}; there is no folder {root}"
+    ]
     assert contents(out) == before
 
 
 def test_a_label_run_into_others_shards_writes_and_removes_nothing(manifest: Path, tmp_path: Path, command):
     out = make_folder(tmp_path / "out", ["train-000000.tar", "other-000007.tar", ".train-000001.tar.0.tmp"])
     before = contents(out)
-    for more in ([], ["relabel=true"]):
+    for more in ([], ["overwrite=true"]):
         code, lines = command("label", f"manifest={manifest}", f"out={out}", TEACHERS, *more)
         assert code == 2 and lines == [
             f"{out}/other-000007.tar was not written by mert label: it does not begin with the header of a tar (truncated header);"

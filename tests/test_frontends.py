@@ -39,9 +39,13 @@ def build(name: str) -> nn.Module:
 
 
 def sine(frequency: float, samples: int, amplitude: float = 1.0) -> torch.Tensor:
-    return amplitude * torch.sin(2 * torch.pi * frequency * torch.arange(samples, dtype=torch.float64) / RATE).float()[None]
+    return (
+        amplitude
+        * torch.sin(2 * torch.pi * frequency * torch.arange(samples, dtype=torch.float64) / RATE).float()[None]
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FRONTENDS)
 @given(num_samples=st.integers(0, 6_000))
 def test_num_frames_tells_what_forward_returns(name, num_samples):
@@ -128,11 +132,17 @@ def test_convolutions_equal_huberts(norm, bias):
         parameter.data += 0.3 * torch.randn_like(parameter)
     theirs = HubertFeatureEncoder(
         HubertConfig(
-            conv_dim=[6] * 7, conv_kernel=list(ours.config.kernels), conv_stride=list(ours.config.strides),
-            conv_bias=bias, feat_extract_norm=norm,
+            conv_dim=[6] * 7,
+            conv_kernel=list(ours.config.kernels),
+            conv_stride=list(ours.config.strides),
+            conv_bias=bias,
+            feat_extract_norm=norm,
         )  # fmt: skip
     ).eval()
-    weights = {name.replace("layers.", "conv_layers.", 1).replace("norm", "layer_norm"): w for name, w in ours.state_dict().items()}
+    weights = {
+        name.replace("layers.", "conv_layers.", 1).replace("norm", "layer_norm"): w
+        for name, w in ours.state_dict().items()
+    }
     theirs.load_state_dict(weights)
     audio = torch.randn(2, 4_321)
     assert torch.allclose(ours(audio), theirs(audio).transpose(1, 2), atol=1e-5)

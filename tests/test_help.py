@@ -19,7 +19,12 @@ def test_every_command_shows_an_example_and_all_its_keys(name: str, capsys: pyte
     text = capsys.readouterr().out
     assert f"    mert {name}" in text
     if config := getattr(module, "CONFIG", None):
-        shown = {part.split("(")[0] for line in text.splitlines() for part in line.split(" ")[2:3] for part in part.split(".")}
+        shown = {
+            part.split("(")[0]
+            for line in text.splitlines()
+            for part in line.split(" ")[2:3]
+            for part in part.split(".")
+        }
         assert set(known_keys(config)) <= shown
 
 

@@ -84,9 +84,11 @@ def test_published_sizes_agree_layer_by_layer(tmp_path, sizes, capsys):
     hubert = random_hubert(scale=0.0, **sizes)
     save_hubert(hubert, tmp_path / "source")
     imported = import_hugging_face(tmp_path / "source")
-    found = differences(build(imported), hubert, seconds=5.0)
+    found = differences(build(imported), hubert, seconds=2.0)  # 150 frames: more than a position kernel spans
     with capsys.disabled():
-        print("\nlargest difference of state 0 to last, and of the output:", " ".join(f"{value:.1e}" for value in found))
+        print(
+            "\nlargest difference of state 0 to last, and of the output:", " ".join(f"{value:.1e}" for value in found)
+        )
     assert max(found) < 1e-4
     export_model(tmp_path / "out", imported.model, {})
     file = load_file(tmp_path / "out" / "model.safetensors")
@@ -217,7 +219,10 @@ def test_normalised_audio_is_told_and_kept(tmp_path):
         ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
         ({"sample_rate": 16_000}, "config.json says 16000 Hz, preprocessor_config.json says 24000 Hz"),
         ({"num_hidden_layers": 3}, "16 of 67 encoder weights are missing: encoder.layers.2.attention.q_proj"),
-        ({"intermediate_size": 64}, r"layers.0.feed_forward.intermediate_dense.weight has shape \[48, 32\] in the file, \[64, 32\]"),
+        (
+            {"intermediate_size": 64},
+            r"layers.0.feed_forward.intermediate_dense.weight has shape \[48, 32\] in the file, \[64, 32\]",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, changes, words):
@@ -235,7 +240,9 @@ def test_a_key_nobody_knows_is_told(tmp_path):
 
 def test_no_sample_rate_is_an_error_unless_given(tmp_path):
     random_hubert(**TINY).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no sample rate in config.json or preprocessor_config.json; give --sample-rate"):
+    with pytest.raises(
+        ValueError, match="no sample rate in config.json or preprocessor_config.json; give --sample-rate"
+    ):
         import_hugging_face(tmp_path)
     assert import_hugging_face(tmp_path, 16_000).model.sample_rate == 16_000
 
@@ -246,7 +253,10 @@ def test_no_code_of_a_file_is_run(tmp_path):
             return (print, ("sprung",))
 
     source = save_mert(random_hubert(**TINY), tmp_path / "source")
-    for path, read in ((source / "pytorch_model.bin", lambda: import_hugging_face(source)), (tmp_path / "x.pt", lambda: import_fairseq(tmp_path / "x.pt"))):
+    for path, read in (
+        (source / "pytorch_model.bin", lambda: import_hugging_face(source)),
+        (tmp_path / "x.pt", lambda: import_fairseq(tmp_path / "x.pt")),
+    ):
         torch.save({"model": Trap()}, path)
         with pytest.raises(ValueError, match=rf"{path.name}: not loaded, since it holds objects of .*print"):
             read()
@@ -281,8 +291,16 @@ def test_dictionaries_of_fairseq_are_no_hindrance(tmp_path, monkeypatch):
 
 def omegaconf_containers(monkeypatch: pytest.MonkeyPatch, settings: dict, object_type: type = dict) -> object:
     """Nested settings with the classes and attributes that omegaconf 2.0 and 2.3 pickle."""
-    names = ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode", "base.ContainerMetadata", "base.Metadata")
-    dict_config, list_config, any_node, container_metadata, metadata = (class_of(monkeypatch, f"omegaconf.{n}") for n in names)
+    names = (
+        "dictconfig.DictConfig",
+        "listconfig.ListConfig",
+        "nodes.AnyNode",
+        "base.ContainerMetadata",
+        "base.Metadata",
+    )
+    dict_config, list_config, any_node, container_metadata, metadata = (
+        class_of(monkeypatch, f"omegaconf.{n}") for n in names
+    )
 
     def node(value: object, parent: object, key: object) -> object:
         made = {dict: dict_config, list: list_config}.get(type(value), any_node)()
@@ -320,9 +338,13 @@ def test_settings_in_containers_of_omegaconf_are_read_without_it(tmp_path, monke
 def test_settings_made_by_dataclasses_of_fairseq_are_refused_by_name(tmp_path, monkeypatch):
     checkpoint = fairseq_checkpoint(random_hubert(**TINY))
     dataclass = class_of(monkeypatch, "fairseq.dataclass.configs.FairseqConfig")
-    torch.save(checkpoint | {"cfg": omegaconf_containers(monkeypatch, checkpoint["cfg"], dataclass)}, tmp_path / "source.pt")
+    torch.save(
+        checkpoint | {"cfg": omegaconf_containers(monkeypatch, checkpoint["cfg"], dataclass)}, tmp_path / "source.pt"
+    )
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="since it holds objects of fairseq.dataclass.configs.FairseqConfig, which could run code"):
+    with pytest.raises(
+        ValueError, match="since it holds objects of fairseq.dataclass.configs.FairseqConfig, which could run code"
+    ):
         import_fairseq(tmp_path / "source.pt")
 
 
@@ -374,6 +396,15 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 def test_conv_layers_are_read_without_eval():
     text = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
     assert parse_conv_layers(text) == [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
-    for wrong in ("[(512,10)]", "[(1,1,1)] * 1000", "[(1,1,1)]" + 4 * " * 99", "9999999 * [(1,1,1)]", None, "512", "[(512,10,5)] - 1", "exit()"):
+    for wrong in (
+        "[(512,10)]",
+        "[(1,1,1)] * 1000",
+        "[(1,1,1)]" + 4 * " * 99",
+        "9999999 * [(1,1,1)]",
+        None,
+        "512",
+        "[(512,10,5)] - 1",
+        "exit()",
+    ):
         with pytest.raises(ValueError, match="is no sum of lists"):
             parse_conv_layers(wrong)

@@ -65,6 +65,7 @@ def test_sources_come_in_and_transformers_opens_the_folder(tmp_path, imported, k
     assert "license" not in front
 
 
+@pytest.mark.process
 def test_console_script_and_module(tmp_path):
     save_hubert(random_hubert(**SIZES), tmp_path / "source", 16_000)
     done = mert("import", tmp_path / "source", tmp_path / "out")
@@ -145,7 +146,9 @@ def test_encoder_settings_come_from_the_folder_or_must_agree(shards, tmp_path, i
 def test_another_sample_rate_is_refused(shards, tmp_path, imported, capsys):
     imported(save_hubert(random_hubert(**SIZES), tmp_path / "source", 16_000), tmp_path / "imported")
     assert pretrain_here(shards, tmp_path / "run", f"initial={tmp_path}/imported", SHORT) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path}/imported is for audio at 16000 Hz, the shards are at 24000 Hz\n"
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path}/imported is for audio at 16000 Hz, the shards are at 24000 Hz\n"
+    )
 
 
 def test_initial_counts_at_the_beginning_only(shards, tmp_path, imported, capsys):

@@ -266,7 +266,10 @@ def test_difference_of_shard_sets_names_the_relabelled_targets(
 
 
 def test_difference_says_which_targets_came_and_went():
-    rows = {"t-00000": {"relabelled codes": 1, "relabelled cqt": 2}}, {"t-00000": {"relabelled codes": 3, "relabelled mel": 2}}
+    rows = (
+        {"t-00000": {"relabelled codes": 1, "relabelled cqt": 2}},
+        {"t-00000": {"relabelled codes": 3, "relabelled mel": 2}},
+    )
     (changed,) = difference("shards difference", "a", "b", [], "examples", *rows).changed
     assert changed.what == ["relabelled codes", "cqt removed", "mel added"]
 
@@ -276,7 +279,12 @@ def test_a_record_that_is_not_the_indexs_is_refused(labelled, tmp_path, say):
     record = json.loads((shards / "train-000000.json").read_text())
     record["members"][0]["members"]["cqt.npy"][1] = 10**13
     (shards / "train-000000.json").write_text(json.dumps(record))
-    for view in [(), ("--shard", "train-000000"), ("--example", record["members"][0]["key"]), ("--diff", labelled / "shards")]:
+    for view in [
+        (),
+        ("--shard", "train-000000"),
+        ("--example", record["members"][0]["key"]),
+        ("--diff", labelled / "shards"),
+    ]:
         code, out, err = say(shards, *view)
         assert (code, out) == (1, "") and "train-000000.json: SHA-256" in err and "the index says" in err
     index = json.loads((shards / "index.json").read_text())
@@ -457,7 +465,9 @@ def test_where_no_report_can_be_written_is_told_before_the_work(labelled, tmp_pa
     assert (tmp_path / "new" / "deep" / "page.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("arguments", [[""], ["shards", "--shard", ""], ["shards", "--export", "", "x"], ["shards", "--html", ""]])
+@pytest.mark.parametrize(
+    "arguments", [[""], ["shards", "--shard", ""], ["shards", "--export", "", "x"], ["shards", "--html", ""]]
+)
 def test_an_empty_value_such_as_an_unset_variable_gives_is_refused(arguments, say):
     code, out, err = say(*arguments)
     assert (code, out) == (2, "") and "the value is empty" in err
@@ -474,6 +484,7 @@ def test_a_report_shows_file_names_that_are_no_utf_8(tmp_path, say):
     assert r"\udcfcber.wav" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.process
 def test_as_a_module_of_its_own(labelled):
     command = [sys.executable, "-m", "mert_foundry.jobs.inspect", str(labelled / "shards")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=mert_environment())

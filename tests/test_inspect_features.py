@@ -71,7 +71,7 @@ def write_store(location: str, pooled: bool = False, finish: bool = True, keys: 
         "model": {"fingerprint": "e" * 64},
         "settings": {"pooling": "mean" if pooled else "none"},
     }
-    prepare_store(location, description, replace=False)
+    prepare_store(location, description, overwrite=False)
     digest, dropped = description_digest(description), {keys[2]: "changed: once it was another"}
     publish_part(location, layout, 0, arrays, digest=digest, dropped=dropped, backend={})
     if finish:
@@ -199,7 +199,9 @@ def test_missing_chunks_are_not_taken_for_features(store, tmp_path, say):
     assert code == 1 and "damaged.zarr: a track that was not dropped has rows of NaN" in err
 
 
-@pytest.mark.parametrize("name", ["key", "seconds", "offset", "length", "split", "group", "dropped", "layer", "features"])
+@pytest.mark.parametrize(
+    "name", ["key", "seconds", "offset", "length", "split", "group", "dropped", "layer", "features"]
+)
 def test_a_missing_array_is_named(store, tmp_path, say, name):
     damaged = shutil.copytree(store, tmp_path / "damaged.zarr")
     root = json.loads((damaged / "zarr.json").read_text())
@@ -253,9 +255,13 @@ def test_groups_come_from_the_manifest_where_the_store_has_none(tmp_path, say):
     assert found["group"] == groups[first]
     assert all(each["group"] == groups[each["key"]] for each in found["nearest"]) and len(found["nearest"]) == 4
     page = tmp_path / "page.html"
-    assert say(tmp_path / "features.zarr", "--html", page)[0] == 0 and "--manifest names the manifest" in page.read_text()
+    assert (
+        say(tmp_path / "features.zarr", "--html", page)[0] == 0 and "--manifest names the manifest" in page.read_text()
+    )
     assert say(tmp_path / "features.zarr", "--html", page, "--manifest", tmp_path / "manifest")[0] == 0
-    assert "--manifest names the manifest" not in page.read_text() and f"{first}, of {groups[first]}" in page.read_text()
+    assert (
+        "--manifest names the manifest" not in page.read_text() and f"{first}, of {groups[first]}" in page.read_text()
+    )
     write_store(str(tmp_path / "other.zarr"))
     code, _, err = say(tmp_path / "other.zarr", "--manifest", tmp_path / "manifest")
     assert code == 1 and "it has no track track-0" in err

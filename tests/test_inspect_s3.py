@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import s3fs
 from shard_fixtures import write_set
 
 from mert_foundry.jobs import inspect
@@ -23,6 +22,8 @@ def shards(bucket: str) -> str:
 def test_little_is_fetched(
     shards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path
 ) -> None:
+    import s3fs
+
     fetched: list[tuple[str, int]] = []
     cat_file = s3fs.S3FileSystem._cat_file
 

@@ -36,13 +36,26 @@ def fit(manifest: Path, out: Path, *more: str) -> int:
 
 def track(number: int, seconds: float, split: str = "train") -> Track:
     return Track(
-        key=f"track{number:04d}", path=f"{number}.wav", bytes=1, sha256="", audio_sha256="", sample_rate=24_000, channels=1,
-        num_samples=round(seconds * 24_000), seconds=seconds, header_seconds=None, format="wav", group="", split=split,
+        key=f"track{number:04d}",
+        path=f"{number}.wav",
+        bytes=1,
+        sha256="",
+        audio_sha256="",
+        sample_rate=24_000,
+        channels=1,
+        num_samples=round(seconds * 24_000),
+        seconds=seconds,
+        header_seconds=None,
+        format="wav",
+        group="",
+        split=split,
     )
 
 
 @given(
-    lengths=st.lists(st.floats(3.0, 400.0), min_size=1, max_size=12), hours=st.floats(0.001, 0.3), seed=st.integers(0, 5)
+    lengths=st.lists(st.floats(3.0, 400.0), min_size=1, max_size=12),
+    hours=st.floats(0.001, 0.3),
+    seed=st.integers(0, 5),
 )
 def test_drawn_pieces_lie_in_the_train_tracks_and_reach_the_hours(lengths: list[float], hours: float, seed: int):
     tracks = [track(number, seconds) for number, seconds in enumerate(lengths)] + [track(99, 1000.0, "valid")]
@@ -88,7 +101,10 @@ def test_the_same_again_gives_the_same_bytes(manifest: Path, tmp_path: Path):
 
 
 def test_the_published_numbers_are_the_default():
-    counts = {feature: KmeansFittingConfig(manifest="", out="", feature=feature).num_clusters for feature in ("logmel", "chroma")}
+    counts = {
+        feature: KmeansFittingConfig(manifest="", out="", feature=feature).num_clusters
+        for feature in ("logmel", "chroma")
+    }
     assert counts == {"logmel": 300, "chroma": 200}
 
 
@@ -100,7 +116,9 @@ def test_the_published_numbers_are_the_default():
         (["clusters=1"], 2, ["clusters"]),
     ],
 )
-def test_refuses_what_cannot_be(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], code: int, words: list[str]):
+def test_refuses_what_cannot_be(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], code: int, words: list[str]
+):
     assert fit(manifest, tmp_path / "out", *more) == code
     error = capsys.readouterr().err.splitlines()[-1]
     assert all(word in error for word in words), error
@@ -122,7 +140,9 @@ def test_refuses_a_folder_in_use_and_a_corpus_that_changed(tmp_path: Path, capsy
 
 def test_tracks_shorter_than_a_frame_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_audio(tmp_path / "corpus" / "click.wav", tone(440, 0.01))
-    config = ManifestConfig(root=str(tmp_path / "corpus"), out=str(tmp_path), group_by="track", splits={}, min_seconds=0.0)
+    config = ManifestConfig(
+        root=str(tmp_path / "corpus"), out=str(tmp_path), group_by="track", splits={}, min_seconds=0.0
+    )
     write_manifest(config, scan(config))
     assert fit(tmp_path, tmp_path / "kmeans") == 1
     assert "no whole frame of 320 samples in 1 tracks" in capsys.readouterr().err

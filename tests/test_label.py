@@ -33,7 +33,7 @@ from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 from mert_foundry.pipeline.teachers.registry import build_teachers
 from mert_foundry.pipeline.teachers.teacher import label_track
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
 SEGMENTS = {"segment_seconds": 2.0, "shortest_seconds": 1.0, "examples_per_shard": 4}
@@ -75,7 +75,15 @@ def make_manifest(root: Path, out: Path) -> Path:
 def label_arguments(manifest: Path, out: Path, codec: Path, *more: str) -> list[str]:
     teachers = [{"kind": "encodec", "weights": str(codec), "codebooks": 4}, CQT]
     segments = [f"segments.{key}={value}" for key, value in SEGMENTS.items()]
-    return ["label", f"manifest={manifest}", f"out={out}", f"teachers={json.dumps(teachers)}", "actors=1", *segments, *more]
+    return [
+        "label",
+        f"manifest={manifest}",
+        f"out={out}",
+        f"teachers={json.dumps(teachers)}",
+        "actors=1",
+        *segments,
+        *more,
+    ]
 
 
 def label(manifest: Path, out: Path, codec: Path, *more: str) -> subprocess.CompletedProcess:
@@ -112,7 +120,11 @@ def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
     """The command at work, as leader of a process group, which is gone at the end."""
     with open(log, "w") as file:
         process = subprocess.Popen(
-            mert_command(*arguments), stdout=file, stderr=subprocess.STDOUT, env=mert_environment(), start_new_session=True
+            mert_command(*arguments),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=mert_environment(),
+            start_new_session=True,
         )
     try:
         yield process
@@ -144,7 +156,9 @@ def test_index_and_records_tell_what_is_there(manifest: Path, undisturbed: Path)
     index = load_index(str(undisturbed))
     tracks = load_manifest(str(manifest)).tracks
     assert index.manifest_sha256 == hashlib.sha256((manifest / "manifest.jsonl").read_bytes()).hexdigest()
-    assert sum(totals.seconds for totals in index.totals.values()) == pytest.approx(sum(track.seconds for track in tracks), abs=0.3)
+    assert sum(totals.seconds for totals in index.totals.values()) == pytest.approx(
+        sum(track.seconds for track in tracks), abs=0.3
+    )
     assert index.dropped == {} and [entry.name for entry in index.shardlist] == tars(undisturbed)
     for entry in index.shardlist:
         assert entry.sha256 == hashlib.sha256((undisturbed / entry.url).read_bytes()).hexdigest()
@@ -152,7 +166,9 @@ def test_index_and_records_tell_what_is_there(manifest: Path, undisturbed: Path)
     assert len(statistics.perplexity) == 4 and all(1 <= value <= 64 for value in statistics.perplexity)
 
 
-def test_labels_of_a_segment_are_those_of_the_whole_track_cut(corpus: Path, manifest: Path, tiny_codec: Path, undisturbed: Path):
+def test_labels_of_a_segment_are_those_of_the_whole_track_cut(
+    corpus: Path, manifest: Path, tiny_codec: Path, undisturbed: Path
+):
     codec = EncodecTeacherConfig(kind="encodec", weights=str(tiny_codec), codebooks=4)
     teachers = build_teachers([codec, CqtTeacherConfig(**CQT)], "cpu")
     tracks = {track.key: track for track in load_manifest(str(manifest)).tracks}
@@ -195,8 +211,8 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
     os.truncate(out / f"{torn}.json", 100)
     (out / ".leftover.tar.99.tmp").write_bytes(b"of a killed writer")
     code, line = refusal(capsys, manifest, out, tiny_codec)
-    assert code == 1 and f"{torn}.json" in line and "relabel=true" in line
-    done = label(manifest, out, tiny_codec, "relabel=true")
+    assert code == 1 and f"{torn}.json" in line and "overwrite=true" in line
+    done = label(manifest, out, tiny_codec, "overwrite=true")
     assert done.returncode == 0 and "3 to do" in done.stdout, done.stderr
     assert contents(out) == contents(undisturbed) and not list(out.glob(".*.tmp"))
     for name in others:
@@ -204,13 +220,20 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
 
 
 def test_stale_shards_are_refused_until_told(
-    manifest: Path, tiny_codec: Path, other_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    manifest: Path,
+    tiny_codec: Path,
+    other_codec: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ):
     out = tmp_path / "shards"
     shutil.copytree(undisturbed, out)
     before = contents(out)
     fingerprint = load_record(str(out), tars(out)[0]).teachers["codes"]
-    other = build_teachers([EncodecTeacherConfig(kind="encodec", weights=str(other_codec), codebooks=4)], "cpu")[0].spec.fingerprint
+    other = build_teachers([EncodecTeacherConfig(kind="encodec", weights=str(other_codec), codebooks=4)], "cpu")[
+        0
+    ].spec.fingerprint
     plan = load_record(str(out), tars(out)[0]).plan_fingerprint
     longer = SegmentConfig(**SEGMENTS | {"segment_seconds": 3.0})
     new_plan = plan_shards(load_manifest(str(manifest)), longer)[0].fingerprint()
@@ -222,10 +245,10 @@ def test_stale_shards_are_refused_until_told(
         (tiny_codec, [f"teachers=[{json.dumps(CQT)}]"], ["codes"]),
     ]:
         code, line = refusal(capsys, manifest, out, codec, *more)
-        assert code == 1 and all(word in line for word in [*words, "relabel=true"]), line
+        assert code == 1 and all(word in line for word in [*words, "overwrite=true"]), line
         assert contents(out) == before
 
-    done = label(manifest, out, other_codec, "relabel=true", "segments.examples_per_shard=40")
+    done = label(manifest, out, other_codec, "overwrite=true", "segments.examples_per_shard=40")
     assert done.returncode == 0, done.stderr
     assert len(tars(out)) < len(tars(undisturbed))
     for name in tars(out):
@@ -275,7 +298,9 @@ def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
     assert paths[changed][1].audio_sha256 in dropped[paths[changed][1].key].detail
     assert "damaged after" in dropped[paths[damaged][1].key].detail
     untouched = {task.name for task in tasks} - {paths[changed][0], paths[damaged][0]}
-    assert untouched and all((out / f"{name}.tar").read_bytes() == (undisturbed / f"{name}.tar").read_bytes() for name in untouched)
+    assert untouched and all(
+        (out / f"{name}.tar").read_bytes() == (undisturbed / f"{name}.tar").read_bytes() for name in untouched
+    )
 
 
 @pytest.mark.timeout(400)
@@ -328,7 +353,10 @@ def test_a_task_needs_no_ray(corpus: Path, manifest: Path, tiny_codec: Path, und
     record = process_shard(task, teachers, str(corpus), "memory://label-test", {}, report=seconds.append)
     stored = fsspec.filesystem("memory").cat(f"/label-test/{task.name}.tar")
     assert stored == (undisturbed / f"{task.name}.tar").read_bytes()
-    assert sum(seconds) == pytest.approx(record.seconds) and record.examples == load_record(str(undisturbed), task.name).examples
+    assert (
+        sum(seconds) == pytest.approx(record.seconds)
+        and record.examples == load_record(str(undisturbed), task.name).examples
+    )
 
 
 def test_tracks_labelled_side_by_side_get_their_own_labels(
@@ -342,7 +370,7 @@ def test_tracks_labelled_side_by_side_get_their_own_labels(
     config = SegmentConfig(**SEGMENTS | {"examples_per_shard": 100})
     scanned = ManifestConfig(root=str(root), out=str(tmp_path), min_seconds=0.1, splits={})
     write_manifest(scanned, scan(scanned))
-    task, = plan_shards(load_manifest(str(tmp_path)), config)
+    (task,) = plan_shards(load_manifest(str(tmp_path)), config)
     damaged = task.tracks[1].path
     (root / damaged).write_bytes(b"no audio")
     teachers = build_teachers(
@@ -351,7 +379,8 @@ def test_tracks_labelled_side_by_side_get_their_own_labels(
     record = process_shard(task, teachers, str(root), str(out), {})
     assert {drop.track: drop.reason for drop in record.dropped_tracks} == {
         track.key: {damaged: "unreadable", "short.wav": "too_short"}[track.path]
-        for track in task.tracks if track.path in (damaged, "short.wav")
+        for track in task.tracks
+        if track.path in (damaged, "short.wav")
     }
     pieces: dict[str, list[dict]] = {}
     for example in webdataset.WebDataset(str(out / f"{task.name}.tar"), shardshuffle=False).decode():
@@ -362,7 +391,9 @@ def test_tracks_labelled_side_by_side_get_their_own_labels(
         with decode_track(track, str(root)) as decoded:
             audio = decoded.read(0, decoded.num_frames * 320)
         codes, cqt = (label_track(teacher, audio) for teacher in teachers)
-        np.testing.assert_array_equal(np.concatenate([piece["codes.npy"] for piece in pieces[track.key]], axis=1), codes)
+        np.testing.assert_array_equal(
+            np.concatenate([piece["codes.npy"] for piece in pieces[track.key]], axis=1), codes
+        )
         np.testing.assert_array_equal(np.concatenate([piece["cqt.npy"] for piece in pieces[track.key]]), cqt)
 
 

@@ -62,7 +62,18 @@ NOT_FOR_TRAINING = {
     "pipeline/audio", "pipeline/manifest", "pipeline/teachers", "pipeline/teachers/codec", "pipeline/teachers/spectra",
     "pipeline/fitting", "pipeline/labelling", "pipeline/features", "pipeline/inspection",
 }  # fmt: skip
-FORBIDDEN_IN_TRAINING = {"ray", "av", "encodec", "nnAudio", "torchaudio", "webdataset", "sklearn", "zarr", "transformers", "openvino"}
+FORBIDDEN_IN_TRAINING = {
+    "ray",
+    "av",
+    "encodec",
+    "nnAudio",
+    "torchaudio",
+    "webdataset",
+    "sklearn",
+    "zarr",
+    "transformers",
+    "openvino",
+}
 
 
 def imports(module: Path, at_import_time: bool = False) -> Iterator[str]:
@@ -140,9 +151,19 @@ def test_there_is_something_to_look_at():
 
 def test_every_arrow_is_in_the_table_and_every_one_in_the_table_is_there():
     found = arrows()
-    stray = [shown for folder, targets in found.items() for target, shown in targets.items() if target not in ARROWS[folder].split()]
+    stray = [
+        shown
+        for folder, targets in found.items()
+        for target, shown in targets.items()
+        if target not in ARROWS[folder].split()
+    ]
     assert not stray, "\n".join(stray)
-    unused = [f"{folder} -> {target}" for folder, targets in ARROWS.items() for target in targets.split() if target not in found[folder]]
+    unused = [
+        f"{folder} -> {target}"
+        for folder, targets in ARROWS.items()
+        for target in targets.split()
+        if target not in found[folder]
+    ]
     assert not unused, "\n".join(unused)
 
 
@@ -156,7 +177,9 @@ def test_no_arrow_runs_back():
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    graph = {module: {target for name in imports(module) if (target := own_module(name))} - {module} for module in MODULES}
+    graph = {
+        module: {target for name in imports(module) if (target := own_module(name))} - {module} for module in MODULES
+    }
 
     def reached(start: Path) -> set[Path]:
         found, waiting = set(), list(graph[start])
@@ -172,7 +195,11 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_training_reaches_no_teacher_and_no_decoder():
-    training = {folder for folder in ARROWS if folder.startswith("model/")} | {"pipeline/stream", "jobs/pretraining", "jobs/cluster"}
+    training = {folder for folder in ARROWS if folder.startswith("model/")} | {
+        "pipeline/stream",
+        "jobs/pretraining",
+        "jobs/cluster",
+    }
     assert not reached_by_table(training) & NOT_FOR_TRAINING
     for start in ("jobs/pretrain.py", "pipeline/stream/batch_stream.py", "model/training/trainer.py"):
         own, others = reached_from(Path(start))
@@ -194,7 +221,9 @@ def test_only_jobs_knows_ray_arguments_and_environment(module: Path):
     assert not names & {"sys.argv", "os.environ", "os.getenv"}
     for node in ast.walk(ast.parse((ROOT / module).read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) not in {("sys", "argv"), ("os", "environ"), ("os", "getenv")}, f"line {node.lineno}"
+            assert (node.value.id, node.attr) not in {("sys", "argv"), ("os", "environ"), ("os", "getenv")}, (
+                f"line {node.lineno}"
+            )
 
 
 def test_commands_are_the_files_right_in_jobs():

@@ -15,7 +15,7 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import load_index
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 EXPECTED = {
     "codes": ("discrete", 4, 64),
@@ -35,7 +35,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
     config = ManifestConfig(root=str(root), out=str(folder / "manifest"), group_by="track", splits={"valid": 0.5})
     write_manifest(config, scan(config))
     for feature, clusters in (("logmel", 30), ("chroma", 20)):
-        arguments = [f"feature={feature}", f"clusters={clusters}", f"manifest={folder / 'manifest'}", f"out={folder / feature}"]
+        arguments = [
+            f"feature={feature}",
+            f"clusters={clusters}",
+            f"manifest={folder / 'manifest'}",
+            f"out={folder / feature}",
+        ]
         assert run(kmeans.main, arguments, "") == 0
     teachers = [
         {"kind": "encodec", "weights": str(tiny_codec), "codebooks": 4},
@@ -45,7 +50,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
         {"kind": "random_projection", "codebooks": 2, "codebook_size": 256},
     ]
     (folder / "label.yaml").write_text(
-        yaml.safe_dump({"teachers": teachers, "segments": {"segment_seconds": 2.0, "shortest_seconds": 1.0}, "actors": 1})
+        yaml.safe_dump(
+            {"teachers": teachers, "segments": {"segment_seconds": 2.0, "shortest_seconds": 1.0}, "actors": 1}
+        )
     )
     done = mert("label", folder / "label.yaml", f"manifest={folder / 'manifest'}", f"out={folder / 'shards'}")
     assert done.returncode == 0, done.stderr

@@ -17,8 +17,11 @@ from mert_foundry.pipeline.teachers.spectra.multirate_cqt import MultirateCqt
 
 SMALL = {"lowest_frequency": 200.0, "bins": 52, "bins_per_octave": 12}
 TRACKS = [
-    "asc-music/time-to-strike.ogg", "hyperrogue-music/caribbean.ogg", "singularity-music/coherence.opus",
-    "ufoai-music/main-theme.opus", "wesnoth-1.16-music/battle-epic.ogg",
+    "asc-music/time-to-strike.ogg",
+    "hyperrogue-music/caribbean.ogg",
+    "singularity-music/coherence.opus",
+    "ufoai-music/main-theme.opus",
+    "wesnoth-1.16-music/battle-epic.ogg",
 ]
 
 
@@ -49,8 +52,11 @@ def small() -> MultirateCqt:
     return make(**SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("track", TRACKS)
-def test_equals_nnaudio_over_whole_tracks_in_every_octave_and_at_the_ends(published: MultirateCqt, clips: Path, track: str):
+def test_equals_nnaudio_over_whole_tracks_in_every_octave_and_at_the_ends(
+    published: MultirateCqt, clips: Path, track: str
+):
     audio = read_clip(clips / track)
     found, expected = magnitudes(published, audio), reference_cqt(audio, **PUBLISHED)
     assert found.shape == expected.shape == (len(audio) // 320, 336)
@@ -61,6 +67,7 @@ def test_equals_nnaudio_over_whole_tracks_in_every_octave_and_at_the_ends(publis
         assert relative_error(found[end], expected[end]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sample_rate", "hop", "lowest_frequency", "bins", "bins_per_octave"),
     [
@@ -94,7 +101,9 @@ def test_a_tone_lights_its_own_bin_with_half_its_size(published: MultirateCqt, b
     np.testing.assert_allclose(found[:, bin_number], 0.5 / 2 * np.sqrt(int(published.lengths[bin_number])), rtol=1e-4)
 
 
-@pytest.mark.parametrize("audio", [np.ones(96_000, np.float32), tone(11_500, 4)], ids=["constant", "tone above the bins"])
+@pytest.mark.parametrize(
+    "audio", [np.ones(96_000, np.float32), tone(11_500, 4)], ids=["constant", "tone above the bins"]
+)
 def test_what_lies_outside_the_bins_leaves_next_to_nothing(published: MultirateCqt, audio: np.ndarray):
     """A Hann window's side lobe number n is 1 / (pi n^3) of its L1 norm; the nearest of these is number 68."""
     loudest = magnitudes(published, audio)[110:-110].max(axis=0)
@@ -172,7 +181,9 @@ def test_a_track_without_end_is_labelled_as_it_comes(small: MultirateCqt):
 def test_memory_does_not_grow_with_the_track(small: MultirateCqt):
     def peak(blocks: int) -> int:
         tracemalloc.start()
-        frames = sum(len(piece) for piece in small.stream((np.zeros(320 * 150, np.float32) for _ in range(blocks)), 150))
+        frames = sum(
+            len(piece) for piece in small.stream((np.zeros(320 * 150, np.float32) for _ in range(blocks)), 150)
+        )
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert frames == 150 * blocks
@@ -184,7 +195,10 @@ def test_memory_does_not_grow_with_the_track(small: MultirateCqt):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lowest_frequency": 6200, "bins": 13, "bins_per_octave": 12}, "highest bin at 12400 Hz, half the sample rate is 12000 Hz"),
+        (
+            {"lowest_frequency": 6200, "bins": 13, "bins_per_octave": 12},
+            "highest bin at 12400 Hz, half the sample rate is 12000 Hz",
+        ),
         ({**SMALL, "hop": 0}, "hop is 0"),
         ({**SMALL, "sample_rate": -1}, "sample_rate is -1"),
         ({**SMALL, "bins": 0}, "bins is 0"),

@@ -59,8 +59,7 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copy_of(run: Path, to: Path) -> Path:
     """A copy that a test may change."""
-    subprocess.run(["cp", "-r", run, to], check=True)
-    return to
+    return shutil.copytree(run, to, symlinks=True)
 
 
 def text_of(out: Path, stream: str) -> str:
@@ -84,6 +83,7 @@ def refusal(capsys: pytest.CaptureFixture, shards: Path, out: Path, *changes: st
     return output.err
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -99,6 +99,7 @@ def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
     assert_same_run(killed, whole)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_another_world_size_goes_on_with_the_very_batches(shards, tmp_path):
     # Dropout draws by rank and mixture takes its snippets from the rank's own rows: without them, losses must agree.
@@ -140,6 +141,7 @@ def read_batches(shards, position, ranks, count):
     return read
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards, tmp_path, capsys):
     rare = "trainer.checkpoint_every=1000000"
@@ -168,6 +170,7 @@ def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards,
     assert f"resumed from step {step}: " in output.err
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_ctrl_c_under_torchrun_writes_a_checkpoint(shards, tmp_path):
     out = tmp_path / "run"
@@ -230,7 +233,9 @@ def test_what_makes_another_run_is_refused_in_the_same_folder(shards, finished, 
     assert (finished / "config.yaml").read_bytes() == before
 
 
-def test_activation_checkpointing_may_be_switched_on_in_the_middle_and_changes_no_bit(shards, finished, tmp_path, capsys):
+def test_activation_checkpointing_may_be_switched_on_in_the_middle_and_changes_no_bit(
+    shards, finished, tmp_path, capsys
+):
     run = copy_of(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step_12")
     keys = ["encoder.frontend.activation_checkpointing", "encoder.transformer.activation_checkpointing"]
@@ -279,7 +284,9 @@ def test_no_training_split_or_another_hop_is_refused(shards, tmp_path, capsys):
     line = refusal(capsys, shards, tmp_path / "run", "train_split=rehearsal")
     assert "no split 'rehearsal' to train on, only train, valid\n" in line
     strides = "encoder.frontend.strides=[5, 2, 2, 2, 2, 2, 1]"
-    assert "the encoder's hop is 160 samples, no multiple of the shards' hop of 320" in refusal(capsys, shards, tmp_path / "run", strides)
+    assert "the encoder's hop is 160 samples, no multiple of the shards' hop of 320" in refusal(
+        capsys, shards, tmp_path / "run", strides
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -358,6 +365,7 @@ def test_a_truncated_shard_stops_training_by_name(tmp_path, capsys):
     assert re.match(rf"error: train-000000\.tar: {key}\.\S+: \d+ bytes expected .* the file is truncated", error)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_truncated_shard_ends_both_ranks(tmp_path):
     """One rank meets the damage; the other must not wait for it for ever."""
@@ -379,12 +387,15 @@ sys.exit(main())
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_training_needs_no_teacher_ray_or_decoder(shards, tmp_path):
     def train(before: str) -> subprocess.CompletedProcess:
         script = WITHOUT.format(missing=FORBIDDEN, before=before)
         words = arguments(shards, tmp_path / "run", "trainer.schedule.total_steps=5")
-        return subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=mert_environment())
+        return subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True, env=mert_environment()
+        )
 
     trained = train("")
     assert trained.returncode == 0, trained.stderr

@@ -21,7 +21,9 @@ from mert_foundry.pipeline.teachers.teacher import label_track
 
 
 def make_teacher(**options) -> RandomProjectionTeacher:
-    return RandomProjectionTeacher(RandomProjectionTeacherConfig(kind="random_projection", **options), torch.device("cpu"))
+    return RandomProjectionTeacher(
+        RandomProjectionTeacherConfig(kind="random_projection", **options), torch.device("cpu")
+    )
 
 
 def load(path: Path) -> np.ndarray:

@@ -6,8 +6,12 @@ from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank
 from mert_foundry.jobs.command.config import UsageError
 
 
-@pytest.mark.parametrize(("environment", "gpu"), [({}, 0), ({"WORLD_SIZE": "1"}, 0), ({"WORLD_SIZE": "8", "LOCAL_RANK": "3"}, 3)])
-def test_a_rank_takes_the_gpu_of_its_number_on_the_machine(environment: dict, gpu: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("environment", "gpu"), [({}, 0), ({"WORLD_SIZE": "1"}, 0), ({"WORLD_SIZE": "8", "LOCAL_RANK": "3"}, 3)]
+)
+def test_a_rank_takes_the_gpu_of_its_number_on_the_machine(
+    environment: dict, gpu: int, monkeypatch: pytest.MonkeyPatch
+):
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

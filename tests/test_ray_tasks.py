@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @dataclass

@@ -16,11 +16,15 @@ class Fault(Exception):
 
 
 @given(
-    count=st.integers(0, 12), threads=st.integers(1, 4), faulty=st.sets(st.integers(0, 12), max_size=2),
-    end=st.none() | st.integers(0, 12), waits=st.lists(st.integers(0, 2), min_size=13, max_size=13),
+    count=st.integers(0, 12),
+    threads=st.integers(1, 4),
+    faulty=st.sets(st.integers(0, 12), max_size=2),
+    end=st.none() | st.integers(0, 12),
+    waits=st.lists(st.integers(0, 2), min_size=13, max_size=13),
 )
 def test_as_a_loop_would_give_them(count: int, threads: int, faulty: set[int], end: int | None, waits: list[int]):
     """Up to the first error in their order, whichever happens first."""
+
     def items():
         for number in range(count):
             if number == end:

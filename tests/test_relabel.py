@@ -20,12 +20,15 @@ def with_steps(count: int, step: int) -> np.ndarray:
     return changed
 
 
-@pytest.mark.parametrize(("count", "step", "message"), [
-    (0, 0, ""),
-    (16, 1, ""),  # 1 %: values that lay between two levels
-    (17, 1, "cqt: 1.06% of values on another level, by up to 1 levels"),
-    (1, 2, "cqt: 0.06% of values on another level, by up to 2 levels"),
-])
+@pytest.mark.parametrize(
+    ("count", "step", "message"),
+    [
+        (0, 0, ""),
+        (16, 1, ""),  # 1 %: values that lay between two levels
+        (17, 1, "cqt: 1.06% of values on another level, by up to 1 levels"),
+        (1, 2, "cqt: 0.06% of values on another level, by up to 2 levels"),
+    ],
+)
 def test_companded_values_may_move_to_the_next_level(count: int, step: int, message: str):
     assert difference(COMPANDED, LEVELS, with_steps(count, step), 0, 400) == message
     assert difference(COMPANDED, with_steps(count, step), LEVELS, 0, 400) == message
@@ -34,7 +37,9 @@ def test_companded_values_may_move_to_the_next_level(count: int, step: int, mess
 def test_a_gain_of_one_percent_is_another_label():
     values = torch.rand(400, 4, generator=torch.manual_seed(0))
     stored, again = (COMPANDED.companding.compress(gain * values).numpy() for gain in (1, 1.01))
-    assert re.match(r"cqt: 2\d\.\d\d% of values on another level, by up to 1 levels", difference(COMPANDED, stored, again, 0, 400))
+    assert re.match(
+        r"cqt: 2\d\.\d\d% of values on another level, by up to 1 levels", difference(COMPANDED, stored, again, 0, 400)
+    )
     halves = COMPANDED.values(LEVELS).astype(np.float16)
     assert difference(CQT, halves, halves * np.float16(1.01), 0, 400).startswith("cqt: relative error 9.7")
     assert difference(CQT, halves, halves, 0, 400) == ""

@@ -228,7 +228,9 @@ def test_a_set_of_unknown_teachers_with_drops(tmp_path):
         for number, reason in enumerate(["silent", "truncated"])
     ]
     hole = as_dropped(make_track("one", 30, 15, 75)[2])
-    write_examples(tmp_path, "train-000000", [*make_track("one", 30, 15, 75)[:2], hole, *drops, *make_track("two", 8)], "pcm.npy")
+    write_examples(
+        tmp_path, "train-000000", [*make_track("one", 30, 15, 75)[:2], hole, *drops, *make_track("two", 8)], "pcm.npy"
+    )
     index_shards(tmp_path, ["train-000000"], "pcm.npy")
     assert make(tmp_path, "--html", tmp_path / "page.html") == 0
     data = data_of(tmp_path / "page.html")

@@ -22,6 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwr
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the path (Debian: apt-get install chromium)"),

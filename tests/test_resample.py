@@ -34,6 +34,7 @@ def resampled(audio: np.ndarray, rate: int, target: int = 24_000, device: str = 
     return np.concatenate(list(Resampler(rate, target, torch.device(device)).stream([audio])))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     rate=st.sampled_from(RATES),
@@ -67,7 +68,9 @@ def exact_resample(audio: np.ndarray, rate: int) -> np.ndarray:
 
 
 @settings(max_examples=20, deadline=None)
-@given(rate=st.sampled_from([8000, 22_050, 44_100, 48_000, 192_000]), length=st.integers(1, 2000), seed=st.integers(0, 99))
+@given(
+    rate=st.sampled_from([8000, 22_050, 44_100, 48_000, 192_000]), length=st.integers(1, 2000), seed=st.integers(0, 99)
+)
 def test_the_arithmetic_is_exact_bit_for_bit(rate: int, length: int, seed: int):
     """Which is why it may run anywhere. Loud samples, so that every bit of a float64 is needed."""
     audio = np.random.default_rng(seed).choice([-4, 4, 3.9999998, -3.9999998], length).astype(np.float32)
@@ -78,7 +81,9 @@ def test_the_arithmetic_is_exact_bit_for_bit(rate: int, length: int, seed: int):
 @given(
     rate=st.sampled_from(RATES),
     seconds=st.floats(1e-5, 12),
-    sizes=st.lists(st.one_of(st.integers(1, 3), st.integers(500, 9000), st.integers(30_000, 200_000)), min_size=2, max_size=4),
+    sizes=st.lists(
+        st.one_of(st.integers(1, 3), st.integers(500, 9000), st.integers(30_000, 200_000)), min_size=2, max_size=4
+    ),
     channels=st.integers(1, 3),
     block_seconds=st.sampled_from([1, 2, 5]),
 )

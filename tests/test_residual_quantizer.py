@@ -26,7 +26,9 @@ def naive_codes(latents: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(0, 99), st.integers(1, 5), st.integers(2, 40), st.integers(1, 12), st.integers(1, 30))
-def test_codes_are_the_nearest_entries_of_the_residuals(seed: int, levels: int, entries: int, dimension: int, frames: int):
+def test_codes_are_the_nearest_entries_of_the_residuals(
+    seed: int, levels: int, entries: int, dimension: int, frames: int
+):
     codebooks = random_codebooks(seed, levels, entries, dimension)
     latents = torch.randn(frames, dimension, generator=torch.Generator().manual_seed(seed + 100))
     codes = ResidualQuantizer(codebooks).encode(latents)

@@ -5,11 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.process, pytest.mark.s3, pytest.mark.slow]
 
 
 def mert(*arguments: str) -> subprocess.CompletedProcess:
@@ -19,12 +18,18 @@ def mert(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_manifest_label_verify_and_stream_on_s3(bucket: str, clips: Path, tiny_codec: Path, tmp_path: Path) -> None:
+    import s3fs
+
     s3 = s3fs.S3FileSystem()
     chosen = sorted(path for path in clips.rglob("*") if path.is_file())[:3]
     for path in chosen:
         s3.put_file(str(path), f"mert-test/corpus/{path.parent.name}/{path.name}")
     label = [
-        "label", f"manifest={bucket}/manifest", "actors=1", "segments.segment_seconds=5", "segments.examples_per_shard=2",
+        "label",
+        f"manifest={bucket}/manifest",
+        "actors=1",
+        "segments.segment_seconds=5",
+        "segments.examples_per_shard=2",
         f"teachers=[{{kind: encodec, weights: {tiny_codec}, codebooks: 4}}]",
     ]
 

@@ -19,24 +19,44 @@ from mert_foundry.pipeline.manifest.rows import Manifest, Track
 
 LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 1_000_000))
 TRACKS = st.lists(
-    st.tuples(st.integers(1, 200), st.sampled_from([8000, 22_050, 24_000, 44_100, 48_000]), st.sampled_from(["train", "valid"])),
-    min_size=1, max_size=25,
+    st.tuples(
+        st.integers(1, 200),
+        st.sampled_from([8000, 22_050, 24_000, 44_100, 48_000]),
+        st.sampled_from(["train", "valid"]),
+    ),
+    min_size=1,
+    max_size=25,
 )
 SEGMENTS = st.builds(
-    SegmentConfig, segment_seconds=st.floats(1, 40), shortest_seconds=st.floats(0.02, 10), examples_per_shard=st.integers(1, 12),
+    SegmentConfig,
+    segment_seconds=st.floats(1, 40),
+    shortest_seconds=st.floats(0.02, 10),
+    examples_per_shard=st.integers(1, 12),
     audio=st.sampled_from(["flac", "pcm.npy"]),
 )
 
 
 def make_manifest(tracks: list[tuple[int, int, str]]) -> Manifest:
-    return Manifest(root="root", sha256="0" * 64, tracks=[make_track(number, *track) for number, track in enumerate(tracks)])
+    return Manifest(
+        root="root", sha256="0" * 64, tracks=[make_track(number, *track) for number, track in enumerate(tracks)]
+    )
 
 
 def make_track(number: int, seconds: float, rate: int, split: str) -> Track:
     return Track(
-        key=f"track-{number:03d}", path=f"folder/{number}.wav", bytes=1, sha256=f"{number:064x}", audio_sha256=f"{number:064x}",
-        sample_rate=rate, channels=1, num_samples=int(seconds * rate), seconds=seconds, header_seconds=None,
-        format="wav", group="folder", split=split,
+        key=f"track-{number:03d}",
+        path=f"folder/{number}.wav",
+        bytes=1,
+        sha256=f"{number:064x}",
+        audio_sha256=f"{number:064x}",
+        sample_rate=rate,
+        channels=1,
+        num_samples=int(seconds * rate),
+        seconds=seconds,
+        header_seconds=None,
+        format="wav",
+        group="folder",
+        split=split,
     )
 
 
@@ -100,9 +120,19 @@ def test_shards_mix_neighbours_of_the_manifest():
 
 
 CHANGES = [
-    ("key", "other-key"), ("audio_sha256", "f" * 64), ("sample_rate", 32_000), ("num_samples", 123_456),
+    ("key", "other-key"),
+    ("audio_sha256", "f" * 64),
+    ("sample_rate", 32_000),
+    ("num_samples", 123_456),
 ]
-IRRELEVANT = [("path", "elsewhere/a.flac"), ("bytes", 99), ("sha256", "e" * 64), ("format", "flac"), ("group", "other"), ("header_seconds", 3.0)]
+IRRELEVANT = [
+    ("path", "elsewhere/a.flac"),
+    ("bytes", 99),
+    ("sha256", "e" * 64),
+    ("format", "flac"),
+    ("group", "other"),
+    ("header_seconds", 3.0),
+]
 
 
 @given(tracks=TRACKS, position=st.integers(0, 99), change=st.sampled_from(CHANGES))
@@ -129,8 +159,11 @@ def test_fingerprints_do_not_change_with_names_and_places(tracks: list, position
 def test_fingerprints_follow_the_settings_that_shape_examples():
     task = whole_task([(60, 24_000, "train")])
     for settings_, same in [
-        ({"segment_seconds": 20.0}, False), ({"shortest_seconds": 4.0}, False), ({"audio": "pcm.npy"}, False),
-        ({"drop_silent": False}, False), ({"examples_per_shard": 7}, True),
+        ({"segment_seconds": 20.0}, False),
+        ({"shortest_seconds": 4.0}, False),
+        ({"audio": "pcm.npy"}, False),
+        ({"drop_silent": False}, False),
+        ({"examples_per_shard": 7}, True),
     ]:
         changed = task.model_copy(update={"config": SegmentConfig(**settings_)})
         assert (changed.fingerprint() == task.fingerprint()) is same

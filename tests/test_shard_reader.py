@@ -92,7 +92,9 @@ def test_a_dropped_segment_in_the_wrong_place_is_refused(tmp_path, changes):
     index_shards(tmp_path, ["train-000000"])
     with pytest.raises(ValueError, match=r"train-000000\.tar: the segments of track a are not all here"):
         ShardTracks(str(tmp_path)).list_tracks()
-    with pytest.raises(ValueError, match=r"train-000000\.tar: track a: 3 segments found, 3 expected, one after another"):
+    with pytest.raises(
+        ValueError, match=r"train-000000\.tar: track a: 3 segments found, 3 expected, one after another"
+    ):
         open_reader(tmp_path).read_track(0, "a")
 
 

@@ -26,7 +26,9 @@ from mert_foundry.pipeline.storage.folder_kinds import FolderError
 class CountingTeacher:
     """Frame numbers as values: a teacher that needs no weights."""
 
-    spec = TargetSpec(name="count", kind="continuous", dtype="float16", frame_rate=75, size=1, fingerprint="a" * 64, teacher={})
+    spec = TargetSpec(
+        name="count", kind="continuous", dtype="float16", frame_rate=75, size=1, fingerprint="a" * 64, teacher={}
+    )
 
     def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         start = 0
@@ -56,8 +58,8 @@ def test_stale_missing_foreign_and_unplanned(manifest: Manifest, tmp_path: Path)
     names = [task.name for task in tasks]
     spec = CountingTeacher.spec
 
-    def unfinished(plan=tasks, teacher=spec, relabel=False) -> list[str]:
-        return [task.name for task in find_unfinished(str(out), plan, [teacher], "flac", relabel)]
+    def unfinished(plan=tasks, teacher=spec, overwrite=False) -> list[str]:
+        return [task.name for task in find_unfinished(str(out), plan, [teacher], "flac", overwrite)]
 
     (out / "notes.json").write_text("{}")
     (out / "dataset-infos.tar").write_text("not ours")
@@ -67,20 +69,22 @@ def test_stale_missing_foreign_and_unplanned(manifest: Manifest, tmp_path: Path)
     with pytest.raises(ValueError, match=f"{'a' * 64}.*{'b' * 64}"):
         unfinished(teacher=other)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert unfinished(teacher=other, relabel=True) == names
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before, "relabel removed a shard of the plan beforehand"
+    assert unfinished(teacher=other, overwrite=True) == names
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before, (
+        "overwrite removed a shard of the plan beforehand"
+    )
 
     record = json.loads((out / f"{names[0]}.json").read_text())
     (out / f"{names[0]}.json").write_text(json.dumps(record | {"schema_version": 99}))
     with pytest.raises(ValueError, match="schema_version"):
         unfinished()
-    assert unfinished(relabel=True) == names[:1]
+    assert unfinished(overwrite=True) == names[:1]
 
     (out / f"{names[0]}.json").unlink()
     assert unfinished() == names[:1]
     with pytest.raises(ValueError, match=f"{names[0]}: a shard this plan does not have"):
         unfinished(plan=tasks[1:])
-    assert unfinished(plan=tasks[1:], relabel=True) == [] and shard_names(str(out)) == set(names)
+    assert unfinished(plan=tasks[1:], overwrite=True) == [] and shard_names(str(out)) == set(names)
     remove_unplanned(str(out), tasks[1:])
     assert shard_names(str(out)) == set(names[1:]) and (out / "dataset-infos.tar").exists()
 
@@ -111,7 +115,9 @@ FOREIGN_FILES = {
 
 @pytest.mark.parametrize("where", ["local", "memory"])
 @pytest.mark.parametrize("case", FOREIGN_FILES)
-def test_a_file_of_others_under_the_name_of_a_shard_is_refused_and_left(manifest: Manifest, tmp_path: Path, case: str, where: str):
+def test_a_file_of_others_under_the_name_of_a_shard_is_refused_and_left(
+    manifest: Manifest, tmp_path: Path, case: str, where: str
+):
     kind, content, words = FOREIGN_FILES[case]
     out = str(tmp_path / "out") if where == "local" else f"memory://{tmp_path.name}/out"
     filesystem, folder = fsspec.url_to_fs(out)
@@ -120,9 +126,9 @@ def test_a_file_of_others_under_the_name_of_a_shard_is_refused_and_left(manifest
     for name in ("train-000000", "valid-000123"):  # in the plan, and outside
         file = f"{folder}/{name}.{kind}"
         filesystem.pipe_file(file, content)
-        for relabel in (False, True):
+        for overwrite in (False, True):
             with pytest.raises(FolderError, match="not written by mert label") as error:
-                find_unfinished(out, tasks, [CountingTeacher.spec], "flac", relabel)
+                find_unfinished(out, tasks, [CountingTeacher.spec], "flac", overwrite)
             assert f"{out}/{name}.{kind}" in str(error.value) and words in str(error.value)
         assert filesystem.find(folder) == [file] and filesystem.cat_file(file) == content
         filesystem.rm_file(file)
@@ -131,7 +137,9 @@ def test_a_file_of_others_under_the_name_of_a_shard_is_refused_and_left(manifest
 def test_an_index_of_others_is_refused(manifest: Manifest, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "index.json").write_text('{"__kind__": "wids-shard-index-v1", "shardlist": []}')
-    with pytest.raises(FolderError, match=r"index.json was not written by mert label: it has no schema_version, targets"):
+    with pytest.raises(
+        FolderError, match=r"index.json was not written by mert label: it has no schema_version, targets"
+    ):
         find_unfinished(str(tmp_path / "out"), [], [CountingTeacher.spec], "flac", True)
 
 
@@ -141,20 +149,20 @@ def test_what_killed_labellers_and_damage_leave_of_ours_is_no_one_elses(manifest
     tar, record = out / f"{tasks[0].name}.tar", out / f"{tasks[0].name}.json"
     whole, text = tar.read_bytes(), record.read_text()
 
-    def unfinished(relabel: bool) -> list[str]:
-        return [task.name for task in find_unfinished(str(out), tasks, [CountingTeacher.spec], "flac", relabel)]
+    def unfinished(overwrite: bool) -> list[str]:
+        return [task.name for task in find_unfinished(str(out), tasks, [CountingTeacher.spec], "flac", overwrite)]
 
     for content in (whole, whole[:1024], bytes(10240), b""):  # the third as of a shard without an example
         tar.write_bytes(content)
         record.unlink()
-        assert unfinished(relabel=False) == unfinished(relabel=True) == [tasks[0].name]
+        assert unfinished(overwrite=False) == unfinished(overwrite=True) == [tasks[0].name]
         record.write_text(text)
     tar.write_bytes(whole)
     for damaged in (text[:100], "", "\0" * 100, json.dumps(json.loads(text) | {"schema_version": 2})):
         record.write_text(damaged)
-        with pytest.raises(ValueError, match="is stale.*relabel=true"):
-            unfinished(relabel=False)
-        assert unfinished(relabel=True) == [tasks[0].name]
+        with pytest.raises(ValueError, match="is stale.*overwrite=true"):
+            unfinished(overwrite=False)
+        assert unfinished(overwrite=True) == [tasks[0].name]
 
 
 def test_another_rounding_of_the_same_file_is_not_a_change(manifest: Manifest) -> None:
@@ -174,8 +182,12 @@ def test_another_rounding_of_the_same_file_is_not_a_change(manifest: Manifest) -
             decode_track(pretend(audio_sha256="0" * 64, **changes), manifest.root)
 
 
-@pytest.mark.parametrize(("surplus", "words"), [(-1, "expected float16"), (-400, "expected"), (1, "more than the track's 300 frames")])
-def test_a_teacher_that_loses_or_invents_frames_is_refused(manifest: Manifest, tmp_path: Path, surplus: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("surplus", "words"), [(-1, "expected float16"), (-400, "expected"), (1, "more than the track's 300 frames")]
+)
+def test_a_teacher_that_loses_or_invents_frames_is_refused(
+    manifest: Manifest, tmp_path: Path, surplus: int, words: str
+) -> None:
     class WrongTeacher(CountingTeacher):
         def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             frames = max(0, sum(len(block) // 320 for block in blocks) + surplus)

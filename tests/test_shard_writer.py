@@ -120,6 +120,7 @@ def test_refuses_a_key_twice_and_bad_names(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_holds_the_examples_being_encoded_and_no_more(tmp_path):
     alive = []
 
@@ -144,6 +145,7 @@ write_examples(sys.argv[1], "train-000000", (make_example(f"t{n}", 60) for n in 
 """
 
 
+@pytest.mark.process
 def test_sigkill_while_writing_leaves_nothing_visible(tmp_path):
     command = [sys.executable, "-c", ENDLESS_WRITER, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command) as writer:

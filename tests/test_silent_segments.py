@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-import zarr
 from audio_files import noise, write_audio
 from shard_fixtures import CODES
 from tiny_model import tiny_encoder
 
-from mert_foundry.jobs import extract, verify
+from mert_foundry.jobs import verify
 from mert_foundry.jobs.command.line import run
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.interop.export import export_model
@@ -35,7 +34,9 @@ from mert_foundry.pipeline.teachers.registry import build_teachers
 from mert_foundry.pipeline.teachers.teacher import Teacher, label_track
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore:.*not part in the Zarr format 3 specification.*:UserWarning", "ignore::DeprecationWarning"
+    "ignore::FutureWarning",
+    "ignore:.*not part in the Zarr format 3 specification.*:UserWarning",
+    "ignore::DeprecationWarning",
 )
 
 NAME, SECOND = "train-000000", 24_000
@@ -105,8 +106,13 @@ def label(manifest: Path, out: Path, teachers: list[Teacher], config: SegmentCon
     process_shard(task, teachers, listing.root, str(out), {}, report=seconds.append)
     assert sum(seconds) == pytest.approx(task.seconds, abs=0.1)
     build_index(
-        str(out), [task.name], [teacher.spec for teacher in teachers], name="test", manifest_sha256=listing.sha256,
-        segment_seconds=config.segment_seconds, audio_member=config.audio,
+        str(out),
+        [task.name],
+        [teacher.spec for teacher in teachers],
+        name="test",
+        manifest_sha256=listing.sha256,
+        segment_seconds=config.segment_seconds,
+        audio_member=config.audio,
     )
     return out
 
@@ -146,11 +152,17 @@ def check(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[
 def test_silent_segments_are_dropped_counted_and_listed(manifest: Path, shards: Path):
     key, record = keys(manifest), load_record(str(shards), NAME)
     assert {entry.key for entry in record.members} == {
-        f"{key[name]}-{number:05d}" for name, seconds in TRACKS.items() for number, second in enumerate(seconds) if second == "L"
+        f"{key[name]}-{number:05d}"
+        for name, seconds in TRACKS.items()
+        for number, second in enumerate(seconds)
+        if second == "L"
     }
     dropped = {drop.key: drop for drop in record.dropped_segments}
     assert set(dropped) == {
-        f"{key['middle.wav']}-00001", f"{key['middle.wav']}-00002", f"{key['first.wav']}-00000", f"{key['last.wav']}-00002"
+        f"{key['middle.wav']}-00001",
+        f"{key['middle.wav']}-00002",
+        f"{key['first.wav']}-00000",
+        f"{key['last.wav']}-00002",
     }
     last = dropped[f"{key['last.wav']}-00002"]
     assert (last.start_sample, last.num_frames, last.segments, last.reason) == (2 * SECOND, 97, 3, "silent")
@@ -161,7 +173,10 @@ def test_silent_segments_are_dropped_counted_and_listed(manifest: Path, shards: 
     assert record.dropped == load_index(str(shards)).dropped == {"silent": 6}
     summary = summarise_shard_set(load_shard_set(str(shards)))
     assert summary.dropped_segments == record.dropped_segments and summary.tracks == 4
-    assert (summary.track_seconds.maximum, summary.example_seconds.maximum) == (pytest.approx(4.3, abs=0.02), pytest.approx(1.3, abs=0.02))
+    assert (summary.track_seconds.maximum, summary.example_seconds.maximum) == (
+        pytest.approx(4.3, abs=0.02),
+        pytest.approx(1.3, abs=0.02),
+    )
 
 
 def test_verify_finds_no_fault_and_the_same_labels(manifest: Path, shards: Path, capsys: pytest.CaptureFixture):
@@ -192,12 +207,23 @@ def test_tracks_put_together_from_shards_are_whole(corpus: Path, manifest: Path,
         whole = expected[track.key]
         assert track.num_samples == len(whole)
         np.testing.assert_array_equal(np.concatenate(list(audio.blocks())), whole / np.float32(32768))
-        for start, count in [(0, 10**9), (SECOND - 7, 20), (SECOND + 5, 100), (2 * SECOND - 1, SECOND), (len(whole) - 5, 50)]:
+        for start, count in [
+            (0, 10**9),
+            (SECOND - 7, 20),
+            (SECOND + 5, 100),
+            (2 * SECOND - 1, SECOND),
+            (len(whole) - 5, 50),
+        ]:
             np.testing.assert_array_equal(audio.read(start, count), whole[start : start + count])
     tracks.close()
 
 
+@pytest.mark.process
 def test_features_from_shards_are_those_of_files_with_zeros(corpus: Path, manifest: Path, shards: Path, tmp_path: Path):
+    import zarr
+
+    from mert_foundry.jobs import extract
+
     config = tiny_encoder()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -273,8 +299,13 @@ def test_a_last_segment_of_another_length_than_the_manifest_says_is_found(
     path.write_text(json.dumps(content))
     index = load_index(str(tmp_path))
     build_index(
-        str(tmp_path), [NAME], index.targets, name="test", manifest_sha256=index.manifest_sha256,
-        segment_seconds=1.0, audio_member="flac",
+        str(tmp_path),
+        [NAME],
+        index.targets,
+        name="test",
+        manifest_sha256=index.manifest_sha256,
+        segment_seconds=1.0,
+        audio_member="flac",
     )
     code, lines = check(capsys, tmp_path, "--manifest", manifest)
     assert (code, lines[0]) == (1, f"{NAME}.tar: {key}: 250 frames in its segments, the manifest says 247")

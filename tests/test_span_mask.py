@@ -108,7 +108,7 @@ def test_spans_that_may_not_overlap_are_uniform_over_all_arrangements():
     draws = 6_000
     masks = draw_masks(config, 0, 1, [str(i) for i in range(draws)], np.ones((draws, 10), dtype=bool))
     arrangements = [(first, second) for first in range(8) for second in range(first + 4, 8)]
-    counts = {mask: 0 for mask in arrangements}
+    counts = dict.fromkeys(arrangements, 0)
     for mask in masks:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], mask])) == 1)
         counts[tuple(int(edge) for edge in edges)] += 1

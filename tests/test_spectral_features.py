@@ -32,7 +32,9 @@ def computed(feature: LogMel | Chroma, *blocks: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("chunk_frames", [750, 13, 1])
-def test_logmel_equals_torchaudio_over_a_whole_clip(clip: np.ndarray, chunk_frames: int, monkeypatch: pytest.MonkeyPatch):
+def test_logmel_equals_torchaudio_over_a_whole_clip(
+    clip: np.ndarray, chunk_frames: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(power_spectrum, "CHUNK_FRAMES", chunk_frames)
     audio = clip if chunk_frames > 13 else clip[: 320 * 100]
     whole = MelSpectrogram(24_000, n_fft=2048, hop_length=320, f_min=30, n_mels=229, pad_mode="constant")
@@ -75,6 +77,7 @@ def test_an_impulse_is_loudest_in_its_frame(frame: int):
     assert computed(LogMel(64, CPU), audio).sum(axis=1).argmax() == frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature", [LogMel(64, CPU), Chroma(24, CPU)], ids=["logmel", "chroma"])
 @given(frames=st.lists(st.integers(1, 60), min_size=1, max_size=6))
 def test_values_do_not_depend_on_the_blocks(feature: LogMel | Chroma, frames: list[int]):

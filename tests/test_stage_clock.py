@@ -2,13 +2,13 @@
 
 import pytest
 
-from mert_foundry.jobs.benchmarks import stage_clock
+from mert_foundry.jobs.benchmarks import measurement
 from mert_foundry.jobs.benchmarks.measurement import StageClock
 
 
 def test_inner_stages_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr(stage_clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: now[0])
     clock = StageClock()
 
     def decode():

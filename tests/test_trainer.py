@@ -14,9 +14,10 @@ from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
 from mert_foundry.model.objective.span_mask import ChannelMaskConfig, MaskConfig
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_state, load_weights
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig
+from mert_foundry.model.training.precision import resolve_precision
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.train_step import TrainStep
-from mert_foundry.model.training.trainer import TrainerConfig, TrainResult, train, use_bfloat16
+from mert_foundry.model.training.trainer import TrainerConfig, TrainResult, train
 
 TIMINGS = ("audio_seconds_per_second", "data_wait_share")
 MIXTURE = MixtureConfig(min_samples=500, max_samples=900)
@@ -98,6 +99,7 @@ def uninterrupted(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, second", [(1, 2), (3, 4), (3, 6), (4, 5), (5, 6)])
 def test_two_kills_and_resumes_change_no_bit(tmp_path, uninterrupted, first, second):
     for step in (first, second):
@@ -113,7 +115,7 @@ def test_stops_write_a_checkpoint_and_change_no_bit(tmp_path, uninterrupted, sto
     for step in stops:
         done = [record["step"] for record in read_metrics(tmp_path)] if (tmp_path / "metrics.jsonl").exists() else [0]
         polls = itertools.count(max(done) + 1)
-        result = run(tmp_path, config(), stop=lambda: next(polls) == step, layer_drop=0.3)
+        result = run(tmp_path, config(), stop=lambda polls=polls, step=step: next(polls) == step, layer_drop=0.3)
         assert (result.status, result.step) == ("stopped", step)
         assert result.checkpoint == latest_checkpoint(tmp_path / "checkpoints")[0]
         assert load_state(result.checkpoint).position == {"offset": step}
@@ -248,9 +250,7 @@ def test_training_lowers_the_validation_loss(tmp_path):
 
 def test_another_seed_or_model_is_refused(tmp_path, uninterrupted):
     with pytest.raises(ValueError, match="seed is 11 in the checkpoint but 12"):
-        train(
-            tiny_model(), synthetic_stream, None, config(), uninterrupted, {}, 12, 24_000, CPU, lambda: False, print
-        )
+        train(tiny_model(), synthetic_stream, None, config(), uninterrupted, {}, 12, 24_000, CPU, lambda: False, print)
     with pytest.raises(ValueError, match="layers.2.*is only in the model"):
         run(uninterrupted, config(), layers=3)
 
@@ -383,6 +383,7 @@ def two_ranks(process_rank: int, folder: Path) -> None:
     run(folder / "poisoned", config(total_steps=4), stream=poisoned_stream({2}, poisoned_rank=1))
 
 
+@pytest.mark.process
 def test_two_ranks_do_as_one(tmp_path):
     for name in ("plain", "resumed", "whole", "poisoned", "single", "options", "options_whole", "validation"):
         (tmp_path / name).mkdir()
@@ -410,7 +411,13 @@ def test_two_ranks_do_as_one(tmp_path):
 
 
 def test_precision_auto_is_fp32_on_a_cpu():
-    assert not use_bfloat16("auto", CPU) and use_bfloat16("bf16", CPU) and not use_bfloat16("fp32", CPU)
+    assert [resolve_precision(name, CPU) for name in ("auto", "fp32", "bf16")] == ["fp32", "fp32", "bf16"]
+
+
+def test_precision_tf32_is_for_a_gpu():
+    assert resolve_precision("tf32", torch.device("cuda")) == "tf32"
+    with pytest.raises(ValueError, match="precision tf32 needs a GPU .*the device is cpu"):
+        resolve_precision("tf32", CPU)
 
 
 def test_bf16_stays_near_fp32(tmp_path):

@@ -24,7 +24,7 @@ RICH = {
     "memory_width": 6,
     "overrides": {
         "0": {"attention": {"window": 2}, "heads": 4},
-        "1": {"attention": {"temperature": True, "gate": True}, "reads_memory": True},
+        "1": {"attention": {"learnable_temperature": True, "gate": True}, "reads_memory": True},
         "2": {"trainable": False, "feed_forward": 24},
         "3": {"attention": {"relaxation": 32.0}, "norm_epsilon": 1e-3, "reads_memory": True},
     },
@@ -108,7 +108,9 @@ def test_sub_norm_stands_before_the_output_projection_of_attention():
     assert torch.allclose(seen[0].square().mean(dim=-1), torch.ones(2, 5), atol=1e-2)
 
 
-@pytest.mark.parametrize("norm, value_gain, alpha", [("deepnorm", 96**-0.25, 24**0.25), ("sub", math.log(24) ** 0.5, 1.0)])
+@pytest.mark.parametrize(
+    "norm, value_gain, alpha", [("deepnorm", 96**-0.25, 24**0.25), ("sub", math.log(24) ** 0.5, 1.0)]
+)
 def test_scaled_placements_start_with_the_gain_of_their_paper(norm, value_gain, alpha):
     transformer = build(norm=norm, layers=12, width=128, feed_forward=256)
     assert norm_placement(norm, 12).residual_scale == pytest.approx(alpha)
@@ -177,7 +179,9 @@ def test_every_weight_is_drawn_by_initialise():
     initialise(transformer)
     assert all(weight.isfinite().all() for weight in transformer.parameters())
     assert transformer.layers[1].memory.gate == 0
-    assert (transformer.layers[1].attention.gate == 1).all() and (transformer.layers[1].attention.log_temperature == 0).all()
+    assert (transformer.layers[1].attention.gate == 1).all() and (
+        transformer.layers[1].attention.log_temperature == 0
+    ).all()
 
 
 def test_every_option_runs_under_bf16_autocast():
@@ -285,7 +289,9 @@ def test_checkpointing_keeps_less():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("changes", [{}, {"attention": {"relaxation": 32.0}}, {"position": "rope"}], ids=["fused", "relaxed", "rope"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention": {"relaxation": 32.0}}, {"position": "rope"}], ids=["fused", "relaxed", "rope"]
+)
 def test_attention_maps_are_those_the_layers_use(norm, changes):
     """Identity value and output projections make a layer's attention return the frames weighted by the map."""
     transformer = randomised(norm=norm, heads=1, **changes)
@@ -298,7 +304,9 @@ def test_attention_maps_are_those_the_layers_use(norm, changes):
             linear.bias.data.zero_()
     inputs, outputs = [], []
     for layer in transformer.layers:
-        layer.attention.register_forward_hook(lambda m, args, output: (inputs.append(args[0]), outputs.append(output))[0])
+        layer.attention.register_forward_hook(
+            lambda m, args, output: (inputs.append(args[0]), outputs.append(output))[0]
+        )
     output = transformer(features, valid, return_attention=True)
     assert len(output.attention) == 2
     for attention, seen, attended in zip(output.attention, inputs, outputs):
@@ -393,6 +401,7 @@ class TokenModel(nn.Module):
         return self.head(self.encoder(self.embedding(tokens), valid, memory).last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"position_kernel": 15}, {"position": "rope", "norm": "pre", "norm_kind": "rms", "activation": "swiglu"}],
@@ -425,12 +434,13 @@ def test_the_encoder_learns_text(changes):
     assert loss_and_accuracy()[1] > 0.9
 
 
+@pytest.mark.slow
 def test_knowledge_from_a_memory_is_learned():
     """What to answer stands in the memory only, so a model without reading it stays at chance."""
     model = TokenModel(memory_width=12, overrides={"1": {"reads_memory": True}})
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     generator = torch.Generator().manual_seed(0)
-    for step in range(150):
+    for _ in range(150):
         tokens = torch.randint(0, 12, (32, 6), generator=generator)
         answers = torch.randint(0, 12, (32, 1), generator=generator)
         memory = nn.functional.one_hot(answers, 12).float()
@@ -462,6 +472,7 @@ def train_rich_model(rank: int) -> None:
     assert both[0] == both[1]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_every_option_trains_on_several_ranks():
     run_ranks(train_rich_model, 2)

@@ -32,7 +32,7 @@ def test_every_field_of_a_layer_can_be_overridden():
         "heads": 4, "feed_forward": 8, "norm_epsilon": 1e-3, "dropout": 0.2, "attention_dropout": 0.3,
         "activation_dropout": 0.4, "layer_drop": 0.5, "reads_memory": True, "trainable": False,
         "learning_rate_multiplier": 0.25,
-        "attention": {"window": 3, "temperature": True, "gate": True, "relaxation": 32.0},
+        "attention": {"window": 3, "learnable_temperature": True, "gate": True, "relaxation": 32.0},
     }  # fmt: skip
     assert change.keys() == LayerConfig.model_fields.keys()
     layers = config({"2": change}, memory_width=5).layer_configs()
@@ -47,7 +47,9 @@ def test_an_override_keeps_what_it_does_not_name():
 
 
 def test_overlapping_ranges_may_agree_or_set_other_fields():
-    layers = config({"0-5": {"dropout": 0.2}, "5": {"dropout": 0.2, "heads": 4}, "4-6": {"layer_drop": 0.0}}).layer_configs()
+    layers = config(
+        {"0-5": {"dropout": 0.2}, "5": {"dropout": 0.2, "heads": 4}, "4-6": {"layer_drop": 0.0}}
+    ).layer_configs()
     assert (layers[5].dropout, layers[5].heads, layers[5].layer_drop) == (0.2, 4, 0.0)
 
 
@@ -74,7 +76,10 @@ def test_a_config_survives_its_own_dump():
         ({1: {"dropout": 0.0}, "1": {"dropout": 0.2}}, r"a layer stands twice, as number and as text, in \[1, '1'\]"),
         ({"1": {"learning_rate_multiplier": math.inf}}, "layer 1, field 'learning_rate_multiplier': .*finite"),
         ({"1": {"attention": {"relaxation": math.inf}}}, "layer 1, field 'attention.relaxation': .*finite"),
-        ({"0-5": {"dropout": 0.2}, "5-7": {"dropout": 0.3}}, "layer 5, field 'dropout': '0-5' says 0.2, '5-7' says 0.3"),
+        (
+            {"0-5": {"dropout": 0.2}, "5-7": {"dropout": 0.3}},
+            "layer 5, field 'dropout': '0-5' says 0.2, '5-7' says 0.3",
+        ),
         (
             {"0": {"attention": {"window": 3}}, "0-1": {"attention": {"window": 4}}},
             "layer 0, field 'attention.window': '0' says 3, '0-1' says 4",
@@ -98,7 +103,9 @@ def test_a_memory_that_no_layer_reads_is_refused():
 
 
 def test_rope_needs_pairs():
-    with pytest.raises(ValidationError, match="layer 3, field 'heads': rope turns pairs, but width 18 / heads 6 is odd"):
+    with pytest.raises(
+        ValidationError, match="layer 3, field 'heads': rope turns pairs, but width 18 / heads 6 is odd"
+    ):
         config({"3": {"heads": 6}}, width=18, heads=1, position="rope")
 
 

@@ -70,8 +70,13 @@ def publish_index(folder: Path, specs: list, manifest_sha256: str) -> ShardIndex
     """Make index.json from the records that are there."""
     names = [path.stem for path in folder.glob("*-*.tar")]
     return build_index(
-        str(folder), names, specs, name="test", manifest_sha256=manifest_sha256,
-        segment_seconds=SEGMENTS.segment_seconds, audio_member="flac",
+        str(folder),
+        names,
+        specs,
+        name="test",
+        manifest_sha256=manifest_sha256,
+        segment_seconds=SEGMENTS.segment_seconds,
+        audio_member="flac",
     )
 
 
@@ -116,6 +121,7 @@ def test_a_good_set_passes(good, manifest, check):
     assert (code, lines) == (0, [f"{len(index.shardlist)} shards, {examples} examples: no fault"])
 
 
+@pytest.mark.process
 def test_exit_codes_of_the_console_script(shards):
     done = mert("verify", shards)
     assert done.returncode == 0, done.stderr
@@ -274,8 +280,13 @@ def write_again(folder: Path, name: str, examples: list[Example]) -> None:
     """Publish a shard and its index anew, so that every checksum is right."""
     index, record = load_index(str(folder)), load_record(str(folder), name)
     write_shard(
-        str(folder), name, examples, index.targets,
-        audio_member="flac", plan_fingerprint=record.plan_fingerprint, backend=record.backend,
+        str(folder),
+        name,
+        examples,
+        index.targets,
+        audio_member="flac",
+        plan_fingerprint=record.plan_fingerprint,
+        backend=record.backend,
     )
     publish_index(folder, index.targets, index.manifest_sha256)
 
@@ -301,7 +312,8 @@ def test_labels_of_another_track_are_found_by_the_teachers(shards, check):
     examples = read_examples(shards, "train-000000")
     first, last = examples[0], next(example for example in examples if example.info.track != examples[0].info.track)
     swapped = {
-        first.key: Example(first.info, first.audio, last.targets), last.key: Example(last.info, last.audio, first.targets)
+        first.key: Example(first.info, first.audio, last.targets),
+        last.key: Example(last.info, last.audio, first.targets),
     }
     write_again(shards, "train-000000", [swapped.get(example.key, example) for example in examples])
     assert check(shards)[0] == 0
@@ -328,11 +340,15 @@ def test_the_device_reaches_the_teachers(shards, check, monkeypatch):
 def test_a_gpu_that_is_not_there_is_told_before_any_shard_is_read(shards, tiny_codec, check):
     for tar in shards.glob("*.tar"):
         tar.unlink()
-    assert check(shards, "--relabel", 1, "--device", "cuda") == (1, ["error: device cuda: torch finds no CUDA device on this machine"])
+    assert check(shards, "--relabel", 1, "--device", "cuda") == (
+        1,
+        ["error: device cuda: torch finds no CUDA device on this machine"],
+    )
     codec, cqt = teacher_configs(tiny_codec)
     (shards / "label.yaml").write_text(yaml.safe_dump({"teachers": [codec | {"precision": "tf32"}, cqt]}))
     assert check(shards, "--relabel", 1) == (
-        2, [f"{shards}/label.yaml: teachers.0.precision tf32 needs a GPU (device cuda), the device is cpu"]
+        2,
+        [f"{shards}/label.yaml: teachers.0.precision tf32 needs a GPU (device cuda), the device is cpu"],
     )
 
 
@@ -368,7 +384,9 @@ def test_weights_that_have_moved_are_told_with_what_to_do(shards, tmp_path, chec
         "kmeans": f"{tmp_path}/moved/kmeans.yaml: not there",
         "encodec": f"codec weights '{tmp_path}/moved'",
     }.items():
-        (shards / "label.yaml").write_text(yaml.safe_dump({"teachers": [{"kind": teacher, "weights": f"{tmp_path}/moved"}]}))
+        (shards / "label.yaml").write_text(
+            yaml.safe_dump({"teachers": [{"kind": teacher, "weights": f"{tmp_path}/moved"}]})
+        )
         code, (line,) = check(shards, "--relabel", 2)
         assert code == 2 and line.startswith(f"{shards}/label.yaml: {words}")
         assert line.endswith("; --teachers names another label config, where weights have moved")
@@ -377,4 +395,7 @@ def test_weights_that_have_moved_are_told_with_what_to_do(shards, tmp_path, chec
 def test_teachers_do_not_run_on_damaged_shards(shards, check):
     damage(shards / TAR, members(shards)[0]["members"]["flac"][0] + 50)
     code, lines = check(shards, "--relabel", 2)
-    assert code == 1 and lines[-1] == "the shards are at fault, so neither teachers nor source files were compared with them"
+    assert (
+        code == 1
+        and lines[-1] == "the shards are at fault, so neither teachers nor source files were compared with them"
+    )

@@ -27,7 +27,7 @@ from mert_foundry.jobs.benchmarks.label_workers import STAGES, FileLabels, Job, 
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import check_cuda
+from mert_foundry.jobs.command.preflight import check_cuda, resolve_device
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import AUDIO_EXTENSIONS
 from mert_foundry.pipeline.teachers.codec.encoder import LANES, Backend, Precision
@@ -84,7 +84,11 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     files = find_audio(options.files)
     codec = EncodecTeacherConfig(
-        kind="encodec", weights=options.codec, codebooks=options.codebooks, backend=options.backend, precision=options.precision
+        kind="encodec",
+        weights=options.codec,
+        codebooks=options.codebooks,
+        backend=options.backend,
+        precision=options.precision,
     )
     report = compare(files, codec, CqtTeacherConfig(kind="cqt"), options.device, options.minutes * 60)
     console.answer(report, [as_text(report)])
@@ -99,10 +103,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--codebooks", type=int, default=8)
     parser.add_argument("--backend", choices=get_args(Backend), default="torch")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu")
     parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args(arguments)
     check_cuda(options.device)
+    options.device = resolve_device(options.device)
     return options
 
 
@@ -142,7 +147,9 @@ def compare(
             outcomes = ours.label([Job(path, place.with_suffix(".ours")) for path, place in zip(batch, places)])
             if ours.failure:
                 raise ValueError(f"{batch[0]} and the files after it: {ours.failure}")
-            skipped |= {str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)}
+            skipped |= {
+                str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)
+            }
             labelled = [labels for labels in zip(batch, places, outcomes) if str(labels[0]) not in skipped]
             theirs = reference.label(
                 [Job(path, place.with_suffix(".reference"), mine.folder / "audio") for path, place, mine in labelled]
@@ -155,7 +162,9 @@ def compare(
             if ours.audio >= seconds:
                 break
         if not ours.audio:
-            raise ValueError(f"none of {len(skipped)} files can be used; {next(': '.join(each) for each in skipped.items())}")
+            raise ValueError(
+                f"none of {len(skipped)} files can be used; {next(': '.join(each) for each in skipped.items())}"
+            )
         return _report(ours, reference, agreement, codec, device, cores) | {"skipped": skipped}
 
 
@@ -170,7 +179,11 @@ def _report(
         "times_real_time": {
             name: {"reference": published.get(name), "ours": rates[name]} for name in (*STAGES, "teachers", "whole")
         },
-        "peak_bytes": {"reference": reference.peak_bytes or None, "ours": ours.peak_bytes, "our_processes": ours.processes},
+        "peak_bytes": {
+            "reference": reference.peak_bytes or None,
+            "ours": ours.peak_bytes,
+            "our_processes": ours.processes,
+        },
         "reference_failure": reference.failure,
         "agreement": agreement.summarise(),
     }

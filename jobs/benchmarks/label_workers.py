@@ -121,7 +121,8 @@ class OurLabeller:
             self.clock.seconds.update({stage: passed * part / taken.total() for stage, part in taken.items()})
             tracks = [
                 (open_tracks.enter_context(track), Output(job.folder))
-                for job, track in zip(jobs, decoded) if isinstance(track, TrackAudio)
+                for job, track in zip(jobs, decoded)
+                if isinstance(track, TrackAudio)
             ]
             self._encodec(tracks)
             for track, output in tracks:
@@ -182,8 +183,16 @@ class ReferenceLabeller:
         self.codec = load_codec(codec.weights).to(device)
         self.codebooks = codec.codebooks
         self.transform = CQT1992v2(
-            sr=SAMPLE_RATE, hop_length=HOP, fmin=cqt.lowest_frequency, n_bins=cqt.bins, norm=1, window="hann",
-            bins_per_octave=cqt.bins_per_octave, pad_mode="constant", output_format="Magnitude", verbose=False,
+            sr=SAMPLE_RATE,
+            hop_length=HOP,
+            fmin=cqt.lowest_frequency,
+            n_bins=cqt.bins,
+            norm=1,
+            window="hann",
+            bins_per_octave=cqt.bins_per_octave,
+            pad_mode="constant",
+            output_format="Magnitude",
+            verbose=False,
         ).to(device)
 
     def label(self, jobs: Sequence[Job]) -> list[FileLabels]:

@@ -17,8 +17,9 @@ checkpointing repeats. Needs transformers.
     --rounds 3     turns of each variant; medians are told
     --steps 1      steps timed in a turn, after one that warms up
     --dropout 0.1  every dropout; the recipe's where not given
-    --device cpu | cuda
-    --precision fp32 | bf16        fp32 on cpu, bf16 on cuda
+    --device auto | cpu | cuda     auto: cuda where there is one; cpu where not given
+    --precision auto | fp32 | tf32 | bf16
+                   auto, also where not given: fp32 on cpu, bf16 on cuda; tf32 needs a GPU
     --only A,B     these variants; `hubert eager`, `hubert sdpa` and `ours` where not given
     --all          all of them: also `hubert sdpa compiled`, `ours checkpointed`, `ours checkpointed front-end`,
                    `ours compiled`, and `ours sdpa B` for B of math, flash, efficient, cudnn
@@ -44,7 +45,8 @@ from mert_foundry.jobs.benchmarks.step_variant import (
 from mert_foundry.jobs.command.config import UsageError, explain
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import check_cuda
+from mert_foundry.jobs.command.preflight import check_cuda, check_precision, resolve_device
+from mert_foundry.model.training.precision import set_precision
 
 BASELINES = ("hubert eager", "hubert sdpa")
 OURS = "ours"
@@ -65,8 +67,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--dropout", type=float)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[*BASELINES, OURS])
     parser.add_argument("--all", dest="only", action="store_const", const=list(VARIANTS))
     options = parser.parse_args(arguments)
@@ -76,7 +78,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.rounds < 1:
         raise UsageError(f"mert bench step: --rounds is {options.rounds}, at least 1 is needed")
     check_cuda(options.device)
-    options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
+    options.device = resolve_device(options.device)
+    check_precision("mert bench step: --precision", options.precision, options.device)
+    if options.precision == "auto":
+        options.precision = "bf16" if options.device == "cuda" else "fp32"
     return options
 
 
@@ -99,13 +104,16 @@ def measure_batch(options: argparse.Namespace, settings: StepSettings) -> Figure
     results = take_turns(
         options.only,
         options.rounds,
-        lambda name: in_own_process("mert_foundry.jobs.benchmarks.step_variant", {**settings.model_dump(), "variant": name}),
+        lambda name: in_own_process(
+            "mert_foundry.jobs.benchmarks.step_variant", {**settings.model_dump(), "variant": name}
+        ),
     )
     operations = count_operations(build(settings), settings)
     peak = matrix_rate(options.device, options.precision)
     rows = {name: summarise(figures, settings, operations, peak) for name, figures in results.items()}
     return {
-        "settings": settings.model_dump(exclude={"variant"}) | {"rounds": options.rounds, "threads": torch.get_num_threads()},
+        "settings": settings.model_dump(exclude={"variant"})
+        | {"rounds": options.rounds, "threads": torch.get_num_threads()},
         "operations_a_step": operations,
         "peak_operations_per_second": peak,
         "variants": rows,
@@ -141,6 +149,7 @@ def compare(rows: dict[str, Figures]) -> Figures | None:
 
 def matrix_rate(device: str, precision: str, seconds: float = 1.0) -> float:
     """Operations per second of a square matrix product, the best of those made in about `seconds`."""
+    set_precision(precision)
     size = 8192 if device == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     first, second = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
@@ -174,7 +183,9 @@ def as_table(report: Figures) -> str:
             )
     ratios = report["ours_to_better_baseline"]
     if ratios is not None:
-        lines.append(f"ours is {ratios['speed']:.2f} times as fast as the better baseline, with {ratios['memory']:.2f} of its memory")
+        lines.append(
+            f"ours is {ratios['speed']:.2f} times as fast as the better baseline, with {ratios['memory']:.2f} of its memory"
+        )
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """One variant of the pre-training step, measured in this process; `mert bench step` starts it.
 
-    python -m mert_foundry.jobs.benchmarks.step_variant '{"variant": "ours", "layout": "small", "batch": 2, "seconds": 1.0, ...}'
+python -m mert_foundry.jobs.benchmarks.step_variant '{"variant": "ours", "layout": "small", "batch": 2, "seconds": 1.0, ...}'
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.span_mask import MaskConfig, draw_masks
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
+from mert_foundry.model.training.precision import Precision, set_precision
 from mert_foundry.model.transformer.config import TransformerConfig
 
 SAMPLE_RATE = 24_000
@@ -33,7 +35,14 @@ LAYOUTS = {
             frontend=FrontendConfig(gradient_multiplier=1.0),
             input_dropout=0.0,
             transformer=TransformerConfig(
-                layers=24, width=1024, heads=16, feed_forward=4096, norm="pre", dropout=0.0, attention_dropout=0.0, layer_drop=0.0
+                layers=24,
+                width=1024,
+                heads=16,
+                feed_forward=4096,
+                norm="pre",
+                dropout=0.0,
+                attention_dropout=0.0,
+                layer_drop=0.0,
             ),
         ),
         ObjectiveConfig(final_dim=128),
@@ -68,8 +77,8 @@ class StepSettings(BaseModel):
     batch: int = Field(8, ge=2, description="crops a step")
     seconds: float = Field(5.0, gt=0.0, description="length of a crop")
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="every dropout; None: those of the layout's recipe")
-    device: str = Field("cpu", description="cpu or cuda")
-    precision: str = Field("fp32", description="fp32, or bf16 for autocast")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
+    precision: Precision = Field("fp32", description="arithmetic; bf16: autocast")
     steps: int = Field(1, ge=1, description="measured steps, after one that warms up")
 
 
@@ -84,6 +93,7 @@ def measure(settings: StepSettings) -> dict[str, float]:
     Memory: on the CPU the process's largest resident set, on CUDA the largest allocated.
     """
     device = torch.device(settings.device)
+    set_precision(settings.precision)
     model = build(settings).to(device)
     step = training_step(model, settings, device)
     first = step()
@@ -105,7 +115,11 @@ def build(settings: StepSettings) -> PretrainModel:
     transformer, frontend = encoder.transformer, encoder.frontend
     if settings.dropout is not None:
         transformer = transformer.model_copy(
-            update={"dropout": settings.dropout, "attention_dropout": settings.dropout, "activation_dropout": settings.dropout}
+            update={
+                "dropout": settings.dropout,
+                "attention_dropout": settings.dropout,
+                "activation_dropout": settings.dropout,
+            }
         )
         encoder = encoder.model_copy(update={"input_dropout": settings.dropout})
     checkpointing = {"activation_checkpointing": True}
@@ -141,9 +155,7 @@ def training_step(model: PretrainModel, settings: StepSettings, device: torch.de
     return step
 
 
-def make_batch(
-    model: PretrainModel, settings: StepSettings, device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
+def make_batch(model: PretrainModel, settings: StepSettings, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Noise with random targets in the model's device form, and the published masks [B, F]."""
     generator = torch.Generator().manual_seed(0)
     samples = round(settings.seconds * SAMPLE_RATE)
@@ -179,7 +191,9 @@ def count_operations(model: PretrainModel, settings: StepSettings) -> float:
     return 2.0 * 3.0 * (settings.batch * forward + int(mask.sum()) * head_weights)
 
 
-Variant = tuple[nn.Module, Callable[[dict[str, Tensor], Tensor], Tensor], Callable[[], contextlib.AbstractContextManager]]
+Variant = tuple[
+    nn.Module, Callable[[dict[str, Tensor], Tensor], Tensor], Callable[[], contextlib.AbstractContextManager]
+]
 
 
 def ours(model: PretrainModel, compiled: bool = False, backend: str | None = None) -> Variant:

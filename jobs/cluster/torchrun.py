@@ -11,11 +11,12 @@ import torch
 from torch import distributed
 
 from mert_foundry.jobs.command.config import UsageError
-from mert_foundry.jobs.command.preflight import check_cuda
+from mert_foundry.jobs.command.preflight import Device, check_cuda, resolve_device
 from mert_foundry.model.training.ranks import wait_for_all
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 SLOWEST_RANK = timedelta(days=7)  # that the others wait for at the end of an extraction
+
 
 def gpu_of_this_rank() -> int:
     """Index of the GPU: torchrun's LOCAL_RANK, or 0 for a process alone.
@@ -25,15 +26,17 @@ def gpu_of_this_rank() -> int:
     if "LOCAL_RANK" in os.environ:
         return int(os.environ["LOCAL_RANK"])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and LOCAL_RANK is not set: start the ranks with torchrun")
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and LOCAL_RANK is not set: start the ranks with torchrun"
+        )
     return 0
 
 
 @contextlib.contextmanager
-def process_group(device: str, world_size: int) -> Iterator[torch.device]:
+def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
     """Join torchrun's process group if there are several ranks; gives this rank's device."""
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     check_cuda(device)
+    use_cuda = resolve_device(device) == "cuda"
     place = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)

@@ -1,6 +1,7 @@
 """Typed configs from YAML and `dotted.key=value` overrides; unknown keys are refused by name."""
 
 import difflib
+import fnmatch
 import textwrap
 import types
 import typing
@@ -18,6 +19,20 @@ INDENT = " " * 6
 
 Config = TypeVar("Config", bound=BaseModel)
 
+# Names of before and of now, by config: dotted keys (`*` is any text), or `key=value` for one value of a key. Whoever gives an
+# old one is told the new one. Documents that were stored with old names are translated where they are read:
+# model/runs/stored_config.py, pipeline/features/older_names.py.
+RENAMED = {
+    "LabelConfig": {"relabel": "overwrite"},
+    "ExtractConfig": {
+        "replace": "overwrite",
+        "precision=float32": "precision=fp32",
+        "precision=bfloat16": "precision=bf16",
+        "pooling=mean_deviation": "pooling=mean_std",
+    },
+    "PretrainConfig": {"encoder.transformer.*attention.temperature": "learnable_temperature"},
+}
+
 
 class UsageError(Exception):
     """Bad usage or config: exit code 2."""
@@ -27,8 +42,8 @@ def load_config(model: type[Config], arguments: list[str]) -> Config:
     """Build a config from `CONFIG.yaml key=value ...`; the file may be left out, later values win.
 
     Raises:
-        UsageError: a file that is not there or not YAML, an argument of another form, an unknown key (the
-            nearest known one is named), a missing key or a value of the wrong kind.
+        UsageError: a file that is not there or not YAML, an argument of another form, a name of before (that of now is
+            given), an unknown key (the nearest known one is named), a missing key or a value of the wrong kind.
     """
     paths = [argument for argument in arguments if "=" not in argument]
     if len(paths) > 1:
@@ -38,10 +53,12 @@ def load_config(model: type[Config], arguments: list[str]) -> Config:
         if "=" in argument:
             key, text = argument.split("=", 1)
             set_value(values, key, text, is_text=_is_text(model, key.split(".")))
+    source = paths[0] if paths else "arguments"
+    if old := find_old_names(model, values):
+        raise UsageError("\n".join(f"{source}: {line}" for line in old))
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        source = paths[0] if paths else "arguments"
         raise UsageError("\n".join(f"{source}: {line}" for line in explain(error, model))) from error
 
 
@@ -82,6 +99,27 @@ def set_value(values: dict, key: str, text: str, is_text: bool = False) -> None:
         raise UsageError(f"{key}={text}: there is no such place in the config") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{key}={text}: not a YAML value") from error
+
+
+def find_old_names(model: type[BaseModel], values: dict) -> list[str]:
+    """One line for each key and value of RENAMED that the config holds, with the name of now."""
+    lines = []
+    for key, value in _leaves(values):
+        for pattern, name in RENAMED.get(model.__name__, {}).items():
+            if fnmatch.fnmatchcase(f"{key}={value}" if "=" in pattern else key, pattern):
+                *parents, _ = key.split(".")
+                old = pattern if "=" in pattern else key
+                lines.append(f"{old} is now called {name if '=' in pattern else '.'.join([*parents, name])}")
+    return lines
+
+
+def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """All that is no mapping, by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -1,8 +1,8 @@
 """How every job speaks: notes and progress on the way, a result at the end, and what --quiet and --json make of them.
 
-    neither     notes and result on standard output, progress on standard error
-    --quiet     errors alone, and what a command is asked to print (inspect, bench, the faults of verify)
-    --json      the result as one JSON object on standard output, all else on standard error
+neither     notes and result on standard output, progress on standard error
+--quiet     errors alone, and what a command is asked to print (inspect, bench, the faults of verify)
+--json      the result as one JSON object on standard output, all else on standard error
 """
 
 import json

@@ -29,6 +29,9 @@ JOBS = {
 # Which extra of pyproject.toml brings a package, where it is not `label`.
 EXTRAS = {"zarr": "features", "nnAudio": "bench", "transformers": "bench"}
 
+# What no user can cause: our own mistakes, which show where they are.
+BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError, ZeroDivisionError)
+
 
 def main() -> int:
     """Entry point of the console script."""
@@ -47,7 +50,9 @@ def main() -> int:
             module = importlib.import_module(parts[arguments.pop(0)])
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name, "label")
-        print(f"mert {name}: the package {error.name} is not installed; pip install '.[{extra}]' adds it", file=sys.stderr)
+        print(
+            f"mert {name}: the package {error.name} is not installed; pip install '.[{extra}]' adds it", file=sys.stderr
+        )
         return 1
     return run(module.main, arguments, module.__doc__, getattr(module, "CONFIG", None))
 
@@ -81,7 +86,7 @@ def run(
         print("interrupted: what was published is whole; the same command goes on from here", file=sys.stderr)
         return 1
     except Exception as error:
-        if debug:
+        if debug or isinstance(error, BUGS):
             traceback.print_exc()
         else:
             print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)

@@ -6,12 +6,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mert_foundry.jobs.command.config import UsageError
 
 LOCK = ".lock"
+Device = Literal["auto", "cpu", "cuda"]  # as settings and options have it
+
 
 def check_writable(path: Path) -> None:
     """Raise UsageError when no file could be made at `path`; folders on the way may be missing. Leaves nothing."""
@@ -21,6 +24,19 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{path}: nothing can be written in {folder}: {error.strerror}") from error
+
+
+def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
+    """What a setting stands for: `auto` is cuda where torch finds a GPU on this machine, else cpu."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def check_precision(key: str, precision: str, device: str) -> None:
+    """Raise UsageError naming the key when the precision is tf32 and the device (resolved) no GPU."""
+    if precision == "tf32" and device == "cpu":
+        raise UsageError(f"{key} tf32 needs a GPU (device cuda), the device is cpu")
 
 
 def check_cuda(device: str) -> None:

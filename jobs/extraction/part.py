@@ -91,7 +91,13 @@ class PartExtractor:
             self.seconds += seconds
             report(seconds)
         publish_part(
-            order.out, order.layout, part.number, rows.finish(), digest=order.digest, dropped=dropped, backend=self.backend
+            order.out,
+            order.layout,
+            part.number,
+            rows.finish(),
+            digest=order.digest,
+            dropped=dropped,
+            backend=self.backend,
         )
         self.seconds = 0.0
         return dropped
@@ -160,7 +166,11 @@ def one_ahead(batches: Iterator[list[_Item]]) -> Iterator[list[_Item]]:
 def model_fingerprint(encoder: FeatureEncoder) -> str:
     """SHA-256 over weights and all else that makes the hidden states what they are."""
     settings = {
-        "architecture": encoder.architecture,
+        # Hashed under the name that this key had first, so that a model keeps its fingerprint.
+        "architecture": {
+            key.replace("attention.learnable_temperature", "attention.temperature"): value
+            for key, value in encoder.architecture.items()
+        },
         "sample_rate": encoder.sample_rate,
         "normalised": encoder.normalised,
     }

@@ -19,7 +19,12 @@ from mert_foundry.pipeline.features.plan import (
 from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION, description_digest
 from mert_foundry.pipeline.frames import AUDIO_VERSION, SAMPLE_RATE
 
-ARRAYS = {"none": ("features",), "mean": ("mean",), "mean_deviation": ("mean", "deviation")}
+ARRAYS = {
+    "none": ("features",),
+    "mean": ("mean",),
+    "mean_std": ("mean", "std"),
+    "mean_deviation": ("mean", "deviation"),  # of a store that was begun when mean_std had this name
+}
 SEAMS = (
     "A track of at most window_frames frames is encoded whole. A longer one is cut into windows of window_frames frames"
     " that start at frames 0, step, 2 step, ... (step = window_frames - overlap_frames) while more than a window is left,"
@@ -50,7 +55,9 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
     # Too short for a frame: there is nothing to keep of it.
     tracks = [track for track in found.tracks if frames[track.key]]
     if not tracks:
-        raise ValueError(f"{config.input}: no track with a frame in it ({len(found.tracks)} tracks, {len(found.rejected)} rejected)")
+        raise ValueError(
+            f"{config.input}: no track with a frame in it ({len(found.tracks)} tracks, {len(found.rejected)} rejected)"
+        )
     lengths = [frames[track.key] for track in tracks]
     layout = make_layout(config, encoder, lengths, frame_rate)
     window_frames = max(1, round(config.windows.seconds * frame_rate))
@@ -92,10 +99,18 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
     if found.kind != "shards" or rate != SAMPLE_RATE:  # else the samples are those of the shards
         description["settings"]["audio_version"] = AUDIO_VERSION
     order = WorkOrder(
-        model=config.model, model_fingerprint=description["model"]["fingerprint"], audio=found.audio,
-        from_shards=found.kind == "shards", out=config.out, layout=layout, digest=description_digest(description),
-        window_frames=window_frames, overlap_frames=overlap_frames, batch_samples=round(config.batch_seconds * rate),
-        precision=config.resolved_precision(), decode_threads=config.decode_threads,
+        model=config.model,
+        model_fingerprint=description["model"]["fingerprint"],
+        audio=found.audio,
+        from_shards=found.kind == "shards",
+        out=config.out,
+        layout=layout,
+        digest=description_digest(description),
+        window_frames=window_frames,
+        overlap_frames=overlap_frames,
+        batch_samples=round(config.batch_seconds * rate),
+        precision=config.resolved_precision(),
+        decode_threads=config.decode_threads,
     )
     plan_parts = plan_frame_parts if layout.row == "frame" else plan_track_parts
     table = {
@@ -106,7 +121,23 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
         "split": [track.split for track in tracks],
         "group": [track.group for track in tracks],
     }
-    return Plan(order=order, description=description, table=table, parts=plan_parts(tracks, lengths, layout.part_rows, frame_rate))
+    return Plan(
+        order=order,
+        description=description,
+        table=table,
+        parts=plan_parts(tracks, lengths, layout.part_rows, frame_rate),
+    )
+
+
+def in_names_of(plan: Plan, description: dict[str, Any]) -> Plan:
+    """The plan for a store whose description says the same in older names (`begun_as`): it goes on in these, since its
+    parts carry the digest of what it says, and its arrays their names.
+    """
+    if description == plan.description:
+        return plan
+    layout = plan.order.layout.model_copy(update={"arrays": ARRAYS[description["settings"]["pooling"]]})
+    order = plan.order.model_copy(update={"layout": layout, "digest": description_digest(description)})
+    return plan.model_copy(update={"order": order, "description": description})
 
 
 def make_layout(config: ExtractConfig, encoder: FeatureEncoder, lengths: list[int], frame_rate: float) -> StoreLayout:
@@ -117,7 +148,12 @@ def make_layout(config: ExtractConfig, encoder: FeatureEncoder, lengths: list[in
     else:
         chunk_rows = part_rows = config.storage.part_tracks
     return StoreLayout(
-        arrays=ARRAYS[config.pooling], row="frame" if config.pooling == "none" else "track",
+        arrays=ARRAYS[config.pooling],
+        row="frame" if config.pooling == "none" else "track",
         rows=sum(lengths) if config.pooling == "none" else len(lengths),
-        layers=encoder.layers, width=encoder.width, dtype=config.dtype, part_rows=part_rows, chunk_rows=chunk_rows,
+        layers=encoder.layers,
+        width=encoder.width,
+        dtype=config.dtype,
+        part_rows=part_rows,
+        chunk_rows=chunk_rows,
     )

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mert_foundry.jobs.command.preflight import Device, resolve_device
 from mert_foundry.model.features.feature_encoder import Precision
 from mert_foundry.model.features.windows import WindowConfig
 
@@ -15,7 +16,9 @@ class StorageConfig(BaseModel):
 
     chunk_seconds: float = Field(default=10.0, gt=0, description="Frames of one layer that are read together, seconds")
     part_seconds: float = Field(
-        default=600.0, gt=0, description="Frames of a part, seconds, rounded up to whole chunks (MERT 95M, 13 layers, float16: 0.9 GB)"
+        default=600.0,
+        gt=0,
+        description="Frames of a part, seconds, rounded up to whole chunks (MERT 95M, 13 layers, float16: 0.9 GB)",
     )
     part_tracks: int = Field(default=64, gt=0, description="Tracks of a part when features are pooled")
 
@@ -26,25 +29,29 @@ class ExtractConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1, description="Folder of the encoder, local")
-    input: str = Field(min_length=1, description="Shard folder, manifest folder or folder of audio; local path or fsspec URL")
+    input: str = Field(
+        min_length=1, description="Shard folder, manifest folder or folder of audio; local path or fsspec URL"
+    )
     out: str = Field(min_length=1, description="The zarr store; local path or fsspec URL")
     layers: Literal["all"] | list[int] = Field(
         default="all", description="Hidden states to keep: 0 is the input of the first layer, i the output of layer i"
     )
-    pooling: Literal["none", "mean", "mean_deviation"] = Field(
+    pooling: Literal["none", "mean", "mean_std"] = Field(
         default="none", description="none: every frame; else mean, or mean and standard deviation, over each track"
     )
     dtype: Literal["float16", "float32"] = Field(default="float16", description="Type of the stored features")
     windows: WindowConfig = Field(default=WindowConfig(), description="How long tracks are cut")
     batch_seconds: float = Field(
-        default=30.0, ge=0.001, description="Windows of exactly the same length are encoded together, so many seconds of them"
+        default=30.0,
+        ge=0.001,
+        description="Windows of exactly the same length are encoded together, so many seconds of them",
     )
-    precision: Literal["auto"] | Precision = Field(
-        default="auto", description="Arithmetic; auto: float32 on a CPU, tf32 on a GPU"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        default="auto", description="Arithmetic; tf32 needs a GPU; auto: fp32 on a CPU, tf32 on a GPU"
     )
     storage: StorageConfig = Field(default=StorageConfig(), description="How rows lie in the store")
-    replace: bool = Field(default=False, description="Throw away a store of another model, input or settings")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the encoder runs")
+    overwrite: bool = Field(default=False, description="Throw away a store of another model, input or settings")
+    device: Device = Field(default="cpu", description="Where the encoder runs; auto: cuda where this machine has one")
     actors: int = Field(
         default=0, ge=0, description="Ray workers; 0: one a CPU core, or one a GPU; more than these share them"
     )
@@ -57,4 +64,4 @@ class ExtractConfig(BaseModel):
         """The arithmetic that `auto` stands for."""
         if self.precision != "auto":
             return self.precision
-        return "tf32" if self.device == "cuda" else "float32"
+        return "tf32" if resolve_device(self.device) == "cuda" else "fp32"

@@ -52,7 +52,7 @@ def read_input(config: ExtractConfig, ranks: int) -> Input:
 
     if kind is MANIFEST:
         manifest, tracks = list_manifest(location)
-        if config.replace or not is_complete(out):  # else there is nothing to decode
+        if config.overwrite or not is_complete(out):  # else there is nothing to decode
             check_root(manifest, location)
         return Input(kind="manifest", audio=manifest.root, tracks=tracks, rejected={})
     if lies_in(out, location):

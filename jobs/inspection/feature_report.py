@@ -81,7 +81,9 @@ def add_layers(page: ReportPage, summary: FeatureSummary) -> None:
         plot("Dead dimensions", "share of dimensions", ("dead", "dead_share"), zero=True, format="percent"),
     )
     header = ("layer", "mean", "deviation", "largest magnitude", "effective rank", "dead dimensions")
-    section.table(f"From {summary.rows_read:,} rows of {summary.tracks_read:,} tracks", header, layer_rows(summary), "nnnnnn")
+    section.table(
+        f"From {summary.rows_read:,} rows of {summary.tracks_read:,} tracks", header, layer_rows(summary), "nnnnnn"
+    )
 
 
 def add_projections(page: ReportPage, read: FeatureRows) -> None:
@@ -130,7 +132,12 @@ def add_neighbours(page: ReportPage, read: FeatureRows, options: Namespace) -> N
     for key in options.keys.split(",") if options.keys else sorted(drawn):
         found = nearest(read, key, NEIGHBOURS)
         rows = [(each.key, each.group or "-", f"{each.similarity:.3f}") for each in found.nearest]
-        section.table(f"{found.key}{', of ' if found.group else ''}{found.group}", ("nearest over all layers", "group", "cosine"), rows, "ttn")
+        section.table(
+            f"{found.key}{', of ' if found.group else ''}{found.group}",
+            ("nearest over all layers", "group", "cosine"),
+            rows,
+            "ttn",
+        )
     section.note(
         "Cosine of vectors whose every dimension has mean 0 and deviation 1 over the tracks;"
         " a track's vector is the mean of its frames."

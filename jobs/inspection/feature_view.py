@@ -47,7 +47,10 @@ def summary_lines(summary: FeatureSummary) -> list[str]:
             ("settings", ", ".join(f"{name}={value}" for name, value in summary.settings.items())),
         ]
     )
-    lines += ["", *table(("layer", "mean", "deviation", "largest", "effective rank", "dead dimensions"), layer_rows(summary))]
+    lines += [
+        "",
+        *table(("layer", "mean", "deviation", "largest", "effective rank", "dead dimensions"), layer_rows(summary)),
+    ]
     lines.append(f"  from {summary.rows_read} rows of {summary.tracks_read} tracks")
     lines += ["", f"tracks without features: {len(summary.dropped) or 'none'}"]
     lines += [f"  {key}: {reason}" for key, reason in list(summary.dropped.items())[:MOST_ROWS]]

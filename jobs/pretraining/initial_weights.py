@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mert_foundry.jobs.command.config import explain
@@ -13,6 +12,7 @@ from mert_foundry.model.interop.load import read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints
+from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.storage.files import local_path
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
@@ -33,7 +33,9 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
     check_input(config.initial, RUN, CHECKPOINT, MODEL)
     initial = read_model(local_path(config.initial))
     if initial.sample_rate != index.sample_rate:
-        raise ValueError(f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz")
+        raise ValueError(
+            f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz"
+        )
     return initial
 
 
@@ -48,17 +50,21 @@ def settle_encoder(config: PretrainConfig, initial: StoredModel | None, out: Pat
     if initial is not None:
         before = initial.encoder
     else:
-        before = EncoderConfig(**yaml.safe_load((out / RUN_CONFIG).read_text())["config"]["encoder"])
+        before = EncoderConfig(**read_run_config(out / RUN_CONFIG)["config"]["encoder"])
     said = config.encoder.model_dump(exclude_unset=True) if "encoder" in config.model_fields_set else {}
     try:
         encoder = EncoderConfig(**merge(before.model_dump(), said))
     except ValidationError as error:
         faults = "; ".join(explain(error, EncoderConfig))
-        raise ValueError(f"{config.initial} and what the config says of the encoder do not go together: {faults}") from error
+        raise ValueError(
+            f"{config.initial} and what the config says of the encoder do not go together: {faults}"
+        ) from error
     if initial is not None:
         different = architecture_differences(encoder, before).items()
         if different:
-            faults = "; ".join(f"encoder.{key} is {ours!r} in the config, {theirs!r} there" for key, (ours, theirs) in different)
+            faults = "; ".join(
+                f"encoder.{key} is {ours!r} in the config, {theirs!r} there" for key, (ours, theirs) in different
+            )
             raise ValueError(f"{config.initial} has another encoder: {faults}")
     return config.model_copy(update={"encoder": encoder})
 
@@ -87,4 +93,6 @@ def begin_from(model: PretrainModel, initial: StoredModel, fingerprints: dict[st
             model.heads[spec.name].load_state_dict(weights)
             taken.append(spec.name)
     new = [spec.name for spec in model.head_specs if spec.name not in taken]
-    return f"first weights: encoder and {', '.join(taken) or 'no'} heads as stored; new heads: {', '.join(new) or 'none'}"
+    return (
+        f"first weights: encoder and {', '.join(taken) or 'no'} heads as stored; new heads: {', '.join(new) or 'none'}"
+    )

@@ -1,17 +1,18 @@
 """What a pre-training run is: its resolved config, heads and data, saved beside the run and compared when it goes on."""
 
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from mert_foundry.jobs.command.preflight import Device
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
 from mert_foundry.model.objective.target_alignment import target_stride
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.model.runs.publish import publish_file
+from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.trainer import TrainerConfig
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.stream.batch_stream import StreamConfig
@@ -44,7 +45,7 @@ class PretrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, description="Seed of weights, order, crops, masks, mixture and dropout")
     train_split: str = Field(default="train", description="Split to train on")
     valid_split: str | None = Field(default="valid", description="Split to validate on; null for none")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    device: Device = Field(default="auto", description="Where it is trained; auto: cuda where there is one")
     stream: StreamConfig = Field(description="Batches")
     encoder: EncoderConfig = Field(default=EncoderConfig(), description="Architecture")
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="What is predicted")
@@ -71,7 +72,9 @@ def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> Non
     frontend = config.encoder.frontend
     hop = frontend.hop
     if frontend.sample_rate not in (None, index.sample_rate):
-        raise ValueError(f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {index.sample_rate} Hz")
+        raise ValueError(
+            f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {index.sample_rate} Hz"
+        )
     if hop % index.hop:
         raise ValueError(f"the encoder's hop is {hop} samples, no multiple of the shards' hop of {index.hop}")
     for spec in index.targets:
@@ -109,7 +112,7 @@ def save_description(out: Path, description: RunDescription) -> str:
     changes = []
     # Without a checkpoint there is nothing to go on from, so nothing that must stay.
     if path.exists() and list_checkpoints(out / CHECKPOINTS):
-        before, now = flatten(yaml.safe_load(path.read_text())), flatten(values)
+        before, now = flatten(read_run_config(path)), flatten(values)
         keys = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         for key in keys:
             name, old, new = key.removeprefix("config."), before.get(key), now.get(key)

@@ -12,7 +12,7 @@ from mert_foundry.model.features.windows import FrameGeometry, measure_frames
 from mert_foundry.model.interop.architecture import architecture_differences
 from mert_foundry.model.interop.load import build_encoder, read_model
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 NORMALISATION_EPSILON = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
 
 
@@ -25,7 +25,7 @@ class FeatureEncoder:
     Args:
         folder: any folder that model/interop/load.py opens.
         device: where it runs.
-        precision: float32; tf32: float32 with matrix products of 10-bit mantissas (CUDA); bfloat16: autocast.
+        precision: fp32; tf32: fp32 with matrix products of 10-bit mantissas (CUDA); bf16: autocast.
         layers: which hidden states; None: all.
 
     architecture: what of its config is not MERT 95M's, by dotted key. weights: float32, on the CPU, by name; the
@@ -36,7 +36,7 @@ class FeatureEncoder:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, precision: Precision = "float32", layers: Sequence[int] | None = None
+        self, folder: Path, device: torch.device, precision: Precision = "fp32", layers: Sequence[int] | None = None
     ):
         stored = read_model(folder)
         self.architecture = {
@@ -50,7 +50,9 @@ class FeatureEncoder:
         self.layers = tuple(range(self.num_layers + 1)) if layers is None else tuple(layers)
         unknown = [layer for layer in self.layers if not 0 <= layer <= self.num_layers]
         if unknown or not self.layers or len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers {list(self.layers)}: each one of 0 to {self.num_layers} once is what {folder} has")
+            raise ValueError(
+                f"layers {list(self.layers)}: each one of 0 to {self.num_layers} once is what {folder} has"
+            )
         # What lies above the last layer that is asked for would be computed for nothing.
         encoder.transformer.layers = encoder.transformer.layers[: max(self.layers)]
         self.encoder = encoder.to(device).float().eval()
@@ -70,10 +72,9 @@ class FeatureEncoder:
         if self.normalised:
             deviation = torch.sqrt(audio.var(dim=1, keepdim=True, unbiased=False) + NORMALISATION_EPSILON)
             audio = (audio - audio.mean(dim=1, keepdim=True)) / deviation
-        exact = self.precision == "float32"
+        exact = self.precision == "fp32"
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             states = self.encoder(audio).hidden_states
         return torch.stack([states[layer].float() for layer in self.layers], dim=2)
-

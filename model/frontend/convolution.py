@@ -104,9 +104,7 @@ class ConvFrontend(nn.Module):
 
     def _layer(self, i: int) -> ConvLayer:
         config, channels = self.config, self.config.channels
-        conv = nn.Conv1d(
-            channels if i else 1, channels, config.kernels[i], stride=config.strides[i], bias=config.bias
-        )
+        conv = nn.Conv1d(channels if i else 1, channels, config.kernels[i], stride=config.strides[i], bias=config.bias)
         if config.norm == "layer":
             return ConvLayer(conv, ChannelNorm(channels))
         return ConvLayer(conv, nn.Identity() if i else nn.GroupNorm(channels, channels))

@@ -96,7 +96,11 @@ hidden_states = encoder(audio).hidden_states  # audio: float tensor [batch, samp
 def _model_card(model: StoredModel, obstacles: list[str], card: Mapping[str, Any]) -> str:
     sections = {
         **card,
-        **({"Targets": [spec.model_dump(mode="json", exclude_none=True) for spec in model.heads]} if model.heads else {}),
+        **(
+            {"Targets": [spec.model_dump(mode="json", exclude_none=True) for spec in model.heads]}
+            if model.heads
+            else {}
+        ),
         "Encoder": model.encoder.model_dump(mode="json"),
     }
     told = "\n".join(f"## {title}\n\n{_as_text(content)}\n" for title, content in sections.items())

@@ -102,7 +102,9 @@ def encoder_from_hubert(config: Mapping[str, Any]) -> EncoderConfig:
     if not isinstance(values["conv_dim"], list) or len({str(channels) for channels in values["conv_dim"]}) != 1:
         raise ValueError(f"conv_dim is {values['conv_dim']}, the encoder has one number of channels for all layers")
     if values["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"hidden_act is {values['hidden_act']!r}, Hubert and the encoder share {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"hidden_act is {values['hidden_act']!r}, Hubert and the encoder share {', '.join(ACTIVATIONS)}"
+        )
     try:
         return EncoderConfig(
             frontend={

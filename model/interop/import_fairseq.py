@@ -76,7 +76,9 @@ def import_fairseq(path: Path, sample_rate: int | None = None) -> Imported:
     weights, notes = fit_weights(encoder, named_tensors(checkpoint["model"], path), names, path)
     normalised = bool(task.get("normalize"))
     if normalised:
-        notes.append("it was trained on audio scaled to zero mean and unit variance (task.normalize); nothing here does")
+        notes.append(
+            "it was trained on audio scaled to zero mean and unit variance (task.normalize); nothing here does"
+        )
     rate = one_rate({"task.sample_rate": task.get("sample_rate")}, sample_rate, path)
     return Imported(StoredModel(encoder, weights, rate, normalised=normalised), notes)
 

@@ -41,7 +41,9 @@ def import_hugging_face(folder: Path, sample_rate: int | None = None) -> Importe
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") == OWN_MODEL_TYPE:
-        raise ValueError(f"{folder} is a folder of mert export already: mert pretrain initial= and mert export take it as it is")
+        raise ValueError(
+            f"{folder} is a folder of mert export already: mert pretrain initial= and mert export take it as it is"
+        )
     if config.get("model_type") not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, imported are {known}")
@@ -57,8 +59,14 @@ def import_hugging_face(folder: Path, sample_rate: int | None = None) -> Importe
         notes.append(f"keys of config.json that are not known here and have no effect: {', '.join(unknown)}")
     normalised = bool(processing.get("do_normalize"))
     if normalised:
-        notes.append("its feature extractor scales audio to zero mean and unit variance (do_normalize); nothing here does")
-    rate = one_rate({"config.json": config.get("sample_rate"), preprocessor.name: processing.get("sampling_rate")}, sample_rate, folder)
+        notes.append(
+            "its feature extractor scales audio to zero mean and unit variance (do_normalize); nothing here does"
+        )
+    rate = one_rate(
+        {"config.json": config.get("sample_rate"), preprocessor.name: processing.get("sampling_rate")},
+        sample_rate,
+        folder,
+    )
     return Imported(StoredModel(encoder, weights, rate, *read_heads(folder), normalised), notes)
 
 
@@ -71,18 +79,24 @@ def fit_weights(
     Raises ValueError naming what is missing, or the weight with another shape and both shapes.
     """
     with torch.device("meta"):
-        expected = {rename(name, names): (name, weight.shape) for name, weight in MertEncoder(encoder).state_dict().items()}
+        expected = {
+            rename(name, names): (name, weight.shape) for name, weight in MertEncoder(encoder).state_dict().items()
+        }
     prefix = _prefix(found, next(iter(expected)))
     current = {_current_name(name.removeprefix(prefix)): name for name in found}
     missing = [name for name in expected if name not in current]
     if missing:
-        raise ValueError(f"{source}: {len(missing)} of {len(expected)} encoder weights are missing: {', '.join(missing)}")
+        raise ValueError(
+            f"{source}: {len(missing)} of {len(expected)} encoder weights are missing: {', '.join(missing)}"
+        )
     for name, (_, shape) in expected.items():
         if found[current[name]].shape != shape:
             shapes = f"{list(found[current[name]].shape)} in the file, {list(shape)} by its config"
             raise ValueError(f"{source}: weight {current[name]} has shape {shapes}")
         if not found[current[name]].is_floating_point():
-            raise ValueError(f"{source}: weight {current[name]} is {found[current[name]].dtype}, floating point is needed")
+            raise ValueError(
+                f"{source}: weight {current[name]} is {found[current[name]].dtype}, floating point is needed"
+            )
     weights = {ours: found[current[name]].float() for name, (ours, _) in expected.items()}
     notes = [
         f"not imported: {name} {list(found[name].shape)}"

@@ -17,6 +17,7 @@ from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredModel,
 from mert_foundry.model.interop.weight_files import load_safetensors, read_json
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.runs.checkpoint import check_weights, find_checkpoint, load_config, load_weights
+from mert_foundry.model.runs.stored_config import present_names
 
 
 def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MertEncoder, int]:
@@ -61,7 +62,7 @@ def read_checkpoint(checkpoint: Path) -> StoredModel:
 
 
 def _read_own(folder: Path) -> StoredModel:
-    config = read_json(folder / "config.json")
+    config = present_names(read_json(folder / "config.json"))  # of an older export too
     try:
         encoder = EncoderConfig(**config["encoder"])
         sample_rate = int(config["sample_rate"])

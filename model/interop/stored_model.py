@@ -34,5 +34,3 @@ class StoredModel:
 def select(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose name begins with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-

@@ -33,7 +33,9 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def named_tensors(content: Any, source: Path) -> dict[str, Tensor]:
     """What was unpickled, when it is tensors by name. Raises ValueError naming the source when it is not."""
-    if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise ValueError(f"{source}: a mapping of names to tensors is needed")
     return dict(content)
 
@@ -53,4 +55,8 @@ def _reason(path: Path, error: Exception) -> str:
         unsafe = []
     if unsafe:
         return f"since it holds objects of {', '.join(sorted(unsafe))}, which could run code"
-    return "it is damaged or torch.save did not write it" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
+    return (
+        "it is damaged or torch.save did not write it"
+        if isinstance(error, pickle.UnpicklingError)
+        else str(error).splitlines()[0]
+    )

@@ -38,7 +38,9 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     final_dim: int = Field(64, ge=1, description="features in which codes are compared, per codebook")
-    tied_projection: bool = Field(False, description="one projection for all codebooks of a target, instead of one each")
+    tied_projection: bool = Field(
+        False, description="one projection for all codebooks of a target, instead of one each"
+    )
     temperature: float = Field(0.1, gt=0.0, description="divides the cosine logits; where a learnable one starts")
     learnable_temperature: bool = Field(False, description="each codebook learns its temperature, from 0.01 up")
     codebooks_per_step: int | None = Field(
@@ -50,7 +52,9 @@ class ObjectiveConfig(BaseModel):
     masked_weight: float = Field(1.0, ge=0.0, description="factor on the losses over masked frames")
     unmasked_weight: float = Field(0.0, ge=0.0, description="factor on the losses over other valid frames; 0: not made")
     feature_penalty: float = Field(
-        10.0, ge=0.0, description="factor on the mean square of learned front-end features; none with log_mel, which has no weights"
+        10.0,
+        ge=0.0,
+        description="factor on the mean square of learned front-end features; none with log_mel, which has no weights",
     )
 
     @model_validator(mode="after")
@@ -58,7 +62,9 @@ class ObjectiveConfig(BaseModel):
         if self.masked_weight == self.unmasked_weight == 0.0:
             raise ValueError("masked_weight and unmasked_weight are both 0: nothing would be predicted")
         if self.learnable_temperature and self.temperature < MIN_TEMPERATURE:
-            raise ValueError(f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where a learnable one is kept")
+            raise ValueError(
+                f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where a learnable one is kept"
+            )
         return self
 
 
@@ -118,7 +124,12 @@ class PretrainModel(nn.Module):
         return sums
 
     def _compare(
-        self, spec: HeadSpec, batch: Mapping[str, Tensor], place: Tensor, frames: Tensor, codebooks: Sequence[int] | None
+        self,
+        spec: HeadSpec,
+        batch: Mapping[str, Tensor],
+        place: Tensor,
+        frames: Tensor,
+        codebooks: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `place` [B, F] is true."""
         stride, num_frames = self._strides[spec.name], place.shape[1]
@@ -160,7 +171,7 @@ class PretrainModel(nn.Module):
     def zero_sums(self) -> dict[str, Tensor]:
         """What `forward` returns for no frame at all; in float64, so that sums over many batches stay exact."""
         zeros = torch.zeros(1, dtype=torch.float64, device=self.encoder.mask_embedding.device)
-        sums = {name: zeros[0] for name in ("masked_frames", "valid_frames")}
+        sums = dict.fromkeys(("masked_frames", "valid_frames"), zeros[0])
         sums |= {f"loss/{name}": zeros[0] for name in self._weights()}
         return sums | {f"correct/{spec.name}": zeros.repeat(spec.size) for spec in self.discrete_heads()}
 

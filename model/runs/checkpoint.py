@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mert_foundry.model.runs.publish import publish_folder, retire_folder
+from mert_foundry.model.runs.stored_config import read_run_config
 
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
@@ -121,7 +122,9 @@ def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
             raise ValueError(f"{source}: no whole checkpoint{''.join('; ' + fault for fault in faults)}")
         return checkpoint, faults
     if not (source / CHECKSUMS).is_file():
-        raise ValueError(f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no checkpoints/, {CHECKSUMS} or config.json")
+        raise ValueError(
+            f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no checkpoints/, {CHECKSUMS} or config.json"
+        )
     fault = find_fault(source)
     if fault:
         raise ValueError(f"torn checkpoint: {fault}")
@@ -139,7 +142,7 @@ def load_state(path: Path) -> CheckpointState:
 
 def load_config(path: Path) -> dict[str, Any]:
     """The resolved config of the run that wrote the checkpoint."""
-    return yaml.safe_load((path / "config.yaml").read_text())
+    return read_run_config(path / "config.yaml")
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.stored_config import read_run_config
 
 Curve = list[tuple[int, float | None]]  # (step, value) in the order written; None where the run wrote no finite number
 
@@ -81,7 +81,7 @@ def load_run(folder: Path) -> RunHistory:
     if not records:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no record of a training step or validation")
     config = folder / "config.yaml"
-    document = yaml.safe_load(config.read_text()) if config.exists() else {}
+    document = read_run_config(config) if config.exists() else {}
     if not isinstance(document, dict):
         raise ValueError(f"{config}: not the config of a run")
     return RunHistory(folder=folder, config=document, records=records, unreadable_lines=unreadable)

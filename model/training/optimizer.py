@@ -37,7 +37,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         for (multiplier, is_vector), named in groups.items()
         if named
     ]
-    fused = next(model.parameters()).is_cuda  # one kernel instead of many; the CPU keeps the plain, exactly repeatable one
+    fused = next(
+        model.parameters()
+    ).is_cuda  # one kernel instead of many; the CPU keeps the plain, exactly repeatable one
     return torch.optim.AdamW(settings, betas=config.betas, eps=config.epsilon, fused=fused)
 
 
@@ -49,7 +51,9 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
     """
     own = optimizer.state_dict()["param_groups"]
     if not all("param_names" in group for group in state["param_groups"]):
-        raise ValueError(f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its weights")
+        raise ValueError(
+            f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its weights"
+        )
     found, expected = (
         [name for group in groups for name in group["param_names"]] for groups in (state["param_groups"], own)
     )

@@ -34,9 +34,7 @@ class Recorder:
         self._throughput.add(float(result.totals["samples"]) / self._sample_rate, wait_seconds)
         if not result.finite:
             loss = result.summary["loss"]
-            self._write(
-                {"kind": "skipped", "step": state.step, "loss": loss, "gradient_norm": result.gradient_norm}
-            )
+            self._write({"kind": "skipped", "step": state.step, "loss": loss, "gradient_norm": result.gradient_norm})
         if logged:
             self._write(
                 {

@@ -34,6 +34,7 @@ from mert_foundry.model.runs.checkpoint import (
 )
 from mert_foundry.model.runs.publish import remove_leftovers
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig, learning_rate, restore_moments
+from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
@@ -54,8 +55,8 @@ class TrainerConfig(BaseModel):
     mask: MaskConfig = Field(MaskConfig(), description="span masks")
     mixture: MixtureConfig | None = Field(MixtureConfig(), description="in-batch noise mixture; null for none")
     accumulation: int = Field(1, ge=1, description="micro-batches into which a rank's batch is split")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="forward arithmetic; auto: bf16 on GPUs that have it"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="forward arithmetic; tf32 needs a GPU; auto: bf16 on GPUs that have it, else fp32"
     )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
@@ -102,16 +103,18 @@ def train(
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
 
-    Raises ValueError when the checkpoint does not fit the model or the seed, when the stream ends early or gives
+    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, when the stream ends early or gives
     a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
     """
+    precision = resolve_precision(config.precision, device)
+    set_precision(precision)
     trainee = TrainStep(
         model.to(device),
         config.optimizer,
         config.mask,
         config.mixture,
         config.accumulation,
-        use_bfloat16(config.precision, device),
+        precision == "bf16",
         seed,
         device,
     )
@@ -147,13 +150,6 @@ def train(
             if validates(state.step):
                 validated = _validate(trainee, validation, state.step, recorder)
     return TrainResult("done", state.step, checkpoint, validated)
-
-
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether the forward pass runs under bf16 autocast: as told, or where the GPU has it for `auto`."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
 
 
 def _resume(

@@ -22,7 +22,9 @@ class AttentionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     window: int | None = Field(None, ge=0, description="frames to each side that a frame attends to; null: all")
-    temperature: bool = Field(False, description="a learnable temperature per head, 1 at first, divides the logits")
+    learnable_temperature: bool = Field(
+        False, description="a temperature per head that is learnt, 1 at first, divides the logits"
+    )
     gate: bool = Field(False, description="a learnable factor per head on what it read, 1 at first")
     relaxation: float | None = Field(
         None, ge=1.0, description="c of attention relaxation, on an explicit path safe in fp16; null: fused attention"
@@ -35,7 +37,7 @@ class MultiheadAttentionExtend(nn.Module):
     Args:
         width: D. heads: H; D must be a multiple of it (ValueError).
         dropout: probability on the attention weights, in training only.
-        options: window, temperature, gate, relaxation. A window masks; it does not make the fused call cheaper.
+        options: window, learnable_temperature, gate, relaxation. A window masks; it does not make the fused call cheaper.
         rotary: turn queries and keys by their frame (RoPE).
         norm: over D, before the output projection (Sub-LN); None: none.
         source_width: features of `source` in forward; None: D.
@@ -64,7 +66,7 @@ class MultiheadAttentionExtend(nn.Module):
         self.value = Linear(source_width or width, width)
         self.out = Linear(width, width)
         self.norm = nn.Identity() if norm is None else norm
-        self.log_temperature = nn.Parameter(torch.zeros(heads)) if options.temperature else None
+        self.log_temperature = nn.Parameter(torch.zeros(heads)) if options.learnable_temperature else None
         self.gate = nn.Parameter(torch.ones(heads)) if options.gate else None
 
     def forward(self, hidden: Tensor, valid: Tensor | None = None, source: Tensor | None = None) -> Tensor:

@@ -19,12 +19,14 @@ class LayerConfig(BaseModel):
     heads: int = Field(12, ge=1, description="attention heads; must divide width")
     feed_forward: int = Field(3072, ge=1, description="inner features of the feed-forward part")
     norm_epsilon: float = Field(1e-5, gt=0.0, description="added to the variance in every norm")
-    attention: AttentionConfig = Field(AttentionConfig(), description="window, temperature, gate, relaxation")
+    attention: AttentionConfig = Field(AttentionConfig(), description="window, learnable_temperature, gate, relaxation")
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on input, after attention and feed-forward")
     attention_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on attention weights")
     activation_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability inside the feed-forward part")
     layer_drop: float = Field(0.05, ge=0.0, lt=1.0, description="probability that a training step skips a layer")
-    reads_memory: bool = Field(False, description="whether a layer reads the memory by gated cross-attention; mert pretrain gives it none")
+    reads_memory: bool = Field(
+        False, description="whether a layer reads the memory by gated cross-attention; mert pretrain gives it none"
+    )
     trainable: bool = Field(True, description="false: the layer's weights stay; its dropout and layer drop go on")
     learning_rate_multiplier: float = Field(1.0, gt=0.0, description="factor on the learning rate of a layer")
 

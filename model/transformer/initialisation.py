@@ -1,15 +1,15 @@
 """The first weights of everything in the encoder; the whole initialisation is told here.
 
-    linear maps              normal, deviation 0.02 (BERT); biases 0
-      DeepNorm and Sub-LN    in each layer Xavier normal instead: query and key with gain 1; value, output and
-                             feed-forward with the gain of model/transformer/norm.py
-    norms                    weight 1, bias 0
-    convolutions             Kaiming normal; biases 0
-    positional convolution   normal, deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias 0
-    per-head temperature     1, as its logarithm 0
-    per-head gate            1
-    gate of a memory         0
-    mask embedding           uniform in [0, 1), by MertEncoder.initialise
+linear maps              normal, deviation 0.02 (BERT); biases 0
+  DeepNorm and Sub-LN    in each layer Xavier normal instead: query and key with gain 1; value, output and
+                         feed-forward with the gain of model/transformer/norm.py
+norms                    weight 1, bias 0
+convolutions             Kaiming normal; biases 0
+positional convolution   normal, deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias 0
+per-head temperature     1, as its logarithm 0
+per-head gate            1
+gate of a memory         0
+mask embedding           uniform in [0, 1), by MertEncoder.initialise
 """
 
 import math

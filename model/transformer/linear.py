@@ -19,7 +19,9 @@ class Linear(nn.Linear):
     """nn.Linear with the same weights; elsewhere than in fp32 on the CPU it is nn.Linear itself."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return _OneDnnLinear.apply(features, self.weight, self.bias) if self._fits(features) else super().forward(features)
+        return (
+            _OneDnnLinear.apply(features, self.weight, self.bias) if self._fits(features) else super().forward(features)
+        )
 
     def _fits(self, features: Tensor) -> bool:
         return (

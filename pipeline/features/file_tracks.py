@@ -28,7 +28,9 @@ class FileTracks:
 def list_manifest(folder: str) -> tuple[Manifest, list[SourceTrack]]:
     """A manifest folder, and its tracks sorted by key. Raises as `load_manifest`."""
     manifest = load_manifest(folder)
-    return manifest, [_source_track(track, track.split) for track in sorted(manifest.tracks, key=lambda track: track.key)]
+    return manifest, [
+        _source_track(track, track.split) for track in sorted(manifest.tracks, key=lambda track: track.key)
+    ]
 
 
 def list_folder(
@@ -47,7 +49,13 @@ def list_folder(
     if not filesystem.isdir(path):
         raise FileNotFoundError(f"input {root}: no such folder")
     config = ManifestConfig(
-        root=root, out=root, workers=workers, min_seconds=0.0, max_seconds=float("inf"), silence_dbfs=float("-inf"), max_clipped_share=1.0
+        root=root,
+        out=root,
+        workers=workers,
+        min_seconds=0.0,
+        max_seconds=float("inf"),
+        silence_dbfs=float("-inf"),
+        max_clipped_share=1.0,
     )
     results = examine_files(config, report, examine_all)
     tracks = sorted((result for result in results if isinstance(result, Track)), key=lambda track: track.key)
@@ -56,4 +64,6 @@ def list_folder(
 
 def _source_track(track: Track, split: str) -> SourceTrack:
     samples = whole_frames(resampled_length(track.num_samples, track.sample_rate)) * HOP
-    return SourceTrack(key=track.key, num_samples=samples, split=split, group=track.group, place=FilePlace(row=track.model_dump()))
+    return SourceTrack(
+        key=track.key, num_samples=samples, split=split, group=track.group, place=FilePlace(row=track.model_dump())
+    )

@@ -26,9 +26,13 @@ class ShardPlace(Document):
     """Where a track lies in a shard set."""
 
     shard: int = Field(ge=0, description="Number of the shard in the shard list")
-    examples: tuple[int | None, ...] = Field(description="Its segments' places in the shard, in order; none of one that was dropped")
+    examples: tuple[int | None, ...] = Field(
+        description="Its segments' places in the shard, in order; none of one that was dropped"
+    )
     frames: tuple[int, ...] = Field(description="Target frames of each segment")
-    audio: tuple[int | None, ...] = Field(description="CRC-32 of each segment's audio member; none of one that was dropped")
+    audio: tuple[int | None, ...] = Field(
+        description="CRC-32 of each segment's audio member; none of one that was dropped"
+    )
 
 
 class SourceTrack(Document):
@@ -118,9 +122,7 @@ def plan_track_parts(
     return _parts(len(tracks), part_rows, pieces, frame_rate)
 
 
-def _parts(
-    rows: int, part_rows: int, pieces: Callable[[int, int], Iterator[Piece]], frame_rate: float
-) -> list[Part]:
+def _parts(rows: int, part_rows: int, pieces: Callable[[int, int], Iterator[Piece]], frame_rate: float) -> list[Part]:
     parts = []
     for number, first in enumerate(range(0, rows, part_rows)):
         stop = min(first + part_rows, rows)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
+from mert_foundry.pipeline.features.older_names import present_names
 from mert_foundry.pipeline.features.plan import StoreLayout
 from mert_foundry.pipeline.storage import files as storage
 from mert_foundry.pipeline.storage.documents import Document, json_bytes
@@ -43,17 +44,28 @@ def refuse_other_folder(location: str) -> None:
     _read_root(location)
 
 
-def prepare_store(location: str, description: Mapping[str, Any], replace: bool) -> None:
+def begun_as(location: str, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description as the store that is there has it, if that says the same in older names; else `description`.
+
+    Raises as `refuse_other_folder`.
+    """
+    found = _read_root(location)
+    if found is not None and present_names(before := _without_state(found)) == description:
+        return before
+    return dict(description)
+
+
+def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool) -> None:
     """Make the store, or find that what is there goes on as it stands. One process at a time.
 
     Args:
         location: local path or fsspec URL.
         description: the attributes that say what the store is, as JSON has them.
-        replace: throw away a store made with another description.
+        overwrite: throw away a store made with another description.
 
     Raises:
         FolderError: a folder of another kind.
-        ValueError: without `replace`, a store of another description, naming the first key with both values; a
+        ValueError: without `overwrite`, a store of another description, naming the first key with both values; a
             folder that is no feature store.
     """
     found = _read_root(location)
@@ -63,12 +75,12 @@ def prepare_store(location: str, description: Mapping[str, Any], replace: bool) 
     if found is None:
         _publish_root(location, {**description, "complete": False})
         return
-    before = {key: value for key, value in found.items() if key not in STATE}
-    difference = _first_difference(before, dict(description))
+    before = _without_state(found)
+    difference = _first_difference(present_names(before), present_names(description))
     if difference is None:
         return
-    if not replace:
-        raise ValueError(f"{location}: made with {difference}; replace=true throws it away")
+    if not overwrite:
+        raise ValueError(f"{location}: made with {difference}; overwrite=true throws it away")
     # While it is being taken apart it still says what it was, so that a kill leaves nothing that looks new.
     _publish_root(location, {**before, "complete": False})
     _remove_content(location)
@@ -88,6 +100,7 @@ def is_complete(location: str) -> bool:
 
 def find_finished(location: str, layout: StoreLayout, digest: str) -> dict[int, PartRecord]:
     """Records, by part, of this store (`digest` is its description's) whose files are there in the recorded size."""
+
     def load(number: int) -> PartRecord | None:
         record = _load_record(location, number)
         return record if record is not None and record.store == digest and _has_files(location, record) else None
@@ -111,7 +124,9 @@ def _read_root(location: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         check_output(location, FEATURES)
         if others := [name for name in _list_entries(location) if name != PARTS and not name.startswith(".")]:
-            raise ValueError(f"{location}: a folder with {others[0]} in it and no {ROOT}, not a feature store") from None
+            raise ValueError(
+                f"{location}: a folder with {others[0]} in it and no {ROOT}, not a feature store"
+            ) from None
         return None
     try:
         attributes = json.loads(content)["attributes"]
@@ -120,6 +135,11 @@ def _read_root(location: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{location}/{ROOT}: not {KIND} of schema version {SCHEMA_VERSION} ({error})") from error
     return attributes
+
+
+def _without_state(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the attributes of a store say it is."""
+    return {key: value for key, value in attributes.items() if key not in STATE}
 
 
 def _list_entries(location: str) -> list[str]:

@@ -59,7 +59,11 @@ class PooledRows:
         with np.errstate(invalid="ignore"):  # 0 / 0 of a track without frames
             mean = self._sums / self._counts
             deviation = np.sqrt(np.maximum(self._squares / self._counts - np.square(mean), 0.0))
-        pooled = {"mean": mean, "deviation": deviation}
+        pooled = {
+            "mean": mean,
+            "std": deviation,
+            "deviation": deviation,
+        }  # the latter in stores begun under older names
         arrays = self._layout.empty_part(self._part.rows)
         for piece in self._part.pieces:
             for name, values in arrays.items():
@@ -75,6 +79,8 @@ def stored(values: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
     if not np.isfinite(cast).all():
         largest = np.abs(values).max()
         if np.isfinite(largest):
-            raise ValueError(f"{key}: a feature of {largest:.6g}, {dtype} ends at {np.finfo(dtype).max:.6g}; use dtype=float32")
+            raise ValueError(
+                f"{key}: a feature of {largest:.6g}, {dtype} ends at {np.finfo(dtype).max:.6g}; use dtype=float32"
+            )
         raise ValueError(f"{key}: the model gives features that are not finite")
     return cast

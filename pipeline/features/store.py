@@ -2,7 +2,7 @@
 
     features  [frame, layer, dim]      every frame of every track, one track behind the other; or, when pooled,
     mean      [track, layer, dim]      mean over a track's frames, and on request
-    deviation [track, layer, dim]      standard deviation over a track's frames
+    std       [track, layer, dim]      standard deviation over a track's frames (`deviation` in older stores)
     layer     [layer]                  which hidden states
     key, seconds, offset, length, split, group, dropped   [track]   the track table; offset and length in frames
 
@@ -33,7 +33,15 @@ from mert_foundry.pipeline.storage import files as storage
 from mert_foundry.pipeline.storage.documents import json_bytes
 
 ZSTD_LEVEL = 3
-TABLE = {"key": str, "seconds": "float64", "offset": "int64", "length": "int64", "split": str, "group": str, "dropped": str}
+TABLE = {
+    "key": str,
+    "seconds": "float64",
+    "offset": "int64",
+    "length": "int64",
+    "split": str,
+    "group": str,
+    "dropped": str,
+}
 
 
 def publish_part(
@@ -60,14 +68,23 @@ def publish_part(
             storage.publish_bytes(storage.join(location, place), content)
             files[place] = (len(content), hashlib.sha256(content).hexdigest())
     record = PartRecord(
-        schema_version=SCHEMA_VERSION, part=number, store=digest, files=files, dropped=dict(dropped), backend=dict(backend)
+        schema_version=SCHEMA_VERSION,
+        part=number,
+        store=digest,
+        files=files,
+        dropped=dict(dropped),
+        backend=dict(backend),
     )
     storage.publish_bytes(_record_location(location, number), json_bytes(record.model_dump(mode="json")))
     return record
 
 
 def finish_store(
-    location: str, layout: StoreLayout, description: Mapping[str, Any], table: Mapping[str, Sequence], dropped: Mapping[str, str]
+    location: str,
+    layout: StoreLayout,
+    description: Mapping[str, Any],
+    table: Mapping[str, Sequence],
+    dropped: Mapping[str, str],
 ) -> None:
     """Write track table and array metadata, then the root that says `complete: true`. Every part must be finished.
 
@@ -119,8 +136,13 @@ def _create_arrays(group: zarr.Group, layout: StoreLayout) -> dict[str, zarr.Arr
 
 def _create_column(group: zarr.Group, name: str, dimension: str, kind: type | str, values: Sequence) -> None:
     column = group.create_array(
-        name, shape=(len(values),), chunks=(len(values),), dtype=kind, compressors=[ZstdCodec(level=ZSTD_LEVEL)],
-        dimension_names=(dimension,), config={"write_empty_chunks": True},
+        name,
+        shape=(len(values),),
+        chunks=(len(values),),
+        dtype=kind,
+        compressors=[ZstdCodec(level=ZSTD_LEVEL)],
+        dimension_names=(dimension,),
+        config={"write_empty_chunks": True},
     )
     column[:] = np.array([_unicode(value) for value in values], object) if kind is str else np.array(values, kind)
 
@@ -136,5 +158,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*not part in the Zarr format 3 specification.*", UserWarning)
         yield
-
-

@@ -20,7 +20,9 @@ class MelError(nn.Module):
     def __init__(self, windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)):
         super().__init__()
         self.spectra = nn.ModuleList(
-            MelSpectrogram(SAMPLE_RATE, n_fft=window, hop_length=window // 4, n_mels=min(64, window // 8), power=1, normalized=True)
+            MelSpectrogram(
+                SAMPLE_RATE, n_fft=window, hop_length=window // 4, n_mels=min(64, window // 8), power=1, normalized=True
+            )
             for window in windows
         )
 

@@ -243,5 +243,3 @@ def start_codebooks(model: EncodecModel, batches: Iterator[Tensor], config: Code
         codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[:, None])
         codebook.inited.fill_(1)
         residual = residual - codebook.embed[labels]
-
-

@@ -39,10 +39,15 @@ class KmeansFittingConfig(BaseModel):
     out: str = Field(description="Local folder for the centroids, a teacher's weights")
     feature: Literal["logmel", "chroma"] = Field(default="logmel", description="What to cluster")
     clusters: int | None = Field(
-        default=None, gt=1, le=65536, description="Centroids; by default as published, 300 for logmel and 200 for chroma"
+        default=None,
+        gt=1,
+        le=65536,
+        description="Centroids; by default as published, 300 for logmel and 200 for chroma",
     )
     hours: float = Field(default=4.0, gt=0, description="Audio to draw, hours (about 270 MB of temporary file an hour)")
-    crop_seconds: float = Field(default=30.0, ge=1, allow_inf_nan=False, description="Length of the pieces that are drawn, seconds")
+    crop_seconds: float = Field(
+        default=30.0, ge=1, allow_inf_nan=False, description="Length of the pieces that are drawn, seconds"
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the sample and of the centroids")
 
     @property
@@ -131,8 +136,14 @@ def fit_centroids(sample: np.ndarray, config: KmeansFittingConfig) -> MiniBatchK
         raise ValueError(f"{config.manifest}: {len(sample)} frames drawn, too few for {config.num_clusters} centroids")
     with threadpool_limits(1):
         return MiniBatchKMeans(
-            config.num_clusters, batch_size=BATCH_FRAMES, max_iter=100, tol=0.0, max_no_improvement=100, n_init=20,
-            reassignment_ratio=0.0, random_state=config.seed,
+            config.num_clusters,
+            batch_size=BATCH_FRAMES,
+            max_iter=100,
+            tol=0.0,
+            max_no_improvement=100,
+            n_init=20,
+            reassignment_ratio=0.0,
+            random_state=config.seed,
         ).fit(sample)
 
 
@@ -151,9 +162,16 @@ def judge_centroids(kmeans: MiniBatchKMeans, sample: np.ndarray) -> dict:
     }
 
 
-def describe_fitting(manifest: Manifest, config: KmeansFittingConfig, kmeans: MiniBatchKMeans, sample: np.ndarray) -> dict:
+def describe_fitting(
+    manifest: Manifest, config: KmeansFittingConfig, kmeans: MiniBatchKMeans, sample: np.ndarray
+) -> dict:
     """How the centroids came about, for people to read."""
     return {
-        "manifest_sha256": manifest.sha256, "hours": config.hours, "crop_seconds": config.crop_seconds, "seed": config.seed,
-        "frames": len(sample), "steps": kmeans.n_steps_, "scikit_learn": sklearn.__version__,
+        "manifest_sha256": manifest.sha256,
+        "hours": config.hours,
+        "crop_seconds": config.crop_seconds,
+        "seed": config.seed,
+        "frames": len(sample),
+        "steps": kmeans.n_steps_,
+        "scikit_learn": sklearn.__version__,
     }

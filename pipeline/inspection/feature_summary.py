@@ -13,6 +13,7 @@ import zarr
 from pydantic import Field, JsonValue
 from zarr.errors import GroupNotFoundError
 
+from mert_foundry.pipeline.features.older_names import present_names
 from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION
 from mert_foundry.pipeline.features.store import TABLE
 from mert_foundry.pipeline.storage import files as storage
@@ -101,18 +102,19 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
         vectors = _read_frames(array, [(table["offset"][track], table["length"][track]) for track in chosen], sums)
     else:
         vectors = _read_pooled(array, chosen, sums)
+    described = present_names(group.attrs.asdict())  # of an older store too
     summary = FeatureSummary(
         location=location,
         array=array.basename,
         dtype=str(array.dtype),
         rows=array.shape[0],
         dim=array.shape[2],
-        frame_rate=group.attrs["frame_rate"],
+        frame_rate=described["frame_rate"],
         tracks=len(table["key"]),
         hours=sum(table["seconds"]) / 3600,
         dropped={key: reason for key, reason in zip(table["key"], table["dropped"], strict=True) if reason},
-        model=group.attrs["model"],
-        settings=group.attrs["settings"],
+        model=described["model"],
+        settings=described["settings"],
         tracks_read=len(chosen),
         rows_read=sums.rows,
         layers=[sums.summarise(place, layer) for place, layer in enumerate(layers)],
@@ -232,7 +234,9 @@ class _LayerSums:
     def add(self, rows: np.ndarray) -> None:
         """Count rows `[n, layers, dim]`. Raises ValueError when one is not finite, as missing chunks are not."""
         if not np.isfinite(rows).all():
-            raise ValueError(f"{self.location}: a track that was not dropped has rows of NaN; chunks are missing or damaged")
+            raise ValueError(
+                f"{self.location}: a track that was not dropped has rows of NaN; chunks are missing or damaged"
+            )
         self.rows += len(rows)
         self.total += rows.sum(axis=0)
         self.largest = np.maximum(self.largest, np.abs(rows).max(axis=(0, 2)))

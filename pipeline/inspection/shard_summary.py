@@ -40,7 +40,9 @@ class TargetSummary(Document):
     frame_rate: int = Field(description="Frames a second")
     size: int = Field(description="Codebooks (discrete) or bins (continuous)")
     codebook_size: int | None = Field(description="Entries per codebook; none if continuous")
-    companding: Companding | None = Field(default=None, description="What the levels of a uint8 target mean; none otherwise")
+    companding: Companding | None = Field(
+        default=None, description="What the levels of a uint8 target mean; none otherwise"
+    )
     teacher: dict[str, JsonValue] = Field(description="Settings of the teacher")
     fingerprint: str = Field(description="SHA-256 over the teacher's weights and settings")
     statistics: Summary = Field(description="Usage (0 to 1) and perplexity by codebook, or mean and deviation by bin")
@@ -67,7 +69,9 @@ class ShardSummary(Document):
     track_seconds: Spread | None = Field(description="Lengths of tracks, seconds, in the records read")
     dropped: dict[str, int] = Field(description="Segments dropped by the labellers, by reason, in the whole set")
     dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the records read")
-    dropped_segments: list[DroppedSegment] = Field(description="Every segment dropped of other tracks, in the records read")
+    dropped_segments: list[DroppedSegment] = Field(
+        description="Every segment dropped of other tracks, in the records read"
+    )
     rejected: dict[str, int] | None = Field(
         description="Files rejected by the manifest, by reason; null when no manifest was named"
     )
@@ -100,7 +104,8 @@ def load_shard_set(folder: str) -> ShardSet:
         index=index,
         records=records,
         example_seconds=np.array([entry.num_frames for record in records for entry in record.members]) / FRAME_RATE,
-        track_seconds=np.array([frames for record in records for frames in record.track_frames().values()]) / FRAME_RATE,
+        track_seconds=np.array([frames for record in records for frames in record.track_frames().values()])
+        / FRAME_RATE,
         partials=partials,
     )
 

@@ -24,11 +24,14 @@ class SegmentConfig(BaseModel):
 
     segment_seconds: float = Field(default=30.0, gt=0, description="Length of an example, seconds")
     shortest_seconds: float = Field(
-        default=5.0, gt=0, description="A shorter rest of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds"
+        default=5.0,
+        gt=0,
+        description="A shorter rest of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds",
     )
     examples_per_shard: int = Field(default=128, gt=0, description="A shard is full from here on; tracks stay whole")
     drop_silent: bool = Field(
-        default=True, description=f"Drop segments that are silent (peak below {SILENCE_DBFS:g} dB full scale) though their track is not"
+        default=True,
+        description=f"Drop segments that are silent (peak below {SILENCE_DBFS:g} dB full scale) though their track is not",
     )
     audio: AudioMember = Field(default="flac", description="How audio is stored: flac, or pcm.npy for speed")
 
@@ -45,7 +48,12 @@ class ShardTask(BaseModel):
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the shard's examples, except the teachers."""
         tracks = [(track.key, track.audio_sha256, track.sample_rate, track.num_samples) for track in self.tracks]
-        content = {"audio_version": AUDIO_VERSION, "name": self.name, "tracks": tracks, "config": self.config.model_dump(exclude={"examples_per_shard"})}
+        content = {
+            "audio_version": AUDIO_VERSION,
+            "name": self.name,
+            "tracks": tracks,
+            "config": self.config.model_dump(exclude={"examples_per_shard"}),
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -51,12 +51,14 @@ def process_shard(
         OSError: a file of the manifest, or the output folder, cannot be reached.
         ValueError: a teacher wrote what its specification does not allow.
     """
+
     def outcomes() -> Iterator[Outcome]:
         with closing(_decode_ahead(task, root, decode_threads, device)) as decoded:
             # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
             tracks, *views = tee(decoded, 1 + len(teachers))
             labels = [
-                (teacher.spec, label_tracks(teacher, _audio(view))) for teacher, view in zip(teachers, views, strict=True)
+                (teacher.spec, label_tracks(teacher, _audio(view)))
+                for teacher, view in zip(teachers, views, strict=True)
             ]
             for track, segmented in tracks:
                 for outcome in _outcomes_of(track, segmented, task.config, labels):
@@ -65,8 +67,13 @@ def process_shard(
 
     with closing(outcomes()) as stream:
         return write_shard(
-            out, task.name, stream, [teacher.spec for teacher in teachers],
-            audio_member=task.config.audio, plan_fingerprint=task.fingerprint(), backend=backend,
+            out,
+            task.name,
+            stream,
+            [teacher.spec for teacher in teachers],
+            audio_member=task.config.audio,
+            plan_fingerprint=task.fingerprint(),
+            backend=backend,
         )
 
 
@@ -86,6 +93,7 @@ def _decode_ahead(
     task: ShardTask, root: str, threads: int, device: str
 ) -> Iterator[tuple[Track, _SegmentedTrack | DecodeError]]:
     """Decode in threads, hand over in order; at most `threads` wait for the teacher that is furthest ahead."""
+
     def attempt(track: Track) -> _SegmentedTrack | DecodeError:
         try:
             return _segment(track, decode_track(track, root, device), task.config)
@@ -156,15 +164,19 @@ def _outcomes_of(
                 yield DroppedSegment(**example.info.model_dump(), reason="silent", detail=detail)
 
 
-def _examples(
-    track: Track, segmented: _SegmentedTrack, labels: dict[str, Iterator[np.ndarray]]
-) -> Iterator[Example]:
+def _examples(track: Track, segmented: _SegmentedTrack, labels: dict[str, Iterator[np.ndarray]]) -> Iterator[Example]:
     """The track's segments, one at a time, those to drop included; `labels` are cut as they are."""
     start = 0
     for number, frames in enumerate(segmented.lengths):
         info = SegmentInfo(
-            track=track.key, segment=number, segments=len(segmented.lengths), start_sample=start * HOP,
-            num_samples=frames * HOP, num_frames=frames, audio_sha256=track.audio_sha256, sample_rate=SAMPLE_RATE,
+            track=track.key,
+            segment=number,
+            segments=len(segmented.lengths),
+            start_sample=start * HOP,
+            num_samples=frames * HOP,
+            num_frames=frames,
+            audio_sha256=track.audio_sha256,
+            sample_rate=SAMPLE_RATE,
         )
         # A teacher that ends early gives a piece of the wrong shape, or none; the shard writer refuses both by name.
         targets = {name: piece for name, pieces in labels.items() if (piece := next(pieces, None)) is not None}

@@ -18,21 +18,21 @@ THREADS = 16  # that wait for an object store
 
 
 def find_unfinished(
-    folder: str, tasks: list[ShardTask], specs: list[TargetSpec], audio: AudioMember, relabel: bool
+    folder: str, tasks: list[ShardTask], specs: list[TargetSpec], audio: AudioMember, overwrite: bool
 ) -> list[ShardTask]:
     """The tasks without a valid record and a tar of the recorded size; writes and removes nothing.
 
-    With `relabel`, stale shards count as unfinished (each stays until its successor is published).
+    With `overwrite`, stale shards count as unfinished (each stays until its successor is published).
 
     Raises:
         FolderError: a file under the name of a shard or the index that `mert label` did not write.
-        ValueError: without `relabel`, a shard of another plan, teacher or audio member; both values are named.
+        ValueError: without `overwrite`, a shard of another plan, teacher or audio member; both values are named.
     """
     refuse_foreign_files(folder)
-    unfinished = [task for task in tasks if not _is_finished(folder, task, specs, audio, relabel)]
+    unfinished = [task for task in tasks if not _is_finished(folder, task, specs, audio, overwrite)]
     unplanned = find_unplanned(folder, tasks)
-    if unplanned and not relabel:
-        raise ValueError(f"{folder}/{unplanned[0]}: a shard this plan does not have; relabel=true removes it")
+    if unplanned and not overwrite:
+        raise ValueError(f"{folder}/{unplanned[0]}: a shard this plan does not have; overwrite=true removes it")
     return unfinished
 
 
@@ -83,7 +83,7 @@ def shard_names(folder: str) -> set[str]:
     return {name for name, _, kind in files if kind in ("tar", "json") and re.fullmatch(NAME_PATTERN, name)}
 
 
-def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: AudioMember, relabel: bool) -> bool:
+def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: AudioMember, overwrite: bool) -> bool:
     try:
         record = load_record(folder, task.name)
         difference = _difference(record, task, specs, audio)
@@ -91,8 +91,8 @@ def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: A
         return False
     except ValueError as error:
         difference = str(error)
-    if difference and not relabel:
-        raise ValueError(f"{folder}/{task.name}.json is stale: {difference}; relabel=true makes it anew")
+    if difference and not overwrite:
+        raise ValueError(f"{folder}/{task.name}.json is stale: {difference}; overwrite=true makes it anew")
     tar = storage.join(folder, f"{task.name}.tar")
     return not difference and storage.exists(tar) and storage.size(tar) == record.bytes
 

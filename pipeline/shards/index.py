@@ -225,5 +225,7 @@ def load_listed_record(folder: str, entry: ShardEntry) -> ShardRecord:
     """The record that the index names. Raises as `load_record`, and ValueError for another one."""
     record, digest = load_record_bytes(folder, entry.name)
     if digest != entry.record_sha256:
-        raise ValueError(f"{storage.join(folder, entry.record)}: SHA-256 {digest}, the index says {entry.record_sha256}")
+        raise ValueError(
+            f"{storage.join(folder, entry.record)}: SHA-256 {digest}, the index says {entry.record_sha256}"
+        )
     return record

@@ -129,5 +129,3 @@ def load_record_bytes(folder: str, name: str) -> tuple[ShardRecord, str]:
     if record.name != name:
         raise ValueError(f"{location}: is the record of {record.name}")
     return record, hashlib.sha256(content).hexdigest()
-
-

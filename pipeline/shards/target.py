@@ -23,7 +23,9 @@ class TargetSpec(BaseModel):
     frame_rate: int = Field(gt=0, description="Frames a second")
     size: int = Field(gt=0, description="Number of codebooks (discrete) or of bins (continuous)")
     codebook_size: int | None = Field(default=None, description="Entries per codebook; none if continuous")
-    companding: Companding | None = Field(default=None, description="What the levels of a uint8 target mean; none otherwise")
+    companding: Companding | None = Field(
+        default=None, description="What the levels of a uint8 target mean; none otherwise"
+    )
     fingerprint: str = Field(description="SHA-256 over the teacher's weights and settings")
     teacher: dict = Field(description="The teacher's settings, for people to read")
 

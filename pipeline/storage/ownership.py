@@ -25,7 +25,11 @@ def find_tar_fault(location: str) -> str:
     except tarfile.HeaderError as error:
         return f"it does not begin with the header of a tar ({error})"
     found = {
-        "format": header[MAGIC], "user": member.uname, "group": member.gname, "mode": f"{member.mode:o}", "time": member.mtime,
+        "format": header[MAGIC],
+        "user": member.uname,
+        "group": member.gname,
+        "mode": f"{member.mode:o}",
+        "time": member.mtime,
     }
     for key, own in OWN_HEADER.items():
         if found[key] != own:

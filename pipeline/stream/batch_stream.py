@@ -273,9 +273,7 @@ class _Loader:
         return entry.key
 
 
-def _finish(
-    tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[str]]
-) -> tuple[Batch, Tag]:
+def _finish(tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[str]]) -> tuple[Batch, Tag]:
     keys = [future.result() for future in futures]
     batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {**batch, "row": torch.arange(rows.start, rows.stop), "key": keys}, tag

@@ -61,12 +61,22 @@ class CqtTeacher:
             # Above what any audio within [-1, 1] reaches, so that no value is ever clipped.
             self.companding = Companding(peak=math.floor(self.transform.largest_magnitude) + 1, mu=COMPANDING_MU)
         settings = config.model_dump(exclude={"name"}) | {
-            "sample_rate": SAMPLE_RATE, "hop": HOP, "window": "hann", "padding": "constant", "transform": "multirate 1",
+            "sample_rate": SAMPLE_RATE,
+            "hop": HOP,
+            "window": "hann",
+            "padding": "constant",
+            "transform": "multirate 1",
             "companding": self.companding and self.companding.model_dump(),
         }
         self.spec = TargetSpec(
-            name=config.name, kind="continuous", dtype=config.storage, frame_rate=SAMPLE_RATE // HOP, size=config.bins,
-            companding=self.companding, fingerprint=fingerprint(settings), teacher=settings,
+            name=config.name,
+            kind="continuous",
+            dtype=config.storage,
+            frame_rate=SAMPLE_RATE // HOP,
+            size=config.bins,
+            companding=self.companding,
+            fingerprint=fingerprint(settings),
+            teacher=settings,
         )
 
     def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -26,7 +26,10 @@ class EncodecTeacherConfig(BaseModel):
     name: str = Field(default="codes", description="Name of the target")
     weights: str = Field(description="'official', a shipped codec's name, an official file or a codec folder")
     codebooks: int = Field(default=8, gt=0, description="Residual codebooks to keep (8 at 75 Hz: 6 kbps)")
-    precision: Precision = Field(default="fp32", description="Arithmetic of the encoder; tf32 (on a GPU) and bf16 are faster and change codes")
+    precision: Precision = Field(
+        default="fp32",
+        description="Arithmetic of the encoder; tf32 (on a GPU) and bf16 are faster and change codes, so there is no auto",
+    )
     backend: Backend = Field(
         default="torch", description="What runs the convolutions; 'openvino' (an extra) is faster on a CPU"
     )
@@ -86,8 +89,12 @@ def _specification(config: EncodecTeacherConfig, codec: EncodecModel) -> TargetS
         if name.startswith("encoder.") or name.endswith("_codebook.embed")
     }
     return TargetSpec(
-        name=config.name, kind="discrete", dtype="uint16", frame_rate=SAMPLE_RATE // HOP,
-        size=config.codebooks, codebook_size=codec.quantizer.bins,
+        name=config.name,
+        kind="discrete",
+        dtype="uint16",
+        frame_rate=SAMPLE_RATE // HOP,
+        size=config.codebooks,
+        codebook_size=codec.quantizer.bins,
         fingerprint=fingerprint(settings, weights),
         teacher=settings | {"weights": config.weights.rstrip("/").rsplit("/", 1)[-1]},
     )

@@ -58,8 +58,13 @@ class KmeansTeacher:
         self.half_squares = self.centroids.square().sum(dim=1) / 2
         settings = {"kind": config.kind} | self.feature.settings
         self.spec = TargetSpec(
-            name=config.name or card.feature, kind="discrete", dtype="uint16", frame_rate=FRAME_RATE, size=1,
-            codebook_size=card.clusters, fingerprint=fingerprint(settings, {"centroids": centroids}),
+            name=config.name or card.feature,
+            kind="discrete",
+            dtype="uint16",
+            frame_rate=FRAME_RATE,
+            size=1,
+            codebook_size=card.clusters,
+            fingerprint=fingerprint(settings, {"centroids": centroids}),
             teacher=settings | {"weights": folder.name},
         )
 
@@ -95,8 +100,12 @@ def save_kmeans(folder: Path, centroids: np.ndarray, feature_settings: dict, fit
     """Write float32 centroids `[clusters, size]` and their card into an existing folder; same input, same bytes."""
     content = save({"centroids": np.ascontiguousarray(centroids, np.float32)})
     card = KmeansCard(
-        feature=feature_settings["feature"], feature_settings=feature_settings, clusters=len(centroids),
-        centroids_sha256=hashlib.sha256(content).hexdigest(), fitting=fitting, quality=quality,
+        feature=feature_settings["feature"],
+        feature_settings=feature_settings,
+        clusters=len(centroids),
+        centroids_sha256=hashlib.sha256(content).hexdigest(),
+        fitting=fitting,
+        quality=quality,
     )
     (folder / CENTROIDS).write_bytes(content)
     (folder / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=True))

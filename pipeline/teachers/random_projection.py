@@ -52,8 +52,14 @@ class RandomProjectionTeacher:
         self.entries = nn.functional.normalize(torch.from_numpy(drawn["entries"]).to(device), dim=2)
         settings = {"projected": PROJECTED, "fall": FALL} | config.model_dump(exclude={"name"}) | self.feature.settings
         self.spec = TargetSpec(
-            name=config.name, kind="discrete", dtype="uint16", frame_rate=FRAME_RATE, size=config.codebooks,
-            codebook_size=config.codebook_size, fingerprint=fingerprint(settings, drawn), teacher=settings,
+            name=config.name,
+            kind="discrete",
+            dtype="uint16",
+            frame_rate=FRAME_RATE,
+            size=config.codebooks,
+            codebook_size=config.codebook_size,
+            fingerprint=fingerprint(settings, drawn),
+            teacher=settings,
         )
 
     @torch.inference_mode()
@@ -78,5 +84,7 @@ def draw(seed: int, codebooks: int, codebook_size: int) -> dict[str, np.ndarray]
     streams = [np.random.Generator(np.random.PCG64([seed, codebook])) for codebook in range(codebooks)]
     return {
         "projections": np.stack([stream.standard_normal((BANDS, PROJECTED)) for stream in streams]).astype(np.float32),
-        "entries": np.stack([stream.standard_normal((codebook_size, PROJECTED)) for stream in streams]).astype(np.float32),
+        "entries": np.stack([stream.standard_normal((codebook_size, PROJECTED)) for stream in streams]).astype(
+            np.float32
+        ),
     }

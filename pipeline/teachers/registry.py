@@ -13,7 +13,9 @@ from mert_foundry.pipeline.teachers.random_projection import RandomProjectionTea
 
 # Every teacher imported above, by its config: the type of the `config` that its constructor takes.
 TEACHERS = {
-    get_type_hints(imported.__init__)["config"]: imported for name, imported in list(vars().items()) if name.endswith("Teacher")
+    get_type_hints(imported.__init__)["config"]: imported
+    for name, imported in list(vars().items())
+    if name.endswith("Teacher")
 }
 TeacherConfig = Annotated[Union[tuple(TEACHERS)], Field(discriminator="kind")]  # noqa: UP007
 

@@ -156,7 +156,9 @@ class EncodecEncoder:
         try:
             from mert_foundry.pipeline.teachers.codec.openvino_backend import VERSION, OpenvinoConvolutions
         except ModuleNotFoundError as error:
-            raise ValueError(f"backend openvino: {error}; pip install 'mert-foundry[openvino]' or choose torch") from error
+            raise ValueError(
+                f"backend openvino: {error}; pip install 'mert-foundry[openvino]' or choose torch"
+            ) from error
         window_samples = self.context + self.window_frames * HOP
         return OpenvinoConvolutions(network, self.lanes, window_samples, precision), f"openvino {VERSION} {precision}"
 
@@ -200,7 +202,9 @@ def without_padding(layers: nn.Module) -> nn.Module:
     if isinstance(layers, SConv1d):
         return layers.conv.conv
     if isinstance(layers, SEANetResnetBlock):
-        return Residual(without_padding(layers.shortcut), without_padding(layers.block), samples_reached_back(layers.block))
+        return Residual(
+            without_padding(layers.shortcut), without_padding(layers.block), samples_reached_back(layers.block)
+        )
     if isinstance(layers, nn.Sequential):
         return nn.Sequential(*map(without_padding, layers))
     return layers

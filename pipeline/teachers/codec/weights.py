@@ -44,17 +44,30 @@ class CodecSizes(BaseModel):
 
 def build_codec(sizes: CodecSizes) -> EncodecModel:
     """An untrained codec; its codebooks wait for `initialise_codebooks` or a state dict."""
-    common = dict(
-        channels=1, dimension=sizes.dimension, n_filters=sizes.filters, ratios=list(sizes.ratios),
-        norm="weight_norm", causal=True, lstm=sizes.lstm_layers,
-    )
+    common = {
+        "channels": 1,
+        "dimension": sizes.dimension,
+        "n_filters": sizes.filters,
+        "ratios": list(sizes.ratios),
+        "norm": "weight_norm",
+        "causal": True,
+        "lstm": sizes.lstm_layers,
+    }
     quantizer = ResidualVectorQuantizer(
-        dimension=sizes.dimension, n_q=sizes.codebooks, bins=sizes.codebook_size,
-        kmeans_init=True, threshold_ema_dead_code=0,
+        dimension=sizes.dimension,
+        n_q=sizes.codebooks,
+        bins=sizes.codebook_size,
+        kmeans_init=True,
+        threshold_ema_dead_code=0,
     )
     return EncodecModel(
-        SEANetEncoder(**common), SEANetDecoder(**common), quantizer,
-        target_bandwidths=[], sample_rate=SAMPLE_RATE, channels=1, name="mert_foundry_codec",
+        SEANetEncoder(**common),
+        SEANetDecoder(**common),
+        quantizer,
+        target_bandwidths=[],
+        sample_rate=SAMPLE_RATE,
+        channels=1,
+        name="mert_foundry_codec",
     )
 
 
@@ -74,7 +87,9 @@ def load_codec(weights: str) -> EncodecModel:
         if path.is_file():
             return load_official(path)
     shipped = ", ".join(sorted(folder.name for folder in SHIPPED_CODECS.iterdir()))
-    raise ValueError(f"codec weights {weights!r}: not 'official', not a shipped codec ({shipped}), not a file or folder")
+    raise ValueError(
+        f"codec weights {weights!r}: not 'official', not a shipped codec ({shipped}), not a file or folder"
+    )
 
 
 def load_official(path: Path | None = None) -> EncodecModel:

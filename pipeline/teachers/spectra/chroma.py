@@ -34,8 +34,14 @@ class Chroma:
         self.device = device
         self.size = bins
         self.settings = {
-            "feature": "chroma", "size": bins, "sample_rate": SAMPLE_RATE, "hop": HOP, "window_length": WINDOW_LENGTH,
-            "centre_octave": CENTRE_OCTAVE, "octaves_wide": OCTAVES_WIDE, "least_power": LEAST_POWER,
+            "feature": "chroma",
+            "size": bins,
+            "sample_rate": SAMPLE_RATE,
+            "hop": HOP,
+            "window_length": WINDOW_LENGTH,
+            "centre_octave": CENTRE_OCTAVE,
+            "octaves_wide": OCTAVES_WIDE,
+            "least_power": LEAST_POWER,
         }
         self.filters = torch.from_numpy(chroma_filters(SAMPLE_RATE, WINDOW_LENGTH, bins)).float().to(device)
 

@@ -31,8 +31,14 @@ class LogMel:
         self.device = device
         self.size = bands
         self.settings = {
-            "feature": "logmel", "size": bands, "sample_rate": SAMPLE_RATE, "hop": HOP, "window_length": WINDOW_LENGTH,
-            "lowest_frequency": LOWEST_FREQUENCY, "least_power": LEAST_POWER, "mel_scale": "htk",
+            "feature": "logmel",
+            "size": bands,
+            "sample_rate": SAMPLE_RATE,
+            "hop": HOP,
+            "window_length": WINDOW_LENGTH,
+            "lowest_frequency": LOWEST_FREQUENCY,
+            "least_power": LEAST_POWER,
+            "mel_scale": "htk",
         }
         self.filters = melscale_fbanks(
             WINDOW_LENGTH // 2 + 1, LOWEST_FREQUENCY, SAMPLE_RATE / 2, bands, SAMPLE_RATE, norm=None, mel_scale="htk"

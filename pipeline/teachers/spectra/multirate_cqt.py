@@ -52,7 +52,10 @@ class MultirateCqt(nn.Module):
     def __init__(self, sample_rate: int, hop: int, lowest_frequency: float, bins: int, bins_per_octave: int):
         super().__init__()
         arguments = {
-            "sample_rate": sample_rate, "hop": hop, "lowest_frequency": lowest_frequency, "bins": bins,
+            "sample_rate": sample_rate,
+            "hop": hop,
+            "lowest_frequency": lowest_frequency,
+            "bins": bins,
             "bins_per_octave": bins_per_octave,
         }
         for name, value in arguments.items():
