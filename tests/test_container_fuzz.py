@@ -219,9 +219,8 @@ def test_a_child_that_dies_says_how_and_another_one_follows(monkeypatch: pytest.
     child.stop()
 
 
-@pytest.mark.parametrize("number", [1000, None])
-def test_headers_at_their_extremes(tmp_path: Path, number: int | None):
-    """A seeded choice of every field of every container at every extreme; all of them with number=None."""
+def test_headers_at_their_extremes(tmp_path: Path, number: int | None = 1000):
+    """A seeded choice of every field of every container at every extreme; number=None takes all of them."""
     bases = make_bases()
     untouched = [Variant(base.name, "no change", base.content) for base in bases.values()]
     made = untouched + header_variants(bases, number) + structure_variants(bases)

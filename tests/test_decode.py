@@ -123,6 +123,8 @@ def test_uncompressed_and_lossless_audio_is_exact(
 ):
     extension, subtype = form.split()
     length = max(1, round(seconds * rate))
+    if form == "aiff PCM_S8":
+        length += length % 2  # libsndfile counts the padding of an odd chunk when it writes
     audio = np.random.default_rng(seed).uniform(-1, 1, (length, channels))
     path = write_audio(tmp_path / f"a.{extension}", audio, rate, subtype)
     header, decoded = decode(path)

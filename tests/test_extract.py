@@ -610,7 +610,7 @@ def test_the_readme_opens_a_store(whole, tmp_path, monkeypatch):
     assert len(blocks) == 2
     names: dict = {}
     for block in blocks:
-        assert "runs/mine/features.zarr" in block and len(block.strip().splitlines()) <= 3
+        assert "runs/mine/features.zarr" in block and len(block.strip().splitlines()) <= 6
         exec(block.replace("runs/mine/features.zarr", str(whole)), names)
     found = load(whole)
     np.testing.assert_array_equal(names["second"], list(found.values())[1])

@@ -51,7 +51,6 @@ FOLDERS = {
         "manifest folder (it has manifest.jsonl and rejected.jsonl)",
     ),
     "index": (["index.json"], "shard folder (it has index.json)"),
-    "unfinished shards": (["label.yaml"], "shard folder (it has label.yaml)"),
     "run": (["config.yaml", "metrics.jsonl"], "run folder (it has metrics.jsonl)"),
     "begun run": (["config.yaml", "checkpoints/step_5/state.json"], "run folder (it has checkpoints)"),
     "checkpoint": (["model.safetensors", "config.yaml", "checksums.json"], "checkpoint (it has checksums.json)"),

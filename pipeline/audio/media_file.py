@@ -20,7 +20,7 @@ DEMUXERS = (
     "tta,voc,w64,wav,wv"
 )
 # Their headers state a length in samples; an ADTS or transport stream only lets ffmpeg guess one.
-EXACT_HEADERS = {"aiff", "wav", "w64", "au", "caf", "tta", "ape", "wv", "tak", "mov"}
+EXACT_HEADERS = {"aiff", "wav", "w64", "au", "tta", "ape", "wv", "tak", "mov"}
 AUDIO_EXTENSIONS = set(
     "aac ac3 aif aifc aiff amr ape au avi caf dff dsf flac m4a m4b mka mkv mov mp2 mp3 mp4 mpc oga ogg opus snd sph spx tak ts"
     " tta voc w64 wav webm wma wv".split()

@@ -142,6 +142,8 @@ def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes,
     """
     new = Part(place, place + header.size, header.samples)
     if _read_count(new, header, frame):
+        if parts and parts[-1].found == 0:  # some tools put their own count before an older one
+            parts.pop()
         parts.append(new)
         return
     is_done = bool(parts) and parts[-1].claimed is not None and parts[-1].found >= parts[-1].claimed
@@ -172,7 +174,7 @@ def _read_xing(part: Part, tag: bytes) -> None:
     flags = int.from_bytes(tag[4:8], "big")
     place = 8
     if flags & 1:
-        part.claimed = int.from_bytes(tag[place : place + 4], "big")
+        part.claimed = int.from_bytes(tag[place : place + 4], "big") or None  # 0 by a writer that could not go back
     place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
     delays = tag[place + 21 : place + 24]
     if tag[place : place + 4] in (b"LAME", b"Lavf", b"Lavc") and len(delays) == 3:
