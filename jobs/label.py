@@ -26,12 +26,12 @@ from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, process_shard
-from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned
+from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
 from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, ShardIndex, build_index
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files as storage
-from mert_foundry.pipeline.storage.folder_kinds import SHARDS, check_output
+from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
 from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device
 
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
@@ -93,7 +93,14 @@ def main(arguments: list[str]) -> int:
 def find_work(
     config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]
 ) -> list[ShardTask]:
-    """The tasks that are to do; writes nothing. Raises as `find_unfinished`, and as `check_root` when there is any."""
+    """The tasks that are to do; writes nothing.
+
+    Raises as `find_unfinished`, as `check_root` when there is any, and FolderError when the folder has a label.yaml that
+    stands beside no shard, and so is somebody's own.
+    """
+    recorded = storage.join(config.out, RECORDED_CONFIG)
+    if storage.exists(recorded) and not shard_names(config.out):
+        raise FolderError(f"{recorded} is not ours: there is no shard beside it, and labelling would overwrite it")
     unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.overwrite)
     if unfinished:
         check_root(manifest, config.manifest)

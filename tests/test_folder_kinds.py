@@ -330,3 +330,15 @@ def test_a_label_run_into_others_shards_writes_and_removes_nothing(manifest: Pat
             " move it away, or use another out folder"
         ]
         assert contents(out) == before
+
+
+def test_a_label_yaml_beside_no_shard_is_left_alone(tmp_path: Path, command):
+    write_audio(tmp_path / "music" / "a.wav", noise(4))
+    config = ManifestConfig(root=str(tmp_path / "music"), out=str(tmp_path / "manifest"))
+    write_manifest(config, scan(config))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "label.yaml").write_text("mine")
+    code, lines = command("label", f"manifest={tmp_path / 'manifest'}", f"out={tmp_path / 'configs'}", TEACHERS)
+    assert code == 2 and len(lines) == 1 and "label.yaml is not ours" in lines[0]
+    assert [path.name for path in (tmp_path / "configs").iterdir()] == ["label.yaml"]
+    assert (tmp_path / "configs" / "label.yaml").read_text() == "mine"

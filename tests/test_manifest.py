@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from mert_foundry.jobs import manifest as command
 from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.inspection.manifest_summary import load_manifest_folder, summarise_manifest
 from mert_foundry.pipeline.manifest.decode_track import decode_track
@@ -631,3 +632,16 @@ def test_overshoot_of_less_than_1_db_is_no_clipping(tmp_path: Path):
     write_audio(tmp_path / "root" / "a.wav", audio, subtype="FLOAT")
     [track] = build(tmp_path / "root", tmp_path / "out").tracks
     assert track.clipped_share == 0
+
+
+def test_a_track_whose_file_became_a_link_to_itself_is_dropped_alone(tmp_path: Path):
+    """No other run can reach it either, so its shard goes on without it; a missing file fails the shard as before."""
+    write_audio(tmp_path / "root" / "a.wav", noise(4))
+    [track] = build(tmp_path / "root", tmp_path / "out").tracks
+    (tmp_path / "root" / "a.wav").unlink()
+    with pytest.raises(FileNotFoundError, match=track.key):
+        decode_track(track, str(tmp_path / "root"))
+    (tmp_path / "root" / "a.wav").symlink_to("a.wav")
+    with pytest.raises(DecodeError, match=r"a\.wav") as caught:
+        decode_track(track, str(tmp_path / "root"))
+    assert caught.value.reason == "unreadable"
