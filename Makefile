@@ -4,22 +4,26 @@
 # make test                      the test suite: at most 8 minutes on two cores
 # make test-fast                 the part of it that starts no process: under 90 seconds
 # make test-transformers-4        exports opened by the last transformers 4.x
+# make probe-suite SIZE=small OUT=runs/suite   the probing suite: labelled music, made from packages anyone can get
 # make corpus                    about 6.6 hours of freely licensed music, from Debian packages, into corpus/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 CORPUS ?= tests/data/music
+SIZE ?= small
+OUT ?= runs/suite-$(SIZE)
 # A file's tests share its fixtures, so they stay together; files come in the order of tests/conftest.py, the slow ones first.
 ON_TWO_CORES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PACKAGES := wesnoth-1.16-music planetblupi-music-ogg singularity-music hyperrogue-music asc-music
 
-.PHONY: check demo test test-fast test-transformers-4 corpus install
+.PHONY: check demo probe-suite test test-fast test-transformers-4 corpus install
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[label,features,openvino,bench,s3,dev]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[label,features,probe,suite,openvino,bench,s3,dev]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-deps tinysoundfont
 	touch $@
 
 check: install
@@ -42,6 +46,9 @@ test-transformers-4: install
 	$(VENV)/bin/pip install --quiet --upgrade --target .transformers-4 'transformers>=4.57,<5'
 	PYTHONPATH=.transformers-4 $(VENV)/bin/python -c 'import transformers; assert transformers.__version__.startswith("4.")'
 	PYTHONPATH=.transformers-4 $(VENV)/bin/python -m pytest tests/test_export.py tests/test_export_command.py
+
+probe-suite: install
+	$(VENV)/bin/mert suite $(OUT) --size $(SIZE)
 
 corpus:
 	mkdir -p corpus/packages

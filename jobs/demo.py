@@ -21,6 +21,9 @@ import psutil
 
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.pretraining.progress import describe_losses
+from mert_foundry.jobs.pretraining.run_description import RunDescription
+from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 
 OUT = Path("runs/demo")
@@ -34,6 +37,16 @@ STAGES = {
 KILL_AFTER_STEP = 100
 
 
+MANIFEST = ["configs/manifest.yaml", f"out={OUT}/manifest", "group_by=track", "splits={valid: 0.2}"]
+LABEL = [
+    "configs/label.yaml", f"manifest={OUT}/manifest", f"out={OUT}/shards", "teachers.0.weights=foundry-small",
+    "segments.segment_seconds=10", "segments.shortest_seconds=4", "segments.examples_per_shard=8",
+]  # fmt: skip
+VERIFY = [f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2", "--corpus", "4"]
+TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "mert_foundry.jobs.pretrain"]
+PRETRAIN = [*TORCHRUN, "configs/tiny.yaml", f"shards={OUT}/shards", f"out={OUT}/run"]
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         raise UsageError(f"demo: one folder of audio is needed, got {' '.join(arguments) or 'nothing'}")
@@ -44,40 +57,12 @@ def main(arguments: list[str]) -> int:
         print(f"  mert {stage:8} {sentence}")
     # The demo shares its cores between processes; each computes with one thread.
     os.environ["OMP_NUM_THREADS"] = "1"
-    call(
-        "mert",
-        "manifest",
-        "configs/manifest.yaml",
-        f"root={arguments[0]}",
-        f"out={OUT}/manifest",
-        "group_by=track",
-        "splits={valid: 0.2}",
-    )
-    call(
-        "mert",
-        "label",
-        "configs/label.yaml",
-        f"manifest={OUT}/manifest",
-        f"out={OUT}/shards",
-        "teachers.0.weights=foundry-small",
-        "segments.segment_seconds=10",
-        "segments.shortest_seconds=4",
-        "segments.examples_per_shard=8",
-    )
-    call("mert", "verify", f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2", "--corpus", "4")
+    call("mert", "manifest", *MANIFEST, f"root={arguments[0]}")
+    call("mert", "label", *LABEL)
+    call("mert", "verify", *VERIFY)
     index = load_index(f"{OUT}/shards")
-    pretrain = [
-        "torchrun",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "mert_foundry.jobs.pretrain",
-        "configs/tiny.yaml",
-        f"shards={OUT}/shards",
-        f"out={OUT}/run",
-    ]
-    if "valid" not in index.totals or not index.totals["valid"].examples:
-        pretrain.append("valid_split=null")
+    is_validated = "valid" in index.totals and index.totals["valid"].examples
+    pretrain = PRETRAIN if is_validated else [*PRETRAIN, "valid_split=null"]
     kill_a_rank(pretrain)
     call(*pretrain)
     call("mert", "export", f"{OUT}/run", f"{OUT}/export")
@@ -99,6 +84,7 @@ def kill_a_rank(command: list[str]) -> None:
     print(f"demo: one rank will be killed after step {KILL_AFTER_STEP}", flush=True)
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     killed = False
+    assert launcher.stderr is not None
     for line in launcher.stderr:
         # What the other rank and torchrun say about the dead one is no news here.
         if not killed:
@@ -131,16 +117,20 @@ def summary(index: ShardIndex, seconds: float) -> str:
             frames = round(sum(totals.seconds for totals in index.totals.values()) * spec.frame_rate)
             lines.append(f"  {spec.name}: {frames * spec.size} codes in {spec.size} codebooks of {spec.codebook_size}")
     if validations:
-        first, last = validations[0], validations[-1]
-        lines.append(
-            f"  validation loss: {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"
-        )
+        trivial = read_description().trivial
+        for record in (validations[0], validations[-1]):
+            lines.append(f"  validation at step {record['step']}: {describe_losses(record, trivial)}")
     for name in ("manifest", "shards", "run", "export"):
         lines.append(f"  {name}: {OUT / name}")
     lines.append("look at what was made:")
     lines += [f"  mert inspect {OUT / name}" for name in ("manifest", "shards", "run")]
     lines.append(f"  mert inspect {OUT / 'shards'} --manifest {OUT / 'manifest'} --html {OUT / 'shards.html'}")
     return "\n".join(lines)
+
+
+def read_description() -> RunDescription:
+    """What the run's config.yaml says."""
+    return RunDescription(**read_run_config(OUT / "run" / "config.yaml"))
 
 
 def read_metrics() -> list[dict]:

@@ -5,7 +5,7 @@
     mert export IMPORTED_FOLDER OUT_FOLDER
 
 A run folder means its newest whole checkpoint. An encoder with options that Hubert lacks is written as a folder of our
-own class, which model.load.load_encoder opens; what prevents the native class is told.
+own class, which model.interop.load.load_encoder opens; what prevents the native class is reported.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from mert_foundry.model.interop.export import export_model
 from mert_foundry.model.interop.load import read_checkpoint, read_model
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.runs.checkpoint import find_checkpoint, load_config, load_state
-from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input, check_output
 
 
@@ -31,10 +31,10 @@ def main(arguments: list[str]) -> int:
     check_input(str(options.source), RUN, CHECKPOINT, MODEL)
     check_output(options.out, MODEL)
     model, card, named = read(options.source)
-    obstacles = list(export_model(local_path(options.out), model, card))
-    for obstacle in obstacles:
-        print(f"no native hubert folder: {obstacle}", file=sys.stderr)
-    console.finish({"out": options.out, "not_native_because": obstacles}, [f"exported {named} to {options.out}"])
+    unsupported = list(export_model(files.local_path(options.out), model, card))
+    for reason in unsupported:
+        print(f"no native hubert folder: {reason}", file=sys.stderr)
+    console.finish({"out": options.out, "not_native_because": unsupported}, [f"exported {named} to {options.out}"])
     return 0
 
 

@@ -18,7 +18,7 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.model.interop.export import export_model
 from mert_foundry.model.interop.import_fairseq import import_fairseq
 from mert_foundry.model.interop.import_hugging_face import Imported, import_hugging_face
-from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import MODEL, check_input, check_output
 
 
@@ -32,17 +32,17 @@ def main(arguments: list[str]) -> int:
     check_output(options.out, MODEL)
     imported = read(options.source, options.sample_rate)
     card = {"Source": {"imported from": options.source.resolve().name, "notes": imported.notes}}
-    obstacles = export_model(local_path(options.out), imported.model, card)
+    unsupported = export_model(files.local_path(options.out), imported.model, card)
     for note in imported.notes:
         print(note, file=sys.stderr)
-    for obstacle in obstacles:
-        print(f"no native hubert folder: {obstacle}", file=sys.stderr)
+    for reason in unsupported:
+        print(f"no native hubert folder: {reason}", file=sys.stderr)
     transformer, heads = imported.model.encoder.transformer, len(imported.model.heads)
     line = (
         f"imported {len(imported.model.weights)} weights ({transformer.layers} layers of width {transformer.width}, "
         f"{imported.model.sample_rate} Hz, {heads or 'no'} heads) from {options.source} to {options.out}"
     )
-    console.finish({"out": options.out, "notes": imported.notes, "not_native_because": list(obstacles)}, [line])
+    console.finish({"out": options.out, "notes": imported.notes, "not_native_because": list(unsupported)}, [line])
     return 0
 
 

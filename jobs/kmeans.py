@@ -26,7 +26,7 @@ from mert_foundry.pipeline.fitting.kmeans_fitting import (
     judge_centroids,
 )
 from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
-from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import KMEANS, check_output
 from mert_foundry.pipeline.teachers.kmeans import build_feature, save_kmeans
 
@@ -35,7 +35,7 @@ CONFIG = KmeansFittingConfig
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
-    out = local_path(config.out)
+    out = files.local_path(config.out)
     check_output(config.out, KMEANS)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; fit into a new folder")

@@ -1,8 +1,7 @@
 """Label a manifest with the teachers and write WebDataset shards, on Ray.
 
     mert label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
-    python -m mert_foundry.jobs.label configs/label.yaml manifest=MANIFEST_FOLDER out=SHARD_FOLDER
-    ray job submit --working-dir . -- python -m mert_foundry.jobs.label configs/label.yaml manifest=/abs/M out=/abs/S
+    ray job submit -- mert label $PWD/configs/label.yaml manifest=s3://BUCKET/manifest out=s3://BUCKET/shards
 
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
@@ -11,28 +10,26 @@ the job does not start beside them. Exit code 1 when a shard is missing at the e
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
-from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, process_shard
+from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
+from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
 from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, ShardIndex, build_index
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
-from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device
+from mert_foundry.pipeline.teachers.registry import TeacherConfig, check_device, describe_targets
 
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
 
@@ -82,11 +79,11 @@ def main(arguments: list[str]) -> int:
     tasks = plan_shards(manifest, config.segments)
     if not tasks:
         raise ValueError(f"{config.manifest}: the manifest has no track")
-    specs = [teacher.spec for teacher in build_teachers(config.teachers, "cpu")]
-    if not storage.is_local(config.out):
+    specs = describe_targets(config.teachers)
+    if not files.is_local(config.out):
         return label(config, manifest, tasks, specs)
     find_work(config, manifest, tasks, specs)  # before the lock, whose file is the first thing written
-    with locked(storage.local_path(config.out), "labelling"):
+    with locked(files.local_path(config.out), "labelling"):
         return label(config, manifest, tasks, specs)
 
 
@@ -98,8 +95,8 @@ def find_work(
     Raises as `find_unfinished`, as `check_root` when there is any, and FolderError when the folder has a label.yaml that
     stands beside no shard, and so is somebody's own.
     """
-    recorded = storage.join(config.out, RECORDED_CONFIG)
-    if storage.exists(recorded) and not shard_names(config.out):
+    recorded = files.join(config.out, RECORDED_CONFIG)
+    if files.exists(recorded) and not shard_names(config.out):
         raise FolderError(f"{recorded} is not ours: there is no shard beside it, and labelling would overwrite it")
     unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.overwrite)
     if unfinished:
@@ -110,7 +107,7 @@ def find_work(
 def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]) -> int:
     """Do what the plan lacks and write the index; returns the exit code."""
     unfinished = find_work(config, manifest, tasks, specs)
-    storage.sweep_temporary(config.out)
+    files.sweep_temporary(config.out)
     remove_unplanned(config.out, tasks)
     console.say(
         f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do"
@@ -121,7 +118,7 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
     if failures:
         print(f"{len(failures)} of {len(tasks)} shards are missing; the same command does just those", file=sys.stderr)
         return 1
-    storage.publish_bytes(storage.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
+    files.publish_bytes(files.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
     index = build_index(
         config.out,
         [task.name for task in tasks],
@@ -137,18 +134,27 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
 
 def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[str, str]:
     """Do the tasks on Ray; returns the message of each shard that failed."""
+    # Ray takes seconds to import, and only who labels needs it: not --help, not a rerun that finds all done, not a check
+    # of the config.
+    from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
+
+    order = WorkOrder(
+        teachers=config.teachers,
+        root=root,
+        out=config.out,
+        device=config.device,
+        decode_threads=config.decode_threads or DECODE_THREADS[config.device],
+    )
     # An index must not stand beside shards that are about to change.
-    storage.remove(storage.join(config.out, INDEX_NAME))
+    files.remove(files.join(config.out, INDEX_NAME))
     with Progress("label", sum(task.seconds for task in tasks)) as progress:
-        return label_on_ray(
+        return run_on_ray(
             tasks,
-            config.teachers,
-            root,
-            config.out,
+            Labeller,
+            (order,),
             address=config.address,
-            device=config.device,
+            device=order.device,
             actors=config.actors,
-            decode_threads=config.decode_threads or DECODE_THREADS[config.device],
             report=progress.update,
         )
 
@@ -162,8 +168,9 @@ def summary_lines(config: LabelConfig, index: ShardIndex) -> Iterator[str]:
             f" {totals.bytes / 1e6:.1f} MB ({rate / 1000:.1f} kB an audio second)"
         )
     for spec in index.targets:
-        if spec.kind == "discrete":
-            levels = ", ".join(f"{value:.0f}" for value in index.statistics[spec.name].perplexity)
+        summary = index.statistics[spec.name]
+        if summary.kind == "discrete":
+            levels = ", ".join(f"{value:.0f}" for value in summary.perplexity)
             yield f"{spec.name}: {spec.size} codebooks of {spec.codebook_size}, perplexity {levels}"
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(index.dropped.items()))
     yield f"dropped segments: {dropped or 'none'}"
@@ -172,58 +179,3 @@ def summary_lines(config: LabelConfig, index: ShardIndex) -> Iterator[str]:
 
 if __name__ == "__main__":
     sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))
-
-
-class Labeller:
-    """Holds the teachers of one process and labels one shard at a time."""
-
-    def __init__(self, teachers: list[TeacherConfig], device: str, root: str, out: str, decode_threads: int):
-        torch.set_num_threads(1)
-        self.teachers = build_teachers(teachers, device)
-        self.backend = {
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
-            "torch": torch.__version__,
-        }
-        for teacher in self.teachers:
-            self.backend |= getattr(teacher, "backend", {})
-        self.root, self.out, self.decode_threads, self.device = root, out, decode_threads, device
-        self.seconds = 0.0
-
-    def run(self, task: ShardTask) -> None:
-        """Label and publish one shard. Raises as `process_shard` does."""
-        self.seconds = 0.0
-        process_shard(
-            task,
-            self.teachers,
-            self.root,
-            self.out,
-            self.backend,
-            device=self.device,
-            decode_threads=self.decode_threads,
-            report=self._count,
-        )
-        self.seconds = 0.0
-
-    def seconds_done(self) -> float:
-        """Audio seconds done of the shard at work."""
-        return self.seconds
-
-    def _count(self, seconds: float) -> None:
-        self.seconds += seconds
-
-
-def label_on_ray(
-    tasks: list[ShardTask],
-    teachers: list[TeacherConfig],
-    root: str,
-    out: str,
-    *,
-    address: str | None,
-    device: Literal["cpu", "cuda"],
-    actors: int,
-    decode_threads: int,
-    report: Callable[[float, str], None],
-) -> dict[str, str]:
-    """Do every task as `run_on_ray` does; returns the error message of each shard that failed."""
-    arguments = (teachers, device, root, out, decode_threads)
-    return run_on_ray(tasks, Labeller, arguments, address=address, device=device, actors=actors, report=report)

@@ -1,13 +1,14 @@
 """Scan a folder (or fsspec URL) of audio into a manifest.
 
     mert manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
-    python -m mert_foundry.jobs.manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
 
-Writes manifest.jsonl (one line a track), rejected.jsonl (one line a file left out, with the reason) and
-manifest.yaml (settings, counts and hours). Exit code 1 when no track is left, or when the storage
+Writes manifest.jsonl (one line per track), rejected.jsonl (one line per rejected file, with the reason) and
+manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in that
+folder. Exit code 1 when no track is left, or when the storage
 did not give a file: the same command tries again.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -19,9 +20,10 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_writable
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import printable
-from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject
+from mert_foundry.pipeline.manifest.exclusion import ProbeFile, exclude, probe_files
+from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, crashed, scan, write_manifest
-from mert_foundry.pipeline.storage.files import is_local, join, local_path
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, check_output
 
 CONFIG = ManifestConfig
@@ -30,8 +32,9 @@ CONFIG = ManifestConfig
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     check_output(config.out, MANIFEST)
-    if is_local(config.out):
-        check_writable(local_path(join(config.out, "manifest.yaml")))  # now, not after hours of decoding
+    if files.is_local(config.out):
+        check_writable(files.local_path(files.join(config.out, "manifest.yaml")))  # now, not after hours of decoding
+    probed = probe_files(config.exclude) if config.exclude else []  # also now
     done = 0.0
     with Progress("manifest") as progress:
 
@@ -41,6 +44,8 @@ def main(arguments: list[str]) -> int:
             progress.update(done, f"{rejected} rejected")
 
         results = scan(config, report, partial(map_in_processes, crashed=crashed))
+    if probed:
+        results = leave_out_probe_clips(config, results, probed)
     summary = write_manifest(config, results)
     unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     console.finish({"out": config.out, **summary}, summary_lines(config, summary))
@@ -55,6 +60,32 @@ def main(arguments: list[str]) -> int:
         print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)
         return 1
     return 0
+
+
+def leave_out_probe_clips(
+    config: ManifestConfig, results: list[Track | Reject], files: list[ProbeFile]
+) -> list[Track | Reject]:
+    """Tracks that hold test clips of probe sets become rejects; says what could not be looked for."""
+    done = 0.0
+    with Progress("probe clips") as progress:
+
+        def report(seconds: float) -> None:
+            nonlocal done
+            done += seconds
+            progress.update(done, "looked through")
+
+        exclusion = exclude(
+            results, config.root, files, map_in_processes, config.workers or os.cpu_count() or 1, report
+        )
+    for path, fault in exclusion.faults.items():
+        print(printable(f"warning: {path}: its test clips cannot be looked for: {fault}"), file=sys.stderr)
+    if exclusion.plain:
+        print(
+            f"warning: {exclusion.plain} of {exclusion.clips} test clips are too plain for a fingerprint and were looked for by"
+            " their hash alone",
+            file=sys.stderr,
+        )
+    return exclusion.results
 
 
 def summary_lines(config: ManifestConfig, summary: dict) -> Iterator[str]:

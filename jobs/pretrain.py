@@ -1,7 +1,7 @@
 """Pre-train the encoder from a shard folder; run again, it goes on from the newest checkpoint.
 
     mert pretrain configs/tiny.yaml shards=SHARD_FOLDER out=RUN_FOLDER
-    torchrun --nproc-per-node=8 -m mert_foundry.jobs.pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER
+    torchrun --nproc-per-node=8 --no-python mert pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER
     mert pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER initial=IMPORTED_OR_EXPORTED_FOLDER
 
 `initial` is read when a run begins, not when it goes on from a checkpoint of its own.
@@ -18,8 +18,8 @@ from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_precision, locked, resolve_device
-from mert_foundry.jobs.pretraining.initial_weights import begin_from, read_initial, settle_encoder
-from mert_foundry.jobs.pretraining.progress import TrainingReport
+from mert_foundry.jobs.pretraining.initial_weights import load_initial_weights, read_initial, resolve_encoder_config
+from mert_foundry.jobs.pretraining.progress import TrainingReport, describe_losses, describe_trivial
 from mert_foundry.jobs.pretraining.run_description import (
     PretrainConfig,
     RunDescription,
@@ -28,10 +28,12 @@ from mert_foundry.jobs.pretraining.run_description import (
     heads_of,
     save_description,
 )
+from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
-from mert_foundry.model.training.trainer import Batch, Position, train
-from mert_foundry.pipeline.shards.index import load_index
-from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.model.objective.trivial import TrivialScores
+from mert_foundry.model.training.trainer import Batch, Position, TrainResult, train
+from mert_foundry.pipeline.shards.index import ShardIndex, load_index
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, validation_batches
 
@@ -42,37 +44,34 @@ def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     check_precision("trainer.precision", config.trainer.precision, resolve_device(config.device))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    out = local_path(config.out)
+    out = files.local_path(config.out)
     if rank == 0:
         check_output(config.out, RUN)
     index = load_index(config.shards)
     initial = read_initial(config, out, index, rank)
-    config = settle_encoder(config, initial, out)
-    description = RunDescription(config=config, heads=heads_of(index), data=describe_data(index))
+    config = resolve_encoder_config(config, initial, out)
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, shown=rank == 0))
+        # Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
         if rank == 0:
-            # Before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
             check_fit(config, index, world_size)
             stack.enter_context(locked(out, "training"))
+        trivial = measure_trivial(config, index) if rank == 0 else None
+        report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, rank == 0, trivial))
+        description = RunDescription(config=config, heads=heads_of(index), data=describe_data(index), trivial=trivial)
+        if rank == 0:
             report.note(save_description(out, description))
             report.note(warn_of_lone_rows(config, world_size))
+            report.note(describe_trivial(trivial) if trivial else "")
         device = stack.enter_context(process_group(config.device, world_size))
         stop = stack.enter_context(stop_on_signal())
-
-        def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
-            return stack.enter_context(
-                BatchStream(config.shards, config.train_split, config.stream, config.seed, rank, world_size, position)
-            )
-
         model = build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
         if initial is not None:
-            taken = begin_from(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
+            taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
         result = train(
             model,
-            stream,
-            validation_of(config, rank, world_size),
+            stream_of(config, index, rank, world_size, stack),
+            validation_of(config, index, rank, world_size),
             config.trainer,
             out,
             description.model_dump(mode="json"),
@@ -81,14 +80,22 @@ def main(arguments: list[str]) -> int:
             device,
             stop,
             report,
+            trivial,
         )
     if rank == 0:
-        told = {"status": result.status, "step": result.step, "checkpoint": str(result.checkpoint)}
-        console.finish(told, [f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}"])
-        if result.status == "stopped":
-            left = config.trainer.schedule.total_steps - result.step
-            print(f"{left} steps are left; the same command goes on", file=sys.stderr)
+        show(result, config.trainer.schedule.total_steps, trivial)
     return 0 if result.status == "done" else 1
+
+
+def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None) -> None:
+    """Say how training ended and, when it is done, what its last validation found."""
+    outcome = {"status": result.status, "step": result.step, "checkpoint": str(result.checkpoint)}
+    lines = [f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}"]
+    if result.status == "done" and result.validation is not None:
+        lines.append(f"last validation: {describe_losses({'kind': 'validation', **result.validation}, trivial)}")
+    console.finish(outcome, lines)
+    if result.status == "stopped":
+        print(f"{total_steps - result.step} steps are left; the same command goes on", file=sys.stderr)
 
 
 def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
@@ -100,11 +107,29 @@ def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
     )
 
 
-def validation_of(config: PretrainConfig, rank: int, world_size: int) -> Callable[[], Iterator[Batch]] | None:
+def stream_of(
+    config: PretrainConfig, index: ShardIndex, rank: int, world_size: int, stack: contextlib.ExitStack
+) -> Callable[[Position | None], Iterator[tuple[Batch, Position]]]:
+    """This rank's batches from a position on; the stack closes the stream."""
+
+    def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
+        return stack.enter_context(
+            BatchStream(
+                config.shards, index, config.train_split, config.stream, config.seed, rank, world_size, position
+            )
+        )
+
+    return stream
+
+
+def validation_of(
+    config: PretrainConfig, index: ShardIndex, rank: int, world_size: int
+) -> Callable[[], Iterator[Batch]] | None:
     """Fresh validation batches at each call, or None without a split to validate on."""
-    if config.valid_split is None:
+    split = config.valid_split
+    if split is None:
         return None
-    return lambda: validation_batches(config.shards, config.valid_split, config.stream, rank, world_size)
+    return lambda: validation_batches(config.shards, index, split, config.stream, rank, world_size)
 
 
 if __name__ == "__main__":

@@ -17,24 +17,27 @@ reads are counted. Every fault is a line with shard and key; exit code 1 if ther
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.config import UsageError, explain
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_cuda, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.pipeline.labelling.corpus_check import Comparison, compare_corpus
-from mert_foundry.pipeline.labelling.relabel import check_teachers, relabel_examples
+from mert_foundry.pipeline.labelling.relabel import relabel_examples
 from mert_foundry.pipeline.labelling.verify import Fault, compare_with_manifest, verify_index, verify_shard
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
 from mert_foundry.pipeline.shards.index import RECORDED_CONFIG, ShardIndex, load_index
-from mert_foundry.pipeline.storage import files as storage
-from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device
+from mert_foundry.pipeline.shards.record import find_other_teachers
+from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device, describe_targets
 from mert_foundry.pipeline.teachers.teacher import Teacher
 
 
@@ -42,12 +45,12 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     index = load_index(options.shards)
     teachers: list[Teacher] = []
-    if options.relabel:  # first of all, so that what is wrong with them is told before hours of reading
+    if options.relabel:  # first of all, so that what is wrong with them is reported before hours of reading
         check_cuda(options.device)
-        teachers = load_teachers(options.teachers or storage.join(options.shards, RECORDED_CONFIG), options.device)
-        check_teachers(index, teachers)
+        location = options.teachers or files.join(options.shards, RECORDED_CONFIG)
+        teachers = load_teachers(location, options.device, index)
     manifest = load_manifest(options.manifest) if options.manifest else None
-    if options.corpus:
+    if options.corpus and manifest:
         check_root(manifest, options.manifest)
     # Only records that agree with the index can tell whether it sums them up.
     faults = verify_shards(options.shards, index) or verify_index(options.shards, index)
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> int:
     else:
         if options.relabel:
             faults += relabel(options.shards, index, options.relabel, teachers)
-        if options.corpus:
+        if options.corpus and manifest:
             found, note = compare_sources(options.shards, manifest, options.corpus)
             faults += found
             notes.append(note)
@@ -101,27 +104,52 @@ def verify_shards(folder: str, index: ShardIndex) -> list[Fault]:
     return faults
 
 
-def load_teachers(location: str, device: str) -> list[Teacher]:
-    """The teachers of a label config, as a labeller runs them on a device. Raises UsageError naming the file."""
+class TeachersOfConfig(BaseModel):
+    """The part of a label config that says who labels."""
+
+    teachers: list[TeacherConfig] = Field(description="Teachers, in the order of index.json")
+
+
+def load_teachers(location: str, device: str, index: ShardIndex) -> list[Teacher]:
+    """The teachers of a label config, as a labeller runs them on a device.
+
+    Raises:
+        UsageError: the file has no such teachers, or their weights are not there; the file is named.
+        ValueError: others made the labels; both fingerprints are named.
+    """
+    configs = read_teacher_configs(location)
+    with naming(location):
+        check_device(configs, device)
+    hint = "; --teachers names another label config, where weights have moved"
+    with naming(location, hint):
+        specs = describe_targets(configs)
+    for difference in find_other_teachers({spec.name: spec.fingerprint for spec in index.targets}, specs):
+        raise ValueError(difference)
+    torch.set_num_threads(1)
+    with naming(location, hint):
+        return build_teachers(configs, device)
+
+
+def read_teacher_configs(location: str) -> list[TeacherConfig]:
+    """The teachers that a label config names. Raises UsageError naming the file."""
     try:
-        configs = TypeAdapter(list[TeacherConfig]).validate_python(
-            yaml.safe_load(storage.read_bytes(location))["teachers"]
-        )
+        return TeachersOfConfig.model_validate(yaml.safe_load(files.read_bytes(location))).teachers
     except FileNotFoundError as error:
         raise UsageError(f"{location}: not there; --teachers names a label config") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"{location}: no label config with teachers: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        faults = "; ".join(explain(error, TeachersOfConfig))
+        raise UsageError(f"{location}: no label config with teachers: {faults}") from error
+
+
+@contextmanager
+def naming(location: str, hint: str = "") -> Iterator[None]:
+    """What a user can cause within becomes a UsageError that names the label config."""
     try:
-        check_device(configs, device)
-    except ValueError as error:
-        raise UsageError(f"{location}: {error}") from error
-    torch.set_num_threads(1)
-    try:
-        return build_teachers(configs, device)
+        yield
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{location}: {error}; --teachers names another label config, where weights have moved"
-        ) from error
+        raise UsageError(f"{location}: {error}{hint}") from error
 
 
 def relabel(folder: str, index: ShardIndex, count: int, teachers: list[Teacher]) -> list[Fault]:

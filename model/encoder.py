@@ -84,7 +84,7 @@ class MertEncoder(nn.Module):
 
     @property
     def padding_invariant(self) -> bool:
-        """Whether zeros behind a row, marked as not `valid`, leave its frames as they are (to rounding)."""
+        """Whether zeros after a row, marked as not `valid`, leave its frames as they are (to rounding)."""
         return self.config.frontend.padding_invariant
 
     def num_frames(self, num_samples: int) -> int:
@@ -124,6 +124,6 @@ class MertEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all weights anew, as model/transformer/initialisation.py tells."""
+        """Draw all weights afresh, as model/transformer/initialisation.py tells."""
         initialise(self)
         nn.init.uniform_(self.mask_embedding)

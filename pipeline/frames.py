@@ -1,6 +1,6 @@
 """All sample and frame arithmetic of the data side: the one place where rounding happens.
 
-One target frame covers `hop` samples: 24000 Hz / 320 samples = 75 frames a second (paper
+One target frame covers HOP samples: 24000 Hz / 320 samples = 75 frames per second (paper
 arXiv 2306.00107, section 4). Audio is always cut to whole frames before a teacher sees it, so
 audio and every target agree to the frame.
 """
@@ -16,9 +16,9 @@ AUDIO_VERSION = 4
 MOST_TAPS = 1 << 25
 
 
-def whole_frames(num_samples: int, hop: int = HOP) -> int:
+def whole_frames(num_samples: int) -> int:
     """Number of whole frames in `num_samples` samples; the remainder is dropped."""
-    return num_samples // hop
+    return num_samples // HOP
 
 
 def nearest_rate(source_rate: int, target_rate: int = SAMPLE_RATE) -> int:
@@ -40,9 +40,9 @@ def resampled_length(num_samples: int, source_rate: int, target_rate: int = SAMP
     return -(-num_samples * target_rate // nearest_rate(source_rate, target_rate))
 
 
-def seconds_to_frames(seconds: float, frame_rate: int = FRAME_RATE) -> int:
+def seconds_to_frames(seconds: float) -> int:
     """Number of whole frames in `seconds`, rounded to the nearest frame."""
-    return round(seconds * frame_rate)
+    return round(seconds * FRAME_RATE)
 
 
 def segment_lengths(num_frames: int, segment_frames: int, shortest_frames: int) -> list[int]:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from nnAudio.features.cqt import CQT1992v2
 
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.audio.resample import decoded_track
 
 PUBLISHED = {"lowest_frequency": 32.7, "bins": 336, "bins_per_octave": 48}

@@ -16,7 +16,7 @@ from shard_fixtures import SPECS, write_set
 
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.shards.reader import ShardReader
-from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, epoch_coverage, validation_batches
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, validation_batches
 from mert_foundry.pipeline.stream.crops import random_crop
 
 SIZES, VALID_SIZES = [3, 0, 4, 1, 5], [4, 3]  # 13 examples to train on: no batch size here divides it
@@ -38,7 +38,8 @@ def config(batch_size=4, **changes):
 def read(folder, count, position=None, world_size=1, seed=3, **changes):
     """`count` global batches, each put together from all ranks, and the position after each."""
     streams = [
-        BatchStream(folder, "train", config(**changes), seed, rank, world_size, position) for rank in range(world_size)
+        BatchStream(folder, load_index(folder), "train", config(**changes), seed, rank, world_size, position)
+        for rank in range(world_size)
     ]
     try:
         return [joined([next(stream) for stream in streams]) for _ in range(count)]
@@ -137,7 +138,7 @@ def test_same_batches_for_every_world_size_and_thread_count(folder, reference, w
 
 
 def test_a_rank_gets_its_contiguous_rows(folder, reference):
-    with BatchStream(folder, "train", config(), 3, rank=1, world_size=2) as stream:
+    with BatchStream(folder, load_index(folder), "train", config(), 3, rank=1, world_size=2) as stream:
         batch, _ = next(stream)
     assert batch["row"].tolist() == [2, 3]
     assert batch["key"] == reference[0][0]["key"][2:]
@@ -179,24 +180,24 @@ def test_resumes_with_another_batch_size(folder, reference):
 )
 def test_refuses_a_position_that_does_not_fit(folder, reference, change, words):
     with pytest.raises(ValueError, match=f"^stream position: {words}"):
-        BatchStream(folder, "train", config(), 3, position=reference[0][1] | change)
+        BatchStream(folder, load_index(folder), "train", config(), 3, position=reference[0][1] | change)
 
 
 def test_refuses_a_position_with_a_part_missing(folder, reference):
     position = {name: value for name, value in reference[0][1].items() if name != "index_digest"}
     with pytest.raises(ValueError, match="stream position: index_digest"):
-        BatchStream(folder, "train", config(), 3, position=position)
+        BatchStream(folder, load_index(folder), "train", config(), 3, position=position)
 
 
 def test_refuses_worlds_and_crops_that_do_not_fit(folder):
     with pytest.raises(ValueError, match="batch size 4 is not a multiple of the world size 3"):
-        BatchStream(folder, "train", config(), 3, rank=0, world_size=3)
+        BatchStream(folder, load_index(folder), "train", config(), 3, rank=0, world_size=3)
     with pytest.raises(ValueError, match="rank 2 .* 2"):
-        BatchStream(folder, "train", config(), 3, rank=2, world_size=2)
+        BatchStream(folder, load_index(folder), "train", config(), 3, rank=2, world_size=2)
     with pytest.raises(ValidationError, match="120001 samples"):
         config(crop_samples=120_001)
     with pytest.raises(ValueError, match="no split 'test'"):
-        BatchStream(folder, "test", config(), 3)
+        BatchStream(folder, load_index(folder), "test", config(), 3)
 
 
 def stream_threads():
@@ -204,13 +205,13 @@ def stream_threads():
 
 
 def test_no_thread_outlives_its_stream(folder):
-    with BatchStream(folder, "train", config(), 3) as stream:
+    with BatchStream(folder, load_index(folder), "train", config(), 3) as stream:
         next(stream)
         assert stream_threads()
     assert not stream_threads()
     with pytest.raises(RuntimeError, match="closed"):
         next(stream)
-    stream = BatchStream(folder, "train", config(), 3)
+    stream = BatchStream(folder, load_index(folder), "train", config(), 3)
     next(stream)
     del stream
     gc.collect()
@@ -225,7 +226,7 @@ def test_prefetch_is_bounded(folder, monkeypatch):
     filled = []
     original = ShardReader.read
     monkeypatch.setattr(ShardReader, "read", lambda self, *place: filled.append(place) or original(self, *place))
-    with BatchStream(folder, "train", config(prefetch=2), 3) as stream:
+    with BatchStream(folder, load_index(folder), "train", config(prefetch=2), 3) as stream:
         for served in range(1, 6):
             next(stream)
             time.sleep(0.1)
@@ -236,7 +237,7 @@ def test_an_error_in_a_thread_reaches_the_consumer_and_ends_the_stream(tmp_path)
     write_set(tmp_path, [3, 4])
     tar = tmp_path / "train-000001.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
-    with BatchStream(str(tmp_path), "train", config(prefetch=1), 3) as stream:
+    with BatchStream(str(tmp_path), load_index(str(tmp_path)), "train", config(prefetch=1), 3) as stream:
         with pytest.raises(ValueError, match=r"train-000001\.tar: train1x\d-00000\.\S+: .* truncated"):
             list(islice(stream, 4))
         assert not stream_threads()
@@ -248,7 +249,8 @@ def test_an_error_in_a_thread_reaches_the_consumer_and_ends_the_stream(tmp_path)
 @pytest.mark.parametrize("batch_size", [4, 8])
 def test_validation_covers_a_split_once(folder, world_size, batch_size):
     passes = [
-        list(validation_batches(folder, "valid", config(batch_size), rank, world_size)) for rank in range(world_size)
+        list(validation_batches(folder, load_index(folder), "valid", config(batch_size), rank, world_size))
+        for rank in range(world_size)
     ]
     keys = Counter(key for batches in passes for batch in batches for key in batch["key"])
     assert keys == Counter(entry.key for entries in all_entries(folder, "valid") for entry in entries)
@@ -261,16 +263,10 @@ def test_validation_covers_a_split_once(folder, world_size, batch_size):
 
 
 def test_validation_left_early_ends_its_threads(folder):
-    batches = validation_batches(folder, "valid", config(1))
+    batches = validation_batches(folder, load_index(folder), "valid", config(1))
     next(batches)
     batches.close()
     assert not stream_threads()
-
-
-def test_coverage_counts_what_an_epoch_hears(folder):
-    lengths = [entry.num_frames for entries in all_entries(folder) for entry in entries]
-    heard = sum(min(length, CROP_FRAMES) for length in lengths)
-    assert epoch_coverage(folder, "train", 320 * CROP_FRAMES) == (13, sum(lengths) / 75, heard / 75)
 
 
 @pytest.mark.parametrize("audio_member", ["flac", "pcm.npy"])

@@ -18,7 +18,7 @@ from mert_foundry.jobs.benchmarks.measurement import StageClock
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.teachers.codec.encoder import LANES
+from mert_foundry.pipeline.teachers.codec.encoder import BATCH_SLOTS
 from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 
@@ -95,8 +95,8 @@ def test_files_that_cannot_be_used_are_skipped_by_name(tmp_path: Path, tiny_code
 def test_files_labelled_together_get_the_labels_they_get_alone(
     tmp_path: Path, tiny_codec: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """As a GPU is given them: more files than lanes, one of them no audio."""
-    monkeypatch.setitem(LANES, "cpu", 2)
+    """As a GPU is given them: more files than slots, one of them no audio."""
+    monkeypatch.setitem(BATCH_SLOTS, "cpu", 2)
     files = [write_audio(tmp_path / f"{number}.wav", noise(1 + 3 * number, seed=number)) for number in range(3)]
     files.insert(1, tmp_path / "noise.mp3")
     files[1].write_bytes(b"no audio" * 99)

@@ -38,7 +38,7 @@ def test_newest_is_by_number_and_the_last_k_are_kept(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "config.yaml", "checksums.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
-def test_a_torn_checkpoint_never_wins(tmp_path, name, damage):
+def test_an_incomplete_checkpoint_never_wins(tmp_path, name, damage):
     save(tmp_path, 1)
     torn = save(tmp_path, 2) / name
     content = torn.read_bytes()
@@ -52,7 +52,7 @@ def test_a_torn_checkpoint_never_wins(tmp_path, name, damage):
     assert path.name == "step_1" and len(faults) == 1 and "step_2" in faults[0] and name in faults[0]
 
 
-def test_a_torn_checkpoint_is_replaced(tmp_path):
+def test_an_incomplete_checkpoint_is_replaced(tmp_path):
     (save(tmp_path, 2) / "state.json").unlink()
     assert find_fault(save(tmp_path, 2)) is None
 

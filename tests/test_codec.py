@@ -24,11 +24,11 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.audio.decode import open_audio
 from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.fitting import codec_training
-from mert_foundry.pipeline.fitting.codec_quality import judge_codec, si_sdr
+from mert_foundry.pipeline.fitting.codec_quality import evaluate_codec, si_sdr
 from mert_foundry.pipeline.fitting.codec_training import (
     CodecTrainingConfig,
     crops,
-    even_out_activations,
+    data_dependent_init,
     revive_dead_codes,
     start_codebooks,
     train_codec,
@@ -135,7 +135,7 @@ def test_the_card_has_the_figures_of_the_codec(trained, manifest):
     listing = load_manifest(str(manifest))
     held_out = [track for track in listing.tracks if track.split == "valid"]
     audio = [decode(Path(listing.root) / track.path) for track in held_out]
-    figures = judge_codec(load_codec(str(trained)), audio)
+    figures = evaluate_codec(load_codec(str(trained)), audio)
     card = (trained / "README.md").read_text()
     assert f"| this codec | {figures['si_sdr']} | {figures['log_mel_distance']} |" in card
     for level in range(3):
@@ -237,7 +237,7 @@ def test_no_held_out_music_ends_before_training(tmp_path, capsys):
         assert run(job.main, command(out, tmp_path / "out"), job.__doc__) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("decode ")]
     assert "no track in split 'valid'" in lines[0]
-    assert lines[1].endswith("held-out tracks has 10 s with sound to judge by") and len(lines) == 2
+    assert lines[1].endswith("held-out tracks has 10 s with sound to evaluate on") and len(lines) == 2
 
 
 # ---- the parts
@@ -314,7 +314,7 @@ def test_codebooks_start_where_the_latents_are_and_each_level_leaves_less():
     settings = config()
     model = untrained(codebooks=4)
     audio = [to_int16(noise(3, seed=number)) for number in range(3)]
-    even_out_activations(model, next(crops(audio, settings)))
+    data_dependent_init(model, next(crops(audio, settings)))
     start_codebooks(model, crops(audio, settings), settings)
     with torch.no_grad():
         latents = [model.encoder(batch) for batch, _ in zip(crops(audio, settings), range(8))]
@@ -339,7 +339,7 @@ def test_even_activations_have_unit_deviation():
     for name in ("as torch starts them", "evened out"):
         model = untrained(filters=4)
         if name == "evened out":
-            even_out_activations(model, audio)
+            data_dependent_init(model, audio)
         seen = []
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
@@ -370,7 +370,7 @@ def test_judgement_equals_a_naive_one(tiny_codec):
     model = load_codec(str(tiny_codec))
     music = to_int16(0.3 * tone(330, 21) + noise(21, seed=5))
     silent, short = np.zeros(10 * RATE, np.int16), to_int16(tone(500, 9.9))
-    figures = judge_codec(model.train(), [music, silent, short])
+    figures = evaluate_codec(model.train(), [music, silent, short])
     assert model.training  # left as it was found
     model.eval()
 
@@ -398,7 +398,7 @@ def test_a_perfect_codec_has_no_distance(tiny_codec, monkeypatch):
     music = to_int16(tone(330, 10))
     perfect = torch.from_numpy(music.astype(np.float32) / 32_768)[None, None]
     monkeypatch.setattr(model.decoder, "forward", lambda latent: perfect)
-    figures = judge_codec(model, [music])
+    figures = evaluate_codec(model, [music])
     assert figures["log_mel_distance"] == 0 and figures["si_sdr"] > 100
 
 
@@ -414,7 +414,7 @@ def test_the_shipped_codec_reconstructs_music():
     model = load_codec("foundry-small")
     assert (model.quantizer.n_q, model.quantizer.bins, model.frame_rate, model.sample_rate) == (8, 1024, 75, RATE)
     for clip in ("asc-music/frontiers.mp3", "hyperrogue-music/caribbean.ogg", "singularity-music/media-threat.mp3"):
-        figures = judge_codec(model, [decode(MUSIC / clip)])
+        figures = evaluate_codec(model, [decode(MUSIC / clip)])
         assert figures["si_sdr"] > 3, clip
         # Ten seconds have 750 frames, so a level can use at most so many entries.
         assert min(figures["perplexity"]) > 50, (clip, figures)

@@ -149,7 +149,13 @@ def test_every_fault_has_its_line():
 def test_shipped_configs_fit_their_models(model: type[BaseModel], name: str, overrides: list[str]):
     config = load_config(model, [str(CONFIGS / f"{name}.yaml"), *overrides])
     assert (
-        load_config(model, [f"{key}={scalar(value)}" for key, value in config.model_dump(mode="json").items()])
+        load_config(
+            model,
+            [
+                f"{key}={value if isinstance(value, str) else scalar(value)}"
+                for key, value in config.model_dump(mode="json").items()
+            ],
+        )
         == config
     )
 
@@ -203,3 +209,44 @@ def test_a_key_given_twice_is_refused(tmp_path: Path):
     path.write_text("root: r\nout: o\nsplits: {valid: 0.1, valid: 0.2}\n")
     with pytest.raises(UsageError, match="'valid' stands twice"):
         load_config(ManifestConfig, [str(path)])
+
+
+class Flagged(Outer):
+    out: str = ""
+    tasks: tuple[str, ...] = ()
+
+
+@given(values=st.fixed_dictionaries({}, optional={key: PLAIN[key] for key in ("title", "flag", "share", "layers")}))
+def test_an_option_is_its_key(values: dict):
+    as_keys = load_config(Outer, [f"{key}={scalar(value)}" for key, value in values.items()])
+    assert load_config(Outer, [f"--{key}={scalar(value)}" for key, value in values.items()]) == as_keys
+
+
+def test_options_lists_and_the_first_word(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("share: 0.25\n")
+    config = load_config(Flagged, ["runs/here", "--tasks", "a,b", str(path), "--title", "runs/rate=3"], first="out")
+    assert (config.out, config.tasks, config.share, config.title) == ("runs/here", ("a", "b"), 0.25, "runs/rate=3")
+    assert load_config(Flagged, ["--tasks=[a, b]"]).tasks == load_config(Flagged, ["--tasks", "a,b"]).tasks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--titel", "x"], "unknown option --titel; the nearest known key is 'title'"),
+        (["--title"], "--title needs a value"),
+        (["--title="], "--title needs a value"),
+        (["--title", "--flag", "true"], "--title needs a value"),
+        (["--title", "inner.width=3"], "--title needs a value"),
+        (["runs/here"], "config runs/here: No such file or directory"),
+    ],
+)
+def test_mistakes_with_options_are_named(arguments: list[str], line: str):
+    with pytest.raises(UsageError) as caught:
+        load_config(Flagged, arguments)
+    assert str(caught.value) == line
+
+
+def test_an_option_of_an_old_name_is_told_the_new_one():
+    with pytest.raises(UsageError, match="relabel is now called overwrite"):
+        load_config(LabelConfig, ["--relabel", "true"])

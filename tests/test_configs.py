@@ -12,6 +12,8 @@ from mert_foundry.jobs.demo import KILL_AFTER_STEP
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.jobs.probing.settings import ProbeConfig
+from mert_foundry.jobs.suite import SuiteConfig
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
@@ -27,6 +29,8 @@ JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "kmeans": (KmeansFittingConfig, ["manifest=manifest", "out=kmeans"]),
     "extract": (ExtractConfig, ["model=export", "input=shards", "out=features.zarr"]),
     "label": (LabelConfig, ["manifest=manifest", "out=shards"]),
+    "suite": (SuiteConfig, ["out=suite"]),
+    "probe": (ProbeConfig, ["model=run", "data=suite", "out=probe"]),
     "tiny": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_95m": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_330m": (PretrainConfig, ["shards=shards", "out=run"]),

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,18 @@ def test_a_bug_keeps_its_traceback_and_a_users_mistake_is_one_line(
     said = capsys.readouterr().err
     assert ("Traceback" in said) == is_bug and str(error) in said
     assert is_bug or len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("package", "extra"), [("ray", "label"), ("zarr.storage", "features")])
+def test_a_package_that_is_missing_when_it_is_used_is_named_with_its_extra(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    name = package.partition(".")[0]
+    assert run(lambda arguments: importlib.import_module(package), [], "") == 1
+    assert capsys.readouterr().err == f"error: the package {name} is not installed; pip install '.[{extra}]' adds it\n"
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_shows_itself():
+    with pytest.raises(ModuleNotFoundError, match="mert_foundry.nowhere"):
+        run(lambda arguments: importlib.import_module("mert_foundry.nowhere"), [], "")

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mert_foundry.pipeline.audio.audio_file import AudioHeader
+from mert_foundry.pipeline.audio.blocks import to_int16
 from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import MediaFile
-from mert_foundry.pipeline.audio.pcm import to_int16
 
 TOLERANCE = 0.2
 CHECKED_CLIPS = [  # formats whose checksums must reveal any change

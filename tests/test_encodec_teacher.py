@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mert_foundry.jobs.benchmarks.code_agreement import NEAR_TIE, CodeAgreement, compare_codes
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.teachers.codec import encoder as encodec_encoder
 from mert_foundry.pipeline.teachers.codec import weights as codec
@@ -229,8 +229,8 @@ def test_what_comes_later_does_not_change_codes(backend: str, tiny_codec: Path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_codes_do_not_depend_on_the_tracks_beside(backend: str, tiny_codec: Path, monkeypatch: pytest.MonkeyPatch):
-    """Shorter than the start, ending with a chunk or just after it, more tracks than lanes, a lane that stays empty."""
-    monkeypatch.setitem(encodec_encoder.LANES, "cpu", 3)
+    """Shorter than the start, ending with a chunk or just after it, more tracks than slots, a slot that stays empty."""
+    monkeypatch.setitem(encodec_encoder.BATCH_SLOTS, "cpu", 3)
     teacher = make_teacher(tiny_codec, backend=backend)
     start = teacher.encoder.start_frames
     tracks = [noise(frames / 75, seed=frames) for frames in (1, start, start + 1, start + 300, start + 301, 700, 940)]
@@ -251,12 +251,12 @@ def test_codes_do_not_depend_on_the_tracks_beside(backend: str, tiny_codec: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_codes_do_not_depend_on_the_number_of_lanes_but_for_near_ties(
+def test_codes_do_not_depend_on_the_number_of_slots_but_for_near_ties(
     backend: str, clips: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tracks = [load_clip(clips / name) for name in TRACKS[:3]]
     expected = [codes_of(make_teacher("foundry-small", 8, backend=backend), audio) for audio in tracks]
-    monkeypatch.setitem(encodec_encoder.LANES, "cpu", 2)
+    monkeypatch.setitem(encodec_encoder.BATCH_SLOTS, "cpu", 2)
     found = make_teacher("foundry-small", 8, backend=backend).label_tracks([audio] for audio in tracks)
     for audio, wanted, codes in zip(tracks, expected, found):
         report = agreement(np.concatenate(list(codes), axis=1), wanted, load_codec("foundry-small"), audio)
@@ -313,7 +313,7 @@ def test_fewer_codebooks_are_the_first_ones(tiny_codec: Path):
 
 def test_convolutions_reach_back_as_far_as_claimed_and_no_further(tiny_codec: Path):
     encoder = make_teacher(tiny_codec).encoder
-    convolutions, reach = encoder.padded_convolutions, encoder.context
+    convolutions, reach = encoder.padded_convolutions, encoder.left_context
     frames = -(-reach // 320) + 3
     audio = torch.from_numpy(noise(frames / 75))[None, None]
     before = audio.clone()

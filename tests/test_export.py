@@ -10,7 +10,7 @@ from tiny_model import HEADS, tiny_encoder, tiny_model
 
 from mert_foundry.model.encoder import EncoderConfig, MertEncoder
 from mert_foundry.model.interop.export import export_model
-from mert_foundry.model.interop.hubert_config import encoder_from_hubert, hubert_config, hubert_obstacles
+from mert_foundry.model.interop.hubert_config import encoder_from_hubert, hubert_config, unsupported_by_hubert
 from mert_foundry.model.interop.load import load_encoder, read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
 
@@ -103,12 +103,12 @@ def test_weights_survive_transformers_bit_for_bit(tmp_path, changes):
 @pytest.mark.parametrize("changes", [*LAYOUTS.values(), *OWN.values()], ids=[*LAYOUTS, *OWN])
 def test_an_export_exported_again_has_the_same_bytes(tmp_path, changes):
     model = stored(encoder_config(changes))
-    obstacles = export_model(tmp_path / "first", model, CARD)
+    unsupported = export_model(tmp_path / "first", model, CARD)
     read = read_model(tmp_path / "first")
     assert read.weights.keys() == model.weights.keys()
     assert all(torch.equal(read.weights[name], weight) for name, weight in model.weights.items())
     assert (read.sample_rate, read.heads, read.fingerprints) == (24_000, HEADS, {"codes": "a" * 64})
-    assert export_model(tmp_path / "second", read, CARD) == obstacles
+    assert export_model(tmp_path / "second", read, CARD) == unsupported
     for name in ("model.safetensors", "heads.safetensors", "config.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
@@ -116,14 +116,14 @@ def test_an_export_exported_again_has_the_same_bytes(tmp_path, changes):
 @pytest.mark.parametrize("changes", OWN.values(), ids=OWN)
 def test_what_hubert_lacks_is_named_and_written_as_our_own_class(tmp_path, changes):
     model = stored(encoder_config(changes))
-    obstacles = export_model(tmp_path / "out", model, CARD)
-    named = {line.split(" is ")[0].split(".")[-1] for line in obstacles}
+    unsupported = export_model(tmp_path / "out", model, CARD)
+    named = {line.split(" is ")[0].split(".")[-1] for line in unsupported}
     wanted = {"overrides": {"window"}, "attention": {"learnable_temperature", "gate"}}
     for part, options in changes.items():
         for option in options if "kind" not in options else {"kind"}:
-            assert wanted.get(option, {option}) <= named, (part, option, obstacles)
+            assert wanted.get(option, {option}) <= named, (part, option, unsupported)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert all(line in card for line in obstacles) and 'load_encoder("THIS_FOLDER")' in card
+    assert all(line in card for line in unsupported) and 'load_encoder("THIS_FOLDER")' in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "mert_foundry"
 
     encoder, sample_rate = load_encoder(tmp_path / "out")
@@ -140,7 +140,7 @@ def test_training_settings_and_identities_are_no_obstacle():
     changes = {"norm": "pre", "dropout": 0.3, "activation_checkpointing": True, "attention": {"relaxation": 32.0}}
     changes["overrides"] = {"0": {"trainable": False, "learning_rate_multiplier": 0.5, "layer_drop": 0.2}}
     config = encoder_config({"transformer": changes, "frontend": {"gradient_multiplier": 0.3}})
-    assert hubert_obstacles(config) == []
+    assert unsupported_by_hubert(config) == []
     again = encoder_from_hubert(hubert_config(config))
     assert again.transformer.norm == "pre" and again.transformer.dropout == 0.3
 
@@ -151,8 +151,8 @@ def test_every_option_hubert_cannot_express_is_an_obstacle_without_being_listed(
     class Grown(EncoderConfig):
         whitened: bool = True
 
-    assert hubert_obstacles(tiny_encoder()) == []
-    assert hubert_obstacles(Grown(**tiny_encoder().model_dump())) == [
+    assert unsupported_by_hubert(tiny_encoder()) == []
+    assert unsupported_by_hubert(Grown(**tiny_encoder().model_dump())) == [
         "whitened is True, a HubertModel has no such option"
     ]
 

@@ -98,13 +98,14 @@ def torn_copy(trained: Path, folder: Path, *steps: int) -> Path:
     return run_folder
 
 
-def test_a_torn_checkpoint_is_refused_and_in_a_run_passed_over(trained, tmp_path, exported):
+def test_an_incomplete_checkpoint_is_refused_and_in_a_run_passed_over(trained, tmp_path, exported):
     run_folder = torn_copy(trained, tmp_path, 8)
     torn = run_folder / "checkpoints" / "step_8"
     code, out, error = exported(torn, tmp_path / "out")
     assert (code, out) == (1, "")
     assert (
-        error.startswith(f"error: torn checkpoint: {torn}: model.safetensors has SHA-256 ") and error.count("\n") == 1
+        error.startswith(f"error: incomplete checkpoint: {torn}: model.safetensors has SHA-256 ")
+        and error.count("\n") == 1
     )
     assert not (tmp_path / "out").exists()
 

@@ -21,7 +21,7 @@ from mert_foundry.pipeline.features.plan import (
 )
 from mert_foundry.pipeline.features.resume import KIND, description_digest, find_finished, is_complete, prepare_store
 from mert_foundry.pipeline.features.store import finish_store, publish_part
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
 
@@ -203,7 +203,7 @@ def test_a_folder_that_is_no_feature_store_is_left_alone(tmp_path: Path, content
     (tmp_path / "zarr.json").write_text(content)
     with pytest.raises(ValueError, match="not mert-features"):
         prepare_store(str(tmp_path), DESCRIPTION, overwrite=True)
-    assert set(contents(tmp_path)) == {"notes.txt", "zarr.json"} and not storage.exists(str(tmp_path / "parts"))
+    assert set(contents(tmp_path)) == {"notes.txt", "zarr.json"} and not files.exists(str(tmp_path / "parts"))
 
 
 def source_track(number: int) -> SourceTrack:

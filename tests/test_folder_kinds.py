@@ -64,6 +64,7 @@ FOLDERS = {
         ["kmeans.yaml", "centroids.safetensors"],
         "k-means folder (it has kmeans.yaml and centroids.safetensors)",
     ),
+    "suite": (["suite.yaml", "pitch/task.yaml"], "suite folder (it has suite.yaml)"),
 }
 UNRELATED = ["README.md", ".lock", ".gitignore", "notes/config.json", "config.json", "data.tar"]
 
@@ -218,7 +219,7 @@ def test_extract_names_what_it_takes(place: str, tmp_path: Path, model: Path, co
     names, words = FOLDERS[place]
     found = make_folder(tmp_path / "in", names)
     code, lines = command("extract", f"model={model}", f"input={found}", f"out={tmp_path / 'f.zarr'}")
-    needed = "a shard folder (made by mert label) or a manifest folder (made by mert manifest) or a folder of audio"
+    needed = "a shard folder (made by mert label) or a manifest folder (made by mert manifest) or a suite folder (made by mert suite) or a folder of audio"
     assert (code, lines) == (2, [f"{found} is a {words}; {needed} is needed"]) and not (tmp_path / "f.zarr").exists()
 
 
@@ -235,7 +236,7 @@ def test_inspect_says_what_it_does_not_show(tmp_path: Path, say):
     for place in ("checkpoint", "model", "codec", "kmeans"):
         names, words = FOLDERS[place]
         code, _, err = say(make_folder(tmp_path / place, names))
-        assert code == 2 and err.startswith(f"{tmp_path / place} is a {words}; what is looked at is a shard folder")
+        assert code == 2 and err.startswith(f"{tmp_path / place} is a {words}; mert inspect reads a shard folder")
 
 
 def test_every_kind_is_told_by_its_own_files_only():

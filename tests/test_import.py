@@ -125,8 +125,8 @@ def test_deepnorm_of_mert_scales_the_residual(tmp_path):
         expected = layer.final_layer_norm(alpha * expected + layer.feed_forward(expected))
         states = encoder(audio).hidden_states
     assert (states[0] - hidden).abs().max() < 1e-4 and (states[1] - expected).abs().max() < 1e-4
-    obstacles = export_model(tmp_path / "out", imported.model, {})
-    assert obstacles == ["transformer.norm is deepnorm, a HubertModel would have post"]
+    unsupported = export_model(tmp_path / "out", imported.model, {})
+    assert unsupported == ["transformer.norm is deepnorm, a HubertModel would have post"]
     with torch.no_grad():
         assert torch.equal(load_encoder(tmp_path / "out")[0](audio).last, states[-1])
 

@@ -166,7 +166,7 @@ def test_initial_counts_at_the_beginning_only(shards, tmp_path, imported, capsys
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         (path / "checksums.json").write_text("{")
     assert pretrain_here(shards, tmp_path / "run", initial, SHORT) == 1
-    assert f"{tmp_path}/run: all its checkpoints are torn; remove them" in capsys.readouterr().err
+    assert f"{tmp_path}/run: all its checkpoints are incomplete; remove them" in capsys.readouterr().err
     assert checkpoint_names(tmp_path / "run") == ["step_5"]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,13 +22,13 @@ from shard_fixtures import as_dropped, index_shards, make_track, write_examples,
 
 from mert_foundry.model.runs.history import curves, load_run
 from mert_foundry.pipeline.inspection.difference import difference
-from mert_foundry.pipeline.inspection.shard_summary import evenly
+from mert_foundry.pipeline.inspection.shard_summary import subsample
 from mert_foundry.pipeline.inspection.spread import histogram, spread
 from mert_foundry.pipeline.manifest.rows import load_manifest
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.shards.record import DroppedTrack, load_record
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -91,7 +92,7 @@ def test_dropped_tracks_are_named_with_their_reason(tmp_path, answer, say):
     found = answer(tmp_path)
     assert found["dropped"] == {"truncated": 2} and found["dropped_tracks"] == [drop.model_dump()]
     _, out, _ = say(tmp_path)
-    assert "segments dropped: 2 truncated" in out and "gone: truncated, 2 segments" in out
+    assert "segments dropped: 2 truncated" in out and re.search(r"\n  gone +truncated +2  3 s of ", out)
     assert "\x1b" not in out
 
 
@@ -105,7 +106,7 @@ def test_dropped_segments_are_named_with_their_place(tmp_path, answer, say):
     # A track is as long as it was; its examples are what is here.
     assert (found["track_seconds"]["maximum"], found["example_seconds"]["maximum"]) == (3, 1)
     _, out, _ = say(tmp_path)
-    assert "segments dropped: 1 silent" in out and "one-00001: silent, from 1.000 s: peak -70.0 dBFS" in out
+    assert "segments dropped: 1 silent" in out and re.search(r"\n  one-00001 +silent +1.000  peak -70.0 dBFS", out)
 
 
 def test_a_set_on_an_object_store(answer):
@@ -117,9 +118,9 @@ def test_a_set_on_an_object_store(answer):
     shown = answer(folder, "--example", key)
     assert shown["shard"] == "valid-000000.tar"
     # Without tars the summary is the same, and the example cannot be shown.
-    for name in storage.list_names(folder):
+    for name in files.list_names(folder):
         if name.endswith(".tar"):
-            storage.remove(storage.join(folder, name))
+            files.remove(files.join(folder, name))
     assert answer(folder) == found
     fsspec.filesystem("memory").rm("/inspected", recursive=True)
 
@@ -292,7 +293,7 @@ def test_a_record_that_is_not_the_indexs_is_refused(labelled, tmp_path, say):
         entry["record_sha256"] = hashlib.sha256((shards / entry["record"]).read_bytes()).hexdigest()
     (shards / "index.json").write_text(json.dumps(index))
     code, _, err = say(shards, "--example", record["members"][0]["key"])
-    assert code == 1 and "cqt.npy at" in err and "10000000000000 bytes, of a tar of" in err
+    assert code == 1 and "cqt.npy: 10000000000000 bytes at offset" in err and "of a tar of" in err
 
 
 def test_no_text_of_a_file_steers_the_terminal(labelled, tmp_path, say):
@@ -360,7 +361,61 @@ def test_the_summary_of_a_run(tmp_path, answer, say):
     assert (found["audio_seconds_per_second"], found["data_wait_share"]) == (120.0, pytest.approx(0.2))
     assert found["skipped_steps"] == 1 and found["checkpoints"] == ["step_20"] and found["hours"] == {"train": 1.5}
     code, out, _ = say(tmp_path / "run")
-    assert code == 0 and "30 of 40, 1 skipped" in out and "20.0% waiting for data" in out
+    assert code == 0 and re.search(r"\n  steps +30 of 40\n", out) and re.search(r"\n  steps skipped +1\n", out)
+    assert re.search(r"\n  waiting for data \(median\) +20.0%\n", out) and "1 lines that are no record" in out
+
+
+def add_trivial(run: Path) -> Path:
+    """A run of `write_run` as one that recorded what the best constants reach."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    codes = {"loss": 8.0, "codebooks": [3.0, 5.0], "most_frequent": [0.25, 0.125]}
+    config["trivial"] = {
+        "basis": "the best constants of train (3 of 3 shards)",
+        "train": {"codes": codes},
+        "validation": {"codes": {**codes, "loss": 10.0}},
+        "unknown": {"cqt": "a frame of the encoder is the mean of 3"},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines[:-1]]
+    for record in records:
+        if record["kind"] in ("train", "validation"):
+            loss, trivial = record["losses"]["codes"], config["trivial"][record["kind"]]["codes"]["loss"]
+            record["explained"] = {"codes": None if loss is None else 1 - loss / trivial}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + lines[-1])
+    return run
+
+
+def test_losses_of_a_run_beside_the_best_constants(tmp_path, answer, say):
+    run, older = add_trivial(write_run(tmp_path / "run")), write_run(tmp_path / "older")
+    found = answer(run)
+    assert found["best_validation"]["explained"] == {"codes": 0.5} and found["last_validation"]["explained"] == {
+        "codes": None
+    }
+    assert found["trivial"]["train"]["codes"]["codebooks"] == [3.0, 5.0]
+    code, out, _ = say(run)
+    assert code == 0 and re.search(r"\n  best constant +- +- +10 +-\n", out)
+    assert re.search(r"\n  explained, % +step +codes\n  first +10 +30.0\n  best +20 +50.0\n  last +30 +-\n", out)
+    assert re.search(r"\n  most frequent code +- +25.00 +12.50\n", out)
+    assert "best constants of train (3 of 3 shards)" in out and "cqt: not compared: a frame of the encoder" in out
+    found = curves(load_run(run))
+    assert found["loss of codes"]["best constant, validation"] == [(10, 10.0), (30, 10.0)]
+    assert found["loss of codes"]["best constant, train"] == [(10, 8.0), (30, 8.0)]
+    assert set(found["loss of cqt"]) == {"train", "validation"}
+    assert found["explained share of codes"]["validation"] == [(10, pytest.approx(0.3)), (20, 0.5), (30, None)]
+    assert found["accuracy of codes"]["most frequent code, train"] == [(10, 0.1875), (30, 0.1875)]
+
+    code, out, _ = say(older)
+    assert code == 0 and "what a trivial predictor reaches is not recorded" in out and "best constant" not in out
+    assert "explained" not in " ".join(curves(load_run(older))) and answer(older)["trivial"] is None
+    code, out, _ = say(run, older)
+    assert code == 0 and "codes 50.0%" in out
+    assert not [change for change in answer(older, "--diff", run)["settings"] if "trivial" in change["key"]]
+    assert say(run, older, "--html", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert all(
+        words in page for words in ("best constant, train", "explained share of codes", "most frequent code, train")
+    )
 
 
 def test_what_a_crash_or_another_writer_leaves_in_a_run(tmp_path, answer, say):
@@ -370,7 +425,7 @@ def test_what_a_crash_or_another_writer_leaves_in_a_run(tmp_path, answer, say):
     found = answer(tmp_path / "run")
     assert found["unreadable_lines"] == 1 and found["last_train"]["loss"] is None
     (tmp_path / "run" / "config.yaml").unlink()
-    assert "shards       -\n" in say(tmp_path / "run")[1]
+    assert re.search(r"\n  shards +-\n", say(tmp_path / "run")[1])
     (tmp_path / "run" / "config.yaml").write_text("[1]")
     code, _, err = say(tmp_path / "run")
     assert code == 1 and "config.yaml: not the config of a run" in err
@@ -465,6 +520,66 @@ def test_where_no_report_can_be_written_is_told_before_the_work(labelled, tmp_pa
     assert (tmp_path / "new" / "deep" / "page.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("name", ["manifest", "shards", "run"])
+def test_the_kind_can_be_named(name, labelled, tmp_path, say, monkeypatch):
+    location = write_run(tmp_path / "other") if name == "run" else labelled / name
+    guessed, named = say(location), say(name, location)
+    assert guessed[0] == 0 and named == guessed
+    assert say(location, name) != guessed  # only the first word names it
+    wrong = "features" if name == "run" else "run"
+    code, out, err = say(wrong, location)
+    assert (code, out) == (2, "") and err.startswith(f"{location} is a ") and ", not a " in err
+    # Alone it is the folder of that name; before another location it is not, and that is said.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).symlink_to(location)
+    assert [code for code, _, err in (say(name), say(name, name), say(name, f"./{name}")) if not err] == [0, 0, 0]
+    code, out, err = say(name, location)
+    assert code == 0 and err == f"{name} is taken for the kind of folder; ./{name} is the folder of that name\n"
+
+
+# What the extras of pyproject.toml bring.
+OPTIONAL = [
+    "av",
+    "encodec",
+    "psutil",
+    "ray",
+    "sklearn",
+    "threadpoolctl",
+    "webdataset",
+    "zarr",
+    "nnAudio",
+    "transformers",
+]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_text_needs_the_base_packages_alone_and_a_page_names_the_extra_that_it_lacks(labelled, tmp_path):
+    write_run(tmp_path / "run")
+    program = f"""
+import sys
+for name in {OPTIONAL}:
+    sys.modules[name] = None  # as if it were not installed
+from mert_foundry.jobs import inspect
+from mert_foundry.jobs.command.line import run
+for arguments in ([sys.argv[1]], [sys.argv[2]], [sys.argv[3]], [sys.argv[2], "--html", "page.html"], ["store.zarr"]):
+    print(run(inspect.main, arguments, ""))
+"""
+    (tmp_path / "store.zarr").mkdir()
+    (tmp_path / "store.zarr" / "zarr.json").write_text("{}")
+    places = [str(place) for place in (labelled / "manifest", labelled / "shards", tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *places], capture_output=True, text=True, cwd=tmp_path, env=mert_environment()
+    )
+    codes = [line for line in done.stdout.splitlines() if line in ("0", "1")]
+    assert codes == ["0", "0", "0", "0", "1"], done.stderr
+    assert done.stderr.splitlines() == [
+        "There is no audio decoded from codes: the package encodec is not installed; pip install '.[label]' adds it.",
+        "error: the package zarr is not installed; pip install '.[features]' adds it",
+    ]
+    assert (tmp_path / "page.html").read_text().count("audio/mpeg") == 6
+
+
 @pytest.mark.parametrize(
     "arguments", [[""], ["shards", "--shard", ""], ["shards", "--export", "", "x"], ["shards", "--html", ""]]
 )
@@ -493,8 +608,8 @@ def test_as_a_module_of_its_own(labelled):
 
 
 def test_a_large_set_is_sampled_evenly():
-    assert evenly(range(10), 20) == list(range(10))
-    assert evenly(range(100), 4) == [0, 25, 50, 75]
+    assert subsample(range(10), 20) == list(range(10))
+    assert subsample(range(100), 4) == [0, 25, 50, 75]
 
 
 def test_spread_and_histogram():

@@ -112,7 +112,7 @@ def test_statistics_of_each_layer_against_naive_ones(store, say):
         assert layer["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
         assert layer["dead_share"] == pytest.approx(len(DEAD) / DIM if place == 2 else 0)
     code, out, _ = say(store)
-    assert code == 0 and "12.5%" in out and f"  {DROPPED}: changed" in out
+    assert code == 0 and "12.5%" in out and f"  {DROPPED}  changed: once it was another\n" in out
 
 
 def test_pooled_features_and_object_stores(store, say):
@@ -287,7 +287,7 @@ def test_the_page_of_a_store(store, tmp_path, say):
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     titles = [plot["title"] for plot in data["plots"].values()]
     assert titles == [
-        "Mean and deviation",
+        "Mean and standard deviation",
         "Largest magnitude",
         "Effective rank",
         "Dead dimensions",

@@ -8,8 +8,7 @@ import torch
 import yaml
 from audio_files import noise, tone
 
-from mert_foundry.pipeline.audio.blocks import float_blocks
-from mert_foundry.pipeline.audio.pcm import to_int16
+from mert_foundry.pipeline.audio.blocks import float_blocks, to_int16
 from mert_foundry.pipeline.teachers.kmeans import (
     KmeansTeacher,
     KmeansTeacherConfig,

@@ -27,7 +27,7 @@ from mert_foundry.pipeline.manifest.rows import load_manifest
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.shards.record import load_record
-from mert_foundry.pipeline.teachers.codec.encoder import LANES
+from mert_foundry.pipeline.teachers.codec.encoder import BATCH_SLOTS
 from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 from mert_foundry.pipeline.teachers.registry import build_teachers
@@ -362,8 +362,8 @@ def test_a_task_needs_no_ray(corpus: Path, manifest: Path, tiny_codec: Path, und
 def test_tracks_labelled_side_by_side_get_their_own_labels(
     corpus: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """With lanes as on a GPU, and tracks among them that come to nothing."""
-    monkeypatch.setitem(LANES, "cpu", 3)
+    """With slots as on a GPU, and tracks among them that come to nothing."""
+    monkeypatch.setitem(BATCH_SLOTS, "cpu", 3)
     root, out = tmp_path / "corpus", tmp_path / "shards"
     shutil.copytree(corpus, root)
     write_audio(root / "short.wav", noise(0.5))

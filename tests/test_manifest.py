@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from mert_foundry.jobs import manifest as command
 from mert_foundry.jobs.command.line import run
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.inspection.manifest_summary import load_manifest_folder, summarise_manifest
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import Manifest, Reject, Track, load_manifest
@@ -83,7 +83,7 @@ def test_clips_are_all_good_and_the_demo_has_both_splits(clips: Path, tmp_path: 
     manifest = build(clips, tmp_path, group_by="track", splits={"valid": 0.2})
     assert [track.path for track in sorted(manifest.tracks, key=lambda track: track.path)] == CLIPS
     assert 2 <= sum(track.split == "valid" for track in manifest.tracks) <= 5
-    assert sum(path.stat().st_size for path in MUSIC.parent.rglob("*") if path.is_file()) <= 4_000_000
+    assert sum(path.stat().st_size for path in MUSIC.parent.rglob("*") if path.is_file()) <= 4_200_000
     licences = (MUSIC.parent / "README.md").read_text()
     assert all(f"| {clip} |" in licences for clip in CLIPS)
 

@@ -57,7 +57,7 @@ def test_throughput_counts_between_readings():
     throughput.add(audio_seconds=30.0, wait_seconds=1.0)
     throughput.add(audio_seconds=10.0, wait_seconds=0.0)
     now[0] = 4.0
-    with throughput.aside():  # a validation
+    with throughput.paused():  # a validation
         now[0] = 12.0
     assert throughput.read() == {"audio_seconds_per_second": 10.0, "data_wait_share": 0.25}
     now[0] = 13.0

@@ -176,7 +176,7 @@ def test_a_checkpoint_with_an_old_name_opens_and_is_exported(tmp_path: Path, old
 
 def test_a_run_with_an_old_name_is_the_same_run(older: Path):
     """Its config is compared with that of now when it goes on; with `initial`, its encoder is read from there."""
-    from mert_foundry.jobs.pretraining.initial_weights import settle_encoder
+    from mert_foundry.jobs.pretraining.initial_weights import resolve_encoder_config
     from mert_foundry.jobs.pretraining.run_description import RunDescription, save_description
     from mert_foundry.model.runs.history import load_run
 
@@ -186,7 +186,7 @@ def test_a_run_with_an_old_name_is_the_same_run(older: Path):
     assert description.config.encoder.transformer.attention.learnable_temperature
     assert load_run(older / "run").config == description.model_dump(mode="json")
     plain = {**description.config.model_dump(exclude={"encoder"}), "initial": "export"}
-    settled = settle_encoder(type(description.config)(**plain), None, older / "run")
+    settled = resolve_encoder_config(type(description.config)(**plain), None, older / "run")
     assert settled.encoder == description.config.encoder
     assert save_description(older / "run", description) == ""
     assert "learnable_temperature: true" in (older / "run" / "config.yaml").read_text()
@@ -194,15 +194,13 @@ def test_a_run_with_an_old_name_is_the_same_run(older: Path):
 
 def test_a_models_fingerprint_is_that_under_its_old_names():
     pytest.importorskip("zarr")
-    from mert_foundry.jobs.extraction.part import model_fingerprint
+    from mert_foundry.jobs.extraction.models import model_fingerprint
+    from mert_foundry.model.features.feature_encoder import identity
 
     weights = {"weight": torch.arange(3.0)}
     settings = {"sample_rate": 24_000, "normalised": False}
-    found = SimpleNamespace(
-        architecture={"transformer.layer.1.attention.learnable_temperature": True, "transformer.layers": 2},
-        weights=weights,
-        **settings,
-    )
+    architecture = {"transformer.layer.1.attention.learnable_temperature": True, "transformer.layers": 2}
+    found = SimpleNamespace(settings=identity(architecture, **settings), weights=weights)
     before = {"architecture": {"transformer.layer.1.attention.temperature": True, "transformer.layers": 2}, **settings}
     assert model_fingerprint(found) == fingerprint(before, {"weight": weights["weight"].numpy()})
 

@@ -30,8 +30,10 @@ from pretrain_run import (
 )
 from shard_fixtures import write_set
 
+from mert_foundry.jobs import demo, inspect
+from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.pretraining.progress import TrainingReport
-from mert_foundry.model.runs.checkpoint import load_state
+from mert_foundry.model.runs.checkpoint import load_config, load_state
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
@@ -131,7 +133,10 @@ def test_another_world_size_goes_on_with_the_very_batches(shards, tmp_path):
 def read_batches(shards, position, ranks, count):
     """Keys, audio and position after each of the next `count` global batches, put together from all ranks."""
     config = StreamConfig(**CONFIG["stream"])
-    streams = [BatchStream(str(shards), "train", config, 0, rank, ranks, position) for rank in range(ranks)]
+    streams = [
+        BatchStream(str(shards), load_index(str(shards)), "train", config, 0, rank, ranks, position)
+        for rank in range(ranks)
+    ]
     read = []
     for parts in islice(zip(*streams, strict=True), count):
         keys = [key for batch, _ in parts for key in batch["key"]]
@@ -165,7 +170,9 @@ def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards,
     # The schedule is that of a run for ever, so the end is set where it is one more step.
     assert pretrain_here(shards, out, f"trainer.schedule.total_steps={step + 1}") == 0
     output = capsys.readouterr()
-    assert output.out == f"done after step {step + 1}; checkpoint: {out}/checkpoints/step_{step + 1}\n"
+    done, validation = output.out.splitlines()
+    assert done == f"done after step {step + 1}; checkpoint: {out}/checkpoints/step_{step + 1}"
+    assert validation.startswith("last validation: loss ")
     assert f"trainer.schedule.total_steps: 100000 became {step + 1}" in output.err
     assert f"resumed from step {step}: " in output.err
 
@@ -240,7 +247,7 @@ def test_activation_checkpointing_may_be_switched_on_in_the_middle_and_changes_n
     shutil.rmtree(run / "checkpoints" / "step_12")
     keys = ["encoder.frontend.activation_checkpointing", "encoder.transformer.activation_checkpointing"]
     assert pretrain_here(shards, run, *(f"{key}=true" for key in keys)) == 0
-    changes, resumed, *_ = capsys.readouterr().err.splitlines()
+    changes, _, resumed, *_ = capsys.readouterr().err.splitlines()
     assert changes == "; ".join([*(f"{key}: False became True" for key in keys), f"out: '{finished}' became '{run}'"])
     assert resumed.startswith("resumed from step 10: ")
     assert_same_run(run, finished)
@@ -309,7 +316,7 @@ def test_a_torn_newest_checkpoint_is_passed_over_with_a_line(shards, finished, t
     weights = run / "checkpoints" / "step_12" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert pretrain_here(shards, run) == 0
-    out_changed, *lines = capsys.readouterr().err.splitlines()
+    out_changed, _, *lines = capsys.readouterr().err.splitlines()
     assert out_changed == f"out: '{finished}' became '{run}'"
     assert re.fullmatch(rf"passed over: {weights.parent}: model.safetensors has SHA-256 \w+, .* says \w+", lines[0])
     assert lines[1] == f"resumed from step 10: {run}/checkpoints/step_10"
@@ -337,6 +344,7 @@ def test_metrics_and_tensorboard_hold_what_is_promised(finished):
     assert [record["step"] for record in train] == list(range(1, 13))
     for record in records:
         assert record["loss"] > 0 and set(record["losses"]) == {"codes", "cqt", "feature_penalty"}
+        assert set(record["explained"]) == {"codes", "cqt"}
         assert len(record["accuracy"]["codes"]) == 2 and all(0 <= share <= 1 for share in record["accuracy"]["codes"])
     for record in train:
         assert record["audio_seconds_per_second"] > 0 and 0 <= record["data_wait_share"] <= 1
@@ -346,6 +354,51 @@ def test_metrics_and_tensorboard_hold_what_is_promised(finished):
     content = b"".join(path.read_bytes() for path in events)
     for name in (b"train/loss", b"train/accuracy/codes/1", b"train/data_wait_share", b"validation/losses/cqt"):
         assert name in content
+    assert b"train/explained/cqt" in content and b"validation/explained/codes" in content
+
+
+def test_losses_stand_beside_the_best_constants_also_in_a_run_that_began_without(shards, finished, tmp_path, capsys):
+    description = yaml.safe_load((finished / "config.yaml").read_text())
+    trivial = description.pop("trivial")
+    assert load_config(finished / "checkpoints" / "step_10")["trivial"] == trivial
+    records = read_metrics(finished)
+    for record in records:
+        kind = record["kind"]
+        expected = {name: 1 - record["losses"][name] / trivial[kind][name]["loss"] for name in ("codes", "cqt")}
+        assert record["explained"] == pytest.approx(expected)
+
+    older = copy_of(finished, tmp_path / "run")
+    shutil.rmtree(older / "checkpoints" / "step_12")
+    (older / "config.yaml").write_text(yaml.safe_dump(description))
+    lines = [{name: value for name, value in record.items() if name != "explained"} for record in records]
+    (older / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    capsys.readouterr()
+    assert run(inspect.main, [str(older)], inspect.__doc__) == 0
+    said = capsys.readouterr().out
+    assert "what a trivial predictor reaches is not recorded" in said and "best constant" not in said
+
+    assert pretrain_here(shards, older) == 0
+    output = capsys.readouterr()
+    assert "trivial" not in output.err and "beside each loss: the best constants of train (3 of 3 shards)" in output.err
+    assert re.search(r"step 12 validation: .* nats a codebook \(unigram \d\.\d\d, -?[\d.]+% explained\)", output.err)
+    assert re.search(
+        r"^last validation: loss .*, cqt [\d.]+ \(mean [\d.]+, -?[\d.]+% explained\)", output.out, re.MULTILINE
+    )
+    assert yaml.safe_load((older / "config.yaml").read_text())["trivial"] == trivial
+    gone_on = read_metrics(older)
+    assert [record["step"] for record in gone_on if "explained" in record] == [11, 12, 12]
+    assert gone_on[-3:] == records[-3:]
+    assert run(inspect.main, [str(older)], inspect.__doc__) == 0
+    assert re.search(r"\n  best constant +- +- ", capsys.readouterr().out)
+
+
+def test_the_summary_of_the_demo_has_the_losses_before_and_after_beside_the_best_constants(
+    shards, finished, monkeypatch
+):
+    monkeypatch.setattr(demo, "OUT", finished.parent)
+    lines = demo.summary(load_index(str(shards)), 60.0).splitlines()
+    found = [line for line in lines if "nats a codebook (unigram" in line and "(most frequent code" in line]
+    assert [line.split(":")[0] for line in found] == ["  validation at step 0", "  validation at step 12"]
 
 
 def truncate_shard(shards: Path) -> str:

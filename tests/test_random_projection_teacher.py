@@ -16,7 +16,7 @@ from mert_foundry.pipeline.teachers.random_projection import (
     RandomProjectionTeacherConfig,
     draw,
 )
-from mert_foundry.pipeline.teachers.spectra.log_mel import LogMel
+from mert_foundry.pipeline.teachers.spectra.power_spectra import LogMel
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 

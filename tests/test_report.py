@@ -17,8 +17,7 @@ from shard_fixtures import as_dropped, index_shards, make_track, write_examples
 
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.inspection import example_view as example_report
-from mert_foundry.jobs.inspection import report_page
+from mert_foundry.jobs.inspection import as_page
 from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.inspection.codec_decoding import CodecDecoder, recorded_teacher
 from mert_foundry.pipeline.inspection.example_media import encode_mp3, loudness, outline, target_levels
@@ -154,13 +153,13 @@ def test_examples_are_those_of_the_shards(labelled, page):
             )
             assert (codes == clip.targets[name]).all()
         levels = np.frombuffer(unpacked(panels["cqt"]["data"]), np.uint8).reshape(48, example["frames"])
-        decibels = (levels.astype(float) - panels["cqt"]["last"]) * panels["cqt"]["step"]
+        decibels = (levels.astype(float) - panels["cqt"]["scale"]["last"]) * panels["cqt"]["scale"]["step"]
         values = index.targets[1].values(clip.targets["cqt"]).T
         loud = levels > 0
         assert loud.any()
         wanted = 20 * np.log10(values[loud] / index.statistics["cqt"].maximum)
         assert np.abs(decibels[loud] - wanted).max() <= 0.2501
-        assert panels["cqt"]["pitch"] == {"lowest": 110.0, "perOctave": 12}
+        assert panels["cqt"]["pitch"] == {"lowest": 110.0, "per_octave": 12}
         sounds = [soundfile.read(io.BytesIO(base64.b64decode(source["audio"]))) for source in example["sources"]]
         assert [source["label"] for source in example["sources"]] == ["Original", "From codes"]
         assert all((len(audio), rate) == (len(clip.audio), 24_000) for audio, rate in sounds)
@@ -204,20 +203,20 @@ def test_a_codec_that_cannot_be_had_is_said_on_the_page(labelled, other_codec, t
     shards, out = labelled / "shards", tmp_path / "report.html"
     assert make(shards, "--html", out, "--examples", 1, "--codec", other_codec) == 0
     fingerprint = load_index(str(shards)).targets[0].fingerprint
-    assert f"Audio decoded from codes is left out: codec {other_codec}: fingerprint" in Elements(out.read_text()).text
+    assert f"There is no audio decoded from codes: codec {other_codec}: fingerprint" in Elements(out.read_text()).text
     assert fingerprint in capsys.readouterr().err
     assert [source["label"] for source in data_of(out)["examples"][0]["sources"]] == ["Original"]
 
 
 def test_no_more_examples_than_the_page_may_hold(labelled, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(example_report, "MOST_BYTES", 700_000)
+    monkeypatch.setattr(as_page, "MOST_BYTES", 700_000)
     out = tmp_path / "report.html"
     assert make(labelled / "shards", "--html", out, "--examples", 99) == 0
     shown = len(data_of(out)["examples"])
     assert 0 < shown < 8 and out.stat().st_size <= 700_000
     assert f"{shown} of 8 examples are shown" in capsys.readouterr().err
     assert f"{shown} of 8 examples are shown" in Elements(out.read_text()).text
-    monkeypatch.setattr(report_page, "MOST_BYTES", 1000)
+    monkeypatch.setattr(as_page, "MOST_BYTES", 1000)
     assert make(labelled / "shards", "--html", tmp_path / "large.html") == 1
     assert "the most is 1000" in capsys.readouterr().err and not (tmp_path / "large.html").exists()
 
@@ -240,7 +239,7 @@ def test_a_set_of_unknown_teachers_with_drops(tmp_path):
     assert HOSTILE in text and "Dropped segments of other tracks (1 of 1)" in text
     assert all(words in text for words in ["one-00002", "0.600", "peak -70.0 dBFS"])
     assert [len(example["sources"]) for example in data["examples"]] == [1, 1, 1]
-    assert data["examples"][0]["panels"][1]["pitch"] is None
+    assert "pitch" not in data["examples"][0]["panels"][1]
     assert make(tmp_path, "--html", tmp_path / "none.html", "--examples", 0) == 0
     assert "No example was asked for." in Elements((tmp_path / "none.html").read_text()).text
 
@@ -255,7 +254,7 @@ def test_a_manifest_page(labelled, tmp_path):
         "Loudness of tracks",
         "Peaks of tracks",
         "Clipping",
-        "Files left out",
+        "Files rejected",
     }
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from PIL import Image
+from test_document import probe_report
 from test_inspect import write_run
 
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.inspection.as_page import as_page
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.shards.reader import ShardReader
 
@@ -262,11 +264,35 @@ def test_plots_tell_their_values_to_mouse_and_keys(opened, labelled):
     opened.page.keyboard.press("ArrowRight")
     usage = index.statistics["codes"].usage[1]
     assert f"codebook 1\nentries in use: {float(f'{100 * usage:.3g}'):g} %" in figure.locator(".tip").inner_text()
-    line = opened.page.locator("figure", has_text="cqt: mean and deviation by bin")
+    line = opened.page.locator("figure", has_text="cqt: mean and standard deviation by bin")
     line.scroll_into_view_if_needed()
     line.locator("svg.drawing").hover()
     assert "Hz)\nmean: " in line.locator(".tip").inner_text()
     assert {"C3", "C4", "C5"} <= set(line.locator("svg.drawing text").all_text_contents())
+
+
+def test_intervals_are_drawn_and_reported(browser, tmp_path):
+    (tmp_path / "probe.html").write_bytes(as_page(probe_report(), "mert probe"))
+    report = Opened(browser, tmp_path / "probe.html")
+    figures = {
+        title: report.page.locator("figure", has=report.page.get_by_text(title, exact=True))
+        for title in ("Accuracy", "Best", "By layer")
+    }
+    assert [figures[title].locator("path.whisker").count() for title in figures] == [2, 2, 0]
+    assert figures["By layer"].locator("path.band").count() == 1
+    box = "each => [each.getBBox().y, each.getBBox().height]"
+    (top, height), (whisker_top, whisker_height) = (
+        figures["Accuracy"].locator(name).first.evaluate(box) for name in ("rect.bar", "path.whisker")
+    )
+    # The whisker of 0.2811 to 0.3456 lies about the end of a bar of 0.3123.
+    assert whisker_height / height == pytest.approx((0.3456 - 0.2811) / 0.3123, rel=1e-3)
+    assert (top - whisker_top) / height == pytest.approx((0.3456 - 0.3123) / 0.3123, rel=1e-3)
+    for title in ("Accuracy", "By layer"):
+        figures[title].focus()
+        report.page.keyboard.press("End")
+        assert "52.1 % (48 % to 55 %)" in figures[title].locator(".tip").inner_text()
+    report.check()
+    report.context.close()
 
 
 def test_dark_light_and_phone(browser, labelled):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchaudio.transforms import Resample
 
 from mert_foundry.pipeline.audio import resample as module
-from mert_foundry.pipeline.audio.pcm import to_float, to_int16
+from mert_foundry.pipeline.audio.blocks import to_float, to_int16
 from mert_foundry.pipeline.audio.resample import Resampler, decoded_track, resample_to_int16, to_mono
 from mert_foundry.pipeline.frames import resampled_length
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
 pytestmark = [pytest.mark.process, pytest.mark.s3, pytest.mark.slow]
@@ -48,8 +49,8 @@ def test_manifest_label_verify_and_stream_on_s3(bucket: str, clips: Path, tiny_c
         assert s3.cat_file(f"mert-test/shards/{path.name}") == path.read_bytes(), path.name
 
     config = StreamConfig(batch_size=2, crop_samples=16_000, threads=2)
-    with BatchStream(f"{bucket}/shards", "train", config, 0) as remote:
-        with BatchStream(str(tmp_path / "shards"), "train", config, 0) as here:
+    with BatchStream(f"{bucket}/shards", load_index(f"{bucket}/shards"), "train", config, 0) as remote:
+        with BatchStream(str(tmp_path / "shards"), load_index(str(tmp_path / "shards")), "train", config, 0) as here:
             for _ in range(4):
                 (batch, position), (expected, expected_position) = next(remote), next(here)
                 assert batch["key"] == expected["key"] and position == expected_position

@@ -64,7 +64,7 @@ def test_truncated_tar(shards):
     has(found, TAR, None, "SHA-256")
     has(found, TAR, None, "not a whole tar")
     has(found, TAR, "b-00000", "no b-00000.json: 11 of 12 members found")
-    has(found, TAR, "b-00000", f"flac: {size} bytes expected", "100 there")
+    has(found, TAR, "b-00000", f"flac: {size} bytes expected", "100 read")
     assert not any(fault.key in ("a-00000", "a-00001") for fault in found)
 
 

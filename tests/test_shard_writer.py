@@ -102,7 +102,7 @@ def test_a_new_tar_never_stands_beside_the_old_record(tmp_path, monkeypatch):
     def power_cut(location, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mert_foundry.pipeline.labelling.shard_writer.storage.publish_bytes", power_cut)
+    monkeypatch.setattr("mert_foundry.pipeline.storage.files.publish_bytes", power_cut)
     with pytest.raises(KeyboardInterrupt):
         write_examples(tmp_path, "train-000000", EXAMPLES[:1])
     assert os.listdir(tmp_path) == ["train-000000.tar"]

@@ -249,7 +249,9 @@ def test_features_from_shards_are_those_of_files_with_zeros(corpus: Path, manife
 
 def test_training_reads_what_is_there(shards: Path):
     index = load_index(str(shards))
-    stream = BatchStream(str(shards), "train", StreamConfig(batch_size=7, crop_samples=320 * 50, threads=1), 0)
+    stream = BatchStream(
+        str(shards), load_index(str(shards)), "train", StreamConfig(batch_size=7, crop_samples=320 * 50, threads=1), 0
+    )
     batch, _ = next(stream)
     stream.close()
     assert sorted(batch["key"]) == sorted(entry.key for entry in load_record(str(shards), NAME).members)

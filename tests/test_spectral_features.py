@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from torchaudio.transforms import MelSpectrogram
 from transformers.audio_utils import chroma_filter_bank
 
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.audio.resample import decoded_track
-from mert_foundry.pipeline.teachers.spectra import power_spectrum
-from mert_foundry.pipeline.teachers.spectra.chroma import Chroma, chroma_filters
-from mert_foundry.pipeline.teachers.spectra.log_mel import LogMel
+from mert_foundry.pipeline.teachers.spectra import power_spectra
+from mert_foundry.pipeline.teachers.spectra.power_spectra import Chroma, LogMel, chroma_filters
 
 CPU = torch.device("cpu")
 
@@ -35,7 +34,7 @@ def computed(feature: LogMel | Chroma, *blocks: np.ndarray) -> np.ndarray:
 def test_logmel_equals_torchaudio_over_a_whole_clip(
     clip: np.ndarray, chunk_frames: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(power_spectrum, "CHUNK_FRAMES", chunk_frames)
+    monkeypatch.setattr(power_spectra, "CHUNK_FRAMES", chunk_frames)
     audio = clip if chunk_frames > 13 else clip[: 320 * 100]
     whole = MelSpectrogram(24_000, n_fft=2048, hop_length=320, f_min=30, n_mels=229, pad_mode="constant")
     expected = 10 * whole(torch.from_numpy(audio)).clamp_min(1e-10).log10().T[: len(audio) // 320]
@@ -83,7 +82,7 @@ def test_an_impulse_is_loudest_in_its_frame(frame: int):
 def test_values_do_not_depend_on_the_blocks(feature: LogMel | Chroma, frames: list[int]):
     audio = noise(sum(frames) / 75, seed=len(frames))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(power_spectrum, "CHUNK_FRAMES", 16)
+        patch.setattr(power_spectra, "CHUNK_FRAMES", 16)
         whole = computed(feature, audio)
         cut = computed(feature, *np.split(audio, np.cumsum(frames)[:-1] * 320))
     assert whole.shape == (sum(frames), feature.size)
@@ -99,7 +98,7 @@ def test_little_audio_is_held(feature: LogMel | Chroma):
         for _ in range(40):
             given_out += 150
             yield np.zeros(320 * 150, np.float32)
-            assert given_out - computed_frames < 3 * power_spectrum.CHUNK_FRAMES
+            assert given_out - computed_frames < 3 * power_spectra.CHUNK_FRAMES
 
     for part in feature.stream(blocks()):
         computed_frames += len(part)

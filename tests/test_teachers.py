@@ -8,12 +8,16 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from audio_files import noise, tone
+from encodec.model import EncodecModel
 from pydantic import TypeAdapter, ValidationError
 
-from mert_foundry.pipeline.audio.pcm import to_int16
+from mert_foundry.pipeline.audio.blocks import to_int16
 from mert_foundry.pipeline.teachers import registry as teachers
+from mert_foundry.pipeline.teachers.codec.weights import OFFICIAL_FILE, load_codec, read_codec
+from mert_foundry.pipeline.teachers.kmeans import describe_feature, save_kmeans
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +86,55 @@ def test_every_kind_has_its_config_and_class():
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ValidationError, match="mfcc.*random_projection"):
         TypeAdapter(list[teachers.TeacherConfig]).validate_python([{"kind": "mfcc"}])
+
+
+def test_a_description_is_the_spec_of_the_teacher_and_builds_no_module(
+    tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    centroids = np.random.default_rng(0).standard_normal((5, 229))
+    save_kmeans(tmp_path, centroids, describe_feature("logmel"), {}, {})
+    configs = TypeAdapter(list[teachers.TeacherConfig]).validate_python(
+        [
+            {"kind": "encodec", "weights": str(tiny_codec), "codebooks": 3},
+            {"kind": "encodec", "weights": "foundry-small", "name": "shipped", "precision": "bf16"},
+            CQT,
+            CQT | {"storage": "float16", "name": "halves"},
+            {"kind": "kmeans", "weights": str(tmp_path)},
+            {"kind": "random_projection", "codebook_size": 16},
+        ]
+    )
+    specs = [teacher.spec for teacher in teachers.build_teachers(configs, "cpu")]
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise AssertionError("a module is built")
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", refuse)
+    assert teachers.describe_targets(configs) == specs
+    with pytest.raises(ValueError, match="'codes' is made by two teachers"):
+        teachers.describe_targets([configs[0], configs[0]])
+
+
+def test_the_official_codec_is_read_as_the_package_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model = EncodecModel.encodec_model_24khz(pretrained=False)
+    torch.save(model.state_dict(), tmp_path / OFFICIAL_FILE)
+    monkeypatch.setattr("mert_foundry.pipeline.teachers.codec.weights.check_official", lambda path: None)
+    stored = read_codec(str(tmp_path / OFFICIAL_FILE))
+    assert stored.sizes.hop == model.encoder.hop_length == 320
+    assert (stored.sizes.codebooks, stored.sizes.codebook_size) == (model.quantizer.n_q, model.quantizer.bins)
+    loaded = load_codec(str(tmp_path / OFFICIAL_FILE)).state_dict()
+    codebooks = [f"quantizer.vq.layers.{level}._codebook.embed" for level in range(32)]
+    assert set(stored.weights) == {*(name for name in loaded if name.startswith("encoder.")), *codebooks}
+    assert all(torch.equal(weight, loaded[name]) for name, weight in stored.weights.items())
+
+
+@pytest.mark.parametrize(("device", "settings"), [("cpu", {"precision": "tf32"}), ("cuda", {"backend": "openvino"})])
+def test_what_a_device_cannot_do_is_refused_with_its_place(device: str, settings: dict):
+    configs = TypeAdapter(list[teachers.TeacherConfig]).validate_python(
+        [CQT, {"kind": "encodec", "weights": "foundry-small", **settings}]
+    )
+    with pytest.raises(ValueError, match=rf"teachers\.1\.{next(iter(settings))} .* the device is {device}"):
+        teachers.check_device(configs, device)
 
 
 def test_two_targets_of_one_name_are_refused():

@@ -261,13 +261,13 @@ def test_a_stream_that_ends_is_an_error(tmp_path):
         run(tmp_path, config(), stream=stream)
 
 
-def test_a_torn_checkpoint_is_reported_and_passed_over(tmp_path, uninterrupted):
+def test_an_incomplete_checkpoint_is_reported_and_passed_over(tmp_path, uninterrupted):
     run(tmp_path, config(), layer_drop=0.3)
     (tmp_path / "checkpoints" / "step_6" / "optimizer.pt").write_bytes(b"torn")
     (tmp_path / "checkpoints" / ".partial-step_8").mkdir()
     records = []
     run(tmp_path, config(), records=records, layer_drop=0.3)
-    assert [record["kind"] for record in records[:2]] == ["torn_checkpoint", "resume"]
+    assert [record["kind"] for record in records[:2]] == ["incomplete_checkpoint", "resume"]
     assert "optimizer.pt" in records[0]["fault"] and records[1]["step"] == 4
     assert read_metrics(tmp_path) == read_metrics(uninterrupted)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_4", "step_6"]

@@ -152,7 +152,10 @@ def test_a_truncated_tar_is_named_by_shard_and_keys(shards, check):
     (shards / TAR).write_bytes(content[: cut["members"]["flac"][0] + 7])
     code, lines = check(shards)
     assert code == 1 and f"{TAR}: {cut['members']['flac'][0] + 7} bytes, the index says {len(content)}" in lines
-    assert any(line.startswith(f"{TAR}: {cut['key']}: flac: ") and line.endswith(" 7 there") for line in lines)
+    assert any(
+        line.startswith(f"{TAR}: {cut['key']}: flac: ") and line.endswith(" 7 read; the file is truncated")
+        for line in lines
+    )
     assert not any(example["key"] in line for example in members(shards)[:-1] for line in lines)
 
 
@@ -211,7 +214,7 @@ def no_last_shard(index):
     ("change", "start", "words"),
     [
         (other_tar_digest, "train-000000.json: sha256", f"the index says {'0' * 64}"),
-        (other_teacher, "train-000000.json: teachers", "1" * 64),
+        (other_teacher, "train-000000.json: target codes was labelled by", "1" * 64),
         (other_statistics, "index.json: the statistics", "are not those of the records"),
         (other_drops, "index.json: dropped segments", "'silent': 3"),
         (no_last_shard, "valid-00000", "the index does not list it"),
@@ -371,9 +374,9 @@ def test_teachers_from_another_config(good, shards, tmp_path, tiny_codec, other_
     labelled_by = load_index(str(good)).targets[0].fingerprint
     other = build_teachers([EncodecTeacherConfig(**teacher_configs(other_codec)[0])], "cpu")[0].spec.fingerprint
     code, lines = check(shards, "--relabel", 2, "--teachers", tmp_path / "other.yaml")
-    assert (code, lines) == (1, [f"error: target codes: labelled by teacher {labelled_by}, this teacher is {other}"])
+    assert (code, lines) == (1, [f"error: target codes was labelled by teacher {labelled_by}, this teacher is {other}"])
     code, lines = check(shards, "--relabel", 2, "--teachers", tmp_path / "fewer.yaml")
-    assert code == 1 and "['cqt'] are in index.json, but none of these teachers makes them" in lines[0]
+    assert code == 1 and "['cqt'] are in the shards, none of these teachers makes them" in lines[0]
     (tmp_path / "none.yaml").write_text("segments: {}\n")
     code, lines = check(shards, "--relabel", 2, "--teachers", tmp_path / "none.yaml")
     assert code == 2 and "no label config with teachers" in lines[0]

@@ -30,7 +30,7 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_cuda, resolve_device
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import AUDIO_EXTENSIONS
-from mert_foundry.pipeline.teachers.codec.encoder import LANES, Backend, Precision
+from mert_foundry.pipeline.teachers.codec.encoder import BATCH_SLOTS, Backend, Precision
 from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 from mert_foundry.pipeline.teachers.registry import build_teachers
@@ -142,7 +142,7 @@ def compare(
         stack.callback(ours.close)
         reference = Side(ReferenceLabeller, 1, codec, cqt, device)
         stack.callback(reference.close)
-        for number, batch in enumerate(_batches(files, labellers * LANES[device] * FILES_A_LANE)):
+        for number, batch in enumerate(_batches(files, labellers * BATCH_SLOTS[device] * FILES_A_LANE)):
             places = [Path(folder) / f"{number}-{position}" for position in range(len(batch))]
             outcomes = ours.label([Job(path, place.with_suffix(".ours")) for path, place in zip(batch, places)])
             if ours.failure:

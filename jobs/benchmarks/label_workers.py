@@ -27,9 +27,9 @@ from nnAudio.features.cqt import CQT1992v2
 from torch import Tensor
 
 from mert_foundry.jobs.benchmarks.measurement import StageClock, peak_memory
+from mert_foundry.pipeline.audio.blocks import to_float, to_int16
 from mert_foundry.pipeline.audio.decode import open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.pcm import to_float, to_int16
 from mert_foundry.pipeline.audio.resample import resample_to_int16
 from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE

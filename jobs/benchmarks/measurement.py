@@ -1,4 +1,4 @@
-"""How the benchmarks measure: variants take turns in rounds, each run in a process of its own, medians are told.
+"""How the benchmarks measure: variants take turns in rounds, each run in a process of its own, medians are reported.
 
 Taking turns spreads what else the machine does over all variants alike; quote ratios of one run, not its times.
 A process of its own makes peak memory that of one variant.
@@ -50,8 +50,8 @@ def in_own_process(module: str, settings: Mapping[str, Any]) -> Figures:
     command = [sys.executable, "-m", module, json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(told[-1] if told else f"ended with exit code {done.returncode}")
+        reported = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(reported[-1] if reported else f"ended with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -14,7 +14,7 @@ checkpointing repeats. Needs transformers.
     --layout 95m | 330m | small    sizes of the model; 95m
     --batch 4      crops a step; several with commas are measured one after another
     --seconds 5    length of a crop
-    --rounds 3     turns of each variant; medians are told
+    --rounds 3     turns of each variant; medians are reported
     --steps 1      steps timed in a turn, after one that warms up
     --dropout 0.1  every dropout; the recipe's where not given
     --device auto | cpu | cuda     auto: cuda where there is one; cpu where not given
@@ -147,13 +147,13 @@ def compare(rows: dict[str, Figures]) -> Figures | None:
     }
 
 
-def matrix_rate(device: str, precision: str, seconds: float = 1.0) -> float:
-    """Operations per second of a square matrix product, the best of those made in about `seconds`."""
+def matrix_rate(device: str, precision: str) -> float:
+    """Operations per second of a square matrix product, the best of those made in about a second."""
     set_precision(precision)
     size = 8192 if device == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     first, second = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    best, stop = float("inf"), time.perf_counter() + seconds
+    best, stop = float("inf"), time.perf_counter() + 1.0
     while best == float("inf") or time.perf_counter() < stop:
         begin = time.perf_counter()
         torch.mm(first, second)

@@ -5,6 +5,7 @@ retries.
 """
 
 import contextlib
+import logging
 import math
 import os
 from collections import Counter, deque
@@ -21,14 +22,17 @@ RETRIES = 2
 class Task(Protocol):
     """What is to be done; `name` for messages, `seconds` of audio."""
 
-    name: str
-    seconds: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seconds(self) -> float: ...
 
 
 class Worker(Protocol):
     """What an actor is made of. Both methods are called at once, from two threads."""
 
-    def run(self, task: Task) -> Any:
+    def run(self, task: Any) -> Any:
         """Do a task and publish what comes of it."""
 
     def seconds_done(self) -> float:
@@ -55,12 +59,7 @@ def run_on_ray(
             GPU one computes while another reads or writes. Never more than tasks.
         report: called about twice a second with the audio seconds done and a note on failures.
     """
-    # Ray would report its use to its makers.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    # A dashboard is something only a cluster that Ray is started for here can be asked to go without.
-    local = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
+    address = _connect(address)
     try:
         resource = "GPU" if device == "cuda" else "CPU"
         available = int(ray.cluster_resources().get(resource, 0))
@@ -75,6 +74,17 @@ def run_on_ray(
         return _run(tasks, [remote.remote(*arguments) for _ in range(wanted)], report)
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None) -> str:
+    """Start Ray or join a cluster; returns the address."""
+    # Ray would report its use to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    # A dashboard is something only a cluster that Ray is started for here can be asked to go without.
+    has_dashboard = False if address == "local" else None
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=has_dashboard)
+    return address
 
 
 def _run(tasks: Sequence[Task], pool: list, report: Callable[[float, str], None]) -> dict[str, str]:

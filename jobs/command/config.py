@@ -1,4 +1,4 @@
-"""Typed configs from YAML and `dotted.key=value` overrides; unknown keys are refused by name."""
+"""Typed configs from YAML, `dotted.key=value` and `--key value`; unknown keys are refused by name."""
 
 import difflib
 import fnmatch
@@ -20,7 +20,7 @@ INDENT = " " * 6
 Config = TypeVar("Config", bound=BaseModel)
 
 # Names of before and of now, by config: dotted keys (`*` is any text), or `key=value` for one value of a key. Whoever gives an
-# old one is told the new one. Documents that were stored with old names are translated where they are read:
+# old one is given the new one. Documents that were stored with old names are translated where they are read:
 # model/runs/stored_config.py, pipeline/features/older_names.py.
 RENAMED = {
     "LabelConfig": {"relabel": "overwrite"},
@@ -38,13 +38,17 @@ class UsageError(Exception):
     """Bad usage or config: exit code 2."""
 
 
-def load_config(model: type[Config], arguments: list[str]) -> Config:
-    """Build a config from `CONFIG.yaml key=value ...`; the file may be left out, later values win.
+def load_config(model: type[Config], arguments: list[str], first: str | None = None) -> Config:
+    """Build a config from `CONFIG.yaml key=value --key value ...`; the file may be left out, later values win.
+
+    `first` names the key that a bare word stands for, such as the folder of `mert suite FOLDER`; without it, and when the
+    word ends in .yaml or .yml, the word is the config file.
 
     Raises:
         UsageError: a file that is not there or not YAML, an argument of another form, a name of before (that of now is
             given), an unknown key (the nearest known one is named), a missing key or a value of the wrong kind.
     """
+    arguments = list(_as_settings(model, arguments, first))
     paths = [argument for argument in arguments if "=" not in argument]
     if len(paths) > 1:
         raise UsageError(f"one config file is read, {len(paths)} were given: {' '.join(paths)}")
@@ -60,6 +64,43 @@ def load_config(model: type[Config], arguments: list[str]) -> Config:
         return model.model_validate(values)
     except ValidationError as error:
         raise UsageError("\n".join(f"{source}: {line}" for line in explain(error, model))) from error
+
+
+def _as_settings(model: type[BaseModel], arguments: list[str], first: str | None) -> Iterator[str]:
+    """The arguments as config files and `key=value`. Raises UsageError for an option without value or of no key's name."""
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("--"):
+            key, equals, value = argument.removeprefix("--").partition("=")
+            _check_option(model, key)
+            value = value if equals else next(waiting, "")
+            if not value or not equals and _is_option_or_setting(model, value):
+                raise UsageError(f"--{key} needs a value")
+            yield f"{key}={_as_list(model, key, value)}"
+        elif first and "=" not in argument and not argument.endswith((".yaml", ".yml")):
+            yield f"{first}={argument}"
+        else:
+            yield argument
+
+
+def _check_option(model: type[BaseModel], key: str) -> None:
+    """Raise UsageError when neither a key of now nor one of before has this name."""
+    if key not in model.model_fields and key not in RENAMED.get(model.__name__, {}):
+        nearest = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.0)
+        raise UsageError(f"unknown option --{key}; the nearest known key is {nearest[0]!r}")
+
+
+def _is_option_or_setting(model: type[BaseModel], word: str) -> bool:
+    """Whether a word is the next argument rather than the value of the option before it, such as `runs/rate=3`."""
+    key, equals, _ = word.partition("=")
+    return word.startswith("--") or bool(equals) and key.partition(".")[0] in model.model_fields
+
+
+def _as_list(model: type[BaseModel], key: str, value: str) -> str:
+    """`a,b` of an option as the YAML list `[a,b]`, where the key takes a list and nothing else."""
+    field = model.model_fields.get(key)
+    is_list = field is not None and typing.get_origin(field.annotation) in (list, tuple)
+    return f"[{value}]" if is_list and not value.startswith("[") else value
 
 
 def read_yaml(path: Path) -> dict:
@@ -191,14 +232,14 @@ def models_in(annotation: object) -> list[type[BaseModel]]:
 
 def describe_keys(model: type[BaseModel]) -> str:
     """Every key with its default and description, keys of inner models in dotted form, one below the other."""
-    lines = ["keys (in the YAML file, or as key=value behind it):"]
-    for key, default, description in _keys(model, ""):
+    lines = ["keys (in the YAML file, or after it as key=value or --key value):"]
+    for key, default, description in list_keys(model):
         lines.append(f"  {key}{f' = {default}' if default is not None else '   (required)'}")
         lines += textwrap.wrap(description, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
     return "\n".join(lines)
 
 
-def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str | None, str]]:
+def list_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None, str]]:
     """(dotted key, default as text or None when required, description) of all that is no model itself."""
     for name, field in model.model_fields.items():
         key = prefix + name
@@ -209,7 +250,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str | None
         for alternative in inner:
             kind = alternative.model_fields.get("kind")
             choice = f"({_default(kind) or '|'.join(typing.get_args(kind.annotation))})" if kind else ""
-            yield from _keys(alternative, f"{key}{'.N' if many else ''}{choice}.")
+            yield from list_keys(alternative, f"{key}{'.N' if many else ''}{choice}.")
 
 
 def _default(field: FieldInfo) -> str | None:

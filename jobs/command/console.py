@@ -1,7 +1,7 @@
 """How every job speaks: notes and progress on the way, a result at the end, and what --quiet and --json make of them.
 
 neither     notes and result on standard output, progress on standard error
---quiet     errors alone, and what a command is asked to print (inspect, bench, the faults of verify)
+--quiet     errors and warnings alone, and what a command is asked to print (inspect, bench, the faults of verify)
 --json      the result as one JSON object on standard output, all else on standard error
 """
 
@@ -26,6 +26,10 @@ class Console:
         """A note on the way."""
         if not self.quiet:
             print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+
+    def warn(self, text: str) -> None:
+        """What the user should know although the work goes on; --quiet does not silence it."""
+        print(text, file=sys.stderr, flush=True)
 
     def finish(self, result: Mapping[str, Any], lines: Iterable[str]) -> None:
         """The result of work, for machines or for people."""

@@ -23,11 +23,22 @@ JOBS = {
     "pretrain": "train the encoder from shards, also under torchrun",
     "export": "a checkpoint to a Hugging Face folder",
     "extract": "hidden states over audio, into a zarr store",
+    "suite": "make the probing suite: labelled music, rendered from free packages",
+    "probe": "what encoders know about music: heads on frozen features, against baselines",
     "bench": "speed, memory and exactness against the named peers",
 }
 
 # Which extra of pyproject.toml brings a package, where it is not `label`.
-EXTRAS = {"zarr": "features", "nnAudio": "bench", "transformers": "bench"}
+EXTRAS = {
+    "mido": "suite",
+    "pyloudnorm": "suite",
+    "mir_eval": "probe",
+    "scipy": "suite",
+    "torchmetrics": "probe",
+    "zarr": "features",
+    "nnAudio": "bench",
+    "transformers": "bench",
+}
 
 # What no user can cause: our own mistakes, which show where they are.
 BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError, ZeroDivisionError)
@@ -49,12 +60,17 @@ def main() -> int:
         if arguments and arguments[0] in parts:
             module = importlib.import_module(parts[arguments.pop(0)])
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(error.name, "label")
-        print(
-            f"mert {name}: the package {error.name} is not installed; pip install '.[{extra}]' adds it", file=sys.stderr
-        )
+        print(f"mert {name}: {missing_package(error)}", file=sys.stderr)
         return 1
-    return run(module.main, arguments, module.__doc__, getattr(module, "CONFIG", None))
+    return run(module.main, arguments, module.__doc__ or "", getattr(module, "CONFIG", None))
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """What to say of a package that an extra of pyproject.toml brings; a module of our own that is missing is a bug."""
+    package = (error.name or str(error)).partition(".")[0]
+    if package == "mert_foundry":
+        raise error
+    return f"the package {package} is not installed; pip install '.[{EXTRAS.get(package, 'label')}]' adds it"
 
 
 def usage() -> str:
@@ -81,6 +97,11 @@ def run(
         return 2
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_package(error)}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
         return 1
     except KeyboardInterrupt:
         print("interrupted: what was published is whole; the same command goes on from here", file=sys.stderr)

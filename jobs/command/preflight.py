@@ -1,7 +1,6 @@
 """What is checked before long work: whether its output can be written, a GPU is there, and nobody else works there."""
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from filelock import FileLock, Timeout
 
 from mert_foundry.jobs.command.config import UsageError
 
@@ -53,9 +53,13 @@ def locked(folder: Path, work: str) -> Iterator[None]:
         ValueError: another process holds it, such as a rank that outlived its launcher.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder}: another process is {work} in this folder") from error
+    # A soft lock, in its place on file systems without flock, would outlive a killed process.
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder}: another process is {work} in this folder") from error
+    try:
         yield
+    finally:
+        lock.release()

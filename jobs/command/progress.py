@@ -11,7 +11,7 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Shows hours done, times real time, time left and counts of trouble; use as a context manager.
+    """Shows hours done, times real time, time left and notes; use as a context manager.
 
     Args:
         title: what is being done.
@@ -33,14 +33,14 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
         elif exception == (None, None, None):
             self._print("")
 
     def update(self, done_seconds: float, notes: str = "") -> None:
-        """Say how many audio seconds are done in all so far; `notes` follow the rate."""
+        """Report how many audio seconds are done so far in all; `notes` follow the rate."""
         now = time.monotonic()
         if self.bar is not None:
             self.bar.set_postfix_str(f"{self._rate(done_seconds)}{notes and ', ' + notes}", refresh=False)

@@ -1,18 +1,22 @@
 """Plain text for people: aligned tables, and numbers with their units."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
+
+_NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]\d+)?( ?(%|B|kB|MB|GB|TB))?( \(.+ to .+\))?|nan|-?inf")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "  ") -> list[str]:
-    """Aligned lines; a column whose cells are all numbers (or `-`) stands to the right."""
+    """Aligned lines; a column of numbers (see `is_number`) is aligned to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(name), *(len(row[column]) for row in cells), 0) for column, name in enumerate(header)]
-    right = [all(_is_number(row[column]) for row in cells) for column in range(len(header))]
+    widths = [max(terminal_width(row[column]) for row in [header, *cells]) for column in range(len(header))]
+    right = [all(is_number(row[column]) for row in cells) for column in range(len(header))]
     lines = []
     for row in [list(header), *cells]:
+        spaces = [" " * (width - terminal_width(cell)) for cell, width in zip(row, widths, strict=True)]
         aligned = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
+            space + cell if to_right else cell + space for cell, space, to_right in zip(row, spaces, right, strict=True)
         ]
         lines.append((indent + "  ".join(aligned)).rstrip())
     return lines
@@ -22,6 +26,11 @@ def pairs(rows: Sequence[tuple[str, object]], indent: str = "  ") -> list[str]:
     """Lines of name and value, the values in one column."""
     width = max((len(name) for name, _ in rows), default=0)
     return [f"{indent}{name.ljust(width)}  {value}".rstrip() for name, value in rows]
+
+
+def terminal_width(text: str) -> int:
+    """Columns that a text takes on a terminal: East Asian letters take two, accents on their own none."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char) for char in text)
 
 
 def human_bytes(count: float) -> str:
@@ -43,7 +52,6 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
-def _is_number(cell: str) -> bool:
-    return (
-        cell == "-" or cell.replace(".", "", 1).replace("-", "").replace("e", "").replace("+", "").rstrip("%").isdigit()
-    )
+def is_number(cell: str) -> bool:
+    """Whether a cell reads as a number, such as `12,000`, `-1.5e-05`, `3.1 %`, `1.2 MB`, or `-` for none."""
+    return cell == "-" or _NUMBER.fullmatch(cell) is not None

@@ -1,26 +1,29 @@
 """One part of a feature store, from audio to published shards; knows neither Ray nor torchrun."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.model.features.feature_encoder import FeatureEncoder, Precision
+from mert_foundry.jobs.extraction.batches import (
+    HELD_BATCHES,
+    WindowAudio,
+    batches_of_like_length,
+    made_ahead,
+    padded,
+)
+from mert_foundry.jobs.extraction.memory import keep_memory
+from mert_foundry.jobs.extraction.models import model_fingerprint, open_model
+from mert_foundry.jobs.extraction.open_audio import InputKind, OpenAudio, open_tracks
+from mert_foundry.model.features.feature_model import Precision
 from mert_foundry.model.features.windows import Window, plan_windows
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.audio.read_ahead import read_ahead
 from mert_foundry.pipeline.features.plan import Part, Piece, SourceTrack, StoreLayout
-from mert_foundry.pipeline.features.rows import part_rows
-from mert_foundry.pipeline.features.shard_tracks import ShardTracks
+from mert_foundry.pipeline.features.rows import PartRows, part_rows
 from mert_foundry.pipeline.features.store import publish_part
-from mert_foundry.pipeline.frames import SAMPLE_RATE
-from mert_foundry.pipeline.storage.documents import fingerprint
 
 
 class WorkOrder(BaseModel):
@@ -28,10 +31,10 @@ class WorkOrder(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="Folder of the encoder")
-    model_fingerprint: str = Field(description="What the folder held when the work was planned")
+    model: str = Field(description="Folder of the encoder, or name of a baseline")
+    model_fingerprint: str = Field(description="What it was when the work was planned")
     audio: str = Field(description="Shard folder, or root of the files")
-    from_shards: bool = Field(description="Which of the two `audio` is")
+    kind: InputKind = Field(description="What the input is")
     out: str = Field(description="Feature store")
     layout: StoreLayout = Field(description="Its arrays")
     digest: str = Field(description="Digest of its description")
@@ -42,16 +45,20 @@ class WorkOrder(BaseModel):
     decode_threads: int = Field(gt=0, description="Threads that read ahead")
 
 
-class _Item(NamedTuple):
-    """A window to encode: audio int16 `[num_samples]`."""
+@dataclass
+class Findings:
+    """What is found out of a part's tracks while they are decoded.
 
-    piece: Piece
-    window: Window
-    audio: np.ndarray
+    dropped: tracks that cannot be used, by key, with the reason. samples: of tracks whose length at the model's rate was
+    not known, or another one.
+    """
+
+    dropped: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
 
 
 class PartExtractor:
-    """Holds the encoder of one process and does one part at a time.
+    """Holds the model of one process and does one part at a time.
 
     Raises ValueError when the model is not the one the work was planned for.
     """
@@ -60,13 +67,16 @@ class PartExtractor:
         # Another number of threads would add in another order, and so write other bytes.
         torch.set_num_threads(1)
         self.order = order
-        self.encoder = FeatureEncoder(Path(order.model), torch.device(device), order.precision, order.layout.layers)
-        found = model_fingerprint(self.encoder)
+        self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_memory()
+        self.model = open_model(order.model, self.device, order.precision, order.layout.layers)
+        found = model_fingerprint(self.model)
         if found != order.model_fingerprint:
             raise ValueError(f"{order.model}: fingerprint {found}, the work was planned for {order.model_fingerprint}")
-        self.tracks = ShardTracks(order.audio) if order.from_shards else _file_tracks(order.audio)
-        name = torch.cuda.get_device_name(self.encoder.device) if device.startswith("cuda") else device
-        self.backend = {"device": name, "torch": torch.__version__}
+        self.tracks = open_tracks(order.kind, order.audio)
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else device
+        self.backend = {"device": name, "torch": str(torch.__version__)}
         self.seconds = 0.0
 
     def run(self, part: Part, report: Callable[[float], None] = lambda seconds: None) -> dict[str, str]:
@@ -79,105 +89,78 @@ class PartExtractor:
             ValueError: a damaged shard, or features that the store's type cannot hold.
         """
         self.seconds = 0.0
-        order = self.order
-        rows, dropped = part_rows(part, order.layout), {}
-        for batch in one_ahead(same_lengths(self._items(part, dropped), order.batch_samples)):
-            audio = torch.from_numpy(to_float(np.stack([item.audio for item in batch])))
-            states = self.encoder.encode(audio).cpu().numpy()
-            for (piece, window, _), own in zip(batch, states):
-                first, stop = window.keep_start - window.start_frame, window.keep_stop - window.start_frame
-                rows.add(piece, window.keep_start, own[first:stop])
+        rows, found = part_rows(part, self.order.layout), Findings()
+        batches = batches_of_like_length(self._windows(part, found), self.order.batch_samples)
+        for batch in made_ahead(batches, HELD_BATCHES):
+            self._encode(batch, rows)
             seconds = sum(self._kept_seconds(item) for item in batch)
             self.seconds += seconds
             report(seconds)
         publish_part(
-            order.out,
-            order.layout,
+            self.order.out,
+            self.order.layout,
             part.number,
             rows.finish(),
-            digest=order.digest,
-            dropped=dropped,
+            digest=self.order.digest,
+            dropped=found.dropped,
             backend=self.backend,
+            samples=found.samples,
         )
         self.seconds = 0.0
-        return dropped
+        return found.dropped
 
     def seconds_done(self) -> float:
         """Audio seconds done of the part at work."""
         return self.seconds
 
-    def _items(self, part: Part, dropped: dict[str, str]) -> Iterator[_Item]:
-        """The windows of a part, those of one length one after another; tracks that cannot be used go to `dropped`."""
-        planned = [(piece, self._windows(piece)) for piece in part.pieces]
-        planned.sort(key=lambda item: item[1][0].num_samples)
-        windows = {piece.track.key: windows for piece, windows in planned}
-        pieces = [piece for piece, _ in planned]
-        for piece, audio in read_ahead(pieces, lambda piece: self._open(piece.track), self.order.decode_threads):
+    def _encode(self, batch: list[WindowAudio], rows: PartRows) -> None:
+        samples, lengths = padded(batch)
+        states = self.model.encode(torch.from_numpy(to_float(samples)), lengths)
+        for (piece, window, _), own in zip(batch, states):
+            first, stop = window.keep_start - window.start_frame, window.keep_stop - window.start_frame
+            rows.add(piece, window.keep_start, own[first:stop])
+
+    def _windows(self, part: Part, found: Findings) -> Iterator[WindowAudio]:
+        """The windows of a part. A file is decoded once for all pieces of it, short files first."""
+        by_source: dict[str, list[Piece]] = {}
+        for piece in part.pieces:
+            by_source.setdefault(piece.track.source, []).append(piece)
+        rate = self.model.sample_rate
+        sources = sorted(by_source.values(), key=lambda pieces: pieces[0].track.samples_at(rate) or 0)
+        opened = read_ahead(sources, lambda pieces: self._open(pieces[0].track), self.order.decode_threads)
+        for pieces, audio in opened:
             if isinstance(audio, DecodeError):
-                dropped[piece.track.key] = str(audio)
+                found.dropped |= {piece.track.key: str(audio) for piece in pieces}
                 continue
             with audio:
-                for window in windows[piece.track.key]:
-                    samples = audio.read(window.start_sample, window.num_samples)
-                    if len(samples) != window.num_samples:
-                        planned = piece.track.samples_at(self.encoder.sample_rate)
-                        raise ValueError(f"{piece.track.key}: shorter than the {planned} samples it was planned with")
-                    yield _Item(piece, window, samples)
+                for piece in pieces:
+                    yield from self._windows_of(piece, audio, found)
 
-    def _windows(self, piece: Piece) -> list[Window]:
-        """The windows of the track that give frames of the piece."""
-        samples = piece.track.samples_at(self.encoder.sample_rate)
-        windows = plan_windows(samples, self.encoder.geometry, self.order.window_frames, self.order.overlap_frames)
-        return [window for window in windows if window.keep_start < piece.stop and piece.start < window.keep_stop]
+    def _windows_of(self, piece: Piece, audio: OpenAudio, found: Findings) -> Iterator[WindowAudio]:
+        """The windows of the track that give frames of the piece, from the track's audio or that of its file."""
+        planned = piece.track.samples_at(self.model.sample_rate)
+        first, count = audio.stretch(piece.track)
+        if count != planned:
+            found.samples[piece.track.key] = count
+        windows = plan_windows(count, self.model.geometry, self.order.window_frames, self.order.overlap_frames)
+        if not windows:
+            found.dropped[piece.track.key] = f"too_short: {count} samples are there, too few for a frame of the model"
+        for window in windows:
+            if not (piece.start < window.keep_stop and (piece.stop is None or window.keep_start < piece.stop)):
+                continue
+            samples = audio.read(first + window.start_sample, window.num_samples)
+            if len(samples) != window.num_samples:
+                raise ValueError(f"{piece.track.key}: shorter than the {planned} samples it was planned with")
+            yield WindowAudio(piece, window, samples)
 
-    def _kept_seconds(self, item: _Item) -> float:
-        frames = min(item.window.keep_stop, item.piece.stop) - max(item.window.keep_start, item.piece.start)
-        return frames * self.encoder.geometry.hop / self.encoder.sample_rate
+    def _kept_seconds(self, item: WindowAudio) -> float:
+        window: Window = item.window
+        stop = window.keep_stop if item.piece.stop is None else min(window.keep_stop, item.piece.stop)
+        frames = max(0, stop - max(window.keep_start, item.piece.start))
+        return frames * self.model.geometry.hop / self.model.sample_rate
 
-    def _open(self, track: SourceTrack):
+    def _open(self, track: SourceTrack) -> OpenAudio | DecodeError:
         try:
-            audio = self.tracks.open(track)
+            return OpenAudio(self.tracks.open(track), self.model.sample_rate)
         except DecodeError as error:
             return error
-        if self.encoder.sample_rate == SAMPLE_RATE:
-            return audio
-        # Resampling comes with the decoders of the `label` extra, which shards at 24 kHz do without.
-        from mert_foundry.pipeline.features.audio_at_rate import audio_at
-
-        return audio_at(audio, self.encoder.sample_rate)
-
-
-def same_lengths(items: Iterator[_Item], most_samples: int) -> Iterator[list[_Item]]:
-    """Batches of windows that follow one another and have the same number of samples, in all at most so many."""
-    for num_samples, group in groupby(items, key=lambda item: item.window.num_samples):
-        while batch := list(islice(group, max(1, most_samples // num_samples))):
-            yield batch
-
-
-def one_ahead(batches: Iterator[list[_Item]]) -> Iterator[list[_Item]]:
-    """The same batches; while one is worked on, a thread makes the next."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(next, batches, None)
-        while (batch := future.result()) is not None:
-            future = pool.submit(next, batches, None)
-            yield batch
-
-
-def model_fingerprint(encoder: FeatureEncoder) -> str:
-    """SHA-256 over weights and all else that makes the hidden states what they are."""
-    settings = {
-        # Hashed under the name that this key had first, so that a model keeps its fingerprint.
-        "architecture": {
-            key.replace("attention.learnable_temperature", "attention.temperature"): value
-            for key, value in encoder.architecture.items()
-        },
-        "sample_rate": encoder.sample_rate,
-        "normalised": encoder.normalised,
-    }
-    return fingerprint(settings, {name: tensor.numpy() for name, tensor in encoder.weights.items()})
-
-
-def _file_tracks(root: str):
-    from mert_foundry.pipeline.features.file_tracks import FileTracks
-
-    return FileTracks(root)

@@ -1,22 +1,25 @@
 """All of an extraction that is decided before the first part."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.jobs.extraction.part import WorkOrder, model_fingerprint
+from mert_foundry.jobs.extraction.models import model_fingerprint
+from mert_foundry.jobs.extraction.part import WorkOrder
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import Input
-from mert_foundry.model.features.feature_encoder import FeatureEncoder
+from mert_foundry.model.features.feature_model import FeatureModel
 from mert_foundry.pipeline.features.plan import (
     Part,
+    SourceTrack,
     StoreLayout,
     frame_offsets,
     plan_frame_parts,
     plan_track_parts,
     tracks_digest,
 )
-from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION, description_digest
+from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION, PartRecord, description_digest
 from mert_foundry.pipeline.frames import AUDIO_VERSION, SAMPLE_RATE
 
 ARRAYS = {
@@ -31,6 +34,10 @@ SEAMS = (
     " and one that ends with the track. Where a window starting at frame a is followed by one starting at frame b, frames"
     " before (a + window_frames + b) // 2 come from the first and the others from the second."
 )
+TOO_SHORT = "too_short: no frame of the model fits into it"
+# Of a part of pooled features: small enough to lose at a kill, and large enough that few files are written.
+PART_SECONDS = 1800.0
+FEWEST_TRACKS, MOST_TRACKS, TRACKS_OF_UNKNOWN_LENGTH = 64, 512, 128
 
 
 class Plan(BaseModel):
@@ -40,40 +47,115 @@ class Plan(BaseModel):
 
     order: WorkOrder = Field(description="What each worker must know")
     description: dict[str, Any] = Field(description="Attributes of the store")
-    table: dict[str, list] = Field(description="The track table, without `dropped`")
+    table: dict[str, list[Any]] = Field(description="The track table, without `dropped`, as far as it is known")
     parts: list[Part] = Field(description="Every part")
+    samples_of_a_frame: int = Field(description="Samples that make one frame")
+    hop: int = Field(description="Samples from frame to frame")
+    sample_rate: int = Field(description="Of the model, Hz")
+    dropped: dict[str, str] = Field(description="Tracks that are known to be of no use, by key: reason and detail")
+
+    @property
+    def seconds(self) -> float | None:
+        """Audio seconds in all; None when lengths are not known before they are decoded."""
+        known = all(piece.stop is not None for part in self.parts for piece in part.pieces)
+        return sum(part.seconds for part in self.parts) if known else None
+
+    def finished_table(self, records: Iterable[PartRecord]) -> tuple[dict[str, list[Any]], dict[str, str]]:
+        """The track table with the lengths that the parts found, and what was dropped, by key."""
+        records = list(records)
+        dropped = self.dropped | {key: reason for record in records for key, reason in record.dropped.items()}
+        found = {key: samples for record in records for key, samples in record.samples.items()}
+        table = {name: list(values) for name, values in self.table.items()}
+        for place, key in enumerate(table["key"]):
+            if key in found:
+                table["seconds"][place] = found[key] / self.sample_rate
+                table["length"][place] = max(0, (found[key] - self.samples_of_a_frame) // self.hop + 1)
+        if self.order.layout.row == "track":  # else the rows lie as they were planned
+            table["offset"] = frame_offsets(table["length"])[:-1].tolist()
+        return table, dropped
 
 
-def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> Plan:
+def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
     """Rows, parts and attributes; a pure function of model, input and settings.
 
     Raises ValueError when there is no track with a frame.
     """
-    geometry, rate = encoder.geometry, encoder.sample_rate
-    frame_rate = rate / geometry.hop
-    frames = {track.key: geometry.num_frames(track.samples_at(rate)) for track in found.tracks}
-    # Too short for a frame: there is nothing to keep of it.
-    tracks = [track for track in found.tracks if frames[track.key]]
-    if not tracks:
+    lengths = frames_of(found.tracks, model)
+    # Too short for a frame: there is nothing to keep of it. A table has a row for each of its lines all the same.
+    kept = [place for place, frames in enumerate(lengths) if found.kind == "table" or frames != 0]
+    if all(lengths[place] == 0 for place in kept):
         raise ValueError(
             f"{config.input}: no track with a frame in it ({len(found.tracks)} tracks, {len(found.rejected)} rejected)"
         )
-    lengths = [frames[track.key] for track in tracks]
-    layout = make_layout(config, encoder, lengths, frame_rate)
-    window_frames = max(1, round(config.windows.seconds * frame_rate))
-    overlap_frames = min(round(config.windows.overlap_seconds * frame_rate), window_frames - 1)
-    description = {
+    tracks, frames = [found.tracks[place] for place in kept], [lengths[place] for place in kept]
+    layout = make_layout(config, model, tracks, frames)
+    description = describe_store(config, model, found, layout)
+    frame_rate = model.sample_rate / model.geometry.hop
+    if layout.row == "frame":
+        parts = plan_frame_parts(tracks, known(frames), layout.part_rows, frame_rate)
+    else:
+        parts = plan_track_parts(tracks, frames, layout.part_rows, frame_rate)
+    return Plan(
+        order=make_order(config, model, found, layout, description),
+        description=description,
+        table=make_table(tracks, frames) | {name: [column[i] for i in kept] for name, column in found.columns.items()},
+        parts=parts,
+        samples_of_a_frame=model.geometry.reach,
+        hop=model.geometry.hop,
+        sample_rate=model.sample_rate,
+        dropped={track.key: TOO_SHORT for track, length in zip(tracks, frames) if length == 0} | found.dropped,
+    )
+
+
+def frames_of(tracks: list[SourceTrack], model: FeatureModel) -> list[int | None]:
+    """Frames of each track; None where its length is not known."""
+    samples = [track.samples_at(model.sample_rate) for track in tracks]
+    return [None if count is None else model.geometry.num_frames(count) for count in samples]
+
+
+def known(lengths: list[int | None]) -> list[int]:
+    """The lengths, all of which are known: frames have rows only where they are counted before."""
+    return [length for length in lengths if length is not None]
+
+
+def make_table(tracks: list[SourceTrack], lengths: list[int | None]) -> dict[str, list[Any]]:
+    """The columns that every track table has, but `dropped`; lengths that are not known are 0."""
+    counted = [length or 0 for length in lengths]
+    return {
+        "key": [track.key for track in tracks],
+        "seconds": [track.seconds for track in tracks],
+        "offset": frame_offsets(counted)[:-1].tolist(),
+        "length": counted,
+        "split": [track.split for track in tracks],
+        "group": [track.group for track in tracks],
+    }
+
+
+def describe_store(config: ExtractConfig, model: FeatureModel, found: Input, layout: StoreLayout) -> dict[str, Any]:
+    """The attributes that say what the store is."""
+    rate, geometry = model.sample_rate, model.geometry
+    window_frames, overlap_frames = window_sizes(config, model)
+    lengths = frames_of(found.tracks, model)
+    settings: dict[str, Any] = {
+        "layers": list(model.layers),
+        "pooling": config.pooling,
+        "dtype": config.dtype,
+        "window_frames": window_frames,
+        "overlap_frames": overlap_frames,
+        "batch_samples": round(config.batch_seconds * rate),
+        "precision": config.resolved_precision(),
+        "part_rows": layout.part_rows,
+        "chunk_rows": layout.chunk_rows,
+    }
+    if found.kind != "shards" or rate != SAMPLE_RATE:  # else the samples are those of the shards
+        settings["audio_version"] = AUDIO_VERSION
+    fixed = {"fingerprint": model_fingerprint(model), "layers": model.num_layers, "width": model.width}
+    return {
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
-        "model": {
-            "fingerprint": model_fingerprint(encoder),
-            "layers": encoder.num_layers,
-            "width": encoder.width,
-            "unlike_mert_95m": encoder.architecture,
-            "normalised_audio": encoder.normalised,
-        },
+        "model": fixed | model.describe(),
         "sample_rate": rate,
-        "frame_rate": frame_rate,
+        "frame_rate": rate / geometry.hop,
         "hop": geometry.hop,
         "samples_of_a_frame": geometry.reach,
         "seams": SEAMS,
@@ -81,51 +163,38 @@ def make_plan(config: ExtractConfig, encoder: FeatureEncoder, found: Input) -> P
             "kind": found.kind,
             "tracks": len(found.tracks),
             "tracks_sha256": tracks_digest(found.tracks),
-            "without_a_frame": [track.key for track in found.tracks if not frames[track.key]],
+            "without_a_frame": [track.key for track, length in zip(found.tracks, lengths) if length == 0],
             "rejected": found.rejected,
         },
-        "settings": {
-            "layers": list(encoder.layers),
-            "pooling": config.pooling,
-            "dtype": config.dtype,
-            "window_frames": window_frames,
-            "overlap_frames": overlap_frames,
-            "batch_samples": round(config.batch_seconds * rate),
-            "precision": config.resolved_precision(),
-            "part_rows": layout.part_rows,
-            "chunk_rows": layout.chunk_rows,
-        },
+        "settings": settings,
     }
-    if found.kind != "shards" or rate != SAMPLE_RATE:  # else the samples are those of the shards
-        description["settings"]["audio_version"] = AUDIO_VERSION
-    order = WorkOrder(
+
+
+def window_sizes(config: ExtractConfig, model: FeatureModel) -> tuple[int, int]:
+    """Frames of a window, and frames that two neighbours share."""
+    frame_rate = model.sample_rate / model.geometry.hop
+    frames = max(1, round(config.windows.seconds * frame_rate))
+    return frames, min(round(config.windows.overlap_seconds * frame_rate), frames - 1)
+
+
+def make_order(
+    config: ExtractConfig, model: FeatureModel, found: Input, layout: StoreLayout, description: dict[str, Any]
+) -> WorkOrder:
+    """What each worker must know."""
+    window_frames, overlap_frames = window_sizes(config, model)
+    return WorkOrder(
         model=config.model,
         model_fingerprint=description["model"]["fingerprint"],
         audio=found.audio,
-        from_shards=found.kind == "shards",
+        kind=found.kind,
         out=config.out,
         layout=layout,
         digest=description_digest(description),
         window_frames=window_frames,
         overlap_frames=overlap_frames,
-        batch_samples=round(config.batch_seconds * rate),
+        batch_samples=description["settings"]["batch_samples"],
         precision=config.resolved_precision(),
         decode_threads=config.decode_threads,
-    )
-    plan_parts = plan_frame_parts if layout.row == "frame" else plan_track_parts
-    table = {
-        "key": [track.key for track in tracks],
-        "seconds": [track.seconds for track in tracks],
-        "offset": frame_offsets(lengths)[:-1].tolist(),
-        "length": lengths,
-        "split": [track.split for track in tracks],
-        "group": [track.group for track in tracks],
-    }
-    return Plan(
-        order=order,
-        description=description,
-        table=table,
-        parts=plan_parts(tracks, lengths, layout.part_rows, frame_rate),
     )
 
 
@@ -140,20 +209,34 @@ def in_names_of(plan: Plan, description: dict[str, Any]) -> Plan:
     return plan.model_copy(update={"order": order, "description": description})
 
 
-def make_layout(config: ExtractConfig, encoder: FeatureEncoder, lengths: list[int], frame_rate: float) -> StoreLayout:
+def make_layout(
+    config: ExtractConfig, model: FeatureModel, tracks: list[SourceTrack], lengths: list[int | None]
+) -> StoreLayout:
     """Arrays for tracks of `lengths` frames."""
-    if config.pooling == "none":
+    row: Literal["frame", "track"] = "frame" if config.pooling == "none" else "track"
+    if row == "frame":
+        frame_rate = model.sample_rate / model.geometry.hop
+        rows = sum(known(lengths))
         chunk_rows = max(1, round(config.storage.chunk_seconds * frame_rate))
         part_rows = max(1, -(-round(config.storage.part_seconds * frame_rate) // chunk_rows)) * chunk_rows
     else:
-        chunk_rows = part_rows = config.storage.part_tracks
+        rows = len(lengths)
+        chunk_rows = part_rows = config.storage.part_tracks or tracks_of_a_part(tracks)
     return StoreLayout(
         arrays=ARRAYS[config.pooling],
-        row="frame" if config.pooling == "none" else "track",
-        rows=sum(lengths) if config.pooling == "none" else len(lengths),
-        layers=encoder.layers,
-        width=encoder.width,
+        row=row,
+        rows=rows,
+        layers=model.layers,
+        width=model.width,
         dtype=config.dtype,
         part_rows=part_rows,
         chunk_rows=chunk_rows,
     )
+
+
+def tracks_of_a_part(tracks: list[SourceTrack]) -> int:
+    """How many of them are about half an hour of audio; not too few and not too many."""
+    if any(track.num_samples is None for track in tracks):
+        return TRACKS_OF_UNKNOWN_LENGTH
+    mean = sum(track.seconds for track in tracks) / len(tracks)
+    return min(MOST_TRACKS, max(FEWEST_TRACKS, round(PART_SECONDS / mean))) if mean else FEWEST_TRACKS

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.jobs.command.preflight import Device, resolve_device
-from mert_foundry.model.features.feature_encoder import Precision
+from mert_foundry.model.features.feature_model import Precision
 from mert_foundry.model.features.windows import WindowConfig
 
 
@@ -20,7 +20,12 @@ class StorageConfig(BaseModel):
         gt=0,
         description="Frames of a part, seconds, rounded up to whole chunks (MERT 95M, 13 layers, float16: 0.9 GB)",
     )
-    part_tracks: int = Field(default=64, gt=0, description="Tracks of a part when features are pooled")
+    part_tracks: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tracks of a part when features are pooled; null: about half an hour of audio, 64 to 512 tracks, or what"
+        " the store was begun with",
+    )
 
 
 class ExtractConfig(BaseModel):
@@ -28,9 +33,18 @@ class ExtractConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(min_length=1, description="Folder of the encoder, local")
+    model: str = Field(
+        min_length=1,
+        description="Local folder of an encoder, or a baseline: log_mel, cqt, chroma, mfcc, musicnn, codec:WEIGHTS (such as"
+        " codec:foundry-small), random:CONFIG.yaml@SEED",
+    )
     input: str = Field(
-        min_length=1, description="Shard folder, manifest folder or folder of audio; local path or fsspec URL"
+        min_length=1,
+        description="Shard folder, manifest folder, folder of audio, or a table of clips (.csv, .jsonl) with a column path;"
+        " local path or fsspec URL",
+    )
+    input_root: str | None = Field(
+        default=None, description="Folder that the paths of a table are relative to; null: the folder of the table"
     )
     out: str = Field(min_length=1, description="The zarr store; local path or fsspec URL")
     layers: Literal["all"] | list[int] = Field(
@@ -44,7 +58,7 @@ class ExtractConfig(BaseModel):
     batch_seconds: float = Field(
         default=30.0,
         ge=0.001,
-        description="Windows of exactly the same length are encoded together, so many seconds of them",
+        description="Windows of about the same length are encoded together, so many seconds of them",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         default="auto", description="Arithmetic; tf32 needs a GPU; auto: fp32 on a CPU, tf32 on a GPU"
@@ -53,11 +67,13 @@ class ExtractConfig(BaseModel):
     overwrite: bool = Field(default=False, description="Throw away a store of another model, input or settings")
     device: Device = Field(default="cpu", description="Where the encoder runs; auto: cuda where this machine has one")
     actors: int = Field(
-        default=0, ge=0, description="Ray workers; 0: one a CPU core, or one a GPU; more than these share them"
+        default=0, ge=0, description="Workers; 0: one a CPU core, or one a GPU; on Ray more than these share them"
     )
     decode_threads: int = Field(default=2, gt=0, description="Reading threads of each worker")
     address: str | None = Field(
-        default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
+        default=None,
+        description="'local' (Ray on this machine), or the address of a running Ray cluster; null: RAY_ADDRESS, else"
+        " processes of this machine, or on GPUs local",
     )
 
     def resolved_precision(self) -> Precision:

@@ -14,7 +14,7 @@ from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.shards.index import ShardIndex
-from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
 
 
@@ -22,16 +22,18 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
     """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
 
     Raises:
-        ValueError: no such folder or one of another kind, audio of another rate than the shards', or only torn checkpoints.
+        ValueError: no such folder or one of another kind, audio of another rate than the shards', or only incomplete checkpoints.
     """
     if config.initial is None:
         return None
     if list_checkpoints(out / CHECKPOINTS):
         if rank == 0 and latest_checkpoint(out / CHECKPOINTS)[0] is None:
-            raise ValueError(f"{out}: all its checkpoints are torn; remove them to begin anew from {config.initial}")
+            raise ValueError(
+                f"{out}: all its checkpoints are incomplete; remove them to begin again from {config.initial}"
+            )
         return None
     check_input(config.initial, RUN, CHECKPOINT, MODEL)
-    initial = read_model(local_path(config.initial))
+    initial = read_model(files.local_path(config.initial))
     if initial.sample_rate != index.sample_rate:
         raise ValueError(
             f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz"
@@ -39,7 +41,7 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
     return initial
 
 
-def settle_encoder(config: PretrainConfig, initial: StoredModel | None, out: Path) -> PretrainConfig:
+def resolve_encoder_config(config: PretrainConfig, initial: StoredModel | None, out: Path) -> PretrainConfig:
     """With `initial`, what the config does not say of the encoder comes from there (later from the run's own config).
 
     Raises:
@@ -80,7 +82,7 @@ def merge(values: dict, changes: dict) -> dict:
     return {**values, **inner}
 
 
-def begin_from(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
+def load_initial_weights(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
     """Load the encoder, and the heads that fit: the same target of the same teacher. Says which heads stay new."""
     model.encoder.load_state_dict(initial.weights)
     stored = {spec.name: spec for spec in initial.heads}

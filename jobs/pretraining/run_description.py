@@ -1,20 +1,23 @@
 """What a pre-training run is: its resolved config, heads and data, saved beside the run and compared when it goes on."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from mert_foundry.jobs.command.preflight import Device
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
 from mert_foundry.model.objective.target_alignment import target_stride
+from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import list_checkpoints
-from mert_foundry.model.runs.publish import publish_file
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.trainer import TrainerConfig
 from mert_foundry.pipeline.shards.index import ShardIndex
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.stream.batch_stream import StreamConfig
 
 RUN_CONFIG = "config.yaml"
@@ -60,6 +63,14 @@ class RunDescription(BaseModel):
     config: PretrainConfig = Field(description="The resolved config")
     heads: list[HeadSpec] = Field(description="Heads, from the targets of index.json")
     data: dict = Field(description="Digest, hours and teachers of the shard set")
+    trivial: TrivialScores | None = Field(
+        default=None, description="What the best constants reach, beside the losses; none in older runs"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_trivial(self, fields: SerializerFunctionWrapHandler) -> dict:
+        # An older run reads as it stands in its folder.
+        return {name: value for name, value in fields(self).items() if name != "trivial" or value is not None}
 
 
 def heads_of(index: ShardIndex) -> list[HeadSpec]:
@@ -102,7 +113,7 @@ def describe_data(index: ShardIndex) -> dict:
 
 
 def save_description(out: Path, description: RunDescription) -> str:
-    """Write the run's config.yaml; says what changed since the last start.
+    """Write the run's config.yaml; says what changed since the last start, but for `trivial`, which follows from the rest.
 
     Raises:
         ValueError: there are checkpoints, and a key that makes another run differs (both values are named).
@@ -113,19 +124,20 @@ def save_description(out: Path, description: RunDescription) -> str:
     # Without a checkpoint there is nothing to go on from, so nothing that must stay.
     if path.exists() and list_checkpoints(out / CHECKPOINTS):
         before, now = flatten(read_run_config(path)), flatten(values)
-        keys = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        keys = [key for key in changed if not key.startswith("trivial.")]
         for key in keys:
             name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
             if key.split(".")[-1] not in FREE_KEYS and any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):
                 raise ValueError(f"{path}: {name} was {old!r} in this run, it is {new!r} now; use another out folder")
             changes.append(f"{name}: {old!r} became {new!r}")
-    publish_file(path, yaml.safe_dump(values, sort_keys=False).encode())
+    files.publish_bytes(str(path), yaml.safe_dump(values, sort_keys=False).encode())
     return "; ".join(changes)
 
 
-def flatten(values: dict, prefix: str = "") -> dict:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to dotted keys."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

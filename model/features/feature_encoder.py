@@ -1,29 +1,31 @@
-"""Hidden states of any stored encoder, ready to be kept: chosen layers, a stated precision, batches of one length."""
+"""Hidden states of any encoder, ready to be kept: chosen layers, a stated precision, rows of several lengths together."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.features.feature_model import Precision, check_layers
+from mert_foundry.model.features.padded_frontend import padded_features
 from mert_foundry.model.features.windows import FrameGeometry, measure_frames
 from mert_foundry.model.interop.architecture import architecture_differences
-from mert_foundry.model.interop.load import build_encoder, read_model
+from mert_foundry.model.interop.load import build_encoder
+from mert_foundry.model.interop.stored_model import StoredModel
 
-Precision = Literal["fp32", "tf32", "bf16"]
+PADDED_TO_FRAMES = 25
 NORMALISATION_EPSILON = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
 
 
 class FeatureEncoder:
-    """An encoder in eval mode that gives the hidden states of chosen layers.
+    """An encoder in eval mode that gives the hidden states of chosen layers; a `FeatureModel`.
 
     Layer 0 is the input of the first transformer layer, layer i the output of layer i, as in
     `transformers.HubertModel`'s `hidden_states`.
 
     Args:
-        folder: any folder that model/interop/load.py opens.
+        stored: the encoder with its weights.
+        name: what it is called in messages.
         device: where it runs.
         precision: fp32; tf32: fp32 with matrix products of 10-bit mantissas (CUDA); bf16: autocast.
         layers: which hidden states; None: all.
@@ -32,49 +34,86 @@ class FeatureEncoder:
     same for a checkpoint and its exports.
 
     Raises:
-        ValueError: no such layer, or the folder holds no encoder.
+        ValueError: no such layer.
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, precision: Precision = "fp32", layers: Sequence[int] | None = None
+        self,
+        stored: StoredModel,
+        name: str,
+        device: torch.device,
+        precision: Precision = "fp32",
+        layers: Sequence[int] | None = None,
     ):
-        stored = read_model(folder)
         self.architecture = {
             key: ours for key, (ours, _) in architecture_differences(stored.encoder, EncoderConfig()).items()
         }
-        self.weights = {name: tensor.float() for name, tensor in stored.weights.items()}
+        self.weights: Mapping[str, Tensor] = {name: tensor.float() for name, tensor in stored.weights.items()}
         self.normalised = stored.normalised
         self.sample_rate = stored.sample_rate
+        self.settings: Mapping[str, object] = identity(self.architecture, self.sample_rate, self.normalised)
         encoder = build_encoder(stored)
         self.num_layers = len(encoder.transformer.layers)
-        self.layers = tuple(range(self.num_layers + 1)) if layers is None else tuple(layers)
-        unknown = [layer for layer in self.layers if not 0 <= layer <= self.num_layers]
-        if unknown or not self.layers or len(set(self.layers)) < len(self.layers):
-            raise ValueError(
-                f"layers {list(self.layers)}: each one of 0 to {self.num_layers} once is what {folder} has"
-            )
+        self.layers = check_layers(layers, self.num_layers, name)
         # What lies above the last layer that is asked for would be computed for nothing.
-        encoder.transformer.layers = encoder.transformer.layers[: max(self.layers)]
+        encoder.transformer.layers = nn.ModuleList(list(encoder.transformer.layers)[: max(self.layers)])
         self.encoder = encoder.to(device).float().eval()
         self.device = device
         self.precision = precision
         self.geometry: FrameGeometry = measure_frames(encoder.num_frames, encoder.hop)
         self.width: int = encoder.config.transformer.width
 
-    @torch.inference_mode()
-    def encode(self, audio: Tensor) -> Tensor:
-        """Audio [B, T] float32 in [-1, 1), rows of the same true length -> hidden states [B, F, layers, D] float32.
+    def describe(self) -> dict[str, object]:
+        """See FeatureModel."""
+        return {"unlike_mert_95m": self.architecture, "normalised_audio": self.normalised}
 
-        A row's states do not depend on the other rows (to rounding): there is no padding, and a front-end's group
-        norm takes its statistics row by row.
+    @torch.inference_mode()
+    def encode(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
+        """See FeatureModel. Rows of other lengths are nothing to a row: no frame attends to padding, and front-ends that
+        would hear it are treated as model/features/padded_frontend.py tells.
         """
+        lengths = [audio.shape[1]] * len(audio) if num_samples is None else list(num_samples)
         audio = audio.to(self.device)
         if self.normalised:
-            deviation = torch.sqrt(audio.var(dim=1, keepdim=True, unbiased=False) + NORMALISATION_EPSILON)
-            audio = (audio - audio.mean(dim=1, keepdim=True)) / deviation
+            audio = normalise(audio, lengths)
         exact = self.precision == "fp32"
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            states = self.encoder(audio).hidden_states
+            if len(set(lengths)) == 1:
+                states = self.encoder(audio[:, : lengths[0]]).hidden_states
+            else:
+                states = self._padded(audio, lengths)
         return torch.stack([states[layer].float() for layer in self.layers], dim=2)
+
+    def _padded(self, audio: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
+        """Hidden states of rows of several lengths, padded to one of few lengths: oneDNN compiles for each one it meets."""
+        step = self.geometry.hop * PADDED_TO_FRAMES
+        audio = nn.functional.pad(audio, (0, -audio.shape[1] % step))
+        hidden = self.encoder.projection(padded_features(self.encoder, audio, lengths))
+        frames = torch.tensor([self.geometry.num_frames(length) for length in lengths], device=self.device)
+        valid = torch.arange(hidden.shape[1], device=self.device) < frames[:, None]
+        states: tuple[Tensor, ...] = self.encoder.transformer(hidden, valid).hidden_states
+        return states
+
+
+def identity(architecture: Mapping[str, object], sample_rate: int, normalised: bool) -> dict[str, object]:
+    """What beside the weights makes an encoder's states what they are.
+
+    `learnable_temperature` is hashed under the name that it had first, so that a model keeps its fingerprint.
+    """
+    named = {
+        key.replace("attention.learnable_temperature", "attention.temperature"): value
+        for key, value in architecture.items()
+    }
+    return {"architecture": named, "sample_rate": sample_rate, "normalised": normalised}
+
+
+def normalise(audio: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Each row's first samples to mean 0 and variance 1, as transformers' Wav2Vec2FeatureExtractor; zeros after them."""
+    result = torch.zeros_like(audio)
+    for row, length in enumerate(lengths):
+        own = audio[row, :length]
+        deviation = torch.sqrt(own.var(unbiased=False) + NORMALISATION_EPSILON)
+        result[row, :length] = (own - own.mean()) / deviation
+    return result

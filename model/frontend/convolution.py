@@ -66,7 +66,7 @@ class FrontendConfig(BaseModel):
 
     @property
     def padding_invariant(self) -> bool:
-        """Whether zeros behind a row leave its frames as they are; not with group norm, see ConvFrontend."""
+        """Whether zeros after a row leave its frames as they are; not with group norm, see ConvFrontend."""
         return self.norm == "layer"
 
 
@@ -124,7 +124,7 @@ class ConvFrontend(nn.Module):
             features = self._run(layer, features)
         return scale_gradient(features.transpose(1, 2), self.config.gradient_multiplier)
 
-    def _run(self, layer: ConvLayer, features: Tensor) -> Tensor:
+    def _run(self, layer: nn.Module, features: Tensor) -> Tensor:
         if self.training and self.config.activation_checkpointing:
             return checkpoint(layer, features, use_reentrant=False)
         return layer(features)

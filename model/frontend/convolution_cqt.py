@@ -22,7 +22,7 @@ class CqtConfig(BaseModel):
     sample_rate: int = Field(24_000, ge=1, description="of the audio, Hz")
     lowest_frequency: float = Field(32.7, gt=0.0, description="centre of the first bin, Hz")
     bins: int = Field(336, ge=1, description="bins")
-    bins_per_octave: int = Field(48, ge=1, description="bins an octave")
+    bins_per_octave: int = Field(48, ge=1, description="bins per octave")
 
     @model_validator(mode="after")
     def _below_half_the_rate(self) -> "CqtConfig":
@@ -63,7 +63,7 @@ class ConvCqtFrontendConfig(BaseModel):
 
     @property
     def padding_invariant(self) -> bool:
-        """Whether zeros behind a row leave its frames as they are."""
+        """Whether zeros after a row leave its frames as they are."""
         return self.convolution.padding_invariant
 
 

@@ -1,4 +1,4 @@
-"""Log-mel patches as front-end: 25 frames a second at the defaults, for contexts of 30 s and more.
+"""Log-mel patches as front-end: 25 frames per second at the defaults, for contexts of 30 s and more.
 
 Spectrum settings as MusicFM's (arXiv 2311.03318): 24 kHz, window 2048, step 240, 128 bands; four spectra side by side
 make a frame. Nothing here is learned: the encoder's projection, which begins with a layer norm, is the first weight.
@@ -49,7 +49,7 @@ class LogMelFrontendConfig(BaseModel):
 
     @property
     def padding_invariant(self) -> bool:
-        """Zeros behind a row leave its frames as they are."""
+        """Zeros after a row leave its frames as they are."""
         return True
 
 

@@ -26,7 +26,7 @@ def architecture_differences(first: EncoderConfig, second: EncoderConfig) -> dic
     """Both values of every key, dotted, that makes another architecture; None where a config does not have it.
 
     A layer's own settings are keys such as `transformer.layer.3.heads`; None there means that of all layers. Of
-    front-ends of two kinds only the kind is told, since their other keys follow from it.
+    front-ends of two kinds only the kind is reported, since their other keys follow from it.
     """
     values = [_flatten(_with_layers(config)) for config in (first, second)]
     keys = [key for key in values[0] | values[1] if key.split(".")[-1] not in WITHOUT_EFFECT]
@@ -49,7 +49,7 @@ def _with_layers(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -6,7 +6,7 @@
     heads.safetensors                  the pre-training heads if there are any, with their specs in the metadata
     README.md                          model card
 
-`model.load.load_encoder` opens both. HubertModel of transformers 5 and the last 4.x hold the positional convolution
+`model.interop.load.load_encoder` opens both. HubertModel of transformers 5 and the last 4.x hold the positional convolution
 under parametrised weight-norm names (`parametrizations.weight.original0/1`), which are torch's own and are written as
 they stand. `last_hidden_state` and hidden states equal MertEncoder's; with Pre-LN, transformers 4.x puts the normed
 output in the last hidden state.
@@ -14,18 +14,21 @@ output in the last hidden state.
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mert_foundry.model.interop.hubert_config import hubert_config, hubert_obstacles
+from mert_foundry.model.interop.hubert_config import hubert_config, unsupported_by_hubert
 from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredModel
 from mert_foundry.model.interop.weight_names import hubert_name
 from mert_foundry.model.runs.publish import publish_folder
 
+CARD_TEMPLATE = "model_card.md.jinja"
 PYTORCH = {"format": "pt"}  # which transformers asks for
 
 
@@ -38,14 +41,14 @@ def export_model(out: Path, model: StoredModel, card: Mapping[str, Any]) -> list
         card: what the model card says beside the architecture, by title (`Data`, `Training`, ...): text or a
             plain value, shown as YAML.
 
-    Returns what prevents the native class (`hubert_obstacles`): empty when the folder is a native one.
+    Returns what prevents the native class (`unsupported_by_hubert`): empty when the folder is a native one.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; export to a new folder")
-    obstacles = hubert_obstacles(model.encoder)
+    unsupported = unsupported_by_hubert(model.encoder)
     with publish_folder(out) as folder:
-        if obstacles:
+        if unsupported:
             _save_weights(folder / "model.safetensors", model.weights, PYTORCH)
             _write_json(folder / "config.json", _own_config(model))
         else:
@@ -55,8 +58,8 @@ def export_model(out: Path, model: StoredModel, card: Mapping[str, Any]) -> list
             _write_json(folder / "preprocessor_config.json", _preprocessor_config(model))
         if model.heads:
             _save_weights(folder / "heads.safetensors", model.head_weights, {"heads": _describe_heads(model)})
-        (folder / "README.md").write_text(_model_card(model, obstacles, card))
-    return obstacles
+        (folder / "README.md").write_text(_model_card(model, unsupported, card))
+    return unsupported
 
 
 def _own_config(model: StoredModel) -> dict[str, Any]:
@@ -81,55 +84,23 @@ def _preprocessor_config(model: StoredModel) -> dict[str, Any]:
     }
 
 
-NATIVE_LOADER = """\
-from transformers import AutoModel
-model = AutoModel.from_pretrained("THIS_FOLDER")
-hidden_states = model(audio, output_hidden_states=True).hidden_states  # audio: float tensor [batch, samples]
-"""
-OWN_LOADER = """\
-from mert_foundry.model.interop.load import load_encoder  # mert-foundry
-encoder, sample_rate = load_encoder("THIS_FOLDER")
-hidden_states = encoder(audio).hidden_states  # audio: float tensor [batch, samples]
-"""
-
-
-def _model_card(model: StoredModel, obstacles: list[str], card: Mapping[str, Any]) -> str:
+def _model_card(model: StoredModel, unsupported: list[str], card: Mapping[str, Any]) -> str:
+    targets = [spec.model_dump(mode="json", exclude_none=True) for spec in model.heads]
     sections = {
         **card,
-        **(
-            {"Targets": [spec.model_dump(mode="json", exclude_none=True) for spec in model.heads]}
-            if model.heads
-            else {}
-        ),
+        **({"Targets": targets} if targets else {}),
         "Encoder": model.encoder.model_dump(mode="json"),
     }
-    told = "\n".join(f"## {title}\n\n{_as_text(content)}\n" for title, content in sections.items())
-    scaled = "scaled to zero mean and unit variance" if model.normalised else "not normalised"
-    library, loader = ("mert-foundry", OWN_LOADER) if obstacles else ("transformers", NATIVE_LOADER)
-    why = "".join(f"- {line}\n" for line in obstacles)
-    return f"""---
-library_name: {library}
-pipeline_tag: feature-extraction
-tags: [music, audio, mert]
----
-# Music encoder
-
-An encoder in the manner of HuBERT and MERT (arXiv 2306.00107), trained by masked prediction; written by mert-foundry.
-Input: mono audio at {model.sample_rate} Hz in [-1, 1], {scaled}. Output: {model.encoder.transformer.width} features a frame.
-
-```python
-{loader}```
-{f"{chr(10)}transformers has no native class for it:{chr(10)}{chr(10)}{why}" if obstacles else ""}
-Licence: not stated; it is for whoever publishes this folder to state, with that of the training data and of any
-weights it began from in mind.
-
-{told}"""
-
-
-def _as_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "```yaml\n" + yaml.safe_dump(content, sort_keys=False) + "```"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["yaml"] = partial(yaml.safe_dump, sort_keys=False)
+    return environment.get_template(CARD_TEMPLATE).render(
+        model=model, is_native=not unsupported, unsupported=unsupported, sections=sections
+    )
 
 
 def _describe_heads(model: StoredModel) -> str:

@@ -1,16 +1,17 @@
 """EncoderConfig to and from the config.json of `transformers.HubertModel` and of the released MERT models.
 
-What HubertModel has no place for is found by going there and back, so a new option needs no entry here to be told.
+What HubertModel has no place for is found by going there and back, so a new option needs no entry here to be reported.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.frontend.convolution import FrontendConfig
 from mert_foundry.model.interop.architecture import architecture_differences
+from mert_foundry.model.transformer.config import explain
 
 ACTIVATIONS = ("gelu", "relu")  # of the feed-forward part
 # Keys of config.json under which Hubert or MERT is another architecture, with the value that stands for ours.
@@ -47,6 +48,28 @@ DEFAULTS = {
     "activation_dropout": 0.1,
     "layerdrop": 0.1,
 }
+# Keys of the encoder's config, and those of config.json with the same meaning; all but `norm` with values of the same form.
+FRONTEND_KEYS = {
+    "kernels": "conv_kernel",
+    "strides": "conv_stride",
+    "bias": "conv_bias",
+    "norm": "feat_extract_norm",
+}
+TRANSFORMER_KEYS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "activation": "hidden_act",
+    "norm": "do_stable_layer_norm",
+    "norm_epsilon": "layer_norm_eps",
+    "position_kernel": "num_conv_pos_embeddings",
+    "position_groups": "num_conv_pos_embedding_groups",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "layer_drop": "layerdrop",
+}
 # Beginnings of keys that say nothing about the encoder: masking, CTC, tokens, classifiers, bookkeeping.
 WITHOUT_MEANING = (
     "_", "architectures", "attn_implementation", "auto_map", "apply_spec_augment", "bos_token", "chunk_size", "classifier_",
@@ -58,35 +81,27 @@ WITHOUT_MEANING = (
 
 
 def hubert_config(encoder: EncoderConfig) -> dict[str, Any]:
-    """config.json of the same architecture as a HubertModel; only for a config without `hubert_obstacles`."""
+    """config.json of the same architecture as a HubertModel; only for a config without `unsupported_by_hubert`."""
     frontend, transformer = encoder.frontend, encoder.transformer
+    assert isinstance(frontend, FrontendConfig), "unsupported_by_hubert names any other"
     return {
         "model_type": "hubert",
         "architectures": ["HubertModel"],
         "conv_dim": [frontend.channels] * len(frontend.kernels),
-        "conv_kernel": list(frontend.kernels),
-        "conv_stride": list(frontend.strides),
-        "conv_bias": frontend.bias,
-        "feat_extract_norm": frontend.norm,
+        **_theirs(frontend, FRONTEND_KEYS),
         "feat_extract_activation": "gelu",
         "feat_proj_layer_norm": True,
         "feat_proj_dropout": encoder.input_dropout,
-        "hidden_size": transformer.width,
-        "num_hidden_layers": transformer.layers,
-        "num_attention_heads": transformer.heads,
-        "intermediate_size": transformer.feed_forward,
-        "hidden_act": transformer.activation,
+        **_theirs(transformer, TRANSFORMER_KEYS),
         "do_stable_layer_norm": transformer.norm == "pre",
-        "layer_norm_eps": transformer.norm_epsilon,
-        "num_conv_pos_embeddings": transformer.position_kernel,
-        "num_conv_pos_embedding_groups": transformer.position_groups,
-        "hidden_dropout": transformer.dropout,
-        "attention_dropout": transformer.attention_dropout,
-        "activation_dropout": transformer.activation_dropout,
-        "layerdrop": transformer.layer_drop,
         # Above 0, or HubertModel would have no place for the mask embedding.
         "mask_time_prob": 0.05,
     }
+
+
+def _theirs(config: BaseModel, keys: Mapping[str, str]) -> dict[str, Any]:
+    values = config.model_dump(mode="json", include=set(keys))
+    return {theirs: values[ours] for ours, theirs in keys.items()}
 
 
 def encoder_from_hubert(config: Mapping[str, Any]) -> EncoderConfig:
@@ -107,34 +122,16 @@ def encoder_from_hubert(config: Mapping[str, Any]) -> EncoderConfig:
         )
     try:
         return EncoderConfig(
-            frontend={
-                "channels": values["conv_dim"][0],
-                "kernels": values["conv_kernel"],
-                "strides": values["conv_stride"],
-                "bias": values["conv_bias"],
-                "norm": values["feat_extract_norm"],
-                "gradient_multiplier": 1.0,
-            },
+            frontend={"channels": values["conv_dim"][0], "gradient_multiplier": 1.0, **_renamed(values, FRONTEND_KEYS)},
             input_dropout=values["feat_proj_dropout"],
-            transformer={
-                "layers": values["num_hidden_layers"],
-                "width": values["hidden_size"],
-                "heads": values["num_attention_heads"],
-                "feed_forward": values["intermediate_size"],
-                "activation": values["hidden_act"],
-                "norm": _norm(values),
-                "norm_epsilon": values["layer_norm_eps"],
-                "position_kernel": values["num_conv_pos_embeddings"],
-                "position_groups": values["num_conv_pos_embedding_groups"],
-                "dropout": values["hidden_dropout"],
-                "attention_dropout": values["attention_dropout"],
-                "activation_dropout": values["activation_dropout"],
-                "layer_drop": values["layerdrop"],
-            },
+            transformer={**_renamed(values, TRANSFORMER_KEYS), "norm": _norm(values)},
         )
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ValueError(f"no such encoder: {'; '.join(faults)}") from error
+        raise ValueError(f"no such encoder: {explain(error)}") from error
+
+
+def _renamed(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    return {ours: values[theirs] for ours, theirs in keys.items()}
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
@@ -142,7 +139,7 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     return [key for key in config if key not in DEFAULTS | REQUIRED and not key.startswith(WITHOUT_MEANING)]
 
 
-def hubert_obstacles(encoder: EncoderConfig) -> list[str]:
+def unsupported_by_hubert(encoder: EncoderConfig) -> list[str]:
     """What prevents HubertModel from being this encoder, one line a key; empty when nothing does."""
     closest = encoder_from_hubert(hubert_config(_with_known_choices(encoder)))
     differences = architecture_differences(encoder, closest)

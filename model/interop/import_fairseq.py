@@ -8,7 +8,7 @@ omegaconf; one that names dataclasses of fairseq (its trainer before March 2021,
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ OMEGACONF = [
     "builtins.int",
     "builtins.list",
 ]
-HARMLESS = [(Inert, name) for name in ("argparse.Namespace", "fairseq.data.dictionary.Dictionary", *OMEGACONF)]
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (Inert, name) for name in ("argparse.Namespace", "fairseq.data.dictionary.Dictionary", *OMEGACONF)
+]
 
 
 def import_fairseq(path: Path, sample_rate: int | None = None) -> Imported:

@@ -33,7 +33,7 @@ class HeadSpec(BaseModel):
     kind: Literal["discrete", "continuous"] = Field(description="discrete: codes [B, K, F]; continuous: [B, F, bins]")
     size: int = Field(ge=1, description="codebooks K of a discrete target, bins of a continuous one")
     codebook_size: int | None = Field(None, ge=2, description="entries per codebook of a discrete target")
-    frame_rate: int = Field(75, ge=1, description="target frames a second, Hz")
+    frame_rate: int = Field(75, ge=1, description="target frames per second, Hz")
     companding: Companding | None = Field(None, description="how a continuous target stored as uint8 is expanded")
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class CodeHead(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all weights anew: projection as in the encoder, embeddings uniform in [0, 1) as HuBERT's.
+        """Draw all weights afresh: projection as in the encoder, embeddings uniform in [0, 1) as HuBERT's.
 
         Uniform embeddings lie in a cone, so the first logits are near each other and the loss starts near log(V).
         """
@@ -108,7 +108,8 @@ class CodeHead(nn.Module):
 
     def _project(self, frames: Tensor, codebooks: Sequence[int] | None) -> Tensor:
         """[S, D] -> [K, S, final_dim]; [1, S, final_dim] where the projection is tied."""
-        weight, bias = self.projection.weight, self.projection.bias
+        weight: Tensor = self.projection.weight
+        bias: Tensor = self.projection.bias
         if codebooks is not None and not self.tied_projection:
             weight = _choose(weight.unflatten(0, (self.codebooks, -1)), codebooks).flatten(0, 1)
             bias = _choose(bias.unflatten(0, (self.codebooks, -1)), codebooks).flatten()
@@ -131,7 +132,7 @@ class RegressionHead(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw all weights anew, as the encoder's linear maps."""
+        """Draw all weights afresh, as the encoder's linear maps."""
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 

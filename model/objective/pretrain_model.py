@@ -4,6 +4,8 @@ Which target frames belong to which encoder frame is said in model/objective/tar
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -192,7 +194,7 @@ class PretrainModel(nn.Module):
     def weighted_loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """The training loss from `mean_losses`: sum of weight x mean over all terms; scalar."""
         weights = self._weights()
-        return sum(weights[name] * mean for name, mean in means.items())
+        return reduce(add, (weights[name] * mean for name, mean in means.items()))
 
     def _weights(self) -> dict[str, float]:
         """Every loss term by name, with its factor."""
@@ -241,6 +243,7 @@ def build_pretrain_model(
 def _build_head(spec: HeadSpec, width: int, objective: ObjectiveConfig) -> nn.Module:
     if spec.kind == "continuous":
         return RegressionHead(width, spec.size)
+    assert spec.codebook_size is not None, "HeadSpec asks for it"
     return CodeHead(
         width,
         spec.size,

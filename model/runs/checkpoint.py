@@ -4,7 +4,7 @@ model.safetensors   all weights of the PretrainModel
 optimizer.pt        the optimiser's state dict, read back with weights_only=True
 state.json          CheckpointState
 config.yaml         the resolved config of the run
-checksums.json      SHA-256 of each file above, written last; a folder that does not match it is torn
+checksums.json      SHA-256 of each file above, written last; a folder that does not match it is incomplete
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def save_checkpoint(
 ) -> Path:
     """Publish `folder/step_{n}` and remove all but the newest `keep` checkpoints.
 
-    A torn folder under the same name is replaced. Returns the folder written.
+    An incomplete folder under the same name is replaced. Returns the folder written.
     """
     target = folder / f"step_{state.step}"
     if target.exists():
@@ -67,7 +67,7 @@ def save_checkpoint(
         (temporary / "config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
-    # One of a later step is torn, or this run would have gone on from it: it must not push out a whole one.
+    # One of a later step is incomplete, or this run would have gone on from it: it must not push out a whole one.
     until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= state.step]
     for old in until_now[keep:]:
         retire_folder(old)
@@ -101,8 +101,8 @@ def find_fault(path: Path) -> str | None:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint (None if there is none), and the faults of torn ones passed over on the way."""
-    faults = []
+    """The newest whole checkpoint (None if there is none), and the faults of incomplete ones passed over on the way."""
+    faults: list[str] = []
     for path in list_checkpoints(folder):
         fault = find_fault(path)
         if fault is None:
@@ -112,9 +112,9 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
-    """The newest whole checkpoint of a run folder, or the checkpoint folder itself, and the faults of torn ones passed over.
+    """The newest whole checkpoint of a run folder, or the checkpoint folder itself, and the faults of incomplete ones passed over.
 
-    Raises ValueError when the source is neither, or has only torn checkpoints.
+    Raises ValueError when the source is neither, or has only incomplete checkpoints.
     """
     if (source / "checkpoints").is_dir():
         checkpoint, faults = latest_checkpoint(source / "checkpoints")
@@ -127,7 +127,7 @@ def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
         )
     fault = find_fault(source)
     if fault:
-        raise ValueError(f"torn checkpoint: {fault}")
+        raise ValueError(f"incomplete checkpoint: {fault}")
     return source, []
 
 

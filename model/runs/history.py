@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
 
+PROBES = "probe.jsonl"
+TRIVIAL, MOST_FREQUENT = "best constant", "most frequent code"  # lines beside those of a run
 Curve = list[tuple[int, float | None]]  # (step, value) in the order written; None where the run wrote no finite number
 
 
@@ -27,6 +29,10 @@ class Validation(_Model):
     loss: float | None = Field(description="Total loss; null where it was not finite")
     losses: dict[str, float | None] = Field(description="Its parts")
     accuracy: dict[str, list[float | None]] = Field(description="By codebook of each discrete target, 0 to 1")
+    explained: dict[str, float | None] = Field(
+        default={},
+        description="1 - loss / trivial loss by part, below 0 where it is worse; none in older runs",
+    )
 
 
 class RunSummary(_Model):
@@ -40,6 +46,9 @@ class RunSummary(_Model):
     index_sha256: str | None = Field(description="SHA-256 of that folder's index.json")
     hours: dict[str, float] = Field(description="Audio hours of the shard set, by split")
     targets: list[str] = Field(description="Targets it predicts")
+    trivial: dict[str, JsonValue] | None = Field(
+        default=None, description="What the best constants reach, as in config.yaml; none in older runs"
+    )
     first_validation: Validation | None = Field(description="The first")
     last_validation: Validation | None = Field(description="The newest")
     best_validation: Validation | None = Field(description="The one with the smallest loss")
@@ -64,9 +73,21 @@ class RunHistory:
         """Records of one kind, in order."""
         return [record for record in self.records if record["kind"] == kind]
 
+    def trivial(self, kind: str, target: str) -> dict[str, Any]:
+        """What the constant for a target reaches beside records of a kind: `loss`, `most_frequent`; empty if not recorded."""
+        scores = (self.config.get("trivial") or {}).get(kind, {})
+        return scores.get(target, {})
+
     def curve(self, kind: str, value: Callable[[Mapping[str, Any]], float | None]) -> Curve:
         """Step and value of every record of a kind."""
         return [(record["step"], value(record)) for record in self.of_kind(kind)]
+
+
+def read_probes(folder: Path) -> list[dict[str, Any]]:
+    """The probes of a run's checkpoints, in the order made (`mert probe --follow`); none if it was never followed."""
+    path = folder / PROBES
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [record for record in map(_parse, lines) if record is not None]
 
 
 def load_run(folder: Path) -> RunHistory:
@@ -78,6 +99,7 @@ def load_run(folder: Path) -> RunHistory:
             unreadable += 1
         else:
             records.append(record)
+    records += read_probes(folder)
     if not records:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no record of a training step or validation")
     config = folder / "config.yaml"
@@ -101,9 +123,10 @@ def summarise_run(history: RunHistory) -> RunSummary:
         index_sha256=data.get("index_sha256"),
         hours=data.get("hours", {}),
         targets=[head["name"] for head in history.config.get("heads", [])],
+        trivial=history.config.get("trivial"),
         first_validation=validations[0] if validations else None,
         last_validation=validations[-1] if validations else None,
-        best_validation=min(finite, key=lambda validation: validation.loss) if finite else None,
+        best_validation=min(finite, key=lambda validation: validation.loss or 0.0) if finite else None,
         last_train={name: value for name, value in train[-1].items() if name != "position"} if train else None,
         audio_seconds_per_second=_median(train, "audio_seconds_per_second"),
         data_wait_share=_median(train, "data_wait_share"),
@@ -113,6 +136,11 @@ def summarise_run(history: RunHistory) -> RunSummary:
         checkpoints=[path.name for path in list_checkpoints(history.folder / "checkpoints")],
         unreadable_lines=history.unreadable_lines,
     )
+
+
+def target_of(part: str) -> str:
+    """The target that a loss term is of: `codes` for `codes` and for `unmasked/codes`."""
+    return part.removeprefix("unmasked/")
 
 
 def curves(history: RunHistory) -> dict[str, dict[str, Curve]]:
@@ -125,22 +153,47 @@ def curves(history: RunHistory) -> dict[str, dict[str, Curve]]:
         plots["loss"][kind] = history.curve(kind, lambda record: record.get("loss"))
         for name in _names(history, kind, "losses"):
             plots.setdefault(f"loss of {name}", {})[kind] = history.curve(kind, _part("losses", name))
+        for name in _names(history, kind, "explained"):
+            plots.setdefault(f"explained share of {name}", {})[kind] = history.curve(kind, _part("explained", name))
         for name in _names(history, kind, "accuracy"):
             plots.setdefault(f"accuracy of {name}", {})[kind] = history.curve(kind, _mean_accuracy(name))
             plots[f"{kind} accuracy of {name} by codebook"] = {
                 f"codebook {level}": history.curve(kind, _level(name, level))
                 for level in range(_levels(history, kind, name))
             }
+    _add_trivial(history, plots)
     for plot, field in {
         "learning rate": "learning_rate",
         "gradient norm": "gradient_norm",
         "audio seconds a second": "audio_seconds_per_second",
         "share of time waiting for data": "data_wait_share",
     }.items():
-        plots[plot] = {"train": history.curve("train", lambda record, field=field: record.get(field))}
+        plots[plot] = {"train": history.curve("train", _field(field))}
+    plots["probe"] = {
+        name: history.curve("probe", _part("scores", name)) for name in _names(history, "probe", "scores")
+    }
     plots |= _diagnostics(history)
     filled = {plot: {line: curve for line, curve in lines.items() if curve} for plot, lines in plots.items()}
     return {plot: lines for plot, lines in filled.items() if lines}
+
+
+def _add_trivial(history: RunHistory, plots: dict[str, dict[str, Curve]]) -> None:
+    """Level lines for what constants reach, into the plots of losses and accuracies, over the steps of each kind."""
+    for kind in ("train", "validation"):
+        steps = [record["step"] for record in history.of_kind(kind)]
+        for name in _names(history, kind, "losses"):
+            score = history.trivial(kind, target_of(name))
+            if steps and score:
+                plots[f"loss of {name}"][f"{TRIVIAL}, {kind}"] = _level_line(steps, score["loss"])
+        for name in _names(history, kind, "accuracy"):
+            rates = history.trivial(kind, name).get("most_frequent")
+            if steps and rates:
+                line = _level_line(steps, math.fsum(rates) / len(rates))
+                plots[f"accuracy of {name}"][f"{MOST_FREQUENT}, {kind}"] = line
+
+
+def _level_line(steps: list[int], value: float) -> Curve:
+    return [(step, value) for step in dict.fromkeys((min(steps), max(steps)))]
 
 
 def _diagnostics(history: RunHistory) -> dict[str, dict[str, Curve]]:
@@ -181,6 +234,7 @@ def _validation(record: Mapping[str, Any]) -> Validation:
         loss=record.get("loss"),
         losses=record.get("losses", {}),
         accuracy=record.get("accuracy", {}),
+        explained=record.get("explained", {}),
     )
 
 
@@ -195,6 +249,10 @@ def _names(history: RunHistory, kind: str, field: str) -> list[str]:
 
 def _levels(history: RunHistory, kind: str, name: str) -> int:
     return max(len(record.get("accuracy", {}).get(name, [])) for record in history.of_kind(kind))
+
+
+def _field(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda record: record.get(name)
 
 
 def _part(field: str, name: str) -> Callable[[Mapping[str, Any]], float | None]:

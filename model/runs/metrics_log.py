@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from mert_foundry.model.runs.publish import publish_file
 
 
 class MetricsLog:
@@ -43,14 +44,12 @@ class MetricsLog:
 
 
 def _forget_after(path: Path, step: int) -> set[tuple[str, int]]:
-    """Keep whole lines up to `step`; the last line of a killed run may be torn. Returns kind and step of those kept."""
+    """Keep whole lines up to `step`; the last line of a killed run may be cut off. Returns kind and step of those kept."""
     if not path.exists():
         return set()
     parsed = [(line, _parse(line)) for line in path.read_text().splitlines()]
     kept = [(line, record) for line, record in parsed if record is not None and record["step"] <= step]
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(line + "\n" for line, _ in kept))
-    os.replace(temporary, path)
+    publish_file(path, "".join(line + "\n" for line, _ in kept).encode())
     return {(record["kind"], record["step"]) for _, record in kept}
 
 
@@ -71,6 +70,7 @@ def _finite_or_null(value: Any) -> Any:
 
 def _flatten(value: Any, name: str = "") -> list[tuple[str, float]]:
     """Numbers of a nested record with their paths; strings, booleans and nulls are left out."""
+    parts: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         parts = value.items()
     elif isinstance(value, list):

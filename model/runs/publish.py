@@ -1,4 +1,8 @@
-"""Folders and files that are there whole or not at all: written under a temporary name, synced, renamed."""
+"""Local folders and files that are there whole or not at all: written under a temporary name, synced, renamed.
+
+The only place of model/ that does so. `pipeline/storage/files.py` is that of pipeline/, which model/ does not import; it also
+writes to object stores.
+"""
 
 import os
 import shutil
@@ -26,9 +30,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
             # safetensors makes files that only their owner can read.
             path.chmod(path.stat().st_mode | (temporary.stat().st_mode & 0o444))
             _sync(path)
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
+        _replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -39,13 +41,11 @@ def publish_file(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(TEMPORARY_PREFIX + target.name)
     temporary.write_bytes(content)
-    _sync(temporary)
-    os.replace(temporary, target)
-    _sync(target.parent)
+    _replace(temporary, target)
 
 
 def retire_folder(target: Path) -> None:
-    """Remove a published folder such that a kill half-way leaves no torn folder under its name."""
+    """Remove a published folder such that a kill half-way leaves no incomplete folder under its name."""
     temporary = target.parent / (TEMPORARY_PREFIX + target.name)
     shutil.rmtree(temporary, ignore_errors=True)
     os.replace(target, temporary)
@@ -56,6 +56,12 @@ def remove_leftovers(parent: Path) -> None:
     """Remove what killed writes left in `parent`."""
     for path in parent.glob(TEMPORARY_PREFIX + "*"):
         shutil.rmtree(path)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    _sync(temporary)
+    os.replace(temporary, target)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

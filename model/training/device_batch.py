@@ -44,6 +44,7 @@ def _check_target(target: Tensor, spec: HeadSpec, rows: int, frames: int, keys: 
 
 
 def _check_codes(codes: Tensor, spec: HeadSpec, keys: Sequence[str]) -> None:
+    assert spec.codebook_size is not None, "a discrete head has one"
     wrong = (codes < 0) | (codes >= spec.codebook_size)
     if wrong.any():
         row = int(wrong.nonzero()[0, 0])

@@ -34,13 +34,12 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
 
     A part is a name up to its first number, or its first two words; weights without a gradient are left out.
     """
-    names, gradients = zip(*((name, p.grad) for name, p in model.named_parameters() if p.grad is not None))
-    norms = torch.stack(torch._foreach_norm(gradients)).tolist()
-    squares: dict[str, float] = {}
-    for name, norm in zip(names, norms):
-        part = _part(name)
-        squares[part] = squares.get(part, 0.0) + norm**2
-    return {part: square**0.5 for part, square in squares.items()}
+    gradients: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients.setdefault(_part(name), []).append(parameter.grad)
+    norms = torch.stack([nn.utils.get_total_norm(of_part) for of_part in gradients.values()])
+    return dict(zip(gradients, norms.tolist(), strict=True))  # from the device in one copy
 
 
 @torch.no_grad()
@@ -53,7 +52,7 @@ def diagnose(model: PretrainModel, batch: Mapping[str, Tensor], masking: Masking
     audio, rows = batch["audio"][:ROWS], masking.first(ROWS)
     valid = align_valid(batch["valid"][:ROWS], model.encoder.hop, rows.shape[1])
     encoded = model.encoder(audio, mask=rows, valid=None if valid.all() else valid, return_attention=True)
-    values = attention_statistics(encoded.attention, valid)
+    values: dict[str, Any] = {**attention_statistics(encoded.attention, valid)}
     masked = encoded.last[rows.predicted]
     codes = {spec.name: code_statistics(model.heads[spec.name](masked)) for spec in model.discrete_heads()}
     for name in ("code_logit_range", "code_entropy", "code_usage_entropy"):

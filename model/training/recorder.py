@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from mert_foundry.model.objective.trivial import TrivialScores, explained_shares
 from mert_foundry.model.runs.checkpoint import CheckpointState
 from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.training.ranks import rank, world_size
@@ -13,12 +14,23 @@ from mert_foundry.model.training.train_step import StepResult
 
 
 class Recorder:
-    """Records of a run: to metrics.jsonl and TensorBoard on rank 0, and to `report`. A context manager."""
+    """Records of a run: to metrics.jsonl and TensorBoard on rank 0, and to `report`. A context manager.
 
-    def __init__(self, run_folder: Path, step: int, sample_rate: int, report: Callable[[dict[str, Any]], None]):
+    With `trivial`, records of losses also say which share of the trivial loss each term explains.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        step: int,
+        sample_rate: int,
+        report: Callable[[dict[str, Any]], None],
+        trivial: TrivialScores | None = None,
+    ):
         self._log = MetricsLog(run_folder, step) if rank() == 0 else None
         self._sample_rate = sample_rate
         self._report = report
+        self._trivial = trivial
         self._throughput = Throughput()
 
     def __enter__(self) -> "Recorder":
@@ -41,6 +53,7 @@ class Recorder:
                     "kind": "train",
                     "step": state.step,
                     **result.summary,
+                    **self._explained("train", result.summary),
                     "learning_rate": rate,
                     "gradient_norm": result.gradient_norm,
                     **self._throughput.read(),
@@ -57,15 +70,20 @@ class Recorder:
 
     def validation(self, step: int, summary: dict[str, Any]) -> None:
         """Record a validation."""
-        self._write({"kind": "validation", "step": step, **summary})
+        self._write({"kind": "validation", "step": step, **summary, **self._explained("validation", summary)})
 
     def checkpoint(self, step: int, path: Path) -> None:
         """Report a checkpoint; it says itself that it is there, so metrics.jsonl does not."""
         self._report({"kind": "checkpoint", "step": step, "path": str(path)})
 
-    def aside(self) -> AbstractContextManager[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Time spent inside belongs to no training step."""
-        return self._throughput.aside()
+        return self._throughput.paused()
+
+    def _explained(self, kind: str, summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """`explained`: by loss term; nothing where no trivial loss is known."""
+        shares = explained_shares(summary["losses"], self._trivial.on(kind)) if self._trivial else {}
+        return {"explained": shares} if shares else {}
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._log is not None:
@@ -74,7 +92,7 @@ class Recorder:
 
 
 class Throughput:
-    """Audio seconds a second, and the share of time spent waiting for data, between two readings.
+    """Audio seconds per second, and the share of time spent waiting for data, between two readings.
 
     `clock` returns seconds; tests give their own.
     """
@@ -89,14 +107,14 @@ class Throughput:
         self._wait_seconds += wait_seconds
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Leave out time spent on something else than training steps."""
         begin = self._clock()
         yield
         self._begin += self._clock() - begin
 
     def read(self) -> dict[str, float]:
-        """Rates since the last reading, which start anew."""
+        """Rates since the last reading, which start again."""
         elapsed = max(self._clock() - self._begin, 1e-9)
         rates = {
             "audio_seconds_per_second": self._audio_seconds / elapsed,

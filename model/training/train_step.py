@@ -87,12 +87,12 @@ class TrainStep:
         self.model.train()
         inputs, masking = self._prepare(batch, step)
         if self.mixture is not None:
-            inputs["audio"] = self._mix(inputs["audio"], batch, step)
+            inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
         valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
         counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
         diagnosed = diagnosed and rank() == 0  # gradients are the same on all ranks
-        diagnostics = {"gradient_norms": gradient_norms(self.model)} if diagnosed else None
+        diagnostics: dict[str, Any] = {"gradient_norms": gradient_norms(self.model)} if diagnosed else {}
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
 
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
@@ -102,15 +102,19 @@ class TrainStep:
         totals = sum_across_ranks({**extras, **sums, "broken": broken, "samples": samples}, self.device)
         finite = float(totals["broken"]) == 0.0
         if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["rate_multiplier"]
-            self.optimizer.step()
-            self.model.limit_temperatures()
+            self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
         if diagnosed:
             with self._autocast():
                 diagnostics |= diagnose(self.model, inputs, masking)
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics)
+        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics or None)
+
+    def _move(self, rate: float) -> None:
+        """The optimiser's step at a learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate_multiplier"]
+        self.optimizer.step()
+        self.model.limit_temperatures()
 
     def evaluate(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """This rank's sums over one validation batch (PretrainModel.forward), to be added up by name.
@@ -131,10 +135,10 @@ class TrainStep:
         masking = draw_masking(self.mask, self.seed, step, batch["key"], valid, len(encoder.mask_embedding))
         return to_device(batch, heads, self.device), masking.to(self.device)
 
-    def _mix(self, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
+    def _mix(self, mixture: MixtureConfig, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
         hop = audio.shape[1] // batch["valid"].shape[1]
         lengths = (batch["valid"].sum(1) * hop).tolist()
-        return mix_batch(audio, lengths, batch["row"].tolist(), self.mixture, self.seed, step)
+        return mix_batch(audio, lengths, batch["row"].tolist(), mixture, self.seed, step)
 
     def _backward(
         self,
@@ -158,8 +162,9 @@ class TrainStep:
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
         """DDP exchanges gradients on the last micro-batch only."""
-        exchanges = last or not isinstance(self._parallel, DistributedDataParallel)
-        return contextlib.nullcontext() if exchanges else self._parallel.no_sync()
+        if last or not isinstance(self._parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._parallel.no_sync()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)

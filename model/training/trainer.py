@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import (
     CheckpointState,
     check_weights,
@@ -88,6 +89,7 @@ def train(
     device: torch.device,
     stop: Callable[[], bool],
     report: Callable[[dict[str, Any]], None],
+    trivial: TrivialScores | None = None,
 ) -> TrainResult:
     """Train to `config.schedule.total_steps`, from the newest whole checkpoint in `run_folder` if there is one.
 
@@ -102,6 +104,7 @@ def train(
         stop: polled once a step; when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
+        trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
     Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, when the stream ends early or gives
     a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
@@ -121,35 +124,90 @@ def train(
     report = report if rank() == 0 else _ignore
     checkpoints = Path(run_folder) / "checkpoints"
     state, checkpoint = _resume(trainee, checkpoints, seed, report)
-    validated = None
-    total_steps = config.schedule.total_steps
-
-    def validates(step: int) -> bool:
-        return validation is not None and (step == total_steps or step % config.validate_every == 0)
-
-    # A run that starts anew forgets its validation at step 0 too.
+    # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
-    with Recorder(Path(run_folder), known_until, sample_rate, report) as recorder:
-        if validates(state.step) and not agree_on_rank_zero(recorder.has_validation(state.step), device):
-            validated = _validate(trainee, validation, state.step, recorder)
+    with Recorder(Path(run_folder), known_until, sample_rate, report, trivial) as recorder:
+        run = _Run(trainee, validation, config, checkpoints, run_config, recorder, checkpoint)
+        return run.go_on(state, stream, stop)
+
+
+@dataclass
+class _Run:
+    """The steps of a run, with the validations and checkpoints between them. `checkpoint`: the newest."""
+
+    trainee: TrainStep
+    validation: Validation | None
+    config: TrainerConfig
+    checkpoints: Path
+    run_config: dict[str, Any]
+    recorder: Recorder
+    checkpoint: Path | None
+    validated: dict[str, Any] | None = None
+
+    def go_on(self, state: CheckpointState, stream: Stream, stop: Callable[[], bool]) -> TrainResult:
+        """Train from a state to the last step, or until a stop is asked for."""
+        total_steps = self.config.schedule.total_steps
+        known = agree_on_rank_zero(self.recorder.has_validation(state.step), self.trainee.device)
+        if not known:
+            self._validate_if_due(state.step)
         batches = stream(state.position) if state.step < total_steps else iter(())
         while state.step < total_steps:
             batch, position, wait = _next_batch(batches, state.step, total_steps)
-            rate = learning_rate(config.schedule, state.step + 1)
-            diagnosed = config.diagnostics_every is not None and (state.step + 1) % config.diagnostics_every == 0
-            result = trainee.train(batch, state.step + 1, rate, {"stop": float(stop()), "wait": wait}, diagnosed)
-            state = _advance(state, position, result)
-            stopping, done = bool(result.totals["stop"]), state.step == total_steps
-
-            recorder.step(state, result, rate, logged=done or state.step % config.log_every == 0)
-            _stop_if_broken(state, config.max_consecutive_skips)
-            if stopping or done or state.step % config.checkpoint_every == 0:
-                checkpoint = _save(trainee, checkpoints, state, run_config, config.keep_checkpoints, recorder)
+            state, stopping = self._step(state, batch, position, {"stop": float(stop()), "wait": wait})
+            done = state.step == total_steps
+            if stopping or done or state.step % self.config.checkpoint_every == 0:
+                self._save(state)
             if stopping and not done:
-                return TrainResult("stopped", state.step, checkpoint, validated)
-            if validates(state.step):
-                validated = _validate(trainee, validation, state.step, recorder)
-    return TrainResult("done", state.step, checkpoint, validated)
+                return self._result("stopped", state)
+            self._validate_if_due(state.step)
+        return self._result("done", state)
+
+    def _step(
+        self, state: CheckpointState, batch: Batch, position: Position, extras: dict[str, float]
+    ) -> tuple[CheckpointState, bool]:
+        """One step, recorded; the state after it, and whether any rank was asked to stop."""
+        config, step = self.config, state.step + 1
+        rate = learning_rate(config.schedule, step)
+        diagnosed = config.diagnostics_every is not None and step % config.diagnostics_every == 0
+        result = self.trainee.train(batch, step, rate, extras, diagnosed)
+        state = _advance(state, position, result)
+        logged = step == config.schedule.total_steps or step % config.log_every == 0
+        self.recorder.step(state, result, rate, logged=logged)
+        _stop_if_broken(state, config.max_consecutive_skips)
+        return state, bool(result.totals["stop"])
+
+    def _validate_if_due(self, step: int) -> None:
+        """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded.
+
+        Raises ValueError when no rank has a batch.
+        """
+        is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
+        if self.validation is None or not is_due:
+            return
+        with self.recorder.paused():
+            sums = self.trainee.model.zero_sums()
+            for batch in self.validation():
+                sums = add_by_name(sums, self.trainee.evaluate(batch))
+            totals = sum_across_ranks(sums, self.trainee.device)
+            if float(totals["masked_frames"]) == 0.0:
+                raise ValueError("the validation stream gave no batch on any rank")
+            self.validated = self.trainee.model.summarise(totals)
+        self.recorder.validation(step, self.validated)
+
+    def _save(self, state: CheckpointState) -> None:
+        """Rank 0 publishes a checkpoint; no rank goes on before it is there."""
+        with self.recorder.paused():
+            if rank() == 0:
+                weights, optimizer_state = self.trainee.model.state_dict(), self.trainee.optimizer.state_dict()
+                keep = self.config.keep_checkpoints
+                save_checkpoint(self.checkpoints, state, weights, optimizer_state, self.run_config, keep)
+            wait_for_all()
+        self.checkpoint = self.checkpoints / f"step_{state.step}"
+        self.recorder.checkpoint(state.step, self.checkpoint)
+
+    def _result(self, status: Literal["done", "stopped"], state: CheckpointState) -> TrainResult:
+        assert self.checkpoint is not None, "a run ends with a checkpoint, or finds one of its last step"
+        return TrainResult(status, state.step, self.checkpoint, self.validated)
 
 
 def _resume(
@@ -179,7 +237,7 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
         remove_leftovers(checkpoints)
         path, faults = latest_checkpoint(checkpoints)
         for fault in faults:
-            report({"kind": "torn_checkpoint", "fault": fault})
+            report({"kind": "incomplete_checkpoint", "fault": fault})
         step = -1 if path is None else checkpoint_step(path)
     return agree_on_rank_zero(step, device)
 
@@ -213,42 +271,6 @@ def _stop_if_broken(state: CheckpointState, limit: int) -> None:
             f"step {state.step}: loss or gradient was not finite for {state.consecutive_skips} steps in a row, "
             f"max_consecutive_skips is {limit}"
         )
-
-
-def _validate(trainee: TrainStep, validation: Validation, step: int, recorder: Recorder) -> dict[str, Any]:
-    """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded.
-
-    Raises ValueError when no rank has a batch.
-    """
-    with recorder.aside():
-        sums = trainee.model.zero_sums()
-        for batch in validation():
-            sums = add_by_name(sums, trainee.evaluate(batch))
-        totals = sum_across_ranks(sums, trainee.device)
-        if float(totals["masked_frames"]) == 0.0:
-            raise ValueError("the validation stream gave no batch on any rank")
-        summary = trainee.model.summarise(totals)
-    recorder.validation(step, summary)
-    return summary
-
-
-def _save(
-    trainee: TrainStep,
-    checkpoints: Path,
-    state: CheckpointState,
-    run_config: dict[str, Any],
-    keep: int,
-    recorder: Recorder,
-) -> Path:
-    """Rank 0 publishes a checkpoint; no rank goes on before it is there."""
-    with recorder.aside():
-        if rank() == 0:
-            weights, optimizer_state = trainee.model.state_dict(), trainee.optimizer.state_dict()
-            save_checkpoint(checkpoints, state, weights, optimizer_state, run_config, keep)
-        wait_for_all()
-    path = checkpoints / f"step_{state.step}"
-    recorder.checkpoint(state.step, path)
-    return path
 
 
 def _ignore(record: dict[str, Any]) -> None:

@@ -127,8 +127,7 @@ def _override(shared: Mapping[str, Any], overrides: Mapping[str, Mapping[str, An
     try:
         return LayerConfig.model_validate(values)
     except ValidationError as error:
-        lines = "; ".join(_explain(fault) for fault in error.errors(include_url=False))
-        raise ValueError(f"overrides, layer {layer}, {lines}") from None
+        raise ValueError(f"overrides, layer {layer}, {explain(error)}") from None
 
 
 def _leaves(change: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -152,6 +151,11 @@ def _with(values: Any, names: list[str], value: Any) -> Any:
         return value
     inner = values if isinstance(values, Mapping) else {}
     return {**inner, names[0]: _with(inner.get(names[0]), names[1:], value)}
+
+
+def explain(error: ValidationError) -> str:
+    """What pydantic finds wrong with settings of the model, in one line."""
+    return "; ".join(map(_explain, error.errors(include_url=False)))
 
 
 def _explain(fault: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""The first weights of everything in the encoder; the whole initialisation is told here.
+"""The first weights of everything in the encoder; the whole initialisation is described here.
 
-linear maps              normal, deviation 0.02 (BERT); biases 0
+linear maps              normal, standard deviation 0.02 (BERT); biases 0
   DeepNorm and Sub-LN    in each layer Xavier normal instead: query and key with gain 1; value, output and
                          feed-forward with the gain of model/transformer/norm.py
 norms                    weight 1, bias 0
 convolutions             Kaiming normal; biases 0
-positional convolution   normal, deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias 0
+positional convolution   normal, standard deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias 0
 per-head temperature     1, as its logarithm 0
 per-head gate            1
 gate of a memory         0
@@ -25,7 +25,7 @@ from mert_foundry.model.transformer.position import PositionalConvolution
 
 @torch.no_grad()
 def initialise(root: nn.Module) -> None:
-    """Draw all weights within a module anew, as told above."""
+    """Draw all weights within a module afresh, as described above."""
     modules = list(root.modules())
     positional = {id(module.conv) for module in modules if isinstance(module, PositionalConvolution)}
     for module in modules:
@@ -34,8 +34,8 @@ def initialise(root: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            if (bias := getattr(module, "bias", None)) is not None:
+                nn.init.zeros_(bias)
         elif isinstance(module, nn.Conv1d):
             _initialise_convolution(module, id(module) in positional)
         elif isinstance(module, MultiheadAttentionExtend):
@@ -49,8 +49,8 @@ def initialise(root: nn.Module) -> None:
 
 def _initialise_convolution(conv: nn.Conv1d, positional: bool) -> None:
     if positional:
-        deviation = math.sqrt(4.0 / (conv.kernel_size[0] * conv.out_channels))
-        conv.weight = torch.empty_like(conv.weight).normal_(std=deviation)  # the parametrisation splits it
+        std = math.sqrt(4.0 / (conv.kernel_size[0] * conv.out_channels))
+        conv.weight = torch.empty_like(conv.weight).normal_(std=std)  # the parametrisation splits it
     else:
         nn.init.kaiming_normal_(conv.weight)
     if conv.bias is not None:
@@ -66,8 +66,9 @@ def _initialise_options(attention: MultiheadAttentionExtend) -> None:
 
 def _initialise_scaled(layer: TransformerLayer, gain: float) -> None:
     attention = layer.attention
-    for linear in (attention.query, attention.key):
-        nn.init.xavier_normal_(linear.weight)
+    for projection in (attention.query, attention.key):
+        nn.init.xavier_normal_(projection.weight)
     feed_forward = [module for module in layer.feed_forward.modules() if isinstance(module, nn.Linear)]
-    for linear in (attention.value, attention.out, *feed_forward):
+    scaled: list[nn.Linear] = [attention.value, attention.out, *feed_forward]
+    for linear in scaled:
         nn.init.xavier_normal_(linear.weight, gain=gain)

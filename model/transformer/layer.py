@@ -36,12 +36,12 @@ class TransformerLayer(nn.Module):
             norm=inner_norm(shared.width),
         )
         self.attention_norm = norm(shared.width)
+        self.memory: MemoryReader | None = None
         if config.reads_memory:
+            assert shared.memory_width is not None, "TransformerConfig asks for it"
             self.memory = MemoryReader(
                 shared.width, shared.memory_width, config.heads, config.attention_dropout, norm(shared.width)
             )
-        else:
-            self.memory = None
         self.feed_forward = build_feed_forward(
             shared.width,
             config.feed_forward,

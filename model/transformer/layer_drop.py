@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 
-def happens(probability: float) -> bool:
-    """Whether an event of this probability happens now. Drawn on the CPU: the decision must not wait for the device."""
+def bernoulli(probability: float) -> bool:
+    """True with this probability. Drawn on the CPU: the decision must not wait for the device."""
     return probability > 0.0 and torch.rand(()).item() < probability
 
 

@@ -4,8 +4,9 @@ Three things can happen to a masked frame, as in BERT (arXiv 1810.04805, section
 embedding takes its place, the features of another frame of the same row do, or it is kept. All three are predicted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,19 +34,27 @@ class Masking:
 
     def to(self, device: torch.device) -> "Masking":
         """The same on a device."""
-        return Masking(*(part if part is None else part.to(device, non_blocking=True) for part in self._parts()))
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def first(self, rows: int) -> "Masking":
         """Those of the first rows."""
-        return Masking(*(part if part is None else part[:rows] for part in self._parts()))
+        return self._each(lambda part: part[:rows])
 
     def split(self, count: int) -> Iterator["Masking"]:
         """`count` parts along the rows, as Tensor.tensor_split cuts them."""
-        parts = [[None] * count if part is None else part.tensor_split(count) for part in self._parts()]
-        return (Masking(*each) for each in zip(*parts))
+        return (self._each(partial(_part_of, count, number)) for number in range(count))
 
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.predicted, self.embedded, self.source, self.channels
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Masking":
+        return Masking(
+            change(self.predicted),
+            change(self.embedded),
+            None if self.source is None else change(self.source),
+            None if self.channels is None else change(self.channels),
+        )
+
+
+def _part_of(count: int, number: int, tensor: Tensor) -> Tensor:
+    return tensor.tensor_split(count)[number]
 
 
 def as_masking(mask: Tensor | Masking) -> Masking:

@@ -26,7 +26,7 @@ def build_norm(kind: NormKind, width: int, epsilon: float) -> nn.Module:
 class NormPlacement:
     """How a part (attention, feed-forward) is joined to the residual stream x.
 
-    first: x + part(norm(x)), with one more norm behind the last layer; otherwise norm(residual_scale * x + part(x)),
+    first: x + part(norm(x)), with one more norm after the last layer; otherwise norm(residual_scale * x + part(x)),
         with one more norm before the first layer.
     inner: another norm before the output projection within each part.
     residual_scale: factor on x in the sum.

@@ -25,7 +25,7 @@ def rotate(heads: Tensor) -> Tensor:
     """RoPE (arXiv 2104.09864) on queries or keys [B, H, F, d], d even: same shape and dtype.
 
     Frame f turns the pair of features (i, i + d/2) by f * 10000^(-2i/d), so the product of a query and a key
-    depends on their distance only. The angles are computed anew at each call, in fp32: there is nothing to load,
+    depends on their distance only. The angles are computed again at each call, in fp32: there is nothing to load,
     so no load path and no meta device can break them, and F has no limit.
     """
     half = heads.shape[3] // 2

@@ -6,7 +6,9 @@ final norm is applied to `last` only, so `last` differs from the last hidden sta
 output in that place).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.initialisation import initialise
 from mert_foundry.model.transformer.layer import TransformerLayer
-from mert_foundry.model.transformer.layer_drop import happens, skip
+from mert_foundry.model.transformer.layer_drop import bernoulli, skip
 from mert_foundry.model.transformer.norm import build_norm, norm_placement
 from mert_foundry.model.transformer.position import PositionalConvolution
 
@@ -38,6 +40,7 @@ class TransformerEncoderExtend(nn.Module):
         super().__init__()
         self.config = config
         self.norm_first = norm_placement(config.norm, config.layers).first
+        self.position: nn.Module
         if config.position == "convolution":
             self.position = PositionalConvolution(config.width, config.position_kernel, config.position_groups)
         else:
@@ -77,16 +80,17 @@ class TransformerEncoderExtend(nn.Module):
         hidden = self.dropout(hidden)
 
         hidden_states = [hidden]
-        for layer in self.layers:
+        layers = cast(Sequence[TransformerLayer], self.layers)
+        for layer in layers:
             hidden_states.append(self._run(layer, hidden_states[-1], valid, memory, memory_valid))
         last = self.norm(hidden_states[-1]) if self.norm_first else hidden_states[-1]
         attention = None
         if return_attention:
-            attention = tuple(layer.attention_map(state, valid) for layer, state in zip(self.layers, hidden_states))
+            attention = tuple(layer.attention_map(state, valid) for layer, state in zip(layers, hidden_states))
         return TransformerOutput(tuple(hidden_states), last, attention)
 
     def _run(self, layer: TransformerLayer, hidden: Tensor, *context: Tensor | None) -> Tensor:
-        if self.training and happens(layer.config.layer_drop):
+        if self.training and bernoulli(layer.config.layer_drop):
             return skip(layer, hidden)
         if self.training and self.config.activation_checkpointing:
             return checkpoint(layer, hidden, *context, use_reentrant=False)

@@ -65,7 +65,7 @@ class AudioFile(ABC):
 
 
 class JoinedFile(AudioFile):
-    """Files of one rate and number of channels, one behind the other, as one. Raises DecodeError when they differ."""
+    """Files of one rate and number of channels, one after the other, as one. Raises DecodeError when they differ."""
 
     def __init__(self, files: Sequence[AudioFile]):
         self._files = files

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 
 class ByteRanges(io.RawIOBase):
-    """Bytes [start, stop) of a local file, one range behind the other, read only.
+    """Bytes [start, stop) of a local file, one range after the other, read only.
 
     Where the file cannot be read, these bytes end: an exception would be lost within a library written in C. The error is kept,
     and whoever has come to an end must `check`.

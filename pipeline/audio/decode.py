@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from mert_foundry.pipeline.audio.audio_file import AudioFile, AudioHeader, JoinedFile, Ranges
+from mert_foundry.pipeline.audio.blocks import to_int16
 from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
 from mert_foundry.pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, check_voc, claimed_alac_samples
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import MediaFile
 from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
 from mert_foundry.pipeline.audio.ogg_pages import check_ogg_pages
-from mert_foundry.pipeline.audio.pcm import to_int16
 from mert_foundry.pipeline.audio.pcm_layout import PcmLayout, read_pcm_layout
 from mert_foundry.pipeline.audio.sound_file import PcmFile, SoundFile
 from mert_foundry.pipeline.audio.tags import audio_range

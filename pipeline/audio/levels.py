@@ -6,7 +6,7 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from mert_foundry.pipeline.audio.pcm import peak_of, to_dbfs
+from mert_foundry.pipeline.audio.blocks import peak_of, to_dbfs
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 
 OVERSHOOT = 10 ** (1 / 20)  # by less than this decoders of loud music go beyond full scale

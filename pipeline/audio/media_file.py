@@ -6,9 +6,13 @@ Playlists and concatenation scripts, which could name other files or hosts, are 
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 from av.stream import Disposition
 
 from mert_foundry.pipeline.audio.audio_file import NO_AUDIO, AudioFile, AudioHeader, Ranges
@@ -51,7 +55,7 @@ class MediaFile(AudioFile):
         self._surplus = surplus
         self._decoded = 0  # samples per channel
         try:
-            self.container = av.open(self._bytes, options={"format_whitelist": DEMUXERS}, metadata_errors="ignore")
+            opened = av.open(self._bytes, options={"format_whitelist": DEMUXERS}, metadata_errors="ignore")
         except (av.error.FFmpegError, ValueError) as error:
             self._bytes.close()
             self._bytes.check()
@@ -59,6 +63,7 @@ class MediaFile(AudioFile):
             raise DecodeError(
                 "unreadable" if known else "not_audio", f"in no container that is read here ({_reason(error)})"
             ) from error
+        self.container = cast(InputContainer, opened)
         try:
             self._choose_stream()
             self.header = self._read_header(claimed, slack, notes)
@@ -98,13 +103,14 @@ class MediaFile(AudioFile):
         self._format = name.split(",")[0]
         if not self.container.streams.audio:
             raise DecodeError("not_audio", f"a {name} file without an audio stream")
-        self.stream = self.container.streams.best("audio") or self.container.streams.audio[0]
+        best = self.container.streams.best("audio") or self.container.streams.audio[0]
+        self.stream = cast(AudioStream, best)
         self.decoder = self.stream.codec_context
         if self.decoder is None:
             raise DecodeError("unreadable", f"a {name} file whose codec has no decoder here")
         if self.decoder.name == "opus":
             own = self.decoder
-            self.decoder = av.CodecContext.create("libopus", "r")
+            self.decoder = cast(AudioCodecContext, av.CodecContext.create("libopus", "r"))
             self.decoder.extradata = own.extradata
             self.decoder.options = {"request_sample_fmt": "flt"}
             self.decoder.sample_rate = OPUS_RATE
@@ -124,9 +130,8 @@ class MediaFile(AudioFile):
         ):  # elsewhere a file may hold a part of it
             claimed = _claimed_flac_samples(codec.extradata)
         elif claimed is None and container in EXACT_HEADERS and self.stream.duration is not None:
-            claimed = (
-                round(self.stream.duration * self.stream.time_base * rate) or None
-            )  # 0 by a writer that could not go back
+            duration = self.stream.duration * (self.stream.time_base or 0)  # seconds
+            claimed = round(duration * rate) or None  # 0 by a writer that could not go back
         slack = 0 if slack is None and is_lossless else slack
         return AudioHeader(
             rate, codec.channels, claimed, f"{container}/{codec.name}", slack, self._describe_stream(), notes
@@ -177,12 +182,9 @@ class MediaFile(AudioFile):
                     raise DecodeError(
                         "unreadable", f"changes from {expected} to {found} (Hz, channels, format) on the way"
                     )
-                if (
-                    is_flac
-                    and frame.pts is not None
-                    and frame.pts * frame.time_base != Fraction(self._decoded, expected[0])
-                ):
-                    damage = damage or f"the next frame starts at {frame.pts * frame.time_base * expected[0]}"
+                start = _start(frame)
+                if is_flac and start is not None and start != Fraction(self._decoded, expected[0]):
+                    damage = damage or f"the next frame starts at {start * expected[0]}"
                 if damage:
                     raise DecodeError("unreadable", f"damaged after {self._decoded} samples: {damage}")
                 self._decoded += frame.samples
@@ -213,6 +215,11 @@ class MediaFile(AudioFile):
 
     def _is_complete(self) -> bool:
         return self.header.num_samples is not None and self._decoded >= self.header.num_samples
+
+
+def _start(frame: av.AudioFrame) -> Fraction | None:
+    """Where a frame begins in the stream, seconds, if it says so."""
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _claimed_flac_samples(stream_info: bytes | None) -> int | None:

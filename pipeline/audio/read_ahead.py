@@ -1,7 +1,7 @@
 """Load items in threads a little ahead of the one that is worked on."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -10,7 +10,9 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-def read_ahead(items: Iterable[Item], load: Callable[[Item], Loaded], threads: int) -> Iterator[tuple[Item, Loaded]]:
+def read_ahead(
+    items: Iterable[Item], load: Callable[[Item], Loaded], threads: int
+) -> Generator[tuple[Item, Loaded], None, None]:
     """Each item with what `load` makes of it, in order; at most `threads` wait.
 
     An error of `load`, or of `items`, is raised in its turn, after all that came before it.

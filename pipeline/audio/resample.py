@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torchaudio.transforms import Resample
 
-from mert_foundry.pipeline.audio.blocks import fixed_blocks
-from mert_foundry.pipeline.audio.pcm import to_int16
+from mert_foundry.pipeline.audio.blocks import fixed_blocks, to_int16
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE, nearest_rate, resampled_length, whole_frames
 
 BLOCK_SECONDS = 5
@@ -46,38 +45,40 @@ class Resampler:
         published = Resample(source_rate, target_rate)
         taps = (published.kernel[:, 0] * TAP_STEPS).round()
         phases, period = len(taps), taps.shape[1] - 2 * published.width
-        self.lead = published.width  # samples before that of output 0
+        self.left_context = published.width  # samples before that of output 0
         # A row of outputs, and the samples from row to row.
         repeats = -(-BAND // phases)
         self.row, self.stride = repeats * phases, repeats * period
-        self.reach = self.stride - period + taps.shape[1]  # samples that a row sees, from `lead` before its own first
+        self.receptive_field = (
+            self.stride - period + taps.shape[1]
+        )  # samples of a row, from `left_context` before its first
         self.bands = list(self._bands(taps, period))
 
     def __call__(self, samples: Tensor) -> Tensor:
         """All whole rows of outputs that samples have.
 
         Shape:
-            float32 `[reach + (rows - 1) * stride]`, or up to stride - 1 more, on the device -> float64 `[rows * row]`.
+            float32 `[receptive_field + (rows - 1) * stride]`, or up to stride - 1 more, on the device -> float64 `[rows * row]`.
         """
         steps = (samples * SAMPLE_STEPS).round_().double()
-        rows = (len(steps) - self.reach) // self.stride + 1
+        rows = (len(steps) - self.receptive_field) // self.stride + 1
         outputs = torch.cat([self._products(steps[first:], weights, rows) for first, weights in self.bands])
         return outputs.T.flatten() / (SAMPLE_STEPS * TAP_STEPS)
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """A whole signal from mono float32 blocks `[n]`, any n: ceil(target_rate * N / source_rate) float64 samples."""
         length = -(-BLOCK_SECONDS * self.rates[0] // self.stride) * self.stride
-        window, fed, given = np.zeros(self.lead, np.float32), 0, 0
+        window, fed, given = np.zeros(self.left_context, np.float32), 0, 0
         for block in fixed_blocks(blocks, length):
             fed += len(block)
             window = np.concatenate([window, block])
-            if len(window) >= self.reach:
+            if len(window) >= self.receptive_field:
                 outputs = self._outputs(window)
                 window = window[len(outputs) // self.row * self.stride :]
                 given += len(outputs)
                 yield outputs
         if fed:
-            window = np.concatenate([window, np.zeros(self.reach, np.float32)])
+            window = np.concatenate([window, np.zeros(self.receptive_field, np.float32)])
             yield self._outputs(window)[: resampled_length(fed, *self.rates) - given]
 
     def _outputs(self, window: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ class Resampler:
 
     def _bands(self, taps: Tensor, period: int) -> Iterator[tuple[int, Tensor]]:
         """For each band of a row's outputs the first sample it needs, and float64 weights `[outputs, samples]`."""
-        wide = torch.zeros(self.row, self.reach)
+        wide = torch.zeros(self.row, self.receptive_field)
         for repeat, rows in enumerate(wide.split(len(taps))):
             rows[:, repeat * period :][:, : taps.shape[1]] = taps
         for band in wide.tensor_split(max(1, self.row // BAND)):

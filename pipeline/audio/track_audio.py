@@ -6,12 +6,12 @@ Each teacher and the shard writer then read it at their own pace: 16 bits at 24 
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 
-from mert_foundry.pipeline.audio.blocks import BLOCK_SAMPLES
-from mert_foundry.pipeline.audio.pcm import to_float
-from mert_foundry.pipeline.frames import HOP, whole_frames
+from mert_foundry.pipeline.audio.blocks import BLOCK_SAMPLES, to_float
+from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE, whole_frames
 
 BYTES = 2  # of a sample
 
@@ -34,7 +34,7 @@ class TrackAudio:
     def __enter__(self) -> "TrackAudio":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -62,3 +62,24 @@ class TrackAudio:
                 data = data[self._file.write(data) :]
         except OSError as error:
             raise OSError(f"{tempfile.gettempdir()}: a decoded track does not fit ({error.strerror})") from error
+
+
+class Audio(Protocol):
+    """A track at 24 kHz, decoded or in a shard; a context manager."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The track from its start as float32 blocks in [-1, 1)."""
+        ...
+
+
+def audio_at(audio: Audio, sample_rate: int) -> TrackAudio:
+    """Resample a track, Hz, cut to multiples of 320 samples; the audio given is closed."""
+    # Resampling needs torchaudio, which audio that is at the right rate does without.
+    from mert_foundry.pipeline.audio.resample import resample_to_int16
+
+    with audio:
+        return TrackAudio(resample_to_int16((block[None] for block in audio.blocks()), SAMPLE_RATE, sample_rate))

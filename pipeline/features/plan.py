@@ -35,25 +35,65 @@ class ShardPlace(Document):
     )
 
 
+class ClipPlace(Document):
+    """A stretch of a file."""
+
+    path: str = Field(description="The file, relative to the root of the input")
+    bytes: int | None = Field(description="Size of the file; null where it was not there")
+    start: float = Field(ge=0, description="Seconds from the start of the file")
+    end: float | None = Field(description="Seconds from the start of the file; null: its end")
+    file_samples: int | None = Field(
+        default=None, description="Samples of the file at 24 kHz, cut to whole hops, where they are known"
+    )
+
+    def first_sample(self, sample_rate: int) -> int:
+        """Where the stretch begins in the file at a rate, Hz."""
+        return round(self.start * sample_rate)
+
+    def num_samples(self, sample_rate: int, file_samples: int | None) -> int | None:
+        """Samples of the stretch, cut to whole hops of 320, in a file of so many samples at that rate, Hz.
+
+        Without `file_samples`: as `end` says; None where there is no `end`.
+        """
+        stops = [file_samples, None if self.end is None else round(self.end * sample_rate)]
+        known = [stop for stop in stops if stop is not None]
+        return whole_frames(max(0, min(known) - self.first_sample(sample_rate))) * HOP if known else None
+
+
 class SourceTrack(Document):
-    """A track to take features of."""
+    """A track to take features of: a file, a stretch of one, or the segments of one in a shard."""
 
     key: str = Field(description="Stable id")
-    num_samples: int = Field(ge=0, description="Samples at 24 kHz, cut to whole hops of 320")
+    num_samples: int | None = Field(
+        ge=0, description="Samples at 24 kHz, cut to whole hops of 320; null: not known before it is decoded"
+    )
     split: str = Field(description="Split it belongs to; empty where there is none")
     group: str = Field(description="What must not straddle splits; empty where it is not known")
-    place: FilePlace | ShardPlace = Field(description="Where its audio lies")
+    place: FilePlace | ShardPlace | ClipPlace = Field(description="Where its audio lies")
 
     @property
     def seconds(self) -> float:
-        """Its length, seconds."""
-        return self.num_samples / SAMPLE_RATE
+        """Its length, seconds; 0 where it is not known."""
+        return (self.num_samples or 0) / SAMPLE_RATE
 
-    def samples_at(self, sample_rate: int) -> int:
-        """Samples of the track at another rate, Hz, as `audio_at` of pipeline/features/audio_at_rate.py gives it."""
-        if sample_rate == SAMPLE_RATE:
-            return self.num_samples
-        return whole_frames(resampled_length(self.num_samples, SAMPLE_RATE, sample_rate)) * HOP
+    @property
+    def source(self) -> str:
+        """What is decoded for it: the same text for all stretches of a file."""
+        return self.place.path if isinstance(self.place, ClipPlace) else self.key
+
+    def samples_at(self, sample_rate: int) -> int | None:
+        """Samples of the track at another rate, Hz, as `audio_at` of pipeline/audio/track_audio.py gives it."""
+        if isinstance(self.place, ClipPlace):
+            whole = self.place.file_samples
+            return self.place.num_samples(sample_rate, None if whole is None else samples_at_rate(whole, sample_rate))
+        return None if self.num_samples is None else samples_at_rate(self.num_samples, sample_rate)
+
+
+def samples_at_rate(num_samples: int, sample_rate: int) -> int:
+    """What so many samples at 24 kHz are at another rate, Hz, cut to whole hops of 320."""
+    if sample_rate == SAMPLE_RATE:
+        return num_samples
+    return whole_frames(resampled_length(num_samples, SAMPLE_RATE, sample_rate)) * HOP
 
 
 class Piece(Document):
@@ -61,7 +101,7 @@ class Piece(Document):
 
     track: SourceTrack
     start: int = Field(ge=0, description="First frame of the track")
-    stop: int = Field(ge=0, description="End of the frames of the track")
+    stop: int | None = Field(ge=0, description="End of the frames of the track; null: all there are")
     row: int = Field(ge=0, description="Row within the part")
 
 
@@ -71,7 +111,7 @@ class Part(Document):
     number: int = Field(ge=0, description="Place among the parts")
     rows: int = Field(gt=0, description="Number of rows")
     pieces: list[Piece] = Field(description="What fills them, in order")
-    seconds: float = Field(ge=0, description="Audio seconds")
+    seconds: float = Field(ge=0, description="Audio seconds, as far as they are known")
 
     @property
     def name(self) -> str:
@@ -111,9 +151,9 @@ def plan_frame_parts(
 
 
 def plan_track_parts(
-    tracks: Sequence[SourceTrack], lengths: Sequence[int], part_rows: int, frame_rate: float
+    tracks: Sequence[SourceTrack], lengths: Sequence[int | None], part_rows: int, frame_rate: float
 ) -> list[Part]:
-    """Parts of `part_rows` tracks; `lengths` are the frames of each track."""
+    """Parts of `part_rows` tracks; `lengths` are the frames of each track, None where they are not known."""
 
     def pieces(first: int, stop: int) -> Iterator[Piece]:
         for number in range(first, stop):
@@ -127,7 +167,7 @@ def _parts(rows: int, part_rows: int, pieces: Callable[[int, int], Iterator[Piec
     for number, first in enumerate(range(0, rows, part_rows)):
         stop = min(first + part_rows, rows)
         held = list(pieces(first, stop))
-        seconds = sum(piece.stop - piece.start for piece in held) / frame_rate
+        seconds = sum((piece.stop or piece.start) - piece.start for piece in held) / frame_rate
         parts.append(Part(number=number, rows=stop - first, pieces=held, seconds=seconds))
     return parts
 

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from mert_foundry.pipeline.features.older_names import present_names
 from mert_foundry.pipeline.features.plan import StoreLayout
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes
 from mert_foundry.pipeline.storage.folder_kinds import FEATURES, check_output
 
@@ -20,18 +20,21 @@ PARTS = "parts"
 ROOT = FEATURES.marker
 THREADS = 16  # that wait for an object store
 # What the root's attributes say of the state of the store; the others say what it is.
-STATE = ("complete", "dropped", "coordinates")
+STATE = ("complete", "dropped", "coordinates", "table_sha256", "missing_frames")
 
 
 class PartRecord(Document):
     """What a finished part wrote."""
 
-    schema_version: Literal[SCHEMA_VERSION] = Field(description="Form of this record")
+    schema_version: Literal[1] = Field(description="Form of this record")
     part: int = Field(ge=0, description="Number of the part")
     store: str = Field(description="SHA-256 of what the store is: `description_digest`")
     files: dict[str, tuple[int, str]] = Field(description="Files by place in the store: bytes, SHA-256")
     dropped: dict[str, str] = Field(description="Tracks that could not be used, by key: reason and detail")
     backend: dict[str, JsonValue] = Field(description="What computed it; never read by this project's code")
+    samples: dict[str, int] = Field(
+        default={}, description="Samples of tracks whose length was not known, or another one, before they were decoded"
+    )
 
 
 def description_digest(description: Mapping[str, Any]) -> str:
@@ -55,6 +58,12 @@ def begun_as(location: str, description: Mapping[str, Any]) -> dict[str, Any]:
     return dict(description)
 
 
+def is_begun_with(location: str, description: Mapping[str, Any]) -> bool:
+    """Whether the store that is there has this description, in names of now or of before."""
+    found = _read_root(location)
+    return found is not None and present_names(_without_state(found)) == description
+
+
 def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool) -> None:
     """Make the store, or find that what is there goes on as it stands. One process at a time.
 
@@ -69,8 +78,8 @@ def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool
             folder that is no feature store.
     """
     found = _read_root(location)
-    if storage.is_local(location):
-        for leftover in storage.local_path(location).rglob(".*.tmp"):  # of killed writers
+    if files.is_local(location):
+        for leftover in files.local_path(location).rglob(".*.tmp"):  # of killed writers
             leftover.unlink()
     if found is None:
         _publish_root(location, {**description, "complete": False})
@@ -98,6 +107,18 @@ def is_complete(location: str) -> bool:
     return found is not None and found["complete"]
 
 
+def has_table(location: str, digest: str) -> bool:
+    """Whether the store is finished with the track table of this digest (`table_digest`)."""
+    found = _read_root(location)
+    return found is not None and found["complete"] and found.get("table_sha256") == digest
+
+
+def stored_part_rows(location: str) -> int | None:
+    """Rows of a part of the store that is there; None when there is none. Raises as `refuse_other_folder`."""
+    found = _read_root(location)
+    return None if found is None else found.get("settings", {}).get("part_rows")
+
+
 def find_finished(location: str, layout: StoreLayout, digest: str) -> dict[int, PartRecord]:
     """Records, by part, of this store (`digest` is its description's) whose files are there in the recorded size."""
 
@@ -112,7 +133,7 @@ def find_finished(location: str, layout: StoreLayout, digest: str) -> dict[int, 
 
 def _publish_root(location: str, attributes: Mapping[str, Any]) -> None:
     content = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    storage.publish_bytes(storage.join(location, ROOT), json.dumps(content, indent=2).encode())
+    files.publish_bytes(files.join(location, ROOT), json.dumps(content, indent=2).encode())
 
 
 def _read_root(location: str) -> dict[str, Any] | None:
@@ -120,7 +141,7 @@ def _read_root(location: str) -> dict[str, Any] | None:
     FolderError when that is another kind of folder.
     """
     try:
-        content = storage.read_bytes(storage.join(location, ROOT))
+        content = files.read_bytes(files.join(location, ROOT))
     except FileNotFoundError:
         check_output(location, FEATURES)
         if others := [name for name in _list_entries(location) if name != PARTS and not name.startswith(".")]:
@@ -144,20 +165,20 @@ def _without_state(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _list_entries(location: str) -> list[str]:
     """Sorted names of files and folders right in a location; none when it does not exist."""
-    filesystem, path = storage.open_filesystem(location)
+    filesystem, path = files.open_filesystem(location)
     entries = filesystem.ls(path, detail=False) if filesystem.isdir(path) else []
     return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
 
 def _remove_content(location: str) -> None:
     """Remove all of a store but its root and the folder of records."""
-    for name in storage.list_names(storage.join(location, PARTS)):
+    for name in files.list_names(files.join(location, PARTS)):
         if name.endswith(".json"):
-            storage.remove(storage.join(location, PARTS, name))
-    filesystem, path = storage.open_filesystem(location)
+            files.remove(files.join(location, PARTS, name))
+    filesystem, path = files.open_filesystem(location)
     for name in _list_entries(location):
         if name not in (ROOT, PARTS):
-            filesystem.rm(storage.join(path, name), recursive=True)
+            filesystem.rm(files.join(path, name), recursive=True)
 
 
 def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
@@ -172,20 +193,21 @@ def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix:
     return None
 
 
-def _record_location(location: str, number: int) -> str:
-    return storage.join(location, PARTS, f"{number:06d}.json")
+def record_location(location: str, number: int) -> str:
+    """Where the record of a part lies."""
+    return files.join(location, PARTS, f"{number:06d}.json")
 
 
 def _load_record(location: str, number: int) -> PartRecord | None:
     """The record of a part; None when there is none that can be read."""
     try:
-        return PartRecord.model_validate_json(storage.read_bytes(_record_location(location, number)))
+        return PartRecord.model_validate_json(files.read_bytes(record_location(location, number)))
     except (FileNotFoundError, ValidationError):
         return None
 
 
 def _has_files(location: str, record: PartRecord) -> bool:
     try:
-        return all(storage.size(storage.join(location, place)) == size for place, (size, _) in record.files.items())
+        return all(files.size(files.join(location, place)) == size for place, (size, _) in record.files.items())
     except FileNotFoundError:
         return False

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from mert_foundry.pipeline.features.plan import Part, Piece, StoreLayout
 
@@ -10,11 +11,13 @@ from mert_foundry.pipeline.features.plan import Part, Piece, StoreLayout
 class PartRows(Protocol):
     """Takes the states of a part's pieces, in any order of pieces, and gives the part's arrays."""
 
-    def add(self, piece: Piece, first_frame: int, states: np.ndarray) -> None:
-        """Frames of the piece's track from `first_frame` on: float32 `[n, layers, dim]`, none twice."""
+    def add(self, piece: Piece, first_frame: int, states: Tensor) -> None:
+        """Frames of the piece's track from `first_frame` on: float32 `[n, layers, dim]` on any device, none twice."""
+        ...
 
     def finish(self) -> dict[str, np.ndarray]:
         """The arrays by name; rows that got nothing are NaN."""
+        ...
 
 
 def part_rows(part: Part, layout: StoreLayout) -> PartRows:
@@ -29,18 +32,19 @@ class FrameRows:
         self._arrays = layout.empty_part(part.rows)
         (self._values,) = self._arrays.values()
 
-    def add(self, piece: Piece, first_frame: int, states: np.ndarray) -> None:
+    def add(self, piece: Piece, first_frame: int, states: Tensor) -> None:
+        assert piece.stop is not None  # where every frame has a row, lengths are known
         skipped = max(0, piece.start - first_frame)
-        states = states[skipped : piece.stop - first_frame]
+        kept = states[skipped : piece.stop - first_frame].cpu().numpy()
         row = piece.row + first_frame + skipped - piece.start
-        self._values[row : row + len(states)] = stored(states, self._values.dtype, piece.track.key)
+        self._values[row : row + len(kept)] = stored(kept, self._values.dtype, piece.track.key)
 
     def finish(self) -> dict[str, np.ndarray]:
         return self._arrays
 
 
 class PooledRows:
-    """A track is a row: mean, and if asked for standard deviation, over its frames, summed up in float64."""
+    """A track is a row: mean, and if asked for standard deviation, over its frames, summed up in float64 where they are."""
 
     def __init__(self, part: Part, layout: StoreLayout):
         self._part = part
@@ -49,10 +53,10 @@ class PooledRows:
         self._sums, self._squares = np.zeros(shape), np.zeros(shape)
         self._counts = np.zeros((part.rows, 1, 1))
 
-    def add(self, piece: Piece, first_frame: int, states: np.ndarray) -> None:
-        states = states.astype(np.float64)
-        self._sums[piece.row] += states.sum(axis=0)
-        self._squares[piece.row] += np.square(states).sum(axis=0)
+    def add(self, piece: Piece, first_frame: int, states: Tensor) -> None:
+        states = states.double()
+        self._sums[piece.row] += states.sum(dim=0).cpu().numpy()
+        self._squares[piece.row] += states.square().sum(dim=0).cpu().numpy()
         self._counts[piece.row] += len(states)
 
     def finish(self) -> dict[str, np.ndarray]:

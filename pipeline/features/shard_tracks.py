@@ -8,7 +8,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.features.plan import ShardPlace, SourceTrack
 from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
@@ -42,6 +42,7 @@ class ShardTracks:
 
     def open(self, track: SourceTrack) -> "SegmentedAudio":
         """The audio of one of `list_tracks`; nothing is read yet."""
+        assert isinstance(track.place, ShardPlace)
         return SegmentedAudio(self._reader, track.place)
 
     def close(self) -> None:

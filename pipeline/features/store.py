@@ -1,10 +1,11 @@
 """Features of many tracks as one zarr v3 group, written part by part; any zarr reader, and xarray, opens it.
 
-    features  [frame, layer, dim]      every frame of every track, one track behind the other; or, when pooled,
+    features  [frame, layer, dim]      every frame of every track, one track after the other; or, when pooled,
     mean      [track, layer, dim]      mean over a track's frames, and on request
     std       [track, layer, dim]      standard deviation over a track's frames (`deviation` in older stores)
     layer     [layer]                  which hidden states
     key, seconds, offset, length, split, group, dropped   [track]   the track table; offset and length in frames
+    path and columns of the input's own                   [track]   with them, where the input has them
 
 A track in `dropped` (it says why; empty otherwise) has rows of NaN. A shard of an array holds one part, all layers; a
 chunk within it one layer of some rows: one track, one layer or everything is read without much else. Chunks are
@@ -28,12 +29,12 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from mert_foundry.pipeline.features.plan import StoreLayout
-from mert_foundry.pipeline.features.resume import ROOT, SCHEMA_VERSION, PartRecord, _record_location
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.features.resume import ROOT, SCHEMA_VERSION, PartRecord, record_location
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import json_bytes
 
 ZSTD_LEVEL = 3
-TABLE = {
+TABLE: dict[str, type | str] = {
     "key": str,
     "seconds": "float64",
     "offset": "int64",
@@ -53,29 +54,34 @@ def publish_part(
     digest: str,
     dropped: Mapping[str, str],
     backend: Mapping[str, JsonValue],
+    samples: Mapping[str, int] | None = None,
 ) -> PartRecord:
-    """Write the shards of a part, then its record. `arrays` are as `layout.empty_part` gives them, filled."""
+    """Write the shards of a part, then its record. `arrays` are as `layout.empty_part` gives them, filled.
+
+    `samples`: of tracks whose length was not known, or another one, when the part was planned.
+    """
     encoded: dict[str, Any] = {}
     first = number * layout.part_rows
     with _quiet():
         created = _create_arrays(zarr.create_group(MemoryStore(encoded)), layout)
         for name, values in arrays.items():
             created[name][first : first + len(values)] = values
-    files = {}
+    published: dict[str, tuple[int, str]] = {}
     for place, buffer in sorted(encoded.items()):
         if not place.endswith(ROOT):
             content = buffer.to_bytes()
-            storage.publish_bytes(storage.join(location, place), content)
-            files[place] = (len(content), hashlib.sha256(content).hexdigest())
+            files.publish_bytes(files.join(location, place), content)
+            published[place] = (len(content), hashlib.sha256(content).hexdigest())
     record = PartRecord(
         schema_version=SCHEMA_VERSION,
         part=number,
         store=digest,
-        files=files,
+        files=published,
         dropped=dict(dropped),
         backend=dict(backend),
+        samples=dict(samples or {}),
     )
-    storage.publish_bytes(_record_location(location, number), json_bytes(record.model_dump(mode="json")))
+    files.publish_bytes(record_location(location, number), json_bytes(record.model_dump(mode="json")))
     return record
 
 
@@ -89,32 +95,54 @@ def finish_store(
     """Write track table and array metadata, then the root that says `complete: true`. Every part must be finished.
 
     Args:
-        table: columns of TABLE but `dropped`, a value a track.
+        table: columns of TABLE but `dropped`, and any others, a value a track.
         dropped: tracks that could not be used, by key, as the parts' records have them.
     """
     columns = {**table, "dropped": [dropped.get(key, "") for key in table["key"]]}
-    reasons = sorted(text.split(":")[0] for text in columns["dropped"] if text)
-    state = {
-        "complete": True,
-        "dropped": {reason: reasons.count(reason) for reason in reasons},
-        "coordinates": " ".join(name for name in TABLE),  # xarray's: the table belongs to its tracks
-    }
+    names = [*TABLE, *(name for name in table if name not in TABLE)]
+    state = final_state(layout, columns, names)
     encoded: dict[str, Any] = {}
     with _quiet():
         memory = MemoryStore(encoded)
         group = zarr.create_group(memory, attributes={**description, **state})
         _create_arrays(group, layout)
         _create_column(group, "layer", "layer", "int64", layout.layers)
-        for name, kind in TABLE.items():
-            _create_column(group, name, "track", kind, columns[name])
+        for name in names:
+            _create_column(group, name, "track", TABLE.get(name) or column_kind(columns[name]), columns[name])
         zarr.consolidate_metadata(memory)
     root = json.loads(encoded.pop(ROOT).to_bytes())
     # zarr lists arrays in the order in which its threads come to them.
     arrays = root["consolidated_metadata"]["metadata"]
     root["consolidated_metadata"]["metadata"] = dict(sorted(arrays.items()))
     for place, buffer in sorted(encoded.items()):
-        storage.publish_bytes(storage.join(location, place), buffer.to_bytes())
-    storage.publish_bytes(storage.join(location, ROOT), json.dumps(root, indent=2).encode())
+        files.publish_bytes(files.join(location, place), buffer.to_bytes())
+    files.publish_bytes(files.join(location, ROOT), json.dumps(root, indent=2).encode())
+
+
+def final_state(layout: StoreLayout, columns: Mapping[str, Sequence], names: Sequence[str]) -> dict[str, Any]:
+    """What the root of a finished store says beside its description."""
+    reasons = sorted(text.split(":")[0] for text in columns["dropped"] if text)
+    state: dict[str, Any] = {
+        "complete": True,
+        "dropped": {reason: reasons.count(reason) for reason in reasons},
+        "coordinates": " ".join(names),  # xarray's: the table belongs to its tracks
+        "table_sha256": table_digest(columns),
+    }
+    missing = layout.rows - sum(columns["length"]) if layout.row == "frame" else 0
+    return state | ({"missing_frames": missing} if missing else {})
+
+
+def table_digest(columns: Mapping[str, Sequence]) -> str:
+    """SHA-256 of the columns of a track table but `dropped`, by which a table of other labels is known."""
+    own = {name: list(values) for name, values in sorted(columns.items()) if name != "dropped"}
+    return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+
+def column_kind(values: Sequence) -> type | str:
+    """How a column of values of one type is stored."""
+    first = values[0] if values else ""
+    kinds: dict[type, type | str] = {bool: "bool", int: "int64", float: "float64", str: str}
+    return kinds[type(first)]
 
 
 def _create_arrays(group: zarr.Group, layout: StoreLayout) -> dict[str, zarr.Array]:
@@ -148,8 +176,11 @@ def _create_column(group: zarr.Group, name: str, dimension: str, kind: type | st
 
 
 def _unicode(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file name that are none, such as Latin-1's, as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Text that UTF-8 can hold: bytes of a file name that are none, such as Latin-1's, and halves of pairs, as escapes."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

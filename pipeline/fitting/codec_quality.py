@@ -6,24 +6,25 @@ from encodec.model import EncodecModel
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
-from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 
 EVALUATION_SECONDS = 10
 # Added to mel magnitudes before the logarithm, so that near-silent bands do not rule the error.
 MEL_FLOOR = 1e-2
+MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples
 
 
 class MelError(nn.Module):
     """Mean over scales of |S - S'| + root mean square of S - S', S the log mel spectrum (windows of 64 to 2048)."""
 
-    def __init__(self, windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)):
+    def __init__(self) -> None:
         super().__init__()
         self.spectra = nn.ModuleList(
             MelSpectrogram(
                 SAMPLE_RATE, n_fft=window, hop_length=window // 4, n_mels=min(64, window // 8), power=1, normalized=True
             )
-            for window in windows
+            for window in MEL_WINDOWS
         )
 
     def forward(self, audio: Tensor, decoded: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class MelError(nn.Module):
 
 
 @torch.no_grad()
-def judge_codec(model: EncodecModel, tracks: list[np.ndarray]) -> dict:
+def evaluate_codec(model: EncodecModel, tracks: list[np.ndarray]) -> dict:
     """Reconstruction and codebook use on held-out int16 tracks `[T]`, in pieces of 10 seconds.
 
     Returns `si_sdr` (dB, mean over pieces with sound), `log_mel_distance` (mean |difference| of natural-log mel
@@ -62,7 +63,7 @@ def judge_codec(model: EncodecModel, tracks: list[np.ndarray]) -> dict:
                 distances.append((_log(spectrum(audio)) - _log(spectrum(decoded))).abs().mean().item())
     model.train(was_training)
     if not ratios:
-        raise ValueError(f"none of {len(tracks)} held-out tracks has {EVALUATION_SECONDS} s with sound to judge by")
+        raise ValueError(f"none of {len(tracks)} held-out tracks has {EVALUATION_SECONDS} s with sound to evaluate on")
     probabilities = counts / counts.sum(1, keepdim=True)
     entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
     return {

@@ -9,6 +9,7 @@ overwrites the revived entry with the old average in the same step), so it is sw
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,16 +19,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.pcm import to_float
 from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.fitting.codec_quality import MelError
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
-from mert_foundry.pipeline.storage.files import local_copy
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec
 
 KMEANS_VECTORS = 12_000
+
+
+class Codebook(Protocol):
+    """The buffers of an `EuclideanCodebook`, which it does not declare."""
+
+    cluster_size: Tensor
+    embed: Tensor
+    embed_avg: Tensor
+    inited: Tensor
+    codebook_size: int
 
 
 class CodecTrainingConfig(BaseModel):
@@ -40,7 +51,7 @@ class CodecTrainingConfig(BaseModel):
     seed: int = Field(default=0, description="Seed of weights and crops")
     sizes: CodecSizes = Field(default=CodecSizes(), description="Sizes of the network")
     train_hours: float = Field(default=8.0, gt=0, description="Audio held in memory, hours (173 MB an hour)")
-    valid_hours: float = Field(default=0.25, gt=0, description="Held-out audio to judge by, hours")
+    valid_hours: float = Field(default=0.25, gt=0, description="Held-out audio to evaluate on, hours")
     autoencoder_steps: int = Field(default=1000, ge=0, description="Steps before the codebooks start")
     steps: int = Field(default=10_000, gt=0, description="Steps in all")
     batch_size: int = Field(default=8, gt=0, description="Crops a step")
@@ -53,7 +64,7 @@ class CodecTrainingConfig(BaseModel):
     dead_code_share: float = Field(
         default=0.1, ge=0, description="An entry used less than this share of the mean is revived"
     )
-    validate_every: int = Field(default=500, gt=0, description="Steps between judgements on held-out audio")
+    validate_every: int = Field(default=500, gt=0, description="Steps between evaluations on held-out audio")
 
     @model_validator(mode="after")
     def _codebooks_start(self) -> "CodecTrainingConfig":
@@ -84,7 +95,7 @@ def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) 
     """Decode tracks under `root` to int16 `[T]` at 24 kHz each; `report` is given the audio seconds decoded so far."""
 
     def decode(track: Track) -> np.ndarray:
-        with local_copy(root, track.path) as path, open_audio(path) as audio:
+        with files.local_copy(root, track.path) as path, open_audio(path) as audio:
             return decoded_track(audio.blocks(), audio.header.sample_rate)
 
     decoded, seconds = [], 0.0
@@ -124,7 +135,7 @@ def train_codec(
     torch.manual_seed(config.seed)
     model = build_codec(config.sizes).train()
     batches = crops(tracks, config)
-    even_out_activations(model, next(batches))
+    data_dependent_init(model, next(batches))
     codebooks = [level._codebook for level in model.quantizer.vq.layers]
     inputs = record_inputs(codebooks)
     mel_error = MelError()
@@ -147,24 +158,24 @@ def train_codec(
         schedule.step()
         if step > config.autoencoder_steps:
             for codebook in codebooks:
-                revive_dead_codes(codebook, inputs[codebook], config.dead_code_share)
+                revive_dead_codes(cast(Codebook, codebook), inputs[codebook], config.dead_code_share)
         report(step, {name: loss.item() for name, loss in losses.items()}, model)
     return model.eval()
 
 
 @torch.no_grad()
-def even_out_activations(model: EncodecModel, audio: Tensor) -> None:
-    """Scale every convolution so that its output on a batch `[B, 1, T]` has unit deviation.
+def data_dependent_init(model: EncodecModel, audio: Tensor) -> None:
+    """Scale every convolution so that its output on a batch `[B, 1, T]` has a standard deviation of 1.
 
     Data-dependent initialisation (Salimans and Kingma 2016, arXiv 1602.07868, section 3): with torch's default
     the signal fades by a factor of about 1000 on its way through, and training starts by collapsing to silence.
     """
 
-    def rescale(convolution: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        deviation = output.std()
-        convolution.weight_g.div_(deviation)
-        convolution.bias.div_(deviation)
-        return output / deviation
+    def rescale(convolution: Any, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        scale = output.std()
+        convolution.weight_g.div_(scale)
+        convolution.bias.div_(scale)
+        return output / scale
 
     hooks = [
         module.register_forward_hook(rescale)
@@ -174,7 +185,7 @@ def even_out_activations(model: EncodecModel, audio: Tensor) -> None:
     model.decoder(model.encoder(audio))
     for hook in hooks:
         hook.remove()
-    last = [module for module in model.decoder.modules() if isinstance(module, nn.Conv1d)][-1]
+    last: Any = [module for module in model.decoder.modules() if isinstance(module, nn.Conv1d)][-1]
     last.weight_g.mul_(audio.std())
 
 
@@ -211,7 +222,7 @@ def record_inputs(codebooks: list[EuclideanCodebook]) -> dict[EuclideanCodebook,
 
 
 @torch.no_grad()
-def revive_dead_codes(codebook: EuclideanCodebook, vectors: Tensor, share: float) -> None:
+def revive_dead_codes(codebook: Codebook, vectors: Tensor, share: float) -> None:
     """Move entries whose running use is under `share` of the mean onto random vectors `[N, D]` of the batch."""
     mean_use = codebook.cluster_size.mean()
     dead = (codebook.cluster_size < share * mean_use).nonzero()[:, 0]

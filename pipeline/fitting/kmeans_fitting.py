@@ -23,7 +23,7 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, seconds_to_frames
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Manifest, Track
-from mert_foundry.pipeline.shards.statistics import DiscreteCounts, summarise
+from mert_foundry.pipeline.shards.statistics import DiscreteCounts, summarise_counts
 from mert_foundry.pipeline.teachers.kmeans import build_feature
 
 PUBLISHED_CLUSTERS = {"logmel": 300, "chroma": 200}
@@ -117,7 +117,7 @@ def collect_features(
         with decoded:
             for number in drawn.numbers:
                 for features in feature.stream(float_blocks(decoded.read(number * length, length))):
-                    file.write(np.ascontiguousarray(features.numpy()))
+                    file.write(features.numpy().tobytes())
                     frames += len(features)
                 report(frames / FRAME_RATE)
     if not frames:
@@ -158,7 +158,7 @@ def judge_centroids(kmeans: MiniBatchKMeans, sample: np.ndarray) -> dict:
         "squared_error": round(float(error), 4),
         "relative_error": round(float(error / variance), 4),
         "used": int((counts > 0).sum()),
-        "perplexity": round(summarise(DiscreteCounts(counts=[counts.tolist()])).perplexity[0], 1),
+        "perplexity": round(summarise_counts(DiscreteCounts(counts=[counts.tolist()])).perplexity[0], 1),
     }
 
 

@@ -1,7 +1,5 @@
 """Audio decoded back from stored codes, to hear what they kept; only for targets of a codec, which has a decoder."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import yaml
@@ -9,16 +7,11 @@ from pydantic import ValidationError
 
 from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.teachers.codec.weights import load_codec
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacher, EncodecTeacherConfig
 
 LABEL_CONFIG = "label.yaml"
-
-
-def decodable(specs: Sequence[TargetSpec]) -> list[TargetSpec]:
-    """The targets whose teacher has a decoder."""
-    return [spec for spec in specs if spec.teacher.get("kind") == "encodec"]
 
 
 class CodecDecoder:
@@ -30,12 +23,10 @@ class CodecDecoder:
     """
 
     def __init__(self, spec: TargetSpec, config: EncodecTeacherConfig):
-        # Which backend encodes does not matter to the decoder, and may not be installed here.
-        teacher = EncodecTeacher(config.model_copy(update={"backend": "torch"}), torch.device("cpu"))
-        if teacher.spec.fingerprint != spec.fingerprint:
+        fingerprint = EncodecTeacher.describe(config).fingerprint
+        if fingerprint != spec.fingerprint:
             raise ValueError(
-                f"codec {config.weights}: fingerprint {teacher.spec.fingerprint}, target {spec.name} was made by"
-                f" {spec.fingerprint}"
+                f"codec {config.weights}: fingerprint {fingerprint}, target {spec.name} was made by {spec.fingerprint}"
             )
         self._codec = load_codec(config.weights)
 
@@ -64,10 +55,10 @@ def recorded_teacher(folder: str, spec: TargetSpec, weights: str | None = None) 
 
 
 def _in_label_config(folder: str, spec: TargetSpec) -> EncodecTeacherConfig | None:
-    location = storage.join(folder, LABEL_CONFIG)
-    if not storage.exists(location):
+    location = files.join(folder, LABEL_CONFIG)
+    if not files.exists(location):
         return None
-    document = yaml.safe_load(storage.read_bytes(location))
+    document = yaml.safe_load(files.read_bytes(location))
     for teacher in document.get("teachers", []) if isinstance(document, dict) else []:
         try:
             config = EncodecTeacherConfig.model_validate(teacher)

@@ -8,9 +8,6 @@ from itertools import chain
 
 from pydantic import Field, JsonValue
 
-from mert_foundry.pipeline.inspection.manifest_summary import ManifestFolder
-from mert_foundry.pipeline.manifest.rows import Track
-from mert_foundry.pipeline.shards.index import ShardIndex, load_index, load_records
 from mert_foundry.pipeline.storage.documents import Document
 
 
@@ -85,7 +82,7 @@ def compare_settings(first: Mapping[str, JsonValue], second: Mapping[str, JsonVa
     ]
 
 
-def flatten(value: JsonValue, name: str = "") -> dict[str, JsonValue]:
+def flatten(value: JsonValue | Mapping[str, JsonValue], name: str = "") -> dict[str, JsonValue]:
     """Nested mappings as dotted keys; lists stay whole."""
     if not isinstance(value, Mapping):
         return {name: value}
@@ -97,7 +94,7 @@ def flatten(value: JsonValue, name: str = "") -> dict[str, JsonValue]:
 
 
 def _worded(name: str, first: JsonValue, second: JsonValue) -> str:
-    """What became of a value: `split train -> valid` for a short text, `loss 5.1 -> 4.9` for a measure, else its name."""
+    """How a value changed: `split train -> valid` for a short text, `loss 5.1 -> 4.9` for a measure, else its name."""
     if first is None or second is None:
         return f"{name.removeprefix('relabelled ')} {'added' if first is None else 'removed'}"
     if isinstance(first, float) and isinstance(second, float):
@@ -105,66 +102,3 @@ def _worded(name: str, first: JsonValue, second: JsonValue) -> str:
     if isinstance(first, str) and isinstance(second, str) and len(first) + len(second) < 60:
         return f"{name} {first} -> {second}"
     return name
-
-
-def compare_manifests(first: ManifestFolder, second: ManifestFolder) -> Difference:
-    """Tracks by key; rejects by path."""
-    settings = compare_settings(_manifest_settings(first), _manifest_settings(second))
-    rows = [
-        {track.key: _track_content(track) for track in read.manifest.tracks}
-        | {f"rejected: {reject.path}": {"reason": reject.reason} for reject in read.rejects}
-        for read in (first, second)
-    ]
-    return difference("manifest difference", first.folder, second.folder, settings, "tracks and rejected files", *rows)
-
-
-def _manifest_settings(read: ManifestFolder) -> dict[str, JsonValue]:
-    splits: dict[str, int] = {}
-    for track in read.manifest.tracks:
-        splits[track.split] = splits.get(track.split, 0) + 1
-    return {"root": read.manifest.root, "config": read.config, "tracks": splits}
-
-
-def _track_content(track: Track) -> dict[str, JsonValue]:
-    return {
-        "split": track.split,
-        "path": track.path,
-        "group": track.group,
-        "audio": track.audio_sha256,
-        "file": track.sha256,
-        "format": track.format,
-    }
-
-
-def compare_shard_sets(first: str, second: str) -> Difference:
-    """Examples by key, from the records of all shards. Raises as `load_index` and `load_listed_record`."""
-    indexes = [load_index(folder) for folder in (first, second)]
-    settings = compare_settings(*map(_index_settings, indexes))
-    rows = [_example_rows(folder, index) for folder, index in zip((first, second), indexes, strict=True)]
-    return difference("shards difference", first, second, settings, "examples", *rows)
-
-
-def _index_settings(index: ShardIndex) -> dict[str, JsonValue]:
-    return {
-        "manifest_sha256": index.manifest_sha256,
-        "segment_seconds": index.segment_seconds,
-        "audio_member": index.audio_member,
-        "targets": {spec.name: spec.model_dump(mode="json", exclude={"name"}) for spec in index.targets},
-        "totals": {split: totals.model_dump(exclude={"seconds"}) for split, totals in index.totals.items()},
-        "dropped": index.dropped,
-    }
-
-
-def _example_rows(folder: str, index: ShardIndex) -> dict[str, dict[str, JsonValue]]:
-    """Key to split, frames, and the CRC-32 of each member but the json, which repeats the rest."""
-    rows = {}
-    for record in load_records(folder, index.shardlist):
-        for entry in record.members:
-            content: dict[str, JsonValue] = {"split": record.split, "frames": entry.num_frames}
-            for suffix, (_, _, checksum) in entry.members.items():
-                if suffix == index.audio_member:
-                    content["audio"] = checksum
-                elif suffix != "json":
-                    content[f"relabelled {suffix.removesuffix('.npy')}"] = checksum
-            rows[entry.key] = content
-    return rows

@@ -12,7 +12,7 @@ import soundfile
 import torch
 import torchaudio
 
-from mert_foundry.pipeline.audio.pcm import to_float
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
 
@@ -57,8 +57,8 @@ def encode_mp3(audio: np.ndarray) -> bytes:
 def outline(audio: np.ndarray) -> np.ndarray:
     """Smallest and largest sample of each 80, int8 `[2, T / 80]` with 127 at full scale, of int16 or float32 `[T]`."""
     full_scale = 1.0 if audio.dtype.kind == "f" else 32768.0
-    pieces = audio[: len(audio) // OUTLINE_SAMPLES * OUTLINE_SAMPLES].reshape(-1, OUTLINE_SAMPLES) / full_scale
-    return np.clip(np.rint(np.stack([pieces.min(axis=1), pieces.max(axis=1)]) * 127), -127, 127).astype(np.int8)
+    blocks = audio[: len(audio) // OUTLINE_SAMPLES * OUTLINE_SAMPLES].reshape(-1, OUTLINE_SAMPLES) / full_scale
+    return np.clip(np.rint(np.stack([blocks.min(axis=1), blocks.max(axis=1)]) * 127), -127, 127).astype(np.int8)
 
 
 def target_levels(spec: TargetSpec, array: np.ndarray, minimum: float, maximum: float) -> Levels:
@@ -73,8 +73,8 @@ def target_levels(spec: TargetSpec, array: np.ndarray, minimum: float, maximum: 
             decibels = 20 * np.log10(values / maximum)
         levels = np.rint(np.clip(decibels / STEP_DECIBELS + last, 0, last))
         return Levels(levels.astype(np.uint8), last, True, 0.0, maximum)
-    reach = maximum - minimum or 1.0
-    levels = np.rint(np.clip((values - minimum) / reach, 0, 1) * 255)
+    value_range = maximum - minimum or 1.0
+    levels = np.rint(np.clip((values - minimum) / value_range, 0, 1) * 255)
     return Levels(levels.astype(np.uint8), 255, False, minimum, maximum)
 
 

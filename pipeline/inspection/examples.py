@@ -1,11 +1,10 @@
 """One example of a shard set by its key: found in the records, read by byte ranges, checked, described, exported."""
 
 import io
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -21,15 +20,17 @@ from mert_foundry.pipeline.shards.format import (
     member_suffixes,
 )
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
+from mert_foundry.pipeline.shards.members import Span, read_members
 from mert_foundry.pipeline.shards.record import ExampleEntry
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files
 
 FIRST_VALUES = 8
 READERS = 8
 
 
-class Place(NamedTuple):
-    """Where an example lies: its shard and its line in the shard's record."""
+class StoredExample(NamedTuple):
+    """Where an example is stored: its shard and its entry in the shard's record."""
 
     shard: ShardEntry
     example: ExampleEntry
@@ -69,16 +70,16 @@ class ExampleSummary(BaseModel):
     members: list[MemberSummary] = Field(description="In the order of the tar")
 
 
-def find_examples(folder: str, shards: Iterable[ShardEntry], keys: Iterable[str]) -> list[Place]:
-    """Where the examples `keys` lie, in that order. Raises ValueError naming the first key that no shard has."""
+def find_examples(folder: str, shards: Iterable[ShardEntry], keys: Iterable[str]) -> list[StoredExample]:
+    """Where the examples `keys` are stored, in that order. Raises ValueError naming the first key that no shard has."""
     shards, wanted = list(shards), list(dict.fromkeys(keys))
-    found: dict[str, Place] = {}
+    found: dict[str, StoredExample] = {}
     with ThreadPoolExecutor(READERS) as threads:
         records = threads.map(lambda shard: load_listed_record(folder, shard), shards)
         for shard, record in zip(shards, records, strict=True):
-            found |= {entry.key: Place(shard, entry) for entry in record.members if entry.key in wanted}
+            found |= {entry.key: StoredExample(shard, entry) for entry in record.members if entry.key in wanted}
             if len(found) == len(wanted):
-                records.close()  # the records that were not asked for yet stay unread
+                threads.shutdown(cancel_futures=True)  # the records that were not asked for yet stay unread
                 break
     for key in wanted:
         if key not in found:
@@ -88,79 +89,64 @@ def find_examples(folder: str, shards: Iterable[ShardEntry], keys: Iterable[str]
     return [found[key] for key in wanted]
 
 
-def read_example(folder: str, index: ShardIndex, place: Place) -> tuple[Example, dict[str, bytes]]:
+def read_example(folder: str, index: ShardIndex, stored: StoredExample) -> tuple[Example, dict[str, bytes]]:
     """The example and its members' bytes, read by ranges and checked against record and format.
 
     Raises:
         OSError: no tar, or the storage failed.
         ValueError: a short or damaged member; names shard, key, member and both values.
     """
-    members = read_members(folder, place, member_suffixes(index.targets, index.audio_member))
-    return decode_example(place.example.key, members, index.targets, index.audio_member), members
+    members = _read_members(folder, stored, member_suffixes(index.targets, index.audio_member))
+    return decode_example(stored.example.key, members, index.targets, index.audio_member), members
 
 
-def read_audio(folder: str, index: ShardIndex, place: Place) -> np.ndarray:
+def read_audio(folder: str, index: ShardIndex, stored: StoredExample) -> np.ndarray:
     """The audio of an example, int16 `[T]`, without its targets. Raises as `read_example`."""
-    data = read_members(folder, place, [index.audio_member])[index.audio_member]
-    return _decode_audio(f"{place.example.key}.{index.audio_member}", data, HOP * place.example.num_frames)
+    data = _read_members(folder, stored, [index.audio_member])[index.audio_member]
+    return _decode_audio(f"{stored.example.key}.{index.audio_member}", data, HOP * stored.example.num_frames)
 
 
-def read_members(folder: str, place: Place, suffixes: list[str]) -> dict[str, bytes]:
+def _read_members(folder: str, stored: StoredExample, suffixes: list[str]) -> dict[str, bytes]:
     """The bytes of some members, read by ranges and checked against the record. Raises as `read_example`."""
-    missing = [suffix for suffix in suffixes if suffix not in place.example.members]
-    if missing:
-        raise ValueError(f"{place.shard.record}: {place.example.key} has no member {missing[0]}")
-    spans = [place.example.members[suffix] for suffix in suffixes]
-    for suffix, (offset, size, _) in zip(suffixes, spans, strict=True):
-        if not 0 <= offset <= offset + size <= place.shard.filesize:
-            raise ValueError(
-                f"{place.shard.record}: {place.example.key}.{suffix} at {offset}, {size} bytes, of a tar of"
-                f" {place.shard.filesize}"
-            )
-    filesystem, path = storage.open_filesystem(storage.join(folder, place.shard.url))
-    contents = filesystem.cat_ranges(
-        [path] * len(spans),
-        [offset for offset, _, _ in spans],
-        [offset + size for offset, size, _ in spans],
-        on_error="raise",
-    )
-    members = dict(zip(suffixes, map(bytes, contents), strict=True))
-    for suffix, (_, size, checksum) in zip(suffixes, spans, strict=True):
-        name = f"{place.shard.url}: {place.example.key}.{suffix}"
-        if len(members[suffix]) != size:
-            raise ValueError(f"{name}: {len(members[suffix])} bytes there, its record says {size}")
-        if zlib.crc32(members[suffix]) != checksum:
-            raise ValueError(f"{name}: CRC-32 {zlib.crc32(members[suffix])}, its record says {checksum}")
-    return members
+    filesystem, path = files.open_filesystem(files.join(folder, stored.shard.url))
+
+    def read(spans: Sequence[Span]) -> list[bytes]:
+        starts = [span.offset for span in spans]
+        ends = [span.offset + span.size for span in spans]
+        return filesystem.cat_ranges([path] * len(spans), starts, ends, on_error="raise")
+
+    where = f"{stored.shard.url}: {stored.example.key}."
+    return read_members(where, stored.example, suffixes, stored.shard.filesize, read)
 
 
-def summarise_example(index: ShardIndex, place: Place, example: Example) -> ExampleSummary:
+def summarise_example(index: ShardIndex, stored: StoredExample, example: Example) -> ExampleSummary:
     """Members with shapes, dtypes, ranges and first values."""
     arrays = {f"{spec.name}.npy": example.targets[spec.name] for spec in index.targets}
     arrays[index.audio_member] = example.audio
     specs = {f"{spec.name}.npy": spec for spec in index.targets}
     summaries = []
-    for suffix, (offset, size, checksum) in sorted(place.example.members.items()):
+    for suffix, (offset, size, checksum) in sorted(stored.example.members.items()):
         described = _describe(arrays[suffix], specs.get(suffix)) if suffix in arrays else {}
         summaries.append(MemberSummary(name=suffix, offset=offset, bytes=size, crc32=checksum, **described))
     return ExampleSummary(
         key=example.key,
-        shard=place.shard.url,
+        shard=stored.shard.url,
         seconds=example.info.num_samples / SAMPLE_RATE,
         info=example.info,
         members=summaries,
     )
 
 
-def _describe(array: np.ndarray, spec) -> dict:
+def _describe(array: np.ndarray, spec: TargetSpec | None) -> dict[str, Any]:
+    """Fields of the summary of an array: audio `[T]`, which has no spec, or the target of one."""
     if spec is None:
         values, unit = array.astype(np.float64), "16-bit samples"
+        first = values[:FIRST_VALUES]
     elif spec.kind == "discrete":
         values, unit = array.astype(np.float64), f"codes of {spec.codebook_size}"
+        first = values[:, :FIRST_VALUES]
     else:
         values, unit = spec.values(array), "expanded from levels" if spec.companding else "values"
-    first = values[:, :FIRST_VALUES] if values.ndim > 1 and spec.kind == "discrete" else values[:FIRST_VALUES]
-    if spec is not None and spec.kind == "continuous":
         first = values[:2, :FIRST_VALUES]
     return {
         "dtype": str(array.dtype.newbyteorder("=")),

@@ -1,12 +1,13 @@
 """What each layer of a feature store holds: statistics, a two-dimensional view of the tracks, and who is near whom.
 
-A store may be far larger than memory. Of frames, a piece from the middle of each of at most 500 tracks is read, evenly
-over the store; of pooled features, the rows of at most 5,000 tracks. The summary says how much that was.
+A store may be far larger than memory. Of a store of frames, the middle of at most 500 tracks is read; of one of pooled
+features, the rows of at most 5,000 tracks, in both cases evenly over the store. The summary says how much was read.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zarr
@@ -16,7 +17,7 @@ from zarr.errors import GroupNotFoundError
 from mert_foundry.pipeline.features.older_names import present_names
 from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION
 from mert_foundry.pipeline.features.store import TABLE
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document
 
 MOST_FRAME_TRACKS, MOST_POOLED_TRACKS = 500, 5_000
@@ -37,7 +38,7 @@ class LayerSummary(Document):
         description="exp of the entropy of the singular values' shares, of centred rows (Roy & Vetterli 2007); 1 to dim"
     )
     dead_share: float = Field(
-        description="Share of dimensions with a deviation of at most 1 % of the layer's (root mean square)"
+        description="Share of dimensions whose standard deviation is at most 1 % of the layer's (root mean square)"
     )
 
 
@@ -50,7 +51,7 @@ class FeatureSummary(Document):
     dtype: str = Field(description="As stored")
     rows: int = Field(description="Frames, or tracks when pooled")
     dim: int = Field(description="Features of a layer")
-    frame_rate: float = Field(description="Frames a second of the model")
+    frame_rate: float = Field(description="Frames per second of the model")
     tracks: int = Field(description="Tracks")
     hours: float = Field(description="Audio hours")
     dropped: dict[str, str] = Field(description="Tracks without features, by key: the reason")
@@ -91,7 +92,7 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
     layers = read_column(location, group, "layer")
     array = feature_array(location, group)
     is_frames = array.basename == "features"
-    check_sizes(location, table, layers, array)
+    check_sizes(location, table, layers, array, int(str(group.attrs.get("missing_frames", 0))))
     chosen = choose_tracks(
         table["key"], table["dropped"], MOST_FRAME_TRACKS if is_frames else MOST_POOLED_TRACKS, wanted
     )
@@ -117,7 +118,7 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
         settings=described["settings"],
         tracks_read=len(chosen),
         rows_read=sums.rows,
-        layers=[sums.summarise(place, layer) for place, layer in enumerate(layers)],
+        layers=[sums.summarise(number, layer) for number, layer in enumerate(layers)],
     )
     return FeatureRows(
         summary, [table["key"][track] for track in chosen], [table["group"][track] for track in chosen], vectors
@@ -141,13 +142,13 @@ def open_features(location: str) -> zarr.Group:
     return group
 
 
-def read_column(location: str, group: zarr.Group, name: str) -> list:
+def read_column(location: str, group: zarr.Group, name: str) -> list[Any]:
     """A column of the track table, or the layers. Raises ValueError when it, or its chunk, is not there."""
     column = group.get(name)
     # Without its chunk a column would read as empty texts or zeros.
     if not isinstance(column, zarr.Array) or column.ndim != 1 or column.nchunks_initialized < column.nchunks:
         raise ValueError(f"{location}: damaged, the array {name} is missing")
-    return column[:].tolist()
+    return np.asarray(column[:]).tolist()
 
 
 def feature_array(location: str, group: zarr.Group) -> zarr.Array:
@@ -159,20 +160,22 @@ def feature_array(location: str, group: zarr.Group) -> zarr.Array:
     raise ValueError(f"{location}: damaged, the array features (or mean, of pooled ones) is missing")
 
 
-def check_sizes(location: str, table: Mapping[str, list], layers: list[int], array: zarr.Array) -> None:
+def check_sizes(
+    location: str, table: Mapping[str, list[Any]], layers: list[int], array: zarr.Array, missing_frames: int = 0
+) -> None:
     """Raise ValueError, naming both values, when the columns do not fit each other or the features."""
     tracks = len(table["key"])
     for name, column in table.items():
         if len(column) != tracks:
             raise ValueError(f"{location}: damaged, {len(column)} values in the array {name}, {tracks} in key")
-    rows = sum(table["length"]) if array.basename == "features" else tracks
+    rows = sum(table["length"]) + missing_frames if array.basename == "features" else tracks
     if array.shape[:2] != (rows, len(layers)):
         found = f"{array.shape[0]} rows and {array.shape[1]} layers in {array.basename}"
         raise ValueError(f"{location}: damaged, {found}, {rows} and {len(layers)} in the table")
 
 
 def choose_tracks(keys: list[str], dropped: list[str], most: int, wanted: Sequence[str] = ()) -> list[int]:
-    """Places of at most `most` tracks with features, evenly over the store, and of those `wanted`.
+    """Rows, in the track table, of at most `most` tracks with features, evenly over the store, and of those `wanted`.
 
     Raises ValueError when one of these is not there, or has no features.
     """
@@ -182,16 +185,16 @@ def choose_tracks(keys: list[str], dropped: list[str], most: int, wanted: Sequen
     for key in wanted:
         if key not in keys:
             raise ValueError(f"no track {key!r} among the {len(keys)} of the store")
-        place = keys.index(key)
-        if dropped[place]:
-            raise ValueError(f"track {key!r} has no features: {dropped[place]}")
-        usable.append(place)
+        track = keys.index(key)
+        if dropped[track]:
+            raise ValueError(f"track {key!r} has no features: {dropped[track]}")
+        usable.append(track)
     return sorted(set(usable))
 
 
 def _zarr_store(location: str) -> zarr.storage.StoreLike:
-    if storage.is_local(location):
-        return zarr.storage.LocalStore(storage.local_path(location), read_only=True)
+    if files.is_local(location):
+        return zarr.storage.LocalStore(files.local_path(location), read_only=True)
     return zarr.storage.FsspecStore.from_url(location, read_only=True)
 
 
@@ -204,7 +207,7 @@ def _read_frames(array: zarr.Array, spans: list[tuple[int, int]], sums: "_LayerS
         start = offset + (length - frames) // 2
         total = np.zeros(array.shape[1:])
         for first in range(start, start + frames, READ_AT_ONCE):
-            rows = array[first : min(first + READ_AT_ONCE, start + frames)].astype(np.float64)
+            rows = np.asarray(array[first : min(first + READ_AT_ONCE, start + frames)], np.float64)
             sums.add(rows)
             total += rows.sum(axis=0)
         vectors.append(total / frames)
@@ -215,7 +218,7 @@ def _read_pooled(array: zarr.Array, tracks: list[int], sums: "_LayerSums") -> np
     """The rows of these tracks."""
     vectors = []
     for start in range(0, len(tracks), READ_AT_ONCE):
-        rows = array.oindex[tracks[start : start + READ_AT_ONCE]].astype(np.float64)
+        rows = np.asarray(array.oindex[np.array(tracks[start : start + READ_AT_ONCE])], np.float64)
         sums.add(rows)
         vectors.append(rows)
     return np.concatenate(vectors)
@@ -243,18 +246,18 @@ class _LayerSums:
         for layer in range(rows.shape[1]):
             self.products[layer] += rows[:, layer].T @ rows[:, layer]
 
-    def summarise(self, place: int, layer: int) -> LayerSummary:
-        """Statistics of the layer at a place of the array."""
-        mean = self.total[place] / self.rows
-        covariance = self.products[place] / self.rows - np.outer(mean, mean)
+    def summarise(self, number: int, layer: int) -> LayerSummary:
+        """Statistics of the layer that is stored as `number` of the array, and is hidden state `layer` of the model."""
+        mean = self.total[number] / self.rows
+        covariance = self.products[number] / self.rows - np.outer(mean, mean)
         variance = np.maximum(np.diag(covariance), 0)
-        second_moment = np.trace(self.products[place]) / self.rows / len(mean)
+        second_moment = np.trace(self.products[number]) / self.rows / len(mean)
         floor = DEAD_SHARE * np.sqrt(variance.mean())
         return LayerSummary(
             layer=layer,
             mean=mean.mean(),
             deviation=np.sqrt(max(second_moment - mean.mean() ** 2, 0)),
-            largest=self.largest[place],
+            largest=self.largest[number],
             effective_rank=_effective_rank(covariance),
             dead_share=float(np.mean(np.sqrt(variance) <= floor)),
         )
@@ -263,7 +266,7 @@ class _LayerSums:
 def _effective_rank(covariance: np.ndarray) -> float:
     """From the roots of the eigenvalues, which are the singular values of the centred rows but for a factor."""
     eigenvalues = np.linalg.eigvalsh(covariance)
-    # What the rounding of sums leaves where nothing varies.
+    # Where nothing varies, rounding errors of the sums are not zero.
     singular = np.sqrt(np.where(eigenvalues > 1e-12 * max(eigenvalues[-1], 0), eigenvalues, 0))
     if not singular.any():
         return 1.0

@@ -1,11 +1,13 @@
-"""What a manifest holds: tracks and hours by split, group and format, lengths, files left out by reason."""
+"""What a manifest holds: tracks and hours by split, group and format, lengths and levels, rejected files by reason."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import yaml
 from pydantic import Field, JsonValue
 
+from mert_foundry.pipeline.inspection.difference import Difference, compare_settings, difference
 from mert_foundry.pipeline.inspection.spread import Spread, spread
 from mert_foundry.pipeline.manifest.rows import (
     Manifest,
@@ -15,7 +17,7 @@ from mert_foundry.pipeline.manifest.rows import (
     load_manifest,
     load_rejects,
 )
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document
 
 
@@ -44,9 +46,9 @@ class ManifestSummary(Document):
     peak_dbfs: Spread | None = Field(description="Peaks of tracks as stored, dB full scale")
     clipped_share: Spread | None = Field(description="Share of samples of tracks beyond full scale")
     one_of_several_streams: int = Field(description="Tracks of files with several streams")
-    notes: dict[str, int] = Field(description="What was put right, by note: tracks")
-    rejected: dict[str, int] = Field(description="Files left out, by reason")
-    rejects: list[Reject] = Field(description="Every file left out")
+    notes: dict[str, int] = Field(description="Tracks by note of what was corrected")
+    rejected: dict[str, int] = Field(description="Files rejected, by reason")
+    rejects: list[Reject] = Field(description="Every rejected file")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class ManifestFolder:
 def load_manifest_folder(folder: str) -> ManifestFolder:
     """Read the three files. Raises as `load_manifest`, and ValueError naming a line that is no reject."""
     manifest = load_manifest(folder)
-    config = yaml.safe_load(storage.read_bytes(storage.join(folder, "manifest.yaml"))).get("config", {})
+    config = yaml.safe_load(files.read_bytes(files.join(folder, "manifest.yaml"))).get("config", {})
     return ManifestFolder(folder=folder, manifest=manifest, config=config, rejects=load_rejects(folder))
 
 
 def count_by_reason(rejects: list[Reject]) -> dict[str, int]:
-    """Files left out, by reason, the most frequent first."""
+    """Files rejected, by reason, the most frequent first."""
     return dict(Counter(reject.reason for reject in rejects).most_common())
 
 
@@ -99,8 +101,8 @@ def _spread_of(tracks: list[Track], field: str) -> Spread | None:
     return spread([value for track in tracks if (value := getattr(track, field)) is not None])
 
 
-def _totals_by(tracks, name) -> dict[str, TrackTotals]:
-    members: dict[str, list] = {}
+def _totals_by(tracks: list[Track], name: Callable[[Track], str]) -> dict[str, TrackTotals]:
+    members: dict[str, list[Track]] = {}
     for track in tracks:
         members.setdefault(name(track), []).append(track)
     return {
@@ -110,4 +112,33 @@ def _totals_by(tracks, name) -> dict[str, TrackTotals]:
             bytes=sum(track.bytes for track in rows),
         )
         for label, rows in sorted(members.items())
+    }
+
+
+def compare_manifests(first: ManifestFolder, second: ManifestFolder) -> Difference:
+    """Tracks by key; rejects by path."""
+    settings = compare_settings(_manifest_settings(first), _manifest_settings(second))
+    rows = [
+        {track.key: _track_content(track) for track in read.manifest.tracks}
+        | {f"rejected: {reject.path}": {"reason": reject.reason} for reject in read.rejects}
+        for read in (first, second)
+    ]
+    return difference("manifest difference", first.folder, second.folder, settings, "tracks and rejected files", *rows)
+
+
+def _manifest_settings(read: ManifestFolder) -> dict[str, JsonValue]:
+    splits: dict[str, int] = {}
+    for track in read.manifest.tracks:
+        splits[track.split] = splits.get(track.split, 0) + 1
+    return {"root": read.manifest.root, "config": read.config, "tracks": {**splits}}
+
+
+def _track_content(track: Track) -> dict[str, JsonValue]:
+    return {
+        "split": track.split,
+        "path": track.path,
+        "group": track.group,
+        "audio": track.audio_sha256,
+        "file": track.sha256,
+        "format": track.format,
     }

@@ -8,7 +8,7 @@ from mert_foundry.pipeline.storage.documents import Document
 
 
 class Neighbour(Document):
-    """A track near another one."""
+    """A track that is near another one."""
 
     key: str = Field(description="Track key")
     group: str = Field(description="Its group")
@@ -34,30 +34,31 @@ def project(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     centred = vectors - vectors.mean(axis=0)
     left, singular, right = np.linalg.svd(centred, full_matrices=False)
-    places = np.zeros((len(vectors), 2))
+    projected = np.zeros((len(vectors), 2))
     shares = np.zeros(2)
     count = min(2, len(singular))
     signs = np.sign(right[np.arange(count), np.abs(right[:count]).argmax(axis=1)])
-    places[:, :count] = left[:, :count] * singular[:count] * np.where(signs == 0, 1, signs)
+    projected[:, :count] = left[:, :count] * singular[:count] * np.where(signs == 0, 1, signs)
     shares[:count] = singular[:count] ** 2 / max(np.sum(singular**2), np.finfo(float).tiny)
-    return places, shares
+    return projected, shares
 
 
 def nearest(read: FeatureRows, key: str, count: int = 10) -> NeighbourSummary:
-    """The tracks nearest to one: by cosine of vectors whose every dimension has mean 0 and deviation 1 over the tracks.
+    """The tracks nearest to one, over all layers together and in each layer.
 
-    Over all layers together, and in each layer. Raises ValueError when the track was not read.
+    Near is a large cosine of vectors whose every dimension has mean 0 and standard deviation 1 over the tracks.
+    Raises ValueError when the track was not read.
     """
     if key not in read.keys:
         raise ValueError(f"track {key!r} is not among the {len(read.keys)} that were read")
-    place = read.keys.index(key)
-    deviation = read.vectors.std(axis=0)
-    scaled = (read.vectors - read.vectors.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    wanted = read.keys.index(key)
+    spread = read.vectors.std(axis=0)
+    scaled = (read.vectors - read.vectors.mean(axis=0)) / np.where(spread > 0, spread, 1)
 
     def order(vectors: np.ndarray) -> list[Neighbour]:
         lengths = np.linalg.norm(vectors, axis=1)
-        similarity = vectors @ vectors[place] / np.maximum(lengths * lengths[place], np.finfo(float).tiny)
-        others = [track for track in np.argsort(-similarity, kind="stable").tolist() if track != place][:count]
+        similarity = vectors @ vectors[wanted] / np.maximum(lengths * lengths[wanted], np.finfo(float).tiny)
+        others = [track for track in np.argsort(-similarity, kind="stable").tolist() if track != wanted][:count]
         return [
             Neighbour(
                 key=read.keys[track], group=read.groups[track], similarity=float(np.clip(similarity[track], -1, 1))
@@ -68,7 +69,7 @@ def nearest(read: FeatureRows, key: str, count: int = 10) -> NeighbourSummary:
     return NeighbourSummary(
         location=read.summary.location,
         key=key,
-        group=read.groups[place],
+        group=read.groups[wanted],
         compared=len(read.keys) - 1,
         nearest=order(scaled.reshape(len(scaled), -1)),
         by_layer={layer.layer: order(scaled[:, number]) for number, layer in enumerate(read.summary.layers)},

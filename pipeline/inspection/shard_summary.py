@@ -1,4 +1,4 @@
-"""What a shard set holds, told from index.json and the shards' records alone: no tar is opened.
+"""What a shard set holds, from index.json and the shards' records alone: no tar is opened.
 
 Totals, statistics and drops are those of the index. Lengths, dropped tracks and segments, and the use of every code
 come from the records; of a very large set an even share of the records is read, and `records_read` says how many.
@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from mert_foundry.pipeline.frames import FRAME_RATE
+from mert_foundry.pipeline.inspection.difference import Difference, compare_settings, difference
 from mert_foundry.pipeline.inspection.spread import Spread, spread
 from mert_foundry.pipeline.shards.companding import Companding
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_index, load_records
@@ -32,12 +33,12 @@ class SplitSummary(Document):
 
 
 class TargetSummary(Document):
-    """One target: what it is, who made it, what its values do."""
+    """One target: what it is, who made it, statistics of its values."""
 
     name: str = Field(description="Member name: {key}.{name}.npy")
     kind: str = Field(description="discrete or continuous")
     dtype: str = Field(description="NumPy dtype in the shard")
-    frame_rate: int = Field(description="Frames a second")
+    frame_rate: int = Field(description="Frames per second")
     size: int = Field(description="Codebooks (discrete) or bins (continuous)")
     codebook_size: int | None = Field(description="Entries per codebook; none if continuous")
     companding: Companding | None = Field(
@@ -45,7 +46,9 @@ class TargetSummary(Document):
     )
     teacher: dict[str, JsonValue] = Field(description="Settings of the teacher")
     fingerprint: str = Field(description="SHA-256 over the teacher's weights and settings")
-    statistics: Summary = Field(description="Usage (0 to 1) and perplexity by codebook, or mean and deviation by bin")
+    statistics: Summary = Field(
+        description="Usage (0 to 1) and perplexity by codebook, or mean and standard deviation by bin"
+    )
 
 
 class ShardSummary(Document):
@@ -95,7 +98,7 @@ class ShardSet:
 def load_shard_set(folder: str) -> ShardSet:
     """Read index and records. Raises as `load_index` and `load_listed_record`."""
     index = load_index(folder)
-    records = load_records(folder, evenly(index.shardlist, MOST_RECORDS))
+    records = load_records(folder, subsample(index.shardlist, MOST_RECORDS))
     partials = {spec.name: empty(spec) for spec in index.targets}
     for record in records:
         partials = {name: merge(partial, record.statistics[name]) for name, partial in partials.items()}
@@ -110,7 +113,7 @@ def load_shard_set(folder: str) -> ShardSet:
     )
 
 
-def evenly(entries: Sequence[ShardEntry], most: int) -> list[ShardEntry]:
+def subsample(entries: Sequence[ShardEntry], most: int) -> list[ShardEntry]:
     """All entries, or `most` of them at even distances."""
     if len(entries) <= most:
         return list(entries)
@@ -118,7 +121,7 @@ def evenly(entries: Sequence[ShardEntry], most: int) -> list[ShardEntry]:
 
 
 def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = None) -> ShardSummary:
-    """The summary of a set that was read; `rejected` counts the files that its manifest left out, by reason."""
+    """The summary of a set that was read; `rejected` counts the files that its manifest rejected, by reason."""
     index = shard_set.index
     return ShardSummary(
         location=shard_set.folder,
@@ -150,3 +153,37 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         dropped_segments=[drop for record in shard_set.records for drop in record.dropped_segments],
         rejected=rejected,
     )
+
+
+def compare_shard_sets(first: str, second: str) -> Difference:
+    """Examples by key, from the records of all shards. Raises as `load_index` and `load_listed_record`."""
+    indexes = [load_index(folder) for folder in (first, second)]
+    settings = compare_settings(*map(_index_settings, indexes))
+    rows = [_example_rows(folder, index) for folder, index in zip((first, second), indexes, strict=True)]
+    return difference("shards difference", first, second, settings, "examples", *rows)
+
+
+def _index_settings(index: ShardIndex) -> dict[str, JsonValue]:
+    return {
+        "manifest_sha256": index.manifest_sha256,
+        "segment_seconds": index.segment_seconds,
+        "audio_member": index.audio_member,
+        "targets": {spec.name: spec.model_dump(mode="json", exclude={"name"}) for spec in index.targets},
+        "totals": {split: totals.model_dump(exclude={"seconds"}) for split, totals in index.totals.items()},
+        "dropped": {**index.dropped},
+    }
+
+
+def _example_rows(folder: str, index: ShardIndex) -> dict[str, dict[str, JsonValue]]:
+    """Key to split, frames, and the CRC-32 of each member but the json, which repeats the rest."""
+    rows = {}
+    for record in load_records(folder, index.shardlist):
+        for entry in record.members:
+            content: dict[str, JsonValue] = {"split": record.split, "frames": entry.num_frames}
+            for suffix, (_, _, checksum) in entry.members.items():
+                if suffix == index.audio_member:
+                    content["audio"] = checksum
+                elif suffix != "json":
+                    content[f"relabelled {suffix.removesuffix('.npy')}"] = checksum
+            rows[entry.key] = content
+    return rows

@@ -14,12 +14,12 @@ from mert_foundry.pipeline.audio.decode import decoder_faults
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.audio.second_reader import read_again
-from mert_foundry.pipeline.features.plan import SourceTrack
+from mert_foundry.pipeline.features.plan import ShardPlace, SourceTrack
 from mert_foundry.pipeline.features.shard_tracks import ShardTracks
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
 from mert_foundry.pipeline.labelling.verify import Fault
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
-from mert_foundry.pipeline.storage.files import local_copy
+from mert_foundry.pipeline.storage import files
 
 # Steps of 16 bits. Two lossless decoders give the same samples, whose mean over the channels may round the other way; Vorbis
 # is defined but for rounding.
@@ -62,7 +62,7 @@ def compare_corpus(folder: str, manifest: Manifest, count: int) -> Iterator[Comp
 
 def _compare(shards: ShardTracks, track: SourceTrack, row: Track, root: str) -> Comparison:
     try:
-        with local_copy(root, row.path) as path, decoder_faults():
+        with files.local_copy(root, row.path) as path, decoder_faults():
             reading = read_again(path, row.format, row.notes)
             if reading is None:
                 return Comparison(row, False, None)
@@ -70,12 +70,13 @@ def _compare(shards: ShardTracks, track: SourceTrack, row: Track, root: str) -> 
     except DecodeError:  # the other library's own limits
         return Comparison(row, False, None)
     with shards.open(track) as audio:
+        assert track.num_samples is not None  # of shards, it is always known
         stored = audio.read(0, track.num_samples)
     if len(found) < len(stored) and (row.header_seconds is None or row.format == "mp3/mp3float"):
         # Where a size was left open, or no count says how long an MP3 is, the other library may stop early.
         return Comparison(row, False, None)
     message = difference(stored, found, row.format, _kept(track))
-    url = shards.index.shardlist[track.place.shard].url
+    url = shards.index.shardlist[_place(track).shard].url
     if message:
         message = f"{row.path}: {reading.reader} decodes other audio than the shards hold: {message}"
     return Comparison(row, True, Fault(url, track.key, message) if message else None)
@@ -120,9 +121,12 @@ def find_lag(stored: np.ndarray, found: np.ndarray) -> int:
     return lag if lag < size // 2 else lag - size
 
 
+def _place(track: SourceTrack) -> ShardPlace:
+    assert isinstance(track.place, ShardPlace), "a track of ShardTracks"
+    return track.place
+
+
 def _kept(track: SourceTrack) -> np.ndarray:
-    kept = [
-        np.full(frames, example is not None)
-        for example, frames in zip(track.place.examples, track.place.frames, strict=True)
-    ]
+    place = _place(track)
+    kept = [np.full(frames, example is not None) for example, frames in zip(place.examples, place.frames, strict=True)]
     return np.concatenate(kept)

@@ -5,7 +5,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.pipeline.audio.pcm import SILENCE_DBFS
+from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.frames import (
     AUDIO_VERSION,
     resampled_length,
@@ -26,7 +26,7 @@ class SegmentConfig(BaseModel):
     shortest_seconds: float = Field(
         default=5.0,
         gt=0,
-        description="A shorter rest of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds",
+        description="A shorter remainder of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds",
     )
     examples_per_shard: int = Field(default=128, gt=0, description="A shard is full from here on; tracks stay whole")
     drop_silent: bool = Field(

@@ -4,16 +4,15 @@ Every stage is a stream, so a track of any length needs the memory of a few segm
 teacher's chunk; a teacher that labels tracks side by side also holds the labels of those that are ahead.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
 
 import numpy as np
 
-from mert_foundry.pipeline.audio.blocks import recut
+from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS, peak_of, recut, to_dbfs
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.pcm import SILENCE_DBFS, peak_of, to_dbfs
 from mert_foundry.pipeline.audio.read_ahead import read_ahead
 from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
@@ -52,29 +51,37 @@ def process_shard(
         ValueError: a teacher wrote what its specification does not allow.
     """
 
-    def outcomes() -> Iterator[Outcome]:
-        with closing(_decode_ahead(task, root, decode_threads, device)) as decoded:
-            # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
-            tracks, *views = tee(decoded, 1 + len(teachers))
-            labels = [
-                (teacher.spec, label_tracks(teacher, _audio(view)))
-                for teacher, view in zip(teachers, views, strict=True)
-            ]
-            for track, segmented in tracks:
-                for outcome in _outcomes_of(track, segmented, task.config, labels):
-                    yield outcome
-                    report(_seconds(outcome, track))
-
-    with closing(outcomes()) as stream:
+    with closing(_outcomes(task, teachers, root, device, decode_threads, report)) as outcomes:
         return write_shard(
             out,
             task.name,
-            stream,
+            outcomes,
             [teacher.spec for teacher in teachers],
             audio_member=task.config.audio,
             plan_fingerprint=task.fingerprint(),
             backend=backend,
         )
+
+
+def _outcomes(
+    task: ShardTask,
+    teachers: list[Teacher],
+    root: str,
+    device: str,
+    decode_threads: int,
+    report: Callable[[float], None],
+) -> Generator[Outcome, None, None]:
+    """What the shard's tracks come to, in the order of the task."""
+    with closing(_decode_ahead(task, root, decode_threads, device)) as decoded:
+        # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
+        tracks, *views = tee(decoded, 1 + len(teachers))
+        labels = [
+            (teacher.spec, label_tracks(teacher, _audio(view))) for teacher, view in zip(teachers, views, strict=True)
+        ]
+        for track, segmented in tracks:
+            for outcome in _outcomes_of(track, segmented, task.config, labels):
+                yield outcome
+                report(_seconds(outcome, track))
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class _SegmentedTrack:
 
 def _decode_ahead(
     task: ShardTask, root: str, threads: int, device: str
-) -> Iterator[tuple[Track, _SegmentedTrack | DecodeError]]:
+) -> Generator[tuple[Track, _SegmentedTrack | DecodeError], None, None]:
     """Decode in threads, hand over in order; at most `threads` wait for the teacher that is furthest ahead."""
 
     def attempt(track: Track) -> _SegmentedTrack | DecodeError:

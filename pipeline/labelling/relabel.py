@@ -18,23 +18,10 @@ LARGEST_RELATIVE_ERROR = 1e-3
 MOST_OTHER_LEVELS = 0.01  # of companded values; a gain of 1e-5 moves about 3 values in 10,000 to the next level
 
 
-def check_teachers(index: ShardIndex, teachers: list[Teacher]) -> None:
-    """Raise ValueError unless these teachers made the labels, naming both fingerprints."""
-    made = {spec.name: spec.fingerprint for spec in index.targets}
-    for teacher in teachers:
-        fingerprint = made.pop(teacher.spec.name, None)
-        if fingerprint != teacher.spec.fingerprint:
-            raise ValueError(
-                f"target {teacher.spec.name}: labelled by teacher {fingerprint}, this teacher is {teacher.spec.fingerprint}"
-            )
-    if made:
-        raise ValueError(f"targets {sorted(made)} are in index.json, but none of these teachers makes them")
-
-
 def relabel_examples(
     folder: str, index: ShardIndex, count: int, teachers: list[Teacher]
 ) -> Iterator[tuple[float, list[Fault]]]:
-    """Compare `count` examples, always the same ones of a set, with labels made anew of their whole tracks.
+    """Compare `count` examples, always the same ones of a set, with labels recomputed over their whole tracks.
 
     Yields, after each track, its audio seconds and the faults of its chosen examples.
     """
@@ -68,7 +55,7 @@ def difference(spec: TargetSpec, stored: np.ndarray, again: np.ndarray, start: i
         fault = others > MOST_OTHER_LEVELS or furthest > 1
         return f"{spec.name}: {others:.2%} of values on another level, by up to {furthest} levels" if fault else ""
     stored, again = spec.values(stored), spec.values(again)
-    error = float(np.linalg.norm(stored - again) / max(np.linalg.norm(again), 1e-9))
+    error = float(np.linalg.norm(stored - again)) / max(float(np.linalg.norm(again)), 1e-9)
     return f"{spec.name}: relative error {error:.2e}" if error > LARGEST_RELATIVE_ERROR else ""
 
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.index import INDEX_NAME
-from mert_foundry.pipeline.shards.record import NAME_PATTERN, ShardRecord, load_record
+from mert_foundry.pipeline.shards.record import NAME_PATTERN, ShardRecord, find_misfits, load_record
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 from mert_foundry.pipeline.storage.ownership import find_document_fault, find_tar_fault
 
@@ -39,9 +39,9 @@ def find_unfinished(
 def remove_unplanned(folder: str, tasks: list[ShardTask]) -> None:
     """Remove the shards outside the plan, the index first, once `find_unfinished` has seen whose they are."""
     for name in find_unplanned(folder, tasks):
-        storage.remove(storage.join(folder, INDEX_NAME))
-        storage.remove(storage.join(folder, f"{name}.tar"))
-        storage.remove(storage.join(folder, f"{name}.json"))
+        files.remove(files.join(folder, INDEX_NAME))
+        files.remove(files.join(folder, f"{name}.tar"))
+        files.remove(files.join(folder, f"{name}.json"))
 
 
 def find_unplanned(folder: str, tasks: list[ShardTask]) -> list[str]:
@@ -55,7 +55,7 @@ def refuse_foreign_files(folder: str) -> None:
     Raises:
         FolderError: one that `mert label` did not write; it is named with the reason.
     """
-    names = storage.list_names(folder)
+    names = files.list_names(folder)
     with ThreadPoolExecutor(THREADS) as threads:
         for name, fault in zip(names, threads.map(lambda name: _find_fault(folder, name), names)):
             if fault:
@@ -66,7 +66,7 @@ def refuse_foreign_files(folder: str) -> None:
 
 def _find_fault(folder: str, name: str) -> str:
     """Why a file that has a name of ours is not ours, or an empty string."""
-    location = storage.join(folder, name)
+    location = files.join(folder, name)
     try:
         if name == INDEX_NAME:
             return find_document_fault(location, INDEX_KEYS)
@@ -79,8 +79,8 @@ def _find_fault(folder: str, name: str) -> str:
 
 def shard_names(folder: str) -> set[str]:
     """Names of the shards with a tar or a record in the folder; other files are nobody's business here."""
-    files = (name.rpartition(".") for name in storage.list_names(folder))
-    return {name for name, _, kind in files if kind in ("tar", "json") and re.fullmatch(NAME_PATTERN, name)}
+    parts = (name.rpartition(".") for name in files.list_names(folder))
+    return {name for name, _, kind in parts if kind in ("tar", "json") and re.fullmatch(NAME_PATTERN, name)}
 
 
 def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: AudioMember, overwrite: bool) -> bool:
@@ -92,21 +92,13 @@ def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: A
     except ValueError as error:
         difference = str(error)
     if difference and not overwrite:
-        raise ValueError(f"{folder}/{task.name}.json is stale: {difference}; overwrite=true makes it anew")
-    tar = storage.join(folder, f"{task.name}.tar")
-    return not difference and storage.exists(tar) and storage.size(tar) == record.bytes
+        raise ValueError(f"{folder}/{task.name}.json is stale: {difference}; overwrite=true replaces it")
+    tar = files.join(folder, f"{task.name}.tar")
+    return not difference and files.exists(tar) and files.size(tar) == record.bytes
 
 
 def _difference(record: ShardRecord, task: ShardTask, specs: list[TargetSpec], audio: AudioMember) -> str:
-    for spec in specs:
-        found = record.teachers.get(spec.name)
-        if found != spec.fingerprint:
-            return f"target {spec.name} was labelled by teacher {found}, this teacher is {spec.fingerprint}"
-    extra = set(record.teachers) - {spec.name for spec in specs}
-    if extra:
-        return f"it has targets {sorted(extra)} that this configuration does not have"
-    if record.audio_member != audio:
-        return f"audio is stored as {record.audio_member}, this configuration asks for {audio}"
-    if record.plan_fingerprint != task.fingerprint():
-        return f"its plan was {record.plan_fingerprint}, this plan is {task.fingerprint()}"
-    return ""
+    misfit = next(find_misfits(record, specs, audio), "")
+    if misfit or record.plan_fingerprint == task.fingerprint():
+        return misfit
+    return f"its plan was {record.plan_fingerprint}, this plan is {task.fingerprint()}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import webdataset
 
@@ -30,7 +30,7 @@ from mert_foundry.pipeline.shards.record import (
 )
 from mert_foundry.pipeline.shards.statistics import Partial, empty, measure, merge
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import json_bytes
 
 BLOCK = 512  # bytes of a tar block and of a USTAR header
@@ -66,43 +66,47 @@ def write_shard(
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"shard name {name!r} is not of the form split-000000")
     check_specs(specs)
-    record_location = storage.join(folder, f"{name}.json")
-    shard = _Contents(specs)
-    with storage.publishing(storage.join(folder, f"{name}.tar")) as temporary:
+    record_location = files.join(folder, f"{name}.json")
+    contents = _Contents(specs)
+    with files.publishing(files.join(folder, f"{name}.tar")) as temporary:
         with open(temporary, "wb") as stream:
             file = _HashedFile(stream)
-            with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
-                with closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as results:
-                    for outcome, encoded in results:
-                        if isinstance(outcome, DroppedTrack):
-                            shard.dropped_tracks.append(outcome)
-                        elif isinstance(outcome, DroppedSegment):
-                            shard.dropped_segments.append(outcome)
-                        else:
-                            shard.add(outcome, encoded, tar)
-        storage.remove(record_location)
-    num_frames = sum(entry.num_frames for entry in shard.entries)
-    record = ShardRecord(
-        schema_version=SCHEMA_VERSION,
+            _write_tar(file, outcomes, specs, audio_member, contents)
+        files.remove(record_location)
+    record = contents.describe(
         url=f"{name}.tar",
         split=name.rpartition("-")[0],
-        examples=len(shard.entries),
-        num_frames=num_frames,
-        seconds=num_frames / FRAME_RATE,
         bytes=file.size,
         sha256=file.digest.hexdigest(),
         audio_member=audio_member,
-        dropped=count_dropped(shard.dropped_tracks, shard.dropped_segments),
-        dropped_tracks=shard.dropped_tracks,
-        dropped_segments=shard.dropped_segments,
         plan_fingerprint=plan_fingerprint,
         teachers={spec.name: spec.fingerprint for spec in specs},
         backend=dict(backend),
-        statistics=shard.statistics,
-        members=shard.entries,
     )
-    storage.publish_bytes(record_location, json_bytes(record.model_dump(mode="json")))
+    files.publish_bytes(record_location, json_bytes(record.model_dump(mode="json")))
     return record
+
+
+def _write_tar(
+    file: "_HashedFile",
+    outcomes: Iterable[Outcome],
+    specs: Sequence[TargetSpec],
+    audio_member: AudioMember,
+    contents: "_Contents",
+) -> None:
+    """Encode in threads and write in order; `contents` follows."""
+    with (
+        webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar,
+        closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as results,
+    ):
+        for outcome, encoded in results:
+            if isinstance(outcome, DroppedTrack):
+                contents.dropped_tracks.append(outcome)
+            elif isinstance(outcome, DroppedSegment):
+                contents.dropped_segments.append(outcome)
+            else:
+                assert encoded is not None, "what is not dropped is encoded"
+                contents.add(outcome, encoded, tar)
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,22 @@ class _Contents:
         self.entries.append(ExampleEntry(key=example.key, num_frames=example.info.num_frames, members=spans))
         for name, statistics in encoded.statistics.items():
             self.statistics[name] = merge(self.statistics[name], statistics)
+
+    def describe(self, **known: Any) -> ShardRecord:
+        """The record, with what is `known` beside the contents."""
+        num_frames = sum(entry.num_frames for entry in self.entries)
+        return ShardRecord(
+            schema_version=SCHEMA_VERSION,
+            examples=len(self.entries),
+            num_frames=num_frames,
+            seconds=num_frames / FRAME_RATE,
+            dropped=count_dropped(self.dropped_tracks, self.dropped_segments),
+            dropped_tracks=self.dropped_tracks,
+            dropped_segments=self.dropped_segments,
+            statistics=self.statistics,
+            members=self.entries,
+            **known,
+        )
 
     def _locate(self, members: Mapping[str, bytes]) -> dict[str, tuple[int, int, int]]:
         """Offset, size and CRC-32 of members that follow what is there."""

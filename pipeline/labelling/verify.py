@@ -5,27 +5,32 @@ A damaged shard must yield a list, never a traceback: each step goes as far as t
 
 import hashlib
 import heapq
+import os
 import tarfile
-import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 from mert_foundry.pipeline.frames import resampled_length, whole_frames
 from mert_foundry.pipeline.labelling.resume import shard_names
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.shards.format import Example, SegmentInfo, decode_example, member_suffixes
-from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
+from mert_foundry.pipeline.shards.index import (
+    ShardEntry,
+    ShardIndex,
+    find_digest_fault,
+    find_record_faults,
+    sum_records,
+)
+from mert_foundry.pipeline.shards.members import Span, read_members
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord, load_record
 from mert_foundry.pipeline.shards.statistics import empty, measure, merge, summarise
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_model
-
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def _faults(folder: str, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault
         yield from _check_record(record, entry, index)
     with ExitStack() as stack:
         try:
-            tar = stack.enter_context(storage.local_copy(folder, entry.url))
+            tar = stack.enter_context(files.local_copy(folder, entry.url))
             size, digest = _size_and_digest(tar)
         except OSError as error:
             yield Fault(entry.url, None, f"cannot be read ({error})")
@@ -73,13 +78,12 @@ def _faults(folder: str, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault
 
 def _read_record(folder: str, entry: ShardEntry) -> tuple[ShardRecord | None, list[Fault]]:
     try:
-        content = storage.read_bytes(storage.join(folder, entry.record))
+        content = files.read_bytes(files.join(folder, entry.record))
     except OSError as error:
         return None, [Fault(entry.record, None, f"cannot be read ({error})")]
     faults = []
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != entry.record_sha256:
-        faults.append(Fault(entry.record, None, f"SHA-256 {digest}, the index says {entry.record_sha256}"))
+    if fault := find_digest_fault(entry, hashlib.sha256(content).hexdigest()):
+        faults.append(Fault(entry.record, None, fault))
     try:
         return parse_model(entry.record, content, ShardRecord), faults
     except ValueError as error:
@@ -87,18 +91,8 @@ def _read_record(folder: str, entry: ShardEntry) -> tuple[ShardRecord | None, li
 
 
 def _check_record(record: ShardRecord, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault]:
-    pairs = {
-        "url": (record.url, entry.url),
-        "examples": (record.examples, entry.nsamples),
-        "num_frames": (record.num_frames, entry.num_frames),
-        "bytes": (record.bytes, entry.filesize),
-        "sha256": (record.sha256, entry.sha256),
-        "audio_member": (record.audio_member, index.audio_member),
-        "teachers": (record.teachers, {spec.name: spec.fingerprint for spec in index.targets}),
-    }
-    for field, (stated, wanted) in pairs.items():
-        if stated != wanted:
-            yield Fault(entry.record, None, f"{field} {stated}, the index says {wanted}")
+    for fault in find_record_faults(record, entry, index):
+        yield Fault(entry.record, None, fault)
     seen = set()
     for example in record.members:
         if example.key in seen:
@@ -140,7 +134,7 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
     with open(tar, "rb") as file:
         for entry in record.members:
             try:
-                example = _read_example(file, entry, index)
+                example = _read_example(file, entry, record, index)
             except ValueError as error:
                 yield Fault(url, entry.key, str(error))
                 continue
@@ -154,18 +148,11 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
     yield from _check_tracks(url, infos, record.dropped_segments)
 
 
-def _read_example(file, entry: ExampleEntry, index: ShardIndex) -> Example:
-    members = {}
-    for suffix in member_suffixes(index.targets, index.audio_member):
-        if suffix not in entry.members:
-            raise ValueError(f"no member {suffix} in the record")
-        offset, size, checksum = entry.members[suffix]
-        file.seek(offset)
-        members[suffix] = file.read(size)
-        if len(members[suffix]) != size:
-            raise ValueError(f"{suffix}: {size} bytes expected at offset {offset}, {len(members[suffix])} there")
-        if zlib.crc32(members[suffix]) != checksum:
-            raise ValueError(f"{suffix}: CRC-32 {zlib.crc32(members[suffix])}, the record says {checksum}")
+def _read_example(file: BinaryIO, entry: ExampleEntry, record: ShardRecord, index: ShardIndex) -> Example:
+    def read(spans: Sequence[Span]) -> list[bytes]:
+        return [os.pread(file.fileno(), span.size, span.offset) for span in spans]
+
+    members = read_members("", entry, member_suffixes(index.targets, index.audio_member), record.bytes, read)
     example = decode_example(entry.key, members, index.targets, index.audio_member)
     if example.info.num_frames != entry.num_frames:
         raise ValueError(f"{example.info.num_frames} frames, the record says {entry.num_frames}")
@@ -218,16 +205,11 @@ def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
         Fault(name, None, "this shard lies in the folder, but the index does not list it")
         for name in sorted(shard_names(folder) - set(listed))
     ]
-    dropped: Counter[str] = Counter()
-    partials = {spec.name: empty(spec) for spec in index.targets}
-    for name in listed:
-        record = load_record(folder, name)
-        dropped.update(record.dropped)
-        partials = {target: merge(partial, record.statistics[target]) for target, partial in partials.items()}
+    partials, dropped = sum_records(index.targets, (load_record(folder, name) for name in listed))
     if {target: summarise(partial) for target, partial in partials.items()} != index.statistics:
         faults.append(Fault("index.json", None, "the statistics are not those of the records"))
-    if dict(dropped) != index.dropped:
-        faults.append(Fault("index.json", None, f"dropped segments {index.dropped}, the records say {dict(dropped)}"))
+    if dropped != index.dropped:
+        faults.append(Fault("index.json", None, f"dropped segments {index.dropped}, the records say {dropped}"))
     return faults
 
 

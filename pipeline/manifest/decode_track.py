@@ -7,8 +7,8 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.resample import resample_to_int16
 from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.manifest.rows import Track
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import file_sha256
-from mert_foundry.pipeline.storage.files import FAULTS_OF_A_FILE, join, local_copy
 
 
 def decode_track(track: Track, root: str, device: str = "cpu") -> TrackAudio:
@@ -20,12 +20,12 @@ def decode_track(track: Track, root: str, device: str = "cpu") -> TrackAudio:
         OSError: the file cannot be reached, naming key and file, or there is no room for the decoded track.
     """
     try:
-        with local_copy(root, track.path) as path:
+        with files.local_copy(root, track.path) as path:
             return _decode(track, path, device)
     except OSError as error:
-        if error.errno in FAULTS_OF_A_FILE:
+        if error.errno in files.FAULTS_OF_A_FILE:
             raise DecodeError("unreadable", f"{track.path}: {error.strerror}") from error
-        message = f"track {track.key}: {join(root, track.path)}: {error.strerror or error}"
+        message = f"track {track.key}: {files.join(root, track.path)}: {error.strerror or error}"
         raise (OSError(error.errno, message) if error.errno else OSError(message)) from error
 
 

@@ -8,16 +8,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.pipeline.storage import files as storage
-from mert_foundry.pipeline.storage.documents import first_error
-from mert_foundry.pipeline.storage.files import (
-    is_local,
-    join,
-    open_filesystem,
-    read_bytes,
-)
+from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, explain_missing
 
 SCHEMA_VERSION = 1
@@ -73,6 +67,7 @@ class Reject(BaseModel):
         "too_short",
         "too_long",
         "duplicate",
+        "excluded",
         "not_audio",
     ] = Field(description="Why it is not in the manifest")
     detail: str = Field(description="Both values, or what the decoder said")
@@ -103,7 +98,7 @@ def load_manifest(folder: str) -> Manifest:
         ValueError: another schema version, or manifest.jsonl is not the one manifest.yaml was written for.
     """
     try:
-        content = read_bytes(join(folder, "manifest.yaml"))
+        content = files.read_bytes(files.join(folder, "manifest.yaml"))
     except (FileNotFoundError, NotADirectoryError):
         raise explain_missing(folder, MANIFEST) from None
     summary = yaml.safe_load(content)
@@ -113,7 +108,7 @@ def load_manifest(folder: str) -> Manifest:
         raise ValueError(
             f"{folder}/manifest.yaml: schema version {summary['schema_version']}, this is version {SCHEMA_VERSION}"
         )
-    rows = read_bytes(join(folder, "manifest.jsonl"))
+    rows = files.read_bytes(files.join(folder, "manifest.jsonl"))
     digest = hashlib.sha256(rows).hexdigest()
     if digest != summary["manifest_sha256"]:
         raise ValueError(f"{folder}/manifest.jsonl: SHA-256 {digest}, manifest.yaml says {summary['manifest_sha256']}")
@@ -128,10 +123,14 @@ def check_root(manifest: Manifest, folder: str) -> None:
         FileNotFoundError: there is no such root, or a local one with none of the tracks; for a relative path the folder
             tried is named.
     """
-    filesystem, path = open_filesystem(manifest.root)
+    filesystem, path = files.open_filesystem(manifest.root)
     if not filesystem.isdir(path):
         fault = f"there is no folder {path}"
-    elif is_local(manifest.root) and manifest.tracks and not any(_is_there(path, track) for track in manifest.tracks):
+    elif (
+        files.is_local(manifest.root)
+        and manifest.tracks
+        and not any(_is_there(path, track) for track in manifest.tracks)
+    ):
         fault = f"the folder {path} has none of its {len(manifest.tracks)} tracks"
     else:
         return
@@ -144,18 +143,17 @@ def check_root(manifest: Manifest, folder: str) -> None:
 
 
 def _is_there(root: str, track: Track) -> bool:
-    return os.path.exists(join(root, track.path))
+    return os.path.exists(files.join(root, track.path))
 
 
 def load_rejects(folder: str) -> list[Reject]:
     """The lines of rejected.jsonl. Raises FileNotFoundError, or ValueError naming file and line."""
-    location = storage.join(folder, "rejected.jsonl")
+    location = files.join(folder, "rejected.jsonl")
     rejects = []
-    for number, line in enumerate(storage.read_bytes(location).splitlines(), 1):
+    for number, line in enumerate(files.read_bytes(location).splitlines(), 1):
         try:
-            rejects.append(Reject(**json.loads(line)))
-        except ValidationError as error:
-            raise ValueError(f"{location}: line {number}: {first_error(error)}") from error
-        except (ValueError, TypeError) as error:
+            values = json.loads(line)
+        except ValueError as error:
             raise ValueError(f"{location}: line {number}: {error}") from error
+        rejects.append(parse_values(f"{location}: line {number}", values, Reject))
     return rejects

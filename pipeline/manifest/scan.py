@@ -21,21 +21,15 @@ from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mert_foundry.pipeline.audio.audio_file import AudioHeader
+from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, decoder_faults, open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.levels import Levels
-from mert_foundry.pipeline.audio.pcm import SILENCE_DBFS
 from mert_foundry.pipeline.audio.resample import mono_to_int16, to_mono
 from mert_foundry.pipeline.frames import nearest_rate
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, SCHEMA_VERSION, Reject, Track, count_streams_and_notes
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import file_sha256
-from mert_foundry.pipeline.storage.files import (
-    is_fault_of_file,
-    join,
-    local_copy,
-    open_filesystem,
-    publish_bytes,
-)
 
 
 class ManifestConfig(BaseModel):
@@ -69,6 +63,10 @@ class ManifestConfig(BaseModel):
         ge=0,
         description="The header of a lossy format may differ from the decoded length by this, seconds",
     )
+    exclude: str = Field(
+        default="",
+        description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are rejected",
+    )
     workers: int = Field(default=0, ge=0, description="Decoding processes; 0: one a core")
 
     @model_validator(mode="after")
@@ -84,7 +82,9 @@ class ManifestConfig(BaseModel):
 
     def recorded(self) -> dict:
         """The settings that shape the result, without places and worker count."""
-        return self.model_dump(mode="json", exclude={"root", "out", "workers"})
+        return self.model_dump(
+            mode="json", exclude={"root", "out", "workers"} | ({"exclude"} if not self.exclude else set())
+        )
 
 
 ExamineAll = Callable[[Callable[[str], Track | Reject], list[str], int], Iterable[Track | Reject]]
@@ -134,11 +134,11 @@ def scan(
 
     `report` is called after each file with its seconds (0 when rejected) and the number of rejects so far.
     """
-    filesystem, root = open_filesystem(config.root)
+    filesystem, root = files.open_filesystem(config.root)
     if not filesystem.isdir(root):
         raise FileNotFoundError(f"root {config.root}: no such folder")
     root = root.rstrip("/")
-    out_filesystem, out = open_filesystem(config.out)
+    out_filesystem, out = files.open_filesystem(config.out)
     if out_filesystem == filesystem and f"{out.rstrip('/')}/".startswith(f"{root}/"):
         raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
     return list(_without_duplicates(examine_files(config, report, examine_all)))
@@ -151,7 +151,7 @@ def examine_files(
 
     `report` is called as by `scan`.
     """
-    filesystem, root = open_filesystem(config.root)
+    filesystem, root = files.open_filesystem(config.root)
     paths, unlisted = list_files(filesystem, root.rstrip("/"))
     results: list[Track | Reject] = [*unlisted]
     rejected = len(unlisted)
@@ -190,9 +190,9 @@ def list_files(filesystem: AbstractFileSystem, root: str) -> tuple[list[str], li
 
 
 def examine(path: str, config: ManifestConfig) -> Track | Reject:
-    """Decode one file (path relative to the root) and describe it, or say why it is left out, whatever goes wrong."""
+    """Decode one file (path relative to the root) and describe it, or say why it is rejected, whatever goes wrong."""
     try:
-        with local_copy(config.root, path) as local, decoder_faults():
+        with files.local_copy(config.root, path) as local, decoder_faults():
             return _describe(path, local, config)
     except DecodeError as error:
         return Reject(path=path, reason=error.reason, detail=error.detail)
@@ -202,7 +202,7 @@ def examine(path: str, config: ManifestConfig) -> Track | Reject:
 
 def _reject(path: str, error: Exception) -> Reject:
     """What the storage says of a file that it does not give."""
-    reason = "unreadable" if is_fault_of_file(error) else "unreachable"
+    reason = "unreadable" if files.is_fault_of_file(error) else "unreachable"
     return Reject(path=path, reason=reason, detail=_detail(error))
 
 
@@ -218,12 +218,7 @@ def crashed(path: str) -> Reject:
 
 
 def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
-    num_bytes = local.stat().st_size
-    if not local.is_file():
-        # Reading a pipe or a device could wait for ever; links to folders could go round.
-        raise DecodeError("not_audio", "a linked folder" if local.is_dir() else "a pipe, socket or device")
-    if num_bytes == 0:
-        raise DecodeError("unreadable", "0 bytes")
+    num_bytes = _size(local)
     file_digest = file_sha256(local)
     levels = Levels()
     with open_audio(local) as audio:
@@ -258,6 +253,17 @@ def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
         stream=header.stream,
         notes=_notes(header),
     )
+
+
+def _size(local: Path) -> int:
+    """Bytes of a file. Raises DecodeError when it is none, or empty."""
+    num_bytes = local.stat().st_size
+    if not local.is_file():
+        # Reading a pipe or a device could wait for ever; links to folders could go round.
+        raise DecodeError("not_audio", "a linked folder" if local.is_dir() else "a pipe, socket or device")
+    if num_bytes == 0:
+        raise DecodeError("unreadable", "0 bytes")
+    return num_bytes
 
 
 def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: ManifestConfig) -> Iterator[np.ndarray]:
@@ -323,9 +329,9 @@ def write_manifest(config: ManifestConfig, results: list[Track | Reject]) -> dic
         "rejected": dict(sorted(Counter(reject.reason for reject in rejects).items())),
         **count_streams_and_notes(tracks),
     }
-    publish_bytes(join(config.out, "manifest.jsonl"), rows)
-    publish_bytes(join(config.out, "rejected.jsonl"), _json_lines(rejects))
-    publish_bytes(join(config.out, "manifest.yaml"), yaml.safe_dump(summary, sort_keys=True).encode())
+    files.publish_bytes(files.join(config.out, "manifest.jsonl"), rows)
+    files.publish_bytes(files.join(config.out, "rejected.jsonl"), _json_lines(rejects))
+    files.publish_bytes(files.join(config.out, "manifest.yaml"), yaml.safe_dump(summary, sort_keys=True).encode())
     return summary
 
 

@@ -21,11 +21,11 @@ from typing import Literal
 
 import numpy as np
 import soundfile
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage.documents import first_error
+from mert_foundry.pipeline.storage.documents import parse_model
 
 AudioMember = Literal["flac", "pcm.npy"]
 
@@ -46,7 +46,7 @@ class SegmentInfo(BaseModel):
     segments: int = Field(gt=0, description="Number of segments of the track, those dropped included")
     start_sample: int = Field(ge=0, description="First sample in the track at sample_rate")
     num_samples: int = Field(gt=0, description="Samples, 320 * num_frames")
-    num_frames: int = Field(gt=0, description="Target frames, 75 a second")
+    num_frames: int = Field(gt=0, description="Target frames, 75 per second")
     audio_sha256: str = Field(pattern=SHA256_PATTERN, description="Decoded audio of the source track")
     sample_rate: int = Field(description="Hz, always 24000")
 
@@ -133,7 +133,7 @@ def check_target(name: str, array: np.ndarray, spec: TargetSpec, num_frames: int
     shape = spec.shape(num_frames)
     if array.dtype != np.dtype(spec.dtype) or array.shape != shape:
         raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {spec.dtype} {shape}")
-    if spec.kind == "discrete" and int(array.max()) >= spec.codebook_size:
+    if spec.kind == "discrete" and spec.codebook_size is not None and int(array.max()) >= spec.codebook_size:
         raise ValueError(f"{name}: code {int(array.max())}, the codebook has {spec.codebook_size} entries")
     if spec.kind == "continuous" and not np.isfinite(array).all():
         raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite")
@@ -173,10 +173,7 @@ def decode_example(
 
 def decode_info(name: str, data: bytes) -> SegmentInfo:
     """Parse `{key}.json`. Raises ValueError naming the member."""
-    try:
-        return SegmentInfo.model_validate_json(data)
-    except ValidationError as error:
-        raise ValueError(f"{name}: {first_error(error)}") from error
+    return parse_model(name, data, SegmentInfo)
 
 
 def encode_array(array: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ file, `ShardIndex.digest`, names the whole set down to the last byte of every ta
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -19,11 +19,12 @@ from mert_foundry.pipeline.shards.record import (
     NAME_PATTERN,
     SCHEMA_VERSION,
     ShardRecord,
+    find_misfits,
     load_record_bytes,
 )
-from mert_foundry.pipeline.shards.statistics import Summary, empty, merge, summarise
+from mert_foundry.pipeline.shards.statistics import Partial, Summary, empty, merge, summarise
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, explain_missing
 
@@ -41,7 +42,7 @@ class ShardEntry(Document):
     nsamples: int = Field(ge=0, description="Number of examples")
     filesize: int = Field(gt=0, description="Size of the tar in bytes")
     split: str = Field(description="Split of all its tracks")
-    num_frames: int = Field(ge=0, description="Target frames, 75 a second")
+    num_frames: int = Field(ge=0, description="Target frames, 75 per second")
     seconds: float = Field(ge=0, description="Audio seconds")
     sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of the tar")
     record: str = Field(pattern=NAME_PATTERN + r"\.json$", description="File name of the record")
@@ -70,8 +71,8 @@ class ShardIndex(Document):
     wids_version: Literal[1] = Field(description="What wids asks for")
     name: str = Field(description="Name of the set")
     manifest_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl")
-    sample_rate: Literal[SAMPLE_RATE] = Field(description="Hz")
-    hop: Literal[HOP] = Field(description="Samples per target frame")
+    sample_rate: int = Field(ge=SAMPLE_RATE, le=SAMPLE_RATE, description="Hz")
+    hop: int = Field(ge=HOP, le=HOP, description="Samples per target frame")
     segment_seconds: float = Field(gt=0, description="Length of a whole segment, seconds")
     audio_member: AudioMember = Field(description="How audio is stored")
     targets: list[TargetSpec] = Field(description="The targets of every example")
@@ -128,16 +129,11 @@ def build_index(
             another size (all naming the shard and both values); or no example in any shard.
     """
     check_specs(specs)
-    entries, dropped = [], Counter()
-    statistics = {spec.name: empty(spec) for spec in specs}
-    for shard in sorted(names):
-        record, record_sha256 = load_record_bytes(folder, shard)
-        _check_record(folder, record, specs, audio_member)
-        entries.append(_entry(record, record_sha256))
-        dropped.update(record.dropped)
-        statistics = {target: merge(partial, record.statistics[target]) for target, partial in statistics.items()}
+    records = [_load_fitting(folder, shard, specs, audio_member) for shard in sorted(names)]
+    entries = [_entry(*record) for record in records]
+    statistics, dropped = sum_records(specs, (record for record, _ in records))
     if not any(entry.nsamples for entry in entries):
-        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dict(dropped)}")
+        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dropped}")
     index = ShardIndex(
         schema_version=SCHEMA_VERSION,
         __kind__="wids-shard-index-v1",
@@ -151,10 +147,10 @@ def build_index(
         targets=list(specs),
         statistics={target: summarise(partial) for target, partial in statistics.items()},
         totals=_totals(entries),
-        dropped=dict(dropped),
+        dropped=dropped,
         shardlist=entries,
     )
-    storage.publish_bytes(storage.join(folder, INDEX_NAME), index.to_bytes())
+    files.publish_bytes(files.join(folder, INDEX_NAME), index.to_bytes())
     return index
 
 
@@ -166,23 +162,37 @@ def load_index(folder: str) -> ShardIndex:
         FileNotFoundError: there is no index, or no folder.
         ValueError: the file is not an index; file and fault are named.
     """
-    location = storage.join(folder, INDEX_NAME)
+    location = files.join(folder, INDEX_NAME)
     try:
-        content = storage.read_bytes(location)
+        content = files.read_bytes(location)
     except (FileNotFoundError, NotADirectoryError):
         raise explain_missing(folder, SHARDS) from None
     return parse_model(location, content, ShardIndex)
 
 
-def _check_record(folder: str, record: ShardRecord, specs: Sequence[TargetSpec], audio_member: AudioMember) -> None:
-    fingerprints = {spec.name: spec.fingerprint for spec in specs}
-    if record.teachers != fingerprints:
-        raise ValueError(f"{record.name}: labelled by {record.teachers}, expected {fingerprints}")
-    if record.audio_member != audio_member:
-        raise ValueError(f"{record.name}: audio stored as {record.audio_member}, expected {audio_member}")
-    size = storage.size(storage.join(folder, record.url))
+def sum_records(
+    specs: Sequence[TargetSpec], records: Iterable[ShardRecord]
+) -> tuple[dict[str, Partial], dict[str, int]]:
+    """Sums of the statistics by target, and dropped segments by reason."""
+    statistics = {spec.name: empty(spec) for spec in specs}
+    dropped: Counter[str] = Counter()
+    for record in records:
+        dropped.update(record.dropped)
+        statistics = {target: merge(partial, record.statistics[target]) for target, partial in statistics.items()}
+    return statistics, dict(dropped)
+
+
+def _load_fitting(
+    folder: str, name: str, specs: Sequence[TargetSpec], audio_member: AudioMember
+) -> tuple[ShardRecord, str]:
+    """A record of this set and the SHA-256 of its file. Raises as `build_index`."""
+    record, record_sha256 = load_record_bytes(folder, name)
+    for misfit in find_misfits(record, specs, audio_member):
+        raise ValueError(f"{name}: {misfit}")
+    size = files.size(files.join(folder, record.url))
     if size != record.bytes:
         raise ValueError(f"{record.url}: {size} bytes, its record says {record.bytes}")
+    return record, record_sha256
 
 
 def _entry(record: ShardRecord, record_sha256: str) -> ShardEntry:
@@ -224,8 +234,26 @@ def load_records(folder: str, entries: Sequence[ShardEntry]) -> list[ShardRecord
 def load_listed_record(folder: str, entry: ShardEntry) -> ShardRecord:
     """The record that the index names. Raises as `load_record`, and ValueError for another one."""
     record, digest = load_record_bytes(folder, entry.name)
-    if digest != entry.record_sha256:
-        raise ValueError(
-            f"{storage.join(folder, entry.record)}: SHA-256 {digest}, the index says {entry.record_sha256}"
-        )
+    if fault := find_digest_fault(entry, digest):
+        raise ValueError(f"{files.join(folder, entry.record)}: {fault}")
     return record
+
+
+def find_digest_fault(entry: ShardEntry, digest: str) -> str:
+    """Why a file with this SHA-256 is not the record that the index names; empty when it is."""
+    return "" if digest == entry.record_sha256 else f"SHA-256 {digest}, the index says {entry.record_sha256}"
+
+
+def find_record_faults(record: ShardRecord, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
+    """How a record differs from what the index says of its shard, a line for each difference."""
+    pairs = {
+        "url": (record.url, entry.url),
+        "examples": (record.examples, entry.nsamples),
+        "num_frames": (record.num_frames, entry.num_frames),
+        "bytes": (record.bytes, entry.filesize),
+        "sha256": (record.sha256, entry.sha256),
+    }
+    for field, (stated, wanted) in pairs.items():
+        if stated != wanted:
+            yield f"{field} {stated}, the index says {wanted}"
+    yield from find_misfits(record, index.targets, index.audio_member)

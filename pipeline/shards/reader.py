@@ -8,22 +8,21 @@ are read whole (a member is small) and cut after decoding. Threads may share a r
 import heapq
 import os
 import weakref
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 
 from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_flac, decode_info
-from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
-from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, load_record_bytes
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
+from mert_foundry.pipeline.shards.members import Span, check_checksum, find_member, find_rows, read_spans
+from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,6 @@ class LabelledTrack:
     starts: Mapping[int, int]
     audio: np.ndarray
     targets: Mapping[str, np.ndarray]
-
-
-class _Range(NamedTuple):
-    """Bytes of a tar that belong to one member; `name` for errors."""
-
-    name: str
-    offset: int
-    size: int
 
 
 class ShardReader:
@@ -99,9 +90,9 @@ class ShardReader:
                 f"{opened.url}: {entry.key}: frames {start_frame} to {start_frame + num_frames} asked for, "
                 f"it has {entry.num_frames}"
             )
-        ranges = [self._audio_range(opened.url, entry, start_frame, num_frames)]
-        ranges += [_target_range(opened.url, entry, spec, start_frame, num_frames) for spec in self._specs]
-        audio, *targets = zip(ranges, opened.read(ranges), strict=True)
+        spans = [self._audio_span(opened, entry, start_frame, num_frames)]
+        spans += [_target_span(opened, entry, spec, start_frame, num_frames) for spec in self._specs]
+        audio, *targets = zip(spans, opened.read(spans), strict=True)
         return Clip(
             key=entry.key,
             audio=self._decode_audio(*audio, entry, start_frame, num_frames),
@@ -153,50 +144,35 @@ class ShardReader:
         return Clip(info.key, np.zeros(info.num_samples, np.int16), targets)
 
     def _read_info(self, opened: "_OpenShard", entry: ExampleEntry) -> SegmentInfo:
-        part = _whole(opened.url, entry, "json")
-        return decode_info(part.name, opened.read([part])[0])
+        span = opened.member(entry, "json")
+        return decode_info(span.name, opened.read([span])[0])
 
-    def _audio_range(self, url: str, entry: ExampleEntry, start: int, frames: int) -> _Range:
-        whole = _whole(url, entry, self._audio_member)
+    def _audio_span(self, opened: "_OpenShard", entry: ExampleEntry, start: int, frames: int) -> Span:
+        whole = opened.member(entry, self._audio_member)
         if self._audio_member == "flac":
             return whole
-        return _rows(whole, HOP * entry.num_frames, 2, HOP * start, HOP * frames)
+        return find_rows(whole, HOP * entry.num_frames, 2, HOP * start, HOP * frames)
 
-    def _decode_audio(self, part: _Range, data: bytes, entry: ExampleEntry, start: int, frames: int) -> np.ndarray:
+    def _decode_audio(self, span: Span, data: bytes, entry: ExampleEntry, start: int, frames: int) -> np.ndarray:
         if self._audio_member == "flac":
-            return decode_flac(part.name, data, HOP * entry.num_frames, HOP * start, HOP * frames)
+            return decode_flac(span.name, data, HOP * entry.num_frames, HOP * start, HOP * frames)
         return np.frombuffer(data, "<i2")
 
 
-def _target_range(url: str, entry: ExampleEntry, spec: TargetSpec, start: int, frames: int) -> _Range:
-    whole = _whole(url, entry, f"{spec.name}.npy")
+def _target_span(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, start: int, frames: int) -> Span:
+    whole = opened.member(entry, f"{spec.name}.npy")
     if spec.kind == "discrete":  # frames are its last axis: a range of them is not one range of bytes
         return whole
-    return _rows(whole, entry.num_frames, spec.size * np.dtype(spec.dtype).itemsize, start, frames)
+    return find_rows(whole, entry.num_frames, spec.size * np.dtype(spec.dtype).itemsize, start, frames)
 
 
 def _decode_target(
-    part: _Range, data: bytes, spec: TargetSpec, entry: ExampleEntry, start: int, frames: int
+    span: Span, data: bytes, spec: TargetSpec, entry: ExampleEntry, start: int, frames: int
 ) -> np.ndarray:
     if spec.kind == "discrete":
-        checksum = entry.members[f"{spec.name}.npy"][2]
-        if zlib.crc32(data) != checksum:
-            raise ValueError(f"{part.name}: CRC-32 {zlib.crc32(data)}, its record says {checksum}")
-        return decode_array(part.name, data, spec.dtype, spec.shape(entry.num_frames))[:, start : start + frames]
+        check_checksum(span.name, data, entry.members[f"{spec.name}.npy"][2])
+        return decode_array(span.name, data, spec.dtype, spec.shape(entry.num_frames))[:, start : start + frames]
     return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(frames, spec.size)
-
-
-def _whole(url: str, entry: ExampleEntry, suffix: str) -> _Range:
-    offset, size, _ = entry.members[suffix]
-    return _Range(f"{url}: {entry.key}.{suffix}", offset, size)
-
-
-def _rows(member: _Range, rows: int, row_bytes: int, start: int, count: int) -> _Range:
-    """Rows [start, start + count) of a `.npy` member whose array has `rows` rows of `row_bytes`."""
-    header = member.size - rows * row_bytes
-    if header <= 0 or header % 64:  # the .npy format pads its header to 64 bytes
-        raise ValueError(f"{member.name}: {member.size} bytes cannot hold {rows} rows of {row_bytes} bytes")
-    return _Range(member.name, member.offset + header + start * row_bytes, count * row_bytes)
 
 
 class _OpenShard:
@@ -208,9 +184,9 @@ class _OpenShard:
         self._shard = shard
         self._lock = Lock()
         self._listed: tuple[list[ExampleEntry], list[DroppedSegment]] | None = None
-        self._filesystem, self._path = storage.open_filesystem(storage.join(folder, shard.url))
-        self._descriptor = None
-        if storage.is_local(folder):
+        self._filesystem, self._path = files.open_filesystem(files.join(folder, shard.url))
+        self._descriptor: int | None = None
+        if files.is_local(folder):
             self._descriptor = os.open(self._path, os.O_RDONLY)
             # Closed with the last reference, so never under a thread that still reads.
             weakref.finalize(self, os.close, self._descriptor)
@@ -229,32 +205,26 @@ class _OpenShard:
         """Member table and dropped segments, from the record that the index names."""
         with self._lock:
             if self._listed is None:
-                record, digest = load_record_bytes(self._folder, self._shard.name)
-                if digest != self._shard.record_sha256:
-                    raise ValueError(
-                        f"{self._shard.record}: SHA-256 {digest}, the index says {self._shard.record_sha256}"
-                    )
+                record = load_listed_record(self._folder, self._shard)
                 self._listed = record.members, record.dropped_segments
             return self._listed
 
-    def read(self, ranges: Sequence[_Range]) -> list[bytes]:
-        """The bytes of each range. Raises OSError or, for a file too short, ValueError, naming the member."""
+    def member(self, entry: ExampleEntry, suffix: str) -> Span:
+        """Where a member of an example lies."""
+        return find_member(f"{self.url}: {entry.key}.", entry, suffix, self._shard.filesize)
+
+    def read(self, spans: Sequence[Span]) -> Sequence[bytes]:
+        """The bytes of each span. Raises OSError or, for a file too short, ValueError, naming the member."""
         try:
-            contents = self._read_local(ranges) if self._descriptor is not None else self._read_remote(ranges)
+            return read_spans(spans, self._read_remote if self._descriptor is None else self._read_local)
         except OSError as error:
-            raise OSError(f"{ranges[0].name}: {error}") from error
-        for part, content in zip(ranges, contents, strict=True):
-            if len(content) != part.size:
-                raise ValueError(
-                    f"{part.name}: {part.size} bytes expected at offset {part.offset}, {len(content)} read; "
-                    "the file is truncated"
-                )
-        return contents
+            raise OSError(f"{spans[0].name}: {error}") from error
 
-    def _read_local(self, ranges: Sequence[_Range]) -> list[bytes]:
-        return [os.pread(self._descriptor, part.size, part.offset) for part in ranges]
+    def _read_local(self, spans: Sequence[Span]) -> Sequence[bytes]:
+        assert self._descriptor is not None
+        return [os.pread(self._descriptor, span.size, span.offset) for span in spans]
 
-    def _read_remote(self, ranges: Sequence[_Range]) -> list[bytes]:
-        starts = [part.offset for part in ranges]
-        ends = [part.offset + part.size for part in ranges]
-        return self._filesystem.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
+    def _read_remote(self, spans: Sequence[Span]) -> Sequence[bytes]:
+        starts = [span.offset for span in spans]
+        ends = [span.offset + span.size for span in spans]
+        return self._filesystem.cat_ranges([self._path] * len(spans), starts, ends, on_error="raise")

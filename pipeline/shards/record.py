@@ -2,14 +2,15 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import Field, JsonValue, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.format import KEY_PATTERN, SHA256_PATTERN, AudioMember, SegmentInfo
 from mert_foundry.pipeline.shards.statistics import Partial
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, parse_model
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ class ExampleEntry(Document):
     """Where one example lies in its tar."""
 
     key: str = Field(pattern=KEY_PATTERN, description="Example key, {track}-{segment:05d}")
-    num_frames: int = Field(gt=0, description="Target frames, 75 a second")
+    num_frames: int = Field(gt=0, description="Target frames, 75 per second")
     members: dict[str, tuple[int, int, int]] = Field(
         description="Member suffix to [offset of the data in the tar (bytes), size (bytes), CRC-32 of the data]"
     )
@@ -79,7 +80,8 @@ class ShardRecord(Document):
     def track_frames(self) -> dict[str, int]:
         """Target frames of each track that has an example, those of its dropped segments included."""
         frames = dict.fromkeys((entry.track for entry in self.members), 0)
-        for segment in [*self.members, *self.dropped_segments]:
+        segments: list[ExampleEntry | DroppedSegment] = [*self.members, *self.dropped_segments]
+        for segment in segments:
             if segment.track in frames:
                 frames[segment.track] += segment.num_frames
         return frames
@@ -112,6 +114,24 @@ def count_dropped(tracks: Iterable[DroppedTrack], segments: Iterable[DroppedSegm
     return dict(counts)
 
 
+def find_misfits(record: ShardRecord, specs: Sequence[TargetSpec], audio_member: AudioMember) -> Iterator[str]:
+    """How a shard differs from one with these targets and this audio member, a line for each difference."""
+    yield from find_other_teachers(record.teachers, specs)
+    if record.audio_member != audio_member:
+        yield f"audio stored as {record.audio_member}, expected {audio_member}"
+
+
+def find_other_teachers(labelled: Mapping[str, str], specs: Sequence[TargetSpec]) -> Iterator[str]:
+    """The targets that other teachers made (`labelled`: name to fingerprint) than those of the specs, a line for each."""
+    for spec in specs:
+        found = labelled.get(spec.name)
+        if found != spec.fingerprint:
+            yield f"target {spec.name} was labelled by teacher {found}, this teacher is {spec.fingerprint}"
+    extra = sorted(set(labelled) - {spec.name for spec in specs})
+    if extra:
+        yield f"targets {extra} are in the shards, none of these teachers makes them"
+
+
 def load_record(folder: str, name: str) -> ShardRecord:
     """The record of shard `name` in `folder`.
 
@@ -123,8 +143,8 @@ def load_record(folder: str, name: str) -> ShardRecord:
 
 def load_record_bytes(folder: str, name: str) -> tuple[ShardRecord, str]:
     """The record of shard `name` and the SHA-256 of its file. Raises as `load_record`."""
-    location = storage.join(folder, f"{name}.json")
-    content = storage.read_bytes(location)
+    location = files.join(folder, f"{name}.json")
+    content = files.read_bytes(location)
     record = parse_model(location, content, ShardRecord)
     if record.name != name:
         raise ValueError(f"{location}: is the record of {record.name}")

@@ -58,6 +58,7 @@ Summary = Annotated[DiscreteSummary | ContinuousSummary, Field(discriminator="ki
 def measure(spec: TargetSpec, array: np.ndarray) -> DiscreteCounts | ContinuousSums:
     """The partial of one array, discrete `[K, F]` or continuous `[F, bins]`; F may be 0."""
     if spec.kind == "discrete":
+        assert spec.codebook_size is not None, "check_specs asks for one"
         counts = [np.bincount(level, minlength=spec.codebook_size).tolist() for level in array]
         return DiscreteCounts(counts=counts)
     values = spec.values(array)
@@ -93,21 +94,31 @@ def merge(
 
 
 def summarise(partial: DiscreteCounts | ContinuousSums) -> DiscreteSummary | ContinuousSummary:
-    """Usage and perplexity, or mean and deviation. Raises ValueError for a partial of no frames."""
+    """Usage and perplexity, or mean and standard deviation. Raises ValueError for a partial of no frames."""
     if isinstance(partial, DiscreteCounts):
-        return DiscreteSummary(
-            usage=[sum(count > 0 for count in level) / len(level) for level in partial.counts],
-            perplexity=[_perplexity(level) for level in partial.counts],
-        )
-    if not partial.count:
+        return summarise_counts(partial)
+    if not partial.count or partial.minimum is None or partial.maximum is None:
         raise ValueError("statistics of no frames")
-    mean = np.array(partial.sum) / partial.count
-    variance = np.array(partial.sum_of_squares) / partial.count - mean**2
+    mean, variance = mean_and_variance(partial)
     return ContinuousSummary(
         mean=mean.tolist(),
-        deviation=np.sqrt(np.maximum(variance, 0)).tolist(),
+        deviation=np.sqrt(variance).tolist(),
         minimum=partial.minimum,
         maximum=partial.maximum,
+    )
+
+
+def mean_and_variance(sums: ContinuousSums) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance over frames, per bin, float64 [bins] each; of at least one frame."""
+    mean = np.array(sums.sum) / sums.count
+    return mean, np.maximum(np.array(sums.sum_of_squares) / sums.count - mean**2, 0)
+
+
+def summarise_counts(partial: DiscreteCounts) -> DiscreteSummary:
+    """Usage and perplexity. Raises ValueError for a partial of no frames."""
+    return DiscreteSummary(
+        usage=[sum(count > 0 for count in level) / len(level) for level in partial.counts],
+        perplexity=[_perplexity(level) for level in partial.counts],
     )
 
 

@@ -20,7 +20,7 @@ class TargetSpec(BaseModel):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Member name: {key}.{name}.npy")
     kind: Literal["discrete", "continuous"] = Field(description="Codes to classify, or values to regress")
     dtype: Literal["uint16", "float16", "uint8"] = Field(description="NumPy dtype in the shard, little-endian")
-    frame_rate: int = Field(gt=0, description="Frames a second")
+    frame_rate: int = Field(gt=0, description="Frames per second")
     size: int = Field(gt=0, description="Number of codebooks (discrete) or of bins (continuous)")
     codebook_size: int | None = Field(default=None, description="Entries per codebook; none if continuous")
     companding: Companding | None = Field(
@@ -49,7 +49,7 @@ class TargetSpec(BaseModel):
 
 
 def octave_layout(spec: TargetSpec) -> tuple[float, int] | None:
-    """Centre of the lowest bin in Hz and bins an octave, when the target's teacher says so (a constant-Q transform)."""
+    """Centre of the lowest bin in Hz and bins per octave, when the target's teacher says so (a constant-Q transform)."""
     lowest, per_octave = spec.teacher.get("lowest_frequency"), spec.teacher.get("bins_per_octave")
     if isinstance(lowest, int | float) and isinstance(per_octave, int) and lowest > 0 and per_octave > 0:
         return float(lowest), per_octave

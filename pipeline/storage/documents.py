@@ -37,11 +37,19 @@ def parse_model(location: str, content: bytes, model: type[Model]) -> Model:
         raise ValueError(f"{location}: {first_error(error)}") from error
 
 
+def parse_values(location: str, values: object, model: type[Model]) -> Model:
+    """The same for what is parsed already, such as YAML."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{location}: {first_error(error)}") from error
+
+
 def fingerprint(settings: dict, weights: dict[str, np.ndarray] | None = None) -> str:
     """SHA-256 over settings (canonical JSON) and weights (name, dtype, shape, bytes; by name)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(weights or {}):
-        array = np.ascontiguousarray(weights[name])
+    for name, weight in sorted((weights or {}).items()):
+        array = np.ascontiguousarray(weight)
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -112,8 +112,8 @@ def publishing(location: str) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    with tempfile.TemporaryDirectory(prefix="mert-") as folder:
-        temporary = Path(folder) / path.rsplit("/", 1)[-1]
+    with tempfile.TemporaryDirectory(prefix="mert-") as scratch:
+        temporary = Path(scratch) / path.rsplit("/", 1)[-1]
         yield temporary
         filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         filesystem.put_file(str(temporary), path)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.ownership import find_tar_fault
 
 
@@ -43,8 +43,10 @@ MODEL = FolderKind(
 )
 CODEC = FolderKind("codec folder", "mert codec", (("codec.yaml", "codec.safetensors"),))
 KMEANS = FolderKind("k-means folder", "mert kmeans", (("kmeans.yaml", "centroids.safetensors"),))
+PROBE = FolderKind("probe folder", "mert probe", (("report.json", "results"),))
+SUITE = FolderKind("suite folder", "mert suite", (("suite.yaml",),))
 AUDIO = FolderKind("folder of audio", "", ())
-KINDS = (SHARDS, MANIFEST, RUN, CHECKPOINT, FEATURES, MODEL, CODEC, KMEANS)
+KINDS = (SHARDS, MANIFEST, RUN, CHECKPOINT, FEATURES, MODEL, CODEC, KMEANS, PROBE, SUITE)
 
 
 def find_kind(location: str, *wanted: FolderKind) -> tuple[FolderKind, str] | None:
@@ -77,9 +79,9 @@ def explain_missing(location: str, kind: FolderKind) -> FolderError | FileNotFou
         check_input(location, kind)
     except FolderError as error:
         return error
-    if not storage.exists(location):
+    if not files.exists(location):
         return FileNotFoundError(f"{location}: there is no such folder; {kind} is needed")
-    return FileNotFoundError(f"{storage.join(location, kind.marker)} is not there, {kind.maker} writes it last")
+    return FileNotFoundError(f"{files.join(location, kind.marker)} is not there, {kind.maker} writes it last")
 
 
 def check_output(location: str, kind: FolderKind) -> None:
@@ -97,12 +99,12 @@ def check_output(location: str, kind: FolderKind) -> None:
 
 def _find_marker(location: str, kind: FolderKind) -> str:
     for names in kind.markers:
-        if all(storage.exists(storage.join(location, name)) for name in names):
+        if all(files.exists(files.join(location, name)) for name in names):
             return " and ".join(names)
     return _find_own_tar(location) if kind is SHARDS else ""
 
 
 def _find_own_tar(location: str) -> str:
     """The first tar of a folder when it is `mert label`'s: what an unfinished labelling leaves."""
-    name = next((name for name in storage.list_names(location) if name.endswith(".tar")), "")
-    return name if name and not find_tar_fault(storage.join(location, name)) else ""
+    name = next((name for name in files.list_names(location) if name.endswith(".tar")), "")
+    return name if name and not find_tar_fault(files.join(location, name)) else ""

@@ -4,7 +4,7 @@ import json
 import tarfile
 from collections.abc import Set
 
-from mert_foundry.pipeline.storage import files as storage
+from mert_foundry.pipeline.storage import files
 
 HEADER = 512  # bytes
 MAGIC = slice(257, 263)
@@ -17,7 +17,7 @@ def find_tar_fault(location: str) -> str:
 
     Raises FileNotFoundError when it is not there.
     """
-    header = storage.read_start(location, HEADER)
+    header = files.read_start(location, HEADER)
     if not header.strip(b"\0"):  # as a shard without an example begins
         return ""
     try:
@@ -42,7 +42,7 @@ def find_document_fault(location: str, keys: Set[str]) -> str:
 
     Raises FileNotFoundError when it is not there.
     """
-    content = storage.read_bytes(location)
+    content = files.read_bytes(location)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):

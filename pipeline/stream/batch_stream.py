@@ -14,20 +14,21 @@ A batch is a dict, in the form the shards hold (the device converts):
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import count, islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mert_foundry.pipeline.frames import FRAME_RATE, HOP
-from mert_foundry.pipeline.shards.index import ShardIndex, load_index
+from mert_foundry.pipeline.frames import HOP
+from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import ExampleEntry
-from mert_foundry.pipeline.storage.documents import first_error
+from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
 
@@ -75,6 +76,7 @@ class BatchStream:
 
     Args:
         folder: shard folder, a local path or fsspec URL.
+        index: its index, as `load_index` gives it.
         split: split to read.
         config: sizes.
         seed: of order and crops.
@@ -92,6 +94,7 @@ class BatchStream:
     def __init__(
         self,
         folder: str,
+        index: ShardIndex,
         split: str,
         config: StreamConfig,
         seed: int,
@@ -99,7 +102,6 @@ class BatchStream:
         world_size: int = 1,
         position: dict | None = None,
     ) -> None:
-        index = load_index(folder)
         shards = index.shards(split)
         rows = _rank_rows(config.batch_size, rank, world_size)
         self._order = SampleOrder([shard.nsamples for shard in shards], seed, config.shuffle_window)
@@ -116,13 +118,7 @@ class BatchStream:
         frames = crop_frames(config.crop_samples)
         # A window and its successor are both at work around their border.
         reader = ShardReader(folder, index, shards, open_shards=2 * config.shuffle_window)
-        self._loader = _Loader(
-            reader,
-            index,
-            frames,
-            config,
-            lambda epoch, entry: random_crop(seed, epoch, entry.key, entry.num_frames, frames),
-        )
+        self._loader = _Loader(reader, index, frames, config, partial(_random_crop_of, seed, frames))
         order = self._order  # not `self`, so that a stream let go of without close() ends its threads at once
         plans = (
             (start + config.batch_size, rows, order.take(start + rows.start, len(rows)))
@@ -157,10 +153,7 @@ class BatchStream:
 
     def _consumed(self, position: dict) -> int:
         """Examples consumed since the start, of a position that must belong to this stream."""
-        try:
-            given = StreamPosition.model_validate(position)
-        except ValidationError as error:
-            raise ValueError(f"stream position: {first_error(error)}") from error
+        given = parse_values("stream position", position, StreamPosition)
         for field in ("order_version", "index_digest", "split", "seed", "shuffle_window"):
             theirs, ours = getattr(given, field), getattr(self._start, field)
             if theirs != ours:
@@ -171,14 +164,13 @@ class BatchStream:
 
 
 def validation_batches(
-    folder: str, split: str, config: StreamConfig, rank: int = 0, world_size: int = 1
+    folder: str, index: ShardIndex, split: str, config: StreamConfig, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """One pass over a split in the order of its shards, centre crops, every example once.
 
     Global batches are cut and shared as in `BatchStream`; the last may be smaller, so a rank may
     get a smaller last batch, or one batch less than another: sum over ranks, do not pair batches.
     """
-    index = load_index(folder)
     shards = index.shards(split)
     rows = _rank_rows(config.batch_size, rank, world_size)
     frames = crop_frames(config.crop_samples)
@@ -195,23 +187,8 @@ def validation_batches(
         loader.close()
 
 
-class Coverage(NamedTuple):
-    """How much of a split one epoch of crops hears."""
-
-    examples: int
-    seconds: float
-    cropped_seconds: float
-
-
-def epoch_coverage(folder: str, split: str, crop_samples: int) -> Coverage:
-    """Examples of a split, their audio seconds, and the seconds one epoch takes of them; reads every record."""
-    index = load_index(folder)
-    shards = index.shards(split)
-    frames = crop_frames(crop_samples)
-    reader = ShardReader(folder, index, shards, open_shards=1)
-    lengths = [entry.num_frames for shard in range(len(shards)) for entry in reader.entries(shard)]
-    cropped = sum(min(length, frames) for length in lengths)
-    return Coverage(len(lengths), sum(lengths) / FRAME_RATE, cropped / FRAME_RATE)
+def _random_crop_of(seed: int, frames: int, epoch: int, entry: ExampleEntry) -> Crop:
+    return random_crop(seed, epoch, entry.key, entry.num_frames, frames)
 
 
 def _rank_rows(batch_size: int, rank: int, world_size: int) -> range:
@@ -237,7 +214,7 @@ class _Loader:
         self._prefetch = config.prefetch
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="batch_stream")
 
-    def batches(self, plans: Iterable[tuple[Tag, range, list[Place]]]) -> Iterator[tuple[Batch, Tag]]:
+    def batches(self, plans: Iterable[tuple[Tag, range, list[Place]]]) -> Generator[tuple[Batch, Tag], None, None]:
         """For each plan (tag, rows in the global batch, places to fill them from): its batch and tag."""
         pending: deque[tuple[Tag, range, dict[str, np.ndarray], list[Future[str]]]] = deque()
         for tag, rows, places in plans:

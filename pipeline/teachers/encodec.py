@@ -14,7 +14,7 @@ from mert_foundry.pipeline.storage.documents import fingerprint
 from mert_foundry.pipeline.teachers.codec.encoder import Backend, EncodecEncoder, Precision
 from mert_foundry.pipeline.teachers.codec.quantizer import ResidualQuantizer
 from mert_foundry.pipeline.teachers.codec.track_batching import in_order
-from mert_foundry.pipeline.teachers.codec.weights import load_codec
+from mert_foundry.pipeline.teachers.codec.weights import load_codec, read_codec
 
 
 class EncodecTeacherConfig(BaseModel):
@@ -36,7 +36,7 @@ class EncodecTeacherConfig(BaseModel):
 
 
 class EncodecTeacher:
-    """Codes uint16 `[codebooks, frames]`, 75 frames a second.
+    """Codes uint16 `[codebooks, frames]`, 75 frames per second.
 
     Two backends may decide a near tie differently, so `backend` says which one runs; the fingerprint is that of
     the weights and of what changes codes on purpose.
@@ -46,55 +46,54 @@ class EncodecTeacher:
     """
 
     def __init__(self, config: EncodecTeacherConfig, device: torch.device):
+        self.spec = self.describe(config)
         codec = load_codec(config.weights)
-        if (codec.sample_rate, codec.encoder.hop_length) != (SAMPLE_RATE, HOP):
-            raise ValueError(
-                f"codec {config.weights}: {codec.sample_rate} Hz and hop {codec.encoder.hop_length},"
-                f" shards hold {SAMPLE_RATE} Hz and hop {HOP}"
-            )
-        if config.codebooks > codec.quantizer.n_q:
-            raise ValueError(f"codec {config.weights}: {codec.quantizer.n_q} codebooks, {config.codebooks} asked for")
-        self.spec = _specification(config, codec)  # of the weights as they are stored, before they are folded
         self.encoder = EncodecEncoder(codec.encoder, device, config.precision, config.backend)
         self.quantizer = ResidualQuantizer(codebooks_of(codec)[: config.codebooks].to(device))
         self.backend = {config.name: self.encoder.backend}
 
+    @staticmethod
+    def describe(config: EncodecTeacherConfig) -> TargetSpec:
+        """See `pipeline.teachers.teacher.Teacher`. Raises ValueError as the constructor does, but for the backend."""
+        stored = read_codec(config.weights)
+        if stored.sizes.hop != HOP:
+            raise ValueError(
+                f"codec {config.weights}: hop {stored.sizes.hop}, shards hold {SAMPLE_RATE} Hz and hop {HOP}"
+            )
+        if config.codebooks > stored.sizes.codebooks:
+            raise ValueError(
+                f"codec {config.weights}: {stored.sizes.codebooks} codebooks, {config.codebooks} asked for"
+            )
+        settings = {"kind": config.kind, "codebooks": config.codebooks, "sample_rate": SAMPLE_RATE, "hop": HOP}
+        if config.precision != "fp32":
+            settings["precision"] = config.precision
+        return TargetSpec(
+            name=config.name,
+            kind="discrete",
+            dtype="uint16",
+            frame_rate=SAMPLE_RATE // HOP,
+            size=config.codebooks,
+            codebook_size=stored.sizes.codebook_size,
+            # Of the weights as they are stored, before weight norm is folded into them.
+            fingerprint=fingerprint(settings, {name: tensor.numpy() for name, tensor in stored.weights.items()}),
+            teacher=settings | {"weights": config.weights.rstrip("/").rsplit("/", 1)[-1]},
+        )
+
     def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Codes of a whole track, see `pipeline.teacher.Teacher`."""
+        """Codes of a whole track, see `pipeline.teachers.teacher.Teacher`."""
         return next(self.label_tracks([blocks]))
 
     def label_tracks(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
-        """Codes of each track in order, labelled side by side, see `pipeline.teacher.label_tracks`."""
+        """Codes of each track in order, labelled side by side, see `pipeline.teachers.teacher.label_tracks`."""
         return in_order(self._codes(tracks))
 
     def _codes(self, tracks: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, np.ndarray, bool]]:
         for latents, pieces in self.encoder.latents(tracks):
             codes = self.quantizer.encode(latents).cpu().numpy().astype(np.uint16)
-            for lane, piece in pieces.items():
-                yield piece.track, codes[:, lane, : len(piece.samples) // HOP], piece.last
+            for slot, piece in pieces.items():
+                yield piece.track, codes[:, slot, : len(piece.samples) // HOP], piece.last
 
 
 def codebooks_of(codec: EncodecModel) -> torch.Tensor:
     """All codebooks of a codec, fp32 `[levels, entries, dimension]`."""
     return torch.stack([layer.codebook for layer in codec.quantizer.vq.layers])
-
-
-def _specification(config: EncodecTeacherConfig, codec: EncodecModel) -> TargetSpec:
-    settings = {"kind": config.kind, "codebooks": config.codebooks, "sample_rate": SAMPLE_RATE, "hop": HOP}
-    if config.precision != "fp32":
-        settings["precision"] = config.precision
-    weights = {
-        name: tensor.cpu().numpy()
-        for name, tensor in codec.state_dict().items()
-        if name.startswith("encoder.") or name.endswith("_codebook.embed")
-    }
-    return TargetSpec(
-        name=config.name,
-        kind="discrete",
-        dtype="uint16",
-        frame_rate=SAMPLE_RATE // HOP,
-        size=config.codebooks,
-        codebook_size=codec.quantizer.bins,
-        fingerprint=fingerprint(settings, weights),
-        teacher=settings | {"weights": config.weights.rstrip("/").rsplit("/", 1)[-1]},
-    )

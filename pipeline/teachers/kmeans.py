@@ -11,16 +11,15 @@ from typing import Literal
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage.documents import fingerprint, first_error
+from mert_foundry.pipeline.storage.documents import fingerprint, parse_values
 from mert_foundry.pipeline.storage.folder_kinds import KMEANS, check_input
-from mert_foundry.pipeline.teachers.spectra.chroma import Chroma
-from mert_foundry.pipeline.teachers.spectra.log_mel import LogMel
+from mert_foundry.pipeline.teachers.spectra.power_spectra import Chroma, LogMel
 
 CENTROIDS, CARD = "centroids.safetensors", "kmeans.yaml"
 
@@ -38,39 +37,29 @@ class KmeansTeacherConfig(BaseModel):
 
 
 class KmeansTeacher:
-    """Codes uint16 `[1, frames]`, 75 frames a second; frame i is centred on sample 320 i.
+    """Codes uint16 `[1, frames]`, 75 frames per second; frame i is centred on sample 320 i.
 
     Raises:
         FileNotFoundError, ValueError: as `load_kmeans`, or the feature was computed with other settings.
     """
 
     def __init__(self, config: KmeansTeacherConfig, device: torch.device):
-        folder = Path(config.weights)
-        centroids, card = load_kmeans(folder)
+        centroids, card = load_kmeans(Path(config.weights))
+        self.spec = _specification(config, centroids, card)
         self.feature = build_feature(card.feature, device)
-        if card.feature_settings != self.feature.settings:
-            raise ValueError(
-                f"{folder / CARD}: fitted to {card.feature_settings}, this version computes {self.feature.settings}"
-            )
         # Distances between vectors near their common centre keep more digits in fp32.
         self.centre = torch.from_numpy(centroids.mean(axis=0)).to(device)
         self.centroids = torch.from_numpy(centroids).to(device) - self.centre
         self.half_squares = self.centroids.square().sum(dim=1) / 2
-        settings = {"kind": config.kind} | self.feature.settings
-        self.spec = TargetSpec(
-            name=config.name or card.feature,
-            kind="discrete",
-            dtype="uint16",
-            frame_rate=FRAME_RATE,
-            size=1,
-            codebook_size=card.clusters,
-            fingerprint=fingerprint(settings, {"centroids": centroids}),
-            teacher=settings | {"weights": folder.name},
-        )
+
+    @staticmethod
+    def describe(config: KmeansTeacherConfig) -> TargetSpec:
+        """See `pipeline.teachers.teacher.Teacher`. Raises as the constructor does."""
+        return _specification(config, *load_kmeans(Path(config.weights)))
 
     @torch.inference_mode()
     def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Codes of a whole track, see `pipeline.teacher.Teacher`."""
+        """Codes of a whole track, see `pipeline.teachers.teacher.Teacher`."""
         for features in self.feature.stream(blocks):
             # |x - c|^2 is least where |c|^2 / 2 - x.c is.
             codes = (self.half_squares - (features - self.centre) @ self.centroids.T).argmin(dim=1)
@@ -80,6 +69,28 @@ class KmeansTeacher:
 def build_feature(name: Literal["logmel", "chroma"], device: torch.device) -> LogMel | Chroma:
     """The feature at MERT-v0's size."""
     return LogMel(MEL_BANDS, device) if name == "logmel" else Chroma(CHROMA_BINS, device)
+
+
+def describe_feature(name: Literal["logmel", "chroma"]) -> dict[str, str | int | float]:
+    """The settings of `build_feature`'s."""
+    return LogMel.describe(MEL_BANDS) if name == "logmel" else Chroma.describe(CHROMA_BINS)
+
+
+def _specification(config: KmeansTeacherConfig, centroids: np.ndarray, card: "KmeansCard") -> TargetSpec:
+    folder, feature = Path(config.weights), describe_feature(card.feature)
+    if card.feature_settings != feature:
+        raise ValueError(f"{folder / CARD}: fitted to {card.feature_settings}, this version computes {feature}")
+    settings = {"kind": config.kind} | feature
+    return TargetSpec(
+        name=config.name or card.feature,
+        kind="discrete",
+        dtype="uint16",
+        frame_rate=FRAME_RATE,
+        size=1,
+        codebook_size=card.clusters,
+        fingerprint=fingerprint(settings, {"centroids": centroids}),
+        teacher=settings | {"weights": folder.name},
+    )
 
 
 class KmeansCard(BaseModel):
@@ -123,12 +134,12 @@ def load_kmeans(folder: Path) -> tuple[np.ndarray, KmeansCard]:
     for name in (CARD, CENTROIDS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: not there; mert kmeans writes such a folder")
+    fault = f"{folder / CARD}: not a card of mert kmeans"
     try:
-        card = KmeansCard.model_validate(yaml.safe_load((folder / CARD).read_text()))
-    except ValidationError as error:
-        raise ValueError(f"{folder / CARD}: not a card of mert kmeans: {first_error(error)}") from error
+        values = yaml.safe_load((folder / CARD).read_text())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{folder / CARD}: not a card of mert kmeans: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{fault}: {' '.join(str(error).split())}") from error
+    card = parse_values(fault, values, KmeansCard)
     content = (folder / CENTROIDS).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != card.centroids_sha256:

@@ -5,7 +5,7 @@ the teacher itself is needed only where labels are made or checked.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from mert_foundry.pipeline.shards.target import TargetSpec
 
 
 class Teacher(Protocol):
-    """Labels whole tracks of any length. Building one loads its weights; `spec` says what it writes.
+    """Labels whole tracks of any length. Building one, from its config and a device, loads its weights; `spec` says what it
+    writes.
 
     A teacher that can compute in several ways also has a `backend`, a mapping from its target's name to what
     computes it; the shard's record keeps it. One that labels several tracks at once has `label_tracks`, see the
@@ -22,6 +23,14 @@ class Teacher(Protocol):
     """
 
     spec: TargetSpec
+
+    @staticmethod
+    def describe(config: Any) -> TargetSpec:
+        """The `spec` of a teacher with this config, on any device, without building it.
+
+        Of the weights no more is read than their fingerprint needs: the machine that plans the work may be a small one.
+        """
+        ...
 
     def label(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Targets of a whole track, piece by piece; memory is bounded whatever the track's length.

@@ -1,7 +1,6 @@
 /* One example: a player whose playhead runs over the pictures, and the same sound from the codes at the press of a key.
 
-An example: {title, meta, seconds, frames, frameRate, outlinePerFrame, sources: [{label, type, audio, outline}], panels}
-with `audio` base64, and all else base64 of a zlib stream; a panel is {kind: "levels" or "codes", name, rows, columns, ...}. */
+What an example is, document.py says: Example, Sound, LevelPanel and CodePanel; bytes are base64. */
 
 const SPANS = [[null, "Whole"], [10, "10 s"], [3, "3 s"]];
 let playing = null;
@@ -81,7 +80,7 @@ class ExampleView {
   async load() {
     const example = this.example;
     const outlines = await Promise.all(example.sources.map(async source => new Int8Array(await inflate(source.outline))));
-    this.wave = new WavePanel(outlines, example.outlinePerFrame);
+    this.wave = new WavePanel(outlines, example.outline_per_frame);
     this.add("waveform", this.wave);
     for (const panel of example.panels) {
       const data = await inflate(panel.data);
@@ -89,7 +88,7 @@ class ExampleView {
       else this.add(panel.title, new CodePanel(panel, new Uint16Array(data), new Float32Array(await inflate(this.shares[panel.name]))));
       panel.data = null;
     }
-    this.add("", new TimePanel(example.frameRate));
+    this.add("", new TimePanel(example.frame_rate));
     this.listen();
     new ResizeObserver(() => this.draw()).observe(this.figure);
     this.draw();
@@ -110,7 +109,7 @@ class ExampleView {
 
   /* Bring the view and the playhead to where the sound is. */
   follow() {
-    const frame = this.audio.currentTime * this.example.frameRate, length = this.view.end - this.view.start;
+    const frame = this.audio.currentTime * this.example.frame_rate, length = this.view.end - this.view.start;
     if (this.span !== null) {
       const start = Math.min(Math.max(frame - length / 2, 0), this.example.frames - length);
       if (start !== this.view.start) { this.view = {start, end: start + length}; this.draw(); }
@@ -119,7 +118,7 @@ class ExampleView {
   }
 
   movePlayhead() {
-    const seconds = this.audio.currentTime, frame = seconds * this.example.frameRate, width = this.figure.clientWidth - GUTTER;
+    const seconds = this.audio.currentTime, frame = seconds * this.example.frame_rate, width = this.figure.clientWidth - GUTTER;
     const x = GUTTER + (frame - this.view.start) / (this.view.end - this.view.start) * width;
     this.playhead.style.transform = `translateX(${Math.min(Math.max(x, GUTTER), GUTTER + width)}px)`;
     this.time.textContent = `${clock(seconds)} / ${clock(this.example.seconds)}`;
@@ -150,7 +149,7 @@ class ExampleView {
 
   zoom(span, index) {
     this.span = span;
-    const length = span === null ? this.example.frames : Math.min(this.example.frames, span * this.example.frameRate);
+    const length = span === null ? this.example.frames : Math.min(this.example.frames, span * this.example.frame_rate);
     this.view = {start: 0, end: length};
     this.spanButtons.forEach((button, at) => button.setAttribute("aria-pressed", String(at === index)));
     this.follow();
@@ -164,7 +163,7 @@ class ExampleView {
 
   listen() {
     let scrubbing = false;
-    const seekTo = event => this.seek(this.frameAt(event) / this.example.frameRate);
+    const seekTo = event => this.seek(this.frameAt(event) / this.example.frame_rate);
     this.figure.addEventListener("pointerdown", event => {
       scrubbing = event.button === 0;
       if (!scrubbing) return;
@@ -183,7 +182,7 @@ class ExampleView {
     if (!canvas || !canvas.panel.text(frame, 0)) { this.tip.hidden = true; return; }
     const bounds = canvas.getBoundingClientRect(), figure = this.figure.getBoundingClientRect();
     const value = canvas.panel.text(frame, (event.clientY - bounds.top) / bounds.height);
-    this.tip.textContent = `${(frame / this.example.frameRate).toFixed(3)} s, frame ${Math.floor(frame)}\n${value}`;
+    this.tip.textContent = `${(frame / this.example.frame_rate).toFixed(3)} s, frame ${Math.floor(frame)}\n${value}`;
     this.tip.hidden = false;
     const x = event.clientX - figure.left, left = x + 14 + this.tip.offsetWidth > figure.width ? x - 14 - this.tip.offsetWidth : x + 14;
     this.tip.style.left = `${Math.max(0, left)}px`;
@@ -193,7 +192,7 @@ class ExampleView {
   onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const onButton = event.target.closest("button");
-    const step = event.shiftKey ? 1 / this.example.frameRate : 1;
+    const step = event.shiftKey ? 1 / this.example.frame_rate : 1;
     const actions = {
       " ": () => this.toggle(), ArrowLeft: () => this.seek(this.audio.currentTime - step), ArrowRight: () => this.seek(this.audio.currentTime + step),
       Home: () => this.seek(0), End: () => this.seek(this.example.seconds),

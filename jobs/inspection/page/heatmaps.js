@@ -94,10 +94,10 @@ class WavePanel {
 
 class LevelPanel {
   constructor(panel, levels) {
-    Object.assign(this, panel);
+    Object.assign(this, panel, panel.scale);
     this.levels = levels;
     this.height = Math.min(230, Math.max(60, panel.rows * 2));
-    const colors = Array.from({length: panel.last + 1}, (_, level) => fire(level / panel.last));
+    const colors = Array.from({length: this.last + 1}, (_, level) => fire(level / this.last));
     this.image = picture(panel.columns, panel.rows, (row, column) => colors[levels[(panel.rows - 1 - row) * panel.columns + column]]);
   }
 

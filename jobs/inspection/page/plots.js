@@ -1,12 +1,7 @@
 "use strict";
 /* Plots as SVG, drawn at the width they have on the screen, with values on hover, touch and arrow keys.
 
-A plot: {title, hint?, wide?, kind, x: {label, log?, pitch?, format?}, y: {label, log?, format?, zero?}, ...}
-  kind "histogram": edges [n + 1], counts [n]
-  kind "bars": labels [n], series [{label, values [n]}]
-  kind "lines": series [{label, x [n], y [n] (null: none), color? (number of a series), shade? (0 to 1), faint?}]
-  kind "points": series [{label, x [n], y [n], names [n]}]
-pitch: {lowest: Hz of bin 0, perOctave: bins}; format: "percent", "count" or absent. */
+What a plot is, document.py says: LinePlot, BarPlot, HistogramPlot and PointPlot, without the fields that are None. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -40,7 +35,7 @@ function noteOf(frequency) {
   return {name: NOTES[((nearest % 12) + 12) % 12] + (Math.floor(nearest / 12) - 1), cents: Math.round(100 * (midi - nearest))};
 }
 
-function binFrequency(pitch, bin) { return pitch.lowest * 2 ** (bin / pitch.perOctave); }
+function binFrequency(pitch, bin) { return pitch.lowest * 2 ** (bin / pitch.per_octave); }
 
 function pitchText(pitch, bin) {
   const frequency = binFrequency(pitch, bin);
@@ -53,7 +48,7 @@ function pitchText(pitch, bin) {
 function octaveTicks(pitch, bins) {
   const ticks = [];
   for (let octave = 0; octave < 12; octave++) {
-    const bin = Math.log2(440 * 2 ** ((12 * (octave + 1) - 69) / 12) / pitch.lowest) * pitch.perOctave;
+    const bin = Math.log2(440 * 2 ** ((12 * (octave + 1) - 69) / 12) / pitch.lowest) * pitch.per_octave;
     if (bin > -0.5 && bin < bins - 0.5) ticks.push({at: Math.max(0, bin), text: `C${octave}`});
   }
   return ticks;
@@ -138,8 +133,9 @@ function drawColumns(drawing, plot, width, height) {
   const isHistogram = plot.kind === "histogram";
   const groups = isHistogram ? [{label: plot.y.label, values: plot.counts}] : plot.series;
   const count = groups[0].values.length;
-  const most = Math.max(...groups.flatMap(group => group.values), plot.y.most || 0) || 1;
-  const y = scaleOf(0, most, box.bottom, box.top, false, 4);
+  const heights = groups.flatMap(group => [...group.values, ...(group.high || []), ...(group.low || [])]);
+  const most = Math.max(...heights, plot.y.most || 0) || 1, least = Math.min(...heights, 0);
+  const y = scaleOf(least, most, box.bottom, box.top, false, 4);
   const x = isHistogram
     ? scaleOf(plot.edges[0], plot.edges[count], box.left, box.right, false, Math.max(2, Math.floor(width / 80)))
     : scaleOf(-0.5, count - 0.5, box.left, box.right, false, count);
@@ -152,31 +148,46 @@ function drawColumns(drawing, plot, width, height) {
     const from = isHistogram ? x.at(plot.edges[bar]) : x.at(bar - 0.38), to = isHistogram ? x.at(plot.edges[bar + 1]) : x.at(bar + 0.38);
     const each = (to - from) / groups.length;
     groups.forEach((group, index) => {
-      const top = y.at(group.values[bar]);
-      const least = group.values[bar] > 0 ? Math.max(1, box.bottom - top) : 0;
+      const value = group.values[bar], ends = [y.at(Math.max(value, 0)), y.at(Math.min(value, 0))], tall = value ? Math.max(1, ends[1] - ends[0]) : 0;
       svg("rect", {
-        class: "bar", x: from + index * each + 0.5, y: box.bottom - least, width: Math.max(0.5, each - 1), height: least, rx: 1.5, fill: seriesColor(index),
+        class: "bar", x: from + index * each + 0.5, y: value > 0 ? ends[1] - tall : ends[0], width: Math.max(0.5, each - 1), height: tall, rx: 1.5, fill: seriesColor(index),
       }, drawing);
+      if (group.low) whisker(drawing, from + (index + 0.5) * each, y.at(group.low[bar]), y.at(group.high[bar]), Math.min(5, each / 4), true);
     });
     const name = isHistogram
       ? `${formatNumber(plot.edges[bar])} to ${formatNumber(plot.edges[bar + 1])} ${plot.x.unit || ""}`.trim()
       : `${plot.x.label} ${plot.labels[bar]}`;
-    const values = groups.map(group => `${group.label}: ${formatNumber(group.values[bar], plot.y.format)}`);
+    const values = groups.map(group => `${group.label}: ${valueText(group, "values", bar, plot.y.format)}`);
     points.push({x: (from + to) / 2, y: y.at(Math.max(...groups.map(group => group.values[bar]))), text: [name, ...values].join("\n")});
   }
   return points;
 }
 
+/* The line between the ends of an interval, which lies along y if it is upright, else along x. */
+function whisker(drawing, at, low, high, half, upright) {
+  const path = upright
+    ? `M${at - half} ${low}h${2 * half}M${at - half} ${high}h${2 * half}M${at} ${low}V${high}`
+    : `M${low} ${at - half}v${2 * half}M${high} ${at - half}v${2 * half}M${low} ${at}H${high}`;
+  svg("path", {class: "whisker", d: path}, drawing);
+}
+
+/* A value with its interval, where it has one. */
+function valueText(series, key, at, format) {
+  const value = formatNumber(series[key][at], format);
+  return series.low ? `${value} (${formatNumber(series.low[at], format)} to ${formatNumber(series.high[at], format)})` : value;
+}
+
 function drawSideways(drawing, plot, width, height) {
   const longest = Math.min(width * 0.45, 7 * Math.max(...plot.labels.map(label => label.length)) + 8);
-  const values = plot.series[0].values, most = Math.max(...values, 1);
+  const bars = plot.series[0], values = bars.values, most = Math.max(...values, ...(bars.high || []), plot.y.most || 0) || 1;
   const x = scaleOf(0, most, longest, width - 46, false, 3);
   return plot.labels.map((label, row) => {
     const top = 6 + 26 * row, to = Math.max(longest + 1, x.at(values[row]));
     svg("text", {x: longest - 8, y: top + 14, "text-anchor": "end"}, drawing, label.length * 7 > longest ? label.slice(0, Math.floor(longest / 7) - 1) + "…" : label);
     svg("rect", {class: "bar", x: longest, y: top, width: to - longest, height: 18, rx: 3, fill: seriesColor(0)}, drawing);
-    svg("text", {x: to + 6, y: top + 14}, drawing, formatNumber(values[row], plot.y.format));
-    return {x: to, y: top, row: top + 9, text: `${label}: ${formatNumber(values[row], plot.y.format)} ${plot.y.label}`};
+    if (bars.low) whisker(drawing, top + 9, x.at(bars.low[row]), x.at(bars.high[row]), 4, false);
+    svg("text", {x: Math.max(to, bars.high ? x.at(bars.high[row]) : 0) + 6, y: top + 14}, drawing, formatNumber(values[row], plot.y.format));
+    return {x: to, y: top, row: top + 9, text: `${label}: ${valueText(bars, "values", row, plot.y.format)} ${plot.y.label}`};
   });
 }
 
@@ -187,15 +198,23 @@ function drawLines(drawing, plot, width, height) {
   if (!xs.length) { svg("text", {x: width / 2, y: height / 2, "text-anchor": "middle"}, drawing, "no finite value"); return []; }
   const extent = values => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
   const [xLow, xHigh] = extent(xs);
-  let [yLow, yHigh] = extent(ys);
+  const ends = plot.series.flatMap(series => [...(series.low || []), ...(series.high || [])]).filter(value => value !== null && (!plot.y.log || value > 0));
+  let [yLow, yHigh] = extent([...ys, ...ends]);
   if (plot.y.zero) yLow = Math.min(0, yLow);
   if (!plot.y.log && !plot.y.zero) { const room = (yHigh - yLow) * 0.04; yLow -= room; yHigh += room; }
   const x = scaleOf(xLow, xHigh, box.left, box.right, plot.x.log, Math.max(2, Math.floor(width / 80)));
   const y = scaleOf(yLow, yHigh, box.bottom, box.top, plot.y.log, 4);
-  const ticks = plot.x.pitch ? octaveTicks(plot.x.pitch, xHigh + 1) : x.ticks.map(at => ({at, text: formatNumber(at, plot.x.format)}));
+  const named = x.ticks.filter(at => plot.x.format !== "count" || Number.isInteger(at));
+  const ticks = plot.x.pitch ? octaveTicks(plot.x.pitch, xHigh + 1) : named.map(at => ({at, text: formatNumber(at, plot.x.format)}));
   drawAxes(drawing, plot, box, x, y, ticks);
   const byX = new Map();
   for (const series of plot.series) {
+    if (series.low) {
+      const inside = series.x.map((at, index) => index).filter(index => [series.low[index], series.high[index]].every(value => value !== null && (!plot.y.log || value > 0)));
+      const corner = (index, value) => `${x.at(series.x[index]).toFixed(2)} ${y.at(value).toFixed(2)}`;
+      const outline = [...inside.map(index => corner(index, series.high[index])), ...inside.reverse().map(index => corner(index, series.low[index]))];
+      svg("path", {class: "band", d: outline.length ? `M${outline.join("L")}Z` : "", fill: series.color}, drawing);
+    }
     let path = "", pen = "M";
     series.x.forEach((at, index) => {
       const value = series.y[index];
@@ -203,7 +222,7 @@ function drawLines(drawing, plot, width, height) {
       path += `${pen}${x.at(at).toFixed(2)} ${y.at(value).toFixed(2)}`;
       pen = "L";
       if (!byX.has(at)) byX.set(at, []);
-      byX.get(at).push({series, value});
+      byX.get(at).push({value, text: `${series.label}: ${valueText(series, "y", index, plot.y.format)}`});
     });
     const shown = series.y.filter(value => value !== null).length;
     svg("path", {
@@ -216,7 +235,7 @@ function drawLines(drawing, plot, width, height) {
   }
   return [...byX.entries()].sort((a, b) => a[0] - b[0]).map(([at, values]) => {
     const name = plot.x.pitch ? pitchText(plot.x.pitch, at) : `${plot.x.label} ${formatNumber(at, plot.x.format || "count")}`;
-    const lines = values.slice(0, 12).map(({series, value}) => `${series.label}: ${formatNumber(value, plot.y.format)}`);
+    const lines = values.slice(0, 12).map(each => each.text);
     return {x: x.at(at), y: y.at(values[0].value), guide: true, text: [name, ...lines].join("\n")};
   });
 }

@@ -1,9 +1,9 @@
-"""Tracks of any lengths side by side in the lanes of a batch: each lane takes the next track when its own has ended."""
+"""Tracks of any lengths side by side in the slots of a batch: each slot takes the next track when its own has ended."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count, pairwise, repeat
+from itertools import chain, count, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -23,22 +23,25 @@ class Piece:
     last: bool
 
 
-def pieces_by_lane(
-    tracks: Iterable[Iterable[np.ndarray]], lanes: int, first: int, following: int
+def pieces_by_slot(
+    tracks: Iterable[Iterable[np.ndarray]], slots: int, first: int, following: int
 ) -> list[Iterator[Piece]]:
-    """For each lane the pieces of its tracks, one track after another; a track goes to the lane that first asks.
+    """For each slot the pieces of its tracks, one track after another; a track goes to the slot that first asks.
 
     A track's first piece has `first` samples, the others `following`, its last one what is left.
     """
     waiting = enumerate(tracks)
-    return [_pieces(waiting, first, following) for _ in range(lanes)]
+    return [_pieces(waiting, first, following) for _ in range(slots)]
 
 
 def _pieces(waiting: Iterator[tuple[int, Iterable[np.ndarray]]], first: int, following: int) -> Iterator[Piece]:
     for number, blocks in waiting:
         pieces = recut(blocks, chain([first], repeat(following)))
-        for position, (piece, after) in enumerate(pairwise(chain(pieces, [None]))):
-            yield Piece(number, piece, first=position == 0, last=after is None)
+        is_first, piece = True, next(pieces, None)
+        while piece is not None:
+            after = next(pieces, None)
+            yield Piece(number, piece, first=is_first, last=after is None)
+            is_first, piece = False, after
 
 
 def in_order(items: Iterator[tuple[int, Item, bool]]) -> Iterator[Iterator[Item]]:

@@ -27,7 +27,7 @@ from torch.nn import functional
 from mert_foundry.pipeline.audio.blocks import recut
 
 # Half-band filter: 95 taps under a Kaiser window of 118 dB, flat up to 0.209 of the rate it halves.
-FILTER_REACH = 47
+HALF_FILTER = 47
 KAISER_BETA = 12.0
 PASS_BAND = 0.418  # of the halved rate
 # A bin stays at a rate whose pass band reaches this many side lobes of its Hann window beyond it. They fall with
@@ -51,38 +51,21 @@ class MultirateCqt(nn.Module):
 
     def __init__(self, sample_rate: int, hop: int, lowest_frequency: float, bins: int, bins_per_octave: int):
         super().__init__()
-        arguments = {
-            "sample_rate": sample_rate,
-            "hop": hop,
-            "lowest_frequency": lowest_frequency,
-            "bins": bins,
-            "bins_per_octave": bins_per_octave,
-        }
-        for name, value in arguments.items():
-            if value <= 0:
-                raise ValueError(f"cqt: {name} is {value}, it must be above 0")
-        frequencies = lowest_frequency * 2 ** (torch.arange(bins, dtype=torch.float64) / bins_per_octave)
-        if frequencies[-1] >= sample_rate / 2:
-            raise ValueError(
-                f"cqt: highest bin at {frequencies[-1]:.0f} Hz, half the sample rate is {sample_rate / 2:.0f} Hz"
-            )
-        quality = 1 / (2 ** (1 / bins_per_octave) - 1)
+        if hop <= 0:
+            raise ValueError(f"cqt: hop is {hop}, it must be above 0")
+        frequencies, self.lengths = place_windows(sample_rate, lowest_frequency, bins, bins_per_octave)
+        quality = _quality(bins_per_octave)
         self.hop = hop
-        self.lengths = torch.ceil(quality * sample_rate / frequencies).long()  # of the windows, full-rate samples
         halvings = _halvings(frequencies / sample_rate, quality, most=(hop & -hop).bit_length() - 1)
         self.halve = _HalveRate()
-        self.rates = nn.ModuleList(
+        rates = [
             _Windows(frequencies[halvings == number] / sample_rate, self.lengths[halvings == number], 2**number)
             for number in range(int(halvings.max()) + 1)
-        )
+        ]
+        self.rates = nn.ModuleList(rates)
         self.context = 0
-        for windows in reversed(self.rates):
-            self.context = max(windows.reach, 2 * self.context + FILTER_REACH + 1)
-
-    @property
-    def largest_magnitude(self) -> float:
-        """What no magnitude of audio within [-1, 1] exceeds: the largest L1 norm of a window."""
-        return math.sqrt(int(self.lengths[0]))
+        for windows in reversed(rates):
+            self.context = max(windows.half_window, 2 * self.context + HALF_FILTER + 1)
 
     @torch.inference_mode()
     def forward(self, audio: Tensor) -> Tensor:
@@ -97,7 +80,7 @@ class MultirateCqt(nn.Module):
         for number, windows in enumerate(self.rates):
             if number:
                 signal = self.halve(signal[start % 2 :])
-                start = start // 2 - (FILTER_REACH + 1) // 2
+                start = start // 2 - (HALF_FILTER + 1) // 2
             magnitudes.append(windows(signal, start, self.hop >> number, frames))
         return torch.cat(magnitudes[::-1], dim=1)
 
@@ -121,6 +104,38 @@ class MultirateCqt(nn.Module):
                 yield self(torch.from_numpy(window).to(device))
 
 
+def place_windows(sample_rate: int, lowest_frequency: float, bins: int, bins_per_octave: int) -> tuple[Tensor, Tensor]:
+    """Centre frequencies (Hz, float64) and window lengths (samples, int64) of the bins, `[bins]` each.
+
+    Raises:
+        ValueError: an argument is not positive, or the highest bin is not below half the sample rate.
+    """
+    arguments = {
+        "sample_rate": sample_rate,
+        "lowest_frequency": lowest_frequency,
+        "bins": bins,
+        "bins_per_octave": bins_per_octave,
+    }
+    for name, value in arguments.items():
+        if value <= 0:
+            raise ValueError(f"cqt: {name} is {value}, it must be above 0")
+    frequencies = lowest_frequency * 2 ** (torch.arange(bins, dtype=torch.float64) / bins_per_octave)
+    if frequencies[-1] >= sample_rate / 2:
+        raise ValueError(
+            f"cqt: highest bin at {frequencies[-1]:.0f} Hz, half the sample rate is {sample_rate / 2:.0f} Hz"
+        )
+    return frequencies, torch.ceil(_quality(bins_per_octave) * sample_rate / frequencies).long()
+
+
+def largest_magnitude(lengths: Tensor) -> float:
+    """What no magnitude of audio within [-1, 1] exceeds: the largest L1 norm of windows of these lengths."""
+    return math.sqrt(int(lengths[0]))
+
+
+def _quality(bins_per_octave: int) -> float:
+    return 1 / (2 ** (1 / bins_per_octave) - 1)
+
+
 class _HalveRate(nn.Module):
     """Low-pass at a quarter of the rate and keep every other sample.
 
@@ -128,10 +143,12 @@ class _HalveRate(nn.Module):
     as rows of a matrix product, and the even ones only halved.
     """
 
+    matrix: Tensor
+
     def __init__(self):
         super().__init__()
-        offsets = torch.arange(-FILTER_REACH, FILTER_REACH + 1, 2, dtype=torch.float64)
-        kaiser = torch.signal.windows.kaiser(2 * FILTER_REACH + 1, beta=KAISER_BETA, dtype=torch.float64)[::2]
+        offsets = torch.arange(-HALF_FILTER, HALF_FILTER + 1, 2, dtype=torch.float64)
+        kaiser = torch.signal.windows.kaiser(2 * HALF_FILTER + 1, beta=KAISER_BETA, dtype=torch.float64)[::2]
         taps = torch.sin(math.pi * offsets / 2) / (math.pi * offsets) * kaiser
         taps *= 0.5 / taps.sum()  # so that a constant stays what it is
         matrix = torch.zeros(FILTERED_TOGETHER + len(taps) - 1, FILTERED_TOGETHER)
@@ -141,13 +158,13 @@ class _HalveRate(nn.Module):
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, signal: Tensor) -> Tensor:
-        """`[n]` -> `[n // 2 - FILTER_REACH]`; output 0 is centred on sample FILTER_REACH + 1, an even one."""
+        """`[n]` -> `[n // 2 - HALF_FILTER]`; output 0 is centred on sample HALF_FILTER + 1, an even one."""
         even, odd = signal[: len(signal) // 2 * 2].view(-1, 2).unbind(dim=1)
         count = len(odd) - self.taps + 1
         missing = -count % FILTERED_TOGETHER
         rows = functional.pad(odd, (0, missing)).unfold(0, len(self.matrix), FILTERED_TOGETHER)
         filtered = (rows @ self.matrix).flatten()[:count]
-        first = (FILTER_REACH + 1) // 2
+        first = (HALF_FILTER + 1) // 2
         return filtered + even[first : first + count] / 2
 
 
@@ -161,7 +178,7 @@ class _Windows(nn.Module):
 
     def __init__(self, frequencies: Tensor, lengths: Tensor, step: int):
         super().__init__()
-        self.reach = _reach(lengths, step)
+        self.half_window = _half_window(lengths, step)
         groups = zip(frequencies.split(BINS_TOGETHER), lengths.split(BINS_TOGETHER), strict=True)
         self.kernels = nn.ParameterList(
             nn.Parameter(_kernel(*group, step), requires_grad=False) for group in groups if len(group[0])
@@ -170,9 +187,9 @@ class _Windows(nn.Module):
     def forward(self, signal: Tensor, start: int, hop: int, frames: int) -> Tensor:
         """`[n]` -> magnitudes `[frames, bins]`; frame i is centred on sample `start + i * hop`."""
         magnitudes = [signal.new_empty(frames, 0)]
-        framed = signal[start - self.reach :].unfold(0, 2 * self.reach + 1, hop)[:frames].contiguous()
+        framed = signal[start - self.half_window :].unfold(0, 2 * self.half_window + 1, hop)[:frames].contiguous()
         for kernel in self.kernels:
-            margin = self.reach - len(kernel) // 2
+            margin = self.half_window - len(kernel) // 2
             real, imaginary = (framed[:, margin : margin + len(kernel)] @ kernel).chunk(2, dim=1)
             magnitudes.append((real.square() + imaginary.square()).sqrt())
         return torch.cat(magnitudes, dim=1)
@@ -184,15 +201,15 @@ def _halvings(frequencies: Tensor, quality: float, most: int) -> Tensor:
     return torch.floor(-torch.log2(lowest_rates)).clamp(0, most).long()
 
 
-def _reach(lengths: Tensor, step: int) -> int:
+def _half_window(lengths: Tensor, step: int) -> int:
     """Samples of the divided rate on either side of the centre that windows of these full-rate lengths cover."""
     return math.ceil(int(lengths.max()) / 2 / step) if len(lengths) else 0
 
 
 def _kernel(frequencies: Tensor, lengths: Tensor, step: int) -> Tensor:
-    """Real and imaginary parts of the windows, side by side: float32 `[2 * reach + 1, 2 * bins]`, made in float64."""
-    reach = _reach(lengths, step)
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)[:, None] * step
+    """Real and imaginary parts of the windows, side by side: float32 `[2 * half + 1, 2 * bins]`, made in float64."""
+    half = _half_window(lengths, step)
+    offsets = torch.arange(-half, half + 1, dtype=torch.float64)[:, None] * step
     position = offsets + (lengths + 1) // 2
     inside = (position >= 0) & (position < lengths)
     window = torch.where(inside, 0.5 - 0.5 * torch.cos(2 * math.pi * position / lengths), 0) * 2 * step / lengths.sqrt()

@@ -1,0 +1,41 @@
+"""What `model=` names: a folder with a trained encoder, or a baseline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mert_foundry.model.features.feature_encoder import FeatureEncoder
+from mert_foundry.model.features.feature_model import FeatureModel, Precision
+from mert_foundry.model.interop.load import read_model
+from mert_foundry.pipeline.storage.documents import fingerprint
+from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
+
+SPECTRA = ("log_mel", "cqt", "chroma", "mfcc")
+FIXED = (*SPECTRA, "musicnn")
+NAMES = (*FIXED, "codec:foundry-small (or another codec)", "random:CONFIG.yaml@SEED")
+
+
+def open_model(
+    name: str, device: torch.device, precision: Precision = "fp32", layers: Sequence[int] | None = None
+) -> FeatureModel:
+    """The model of a name.
+
+    Raises:
+        FolderError: a folder of another kind.
+        ValueError: no folder and no baseline of that name; no such layer; and as the baselines.
+    """
+    if name in FIXED or name.startswith(("codec:", "random:")):
+        # Baselines need packages, such as torchaudio and encodec, that encoders do without.
+        from mert_foundry.model.baselines.registry import open_baseline
+
+        return open_baseline(name, device, precision, layers)
+    if not Path(name).exists():
+        raise ValueError(f"model {name}: no folder of that name, and no baseline; those are {', '.join(NAMES)}")
+    check_input(name, RUN, CHECKPOINT, MODEL)
+    return FeatureEncoder(read_model(Path(name)), name, device, precision, layers)
+
+
+def model_fingerprint(model: FeatureModel) -> str:
+    """SHA-256 over weights and all else that makes the features what they are."""
+    return fingerprint(dict(model.settings), {name: tensor.numpy() for name, tensor in model.weights.items()})

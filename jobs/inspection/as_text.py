@@ -1,0 +1,49 @@
+"""A document as lines of plain text, for a terminal or a pipe."""
+
+from mert_foundry.jobs.command.text import pairs, printable, table
+from mert_foundry.jobs.inspection.cells import cell_text, row_texts
+from mert_foundry.jobs.inspection.document import Block, Document, Facts, Figures, Note, Table
+
+MOST_ROWS = 20
+INDENT = "  "
+
+
+def as_text(document: Document) -> list[str]:
+    """Lines without control characters. A section that is for the page alone is not there."""
+    lines = [f"{document.kind} {document.title}"]
+    for place, section in enumerate(document.sections):
+        paragraphs = [(block, found) for block in section.blocks if (found := block_lines(block))]
+        if paragraphs and place:
+            lines += ["", section.title]
+        previous: Block | None = None
+        for block, found in paragraphs:
+            apart = previous is not None and not (isinstance(previous, Note) and isinstance(block, Note))
+            lines += ["", *found] if apart else found
+            previous = block
+    return [printable(line) for line in lines]  # nothing in a name or a file steers the terminal
+
+
+def block_lines(block: Block) -> list[str]:
+    """The lines of one block; none of what is for the page alone."""
+    match block:
+        case Note():
+            return [INDENT + block.text]
+        case Figures():
+            return pairs([(label, value) for value, label in block.figures], INDENT)
+        case Facts():
+            return pairs([(name, cell_text(value)) for name, value in block.facts], INDENT)
+        case Table():
+            return table_lines(block)
+        case _:
+            return []
+
+
+def table_lines(block: Table) -> list[str]:
+    """A caption where there is one, the header, and the rows or the first of many."""
+    if not block.rows:
+        return []
+    shown = block.rows[:MOST_ROWS] if block.may_be_long else block.rows
+    lines = [INDENT + block.caption] if block.caption else []
+    lines += table(block.header, row_texts(shown), INDENT)
+    hidden = len(block.rows) - len(shown)
+    return [*lines, f"{INDENT}and {hidden:,} more; --json names all"] if hidden else lines

@@ -1,0 +1,89 @@
+"""What mert inspect --example and --export show: one example, its members, the files that were written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mert_foundry.jobs.command.text import number
+from mert_foundry.jobs.inspection.document import Block, Document, Facts, Note, Pitch, Section, Table
+from mert_foundry.pipeline.inspection.examples import (
+    ExampleSummary,
+    MemberSummary,
+    export_example,
+    find_examples,
+    read_example,
+    summarise_example,
+)
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
+from mert_foundry.pipeline.shards.target import TargetSpec, octave_layout
+
+
+def example_document(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str) -> Document:
+    """Where one example comes from, and its members. Raises as `find_examples` and `read_example`."""
+    stored = find_examples(folder, shards, [key])[0]
+    summary = summarise_example(index, stored, read_example(folder, index, stored)[0])
+    beginnings = [table for member in summary.members for table in first_values(member)]
+    sections = [Section("Overview", [example_facts(summary), *member_blocks(summary.members), *beginnings])]
+    return Document("example", key, sections, summary.model_dump(mode="json"))
+
+
+def export_document(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str, out: Path) -> Document:
+    """Write the files of one example into the folder `out`, and name them. Raises as `export_example`."""
+    stored = find_examples(folder, shards, [key])[0]
+    files = [str(path) for path in export_example(*read_example(folder, index, stored), out)]
+    written = Table(("file",), [(file,) for file in files])
+    return Document("export", key, [Section("Files", [written])], {"kind": "export", "key": key, "files": [*files]})
+
+
+def example_facts(summary: ExampleSummary) -> Facts:
+    """Where an example comes from."""
+    info = summary.info
+    return Facts(
+        [
+            ("shard", summary.shard),
+            ("track", info.track),
+            ("segment", f"{info.segment + 1} of {info.segments}, from {info.start_sample / info.sample_rate:.3f} s"),
+            ("length", f"{summary.seconds:.3f} s, {info.num_frames:,} frames, {info.num_samples:,} samples"),
+            ("audio sha256", info.audio_sha256),
+        ]
+    )
+
+
+def member_blocks(members: Sequence[MemberSummary]) -> list[Block]:
+    """Shapes and ranges of the members."""
+    rows = [
+        (
+            member.name,
+            member.bytes,
+            member.dtype,
+            " x ".join(map(str, member.shape)) if member.shape else None,
+            member.minimum,
+            member.maximum,
+            member.mean,
+            member.unit,
+        )
+        for member in members
+    ]
+    different = [
+        Note(f"{member.name}: different codes by codebook: {' '.join(map(str, member.distinct))}")
+        for member in members
+        if member.distinct
+    ]
+    return [Table(("member", "bytes", "dtype", "shape", "min", "max", "mean", "unit"), rows), *different]
+
+
+def first_values(member: MemberSummary) -> list[Table]:
+    """The first values of a member, a row for each codebook or frame; none of a json."""
+    if not member.first:
+        return []
+    rows = np.atleast_2d(member.first).tolist()
+    header = (f"{member.name} begins", *map(str, range(len(rows[0]))))
+    names = "codebook" if member.distinct else "frame" if len(rows) > 1 else "sample"
+    return [Table(header, [(f"{names} {place}", *map(number, row)) for place, row in enumerate(rows)])]
+
+
+def pitch_of_bins(spec: TargetSpec) -> Pitch | None:
+    """What names the bins of a target as notes; None when they are no pitches."""
+    layout = octave_layout(spec)
+    return Pitch(*layout) if layout else None

@@ -1,0 +1,1 @@
+"""What a probe is asked for, the features it reads, and its report."""

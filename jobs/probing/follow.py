@@ -1,0 +1,121 @@
+"""A run that is being trained, probed checkpoint by checkpoint on validation clips, in a process of its own.
+
+RUN/probe.jsonl          a record for each checkpoint: the first metric of each task, and their mean
+RUN/tensorboard          the same numbers
+RUN/best_by_probe        a copy of the checkpoint with the highest mean; `mert export` and `mert extract` take it
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.probing.models import CHECKPOINTS, ProbedModel
+from mert_foundry.jobs.probing.report import ProbeReport
+from mert_foundry.jobs.probing.run import run_probe
+from mert_foundry.jobs.probing.settings import ProbeConfig
+from mert_foundry.model.runs.checkpoint import checkpoint_step, find_fault, list_checkpoints
+from mert_foundry.model.runs.history import PROBES, read_probes
+from mert_foundry.model.runs.publish import retire_folder
+from mert_foundry.model.runs.stored_config import read_run_config
+
+BEST = "best_by_probe"
+HELD = ".followed"
+LOOK_EVERY = 10.0  # seconds
+
+
+def follow(run: Path, config: ProbeConfig) -> int:
+    """Probe each checkpoint of a run as it appears, until that of its last step; returns how many were probed.
+
+    Raises UsageError for settings that do not fit, and as `run_probe`.
+    """
+    check_settings(config)
+    last = last_step(run)
+    known = {record["step"] for record in read_probes(run)}
+    probed = 0
+    for checkpoint in new_checkpoints(run, known, last):
+        step = checkpoint_step(checkpoint)
+        # The trainer keeps its newest checkpoints only, and may remove this one before it is probed.
+        held = hold_checkpoint(checkpoint, run / HELD)
+        if held is None:
+            continue
+        console.say(f"step {step} of {last}")
+        # One name for all: the features of a checkpoint take the place of those of the one before.
+        report = run_probe(config, [ProbedModel("followed", str(held), step)])
+        record_probe(run, step, report)
+        keep_best(run, held)
+        probed += 1
+    shutil.rmtree(run / HELD, ignore_errors=True)
+    return probed
+
+
+def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
+    """A second name for a checkpoint's files, which takes no room on disk; None when it is gone meanwhile."""
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint, target, copy_function=os.link)
+    except (FileNotFoundError, shutil.Error):
+        return None
+    return target
+
+
+def record_probe(run: Path, step: int, report: ProbeReport) -> None:
+    """Append the scores of a checkpoint to the run's probes and to its TensorBoard events."""
+    firsts = {task.name: task.metrics[0] for task in report.tasks}
+    scores = {row.task: row.value for row in report.rows if (row.metric, row.condition) == (firsts[row.task], "")}
+    known = [score for score in scores.values() if score is not None]
+    line = {"kind": "probe", "step": step, "mean": sum(known) / len(known) if known else None, "scores": scores}
+    with open(run / PROBES, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    board = SummaryWriter(str(run / "tensorboard"))
+    for task, score in scores.items():
+        if score is not None:
+            board.add_scalar(f"probe/{task}", score, step)
+    board.close()
+
+
+def keep_best(run: Path, held: Path) -> None:
+    """Keep the checkpoint that was just probed if no other has a higher mean."""
+    means = [-math.inf if record["mean"] is None else record["mean"] for record in read_probes(run)]
+    if means[-1] == max(means):
+        if (run / BEST).exists():
+            retire_folder(run / BEST)
+        os.replace(held, run / BEST)
+
+
+def check_settings(config: ProbeConfig) -> None:
+    """Raise UsageError for what a run that is followed has no use for."""
+    if config.score != "valid":
+        raise UsageError("--follow chooses a checkpoint, so it must not see test clips: score=valid is needed")
+    if config.model or config.baselines or config.every_checkpoint:
+        raise UsageError(
+            "--follow probes the checkpoints of one run: leave out model, every_checkpoint and baselines=[]"
+        )
+
+
+def last_step(run: Path) -> int:
+    """The step at which the run is done. Raises FileNotFoundError when it has no config yet, UsageError for another folder."""
+    document = read_run_config(run / "config.yaml")
+    try:
+        return document["config"]["trainer"]["schedule"]["total_steps"]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{run}: its config.yaml is not that of a run") from error
+
+
+def new_checkpoints(run: Path, known: set[int], last: int) -> Iterator[Path]:
+    """Whole checkpoints in the order of their steps, waiting for the next until that of the last step."""
+    known = set(known)
+    while last not in known:
+        found = [path for path in reversed(list_checkpoints(run / CHECKPOINTS)) if checkpoint_step(path) not in known]
+        if found and find_fault(found[0]) is None:
+            known.add(checkpoint_step(found[0]))
+            yield found[0]
+        else:
+            time.sleep(LOOK_EVERY)

@@ -1,0 +1,52 @@
+"""Mixtures and stems of a separation task as audio, kept in a temporary file: 10 hours of them are 17 GB."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mert_foundry.model.probing.features import FrameFeatures
+from mert_foundry.model.probing.separation import Stems
+from mert_foundry.pipeline.audio.blocks import to_float
+from mert_foundry.pipeline.features.clip_tracks import decode_file
+from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
+from mert_foundry.pipeline.probe_sets.task import ProbeClip
+
+
+def read_stems(features: FrameFeatures, file: IO[bytes]) -> Stems:
+    """The audio of every clip, 24 kHz mono, written to `file` and mapped from it.
+
+    Raises:
+        ValueError: a clip without stems, or stems that are shorter than their mixture.
+        DecodeError, OSError: a file that cannot be decoded or read.
+    """
+    labelled = features.labelled
+    mixtures, stems = [], []
+    for clip in labelled.clips:
+        if not isinstance(clip.label, dict):
+            raise ValueError(f"task {labelled.task.name}: {clip.path} has the label {clip.label!r}, stems are needed")
+        paths = [clip.path, *(clip.label[name] for name in labelled.task.classes)]
+        audio = [_read_stretch(Path(labelled.root) / path, clip) for path in paths]
+        if len({len(samples) for samples in audio}) > 1:
+            lengths = ", ".join(f"{path} has {len(samples)}" for path, samples in zip(paths, audio))
+            raise ValueError(f"task {labelled.task.name}: mixture and stems differ in samples: {lengths}")
+        mapped = _append(file, np.stack(audio))
+        mixtures.append(mapped[0])
+        stems.append(mapped[1:])
+    return Stems(mixtures, stems)
+
+
+def _read_stretch(path: Path, clip: ProbeClip) -> np.ndarray:
+    """float32 [samples] of the clip."""
+    with decode_file(path) as audio:
+        first = round(clip.start * SAMPLE_RATE)
+        last = audio.num_frames * HOP if clip.end is None else round(clip.end * SAMPLE_RATE)
+        return to_float(audio.read(first, last - first))
+
+
+def _append(file: IO[bytes], values: np.ndarray) -> np.ndarray:
+    """The same values, mapped from after what the file holds."""
+    place = file.seek(0, 2)
+    file.write(values.tobytes())
+    file.flush()
+    return np.memmap(file, dtype=np.float32, mode="r", offset=place, shape=values.shape)

@@ -1,0 +1,92 @@
+"""The result of one model on one task on disk, so that a probe goes on where it was stopped.
+
+result.json      ProbeResult without its predictions, the fingerprint of what it follows from
+CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `plain.npz` for the plain one
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mert_foundry.jobs.probing.settings import ProbeConfig
+from mert_foundry.model.probing.protocol import ProbeProtocol
+from mert_foundry.model.probing.result import CHOSEN, Choice, Predictions, ProbeResult, Score
+from mert_foundry.model.runs.publish import publish_folder, retire_folder
+from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
+from mert_foundry.pipeline.storage.documents import fingerprint
+
+RESULT = "result.json"
+PLAIN = "plain"
+# Part of the fingerprint, so that a result in an older form is computed anew: form 1 had null for every number that is not finite.
+FORM = 2
+
+
+class StoredResult(BaseModel):
+    """What result.json holds; "NaN", "Infinity" and "-Infinity" stand for the numbers that JSON does not have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    task: ProbeTask
+    protocol: ProbeProtocol
+    chosen: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    scores: tuple[Score, ...]
+    conditions: tuple[str, ...]
+
+
+def result_fingerprint(features: dict[str, Any], labelled: LabelledSet, config: ProbeConfig) -> str:
+    """SHA-256 over all that a result follows from; `features` is what the feature store says of itself."""
+    is_separation = labelled.task.kind == "separation"
+    return fingerprint(
+        {
+            "form": FORM,
+            "features": features,
+            "labelled": labelled.model_dump(mode="json", exclude={"root"}),
+            "protocol": config.protocol.model_dump(mode="json"),
+            **({"separation": config.separation.model_dump(mode="json")} if is_separation else {}),
+        }
+    )
+
+
+def save_result(folder: Path, result: ProbeResult, fingerprint: str) -> None:
+    """Publish the result, in place of an older one."""
+    stored = StoredResult(
+        fingerprint=fingerprint,
+        task=result.task,
+        protocol=result.protocol,
+        chosen=result.chosen,
+        choices=result.choices,
+        scores=result.scores,
+        conditions=tuple(sorted(condition for heads, condition in result.predictions if heads == CHOSEN)),
+    )
+    if folder.exists():
+        retire_folder(folder)
+    with publish_folder(folder) as place:
+        for condition in stored.conditions:
+            result.predictions[CHOSEN, condition].save(place / f"{condition or PLAIN}.npz")
+        (place / RESULT).write_text(stored.model_dump_json(indent=1))
+
+
+def load_result(folder: Path, fingerprint: str) -> ProbeResult | None:
+    """The result that was saved under this fingerprint; None where there is none, or another one."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    text = path.read_text()
+    if json.loads(text)["fingerprint"] != fingerprint:
+        return None
+    stored = StoredResult.model_validate_json(text)
+    return ProbeResult(
+        task=stored.task,
+        protocol=stored.protocol,
+        chosen=stored.chosen,
+        choices=stored.choices,
+        scores=stored.scores,
+        predictions={
+            (CHOSEN, condition): Predictions.load(folder / f"{condition or PLAIN}.npz")
+            for condition in stored.conditions
+        },
+    )

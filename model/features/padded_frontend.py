@@ -1,0 +1,59 @@
+"""A front-end over rows of several lengths: the features of each as if it were alone, to rounding.
+
+Convolutions look at the samples of a frame and no further, so what lies after a row changes none of its frames. Group norm
+takes statistics over the row; it alone is given each row by itself. The other front-ends look beyond a frame, or not at all,
+as `padding_invariant` says.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mert_foundry.model.encoder import MertEncoder
+from mert_foundry.model.frontend.convolution import ConvFrontend, ConvLayer
+
+
+def padded_features(encoder: MertEncoder, audio: Tensor, num_samples: Sequence[int]) -> Tensor:
+    """Output of the encoder's front-end, [B, T] -> [B, F, C]; the first frames of a row, as many as its samples make, are its
+    own.
+
+    Args:
+        num_samples: samples of each row, with zeros after them.
+    """
+    frontend = encoder.frontend
+    if encoder.padding_invariant:
+        features: Tensor = frontend(audio)
+        return features
+    if isinstance(frontend, ConvFrontend):
+        return _convolve(frontend, audio, num_samples)
+    return _by_length(frontend, audio, num_samples)
+
+
+def _convolve(frontend: ConvFrontend, audio: Tensor, num_samples: Sequence[int]) -> Tensor:
+    signal, lengths = audio[:, None], list(num_samples)
+    for layer in frontend.layers:
+        assert isinstance(layer, ConvLayer)
+        signal = layer.conv(signal)
+        (kernel,), (stride,) = layer.conv.kernel_size, layer.conv.stride
+        lengths = [(length - kernel) // stride + 1 for length in lengths]
+        if isinstance(layer.norm, nn.GroupNorm):
+            signal = _norm_each(layer.norm, signal, lengths)
+        signal = nn.functional.gelu(signal)
+    return signal.transpose(1, 2)
+
+
+def _norm_each(norm: nn.GroupNorm, signal: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Group norm of the first steps of each row of [B, C, T], in place; what is after them, no frame of a row sees."""
+    for row, length in enumerate(lengths):
+        own = signal[row : row + 1, :, :length]
+        own.copy_(norm(own))
+    return signal
+
+
+def _by_length(frontend: nn.Module, audio: Tensor, num_samples: Sequence[int]) -> Tensor:
+    """Rows of exactly one length go through it together."""
+    features: dict[int, Tensor] = {}
+    for length in sorted(set(num_samples)):
+        rows = [row for row, own in enumerate(num_samples) if own == length]
+        features |= dict(zip(rows, frontend(audio[rows, :length])))
+    return nn.utils.rnn.pad_sequence([features[row] for row in range(len(num_samples))], batch_first=True)

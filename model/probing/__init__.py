@@ -1,0 +1,1 @@
+"""Heads on frozen features: trained all at once, chosen on validation, scored with intervals."""

@@ -1,0 +1,64 @@
+"""What a labelling process is told, and the process itself: it holds the teachers and does one shard at a time.
+
+It knows nothing of who hands out the shards; jobs/label.py makes Ray actors of it.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from mert_foundry.pipeline.labelling.plan import ShardTask
+from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers
+
+
+class WorkOrder(BaseModel):
+    """What a worker must know besides its shards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
+    root: str = Field(description="Folder or fsspec URL of the audio files")
+    out: str = Field(description="Folder or fsspec URL for the shards")
+    device: Literal["cpu", "cuda"] = Field(description="Where tracks are resampled and the teachers run")
+    decode_threads: int = Field(gt=0, description="Threads that decode ahead")
+
+
+class Labeller:
+    """Holds the teachers of one process and labels one shard at a time. Raises as `build_teachers` does."""
+
+    def __init__(self, order: WorkOrder):
+        # Another number of threads would add in another order, and might decide a near tie otherwise.
+        torch.set_num_threads(1)
+        self.order = order
+        self.teachers = build_teachers(order.teachers, order.device)
+        self.backend = {
+            "device": torch.cuda.get_device_name() if order.device == "cuda" else order.device,
+            "torch": torch.__version__,
+        }
+        for teacher in self.teachers:
+            self.backend |= getattr(teacher, "backend", {})
+        self.seconds = 0.0
+
+    def run(self, task: ShardTask) -> None:
+        """Label and publish one shard. Raises as `process_shard` does."""
+        self.seconds = 0.0
+        process_shard(
+            task,
+            self.teachers,
+            self.order.root,
+            self.order.out,
+            self.backend,
+            device=self.order.device,
+            decode_threads=self.order.decode_threads,
+            report=self._count,
+        )
+        self.seconds = 0.0
+
+    def seconds_done(self) -> float:
+        """Audio seconds done of the shard at work."""
+        return self.seconds
+
+    def _count(self, seconds: float) -> None:
+        self.seconds += seconds

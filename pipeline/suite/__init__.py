@@ -1,0 +1,1 @@
+"""The probing suite: music rendered, labelled and split by a seed, from packages anyone can get."""
