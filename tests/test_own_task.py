@@ -169,8 +169,8 @@ def test_folds(audio: Path):
 
 
 def test_conditions_are_of_test_clips(audio: Path):
-    lines = [f"{line},{condition}" for line, condition in zip(LINES, ("condition", "", "", "other font"))]
-    assert read(write(audio, lines)).clips[2].condition == "other font"
+    lines = [f"{line},{condition}" for line, condition in zip(LINES, ("condition", "", "", "other_font"))]
+    assert read(write(audio, lines)).clips[2].condition == "other_font"
     lines[1] += "telephone"
     assert "line 2: condition telephone in train: only test clips have one" in error(write(audio, lines))
 

@@ -1,7 +1,7 @@
 """The result of one model on one task on disk, so that a probe goes on where it was stopped.
 
 result.json      ProbeResult without its predictions, the fingerprint of what it follows from
-CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `plain.npz` for the plain one
+CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `-plain.npz` for the plain one
 """
 
 import json
@@ -18,7 +18,7 @@ from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
 from mert_foundry.pipeline.storage.documents import fingerprint
 
 RESULT = "result.json"
-PLAIN = "plain"
+PLAIN = "-plain"  # no condition can be called so
 # Part of the fingerprint, so that a result in an older form is computed anew: form 1 had null for every number that is not finite.
 FORM = 2
 

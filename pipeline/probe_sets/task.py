@@ -91,6 +91,7 @@ class ProbeClip(BaseModel):
     end: float | None = Field(default=None, gt=0, description="Seconds from the start of the file; null: its end")
     condition: str = Field(
         default="",
+        pattern=r"^[A-Za-z0-9_]*$",
         description="Test clips of another condition, such as another soundfont, are scored in rows of their own",
     )
 
