@@ -16,6 +16,7 @@ RUN/probe.jsonl and RUN/tensorboard; RUN/best_by_probe is a copy of the best che
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from mert_foundry.jobs.command.config import load_config
@@ -45,7 +46,8 @@ def main(arguments: list[str]) -> int:
     out = Path(config.out)
     check_output(config.out, PROBE)
     check_writable(out / REPORT)
-    with locked(out, "probing"):
+    # Two probes that share a cache would read each other's tables of clips.
+    with locked(out, "probing"), locked(Path(config.cache), "probing") if config.cache else nullcontext():
         if config.follow:
             probed = follow(Path(config.follow), config)
             console.finish(

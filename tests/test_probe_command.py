@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +130,63 @@ def test_a_rerun_computes_nothing_and_another_model_joins(
     assert all(path.stat().st_mtime_ns > before[path] for path in before)
 
 
+def test_audio_that_was_replaced_is_computed_again(data: Path, tmp_path: Path):
+    shutil.copytree(data / "pitch", tmp_path / "pitch")
+    assert probe_here(tmp_path, tmp_path / "out") == 0
+    for number, file in enumerate(sorted((tmp_path / "pitch" / "audio").iterdir())):
+        size = file.stat().st_size
+        write_audio(file, noise(0.5, seed=number) / 3)
+        assert file.stat().st_size == size
+    assert probe_here(tmp_path, tmp_path / "out") == 0
+    row = row_of(read_report(tmp_path / "out"), "pitch", "log_mel")
+    assert row["low"] < 1 / 3 < row["high"] and row["value"] < 0.8
+
+
+def rewritten(data: Path, folder: Path, task: dict, clips: Callable[[dict], dict]) -> Path:
+    """A copy of the pitch task with another task.yaml and other lines."""
+    shutil.copytree(data / "pitch", folder / "pitch")
+    written = yaml.safe_load((data / "pitch" / "task.yaml").read_text()) | task
+    (folder / "pitch" / "task.yaml").write_text(yaml.safe_dump(written))
+    lines = [clips(json.loads(line)) for line in (data / "pitch" / "clips.jsonl").read_text().splitlines()]
+    (folder / "pitch" / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_condition_has_a_row_of_its_own_and_cannot_replace_the_plain_one(data: Path, tmp_path: Path):
+    def halved(line: dict) -> dict:
+        plain = line["split"] != "test" or line["path"] < "audio/2"
+        return line | {"condition": "" if plain else "plain"}
+
+    changed = rewritten(data, tmp_path / "data", {}, halved)
+    for _ in range(2):  # computed, then read back
+        assert probe_here(changed, tmp_path / "out") == 0
+        rows = [row for row in read_report(tmp_path / "out")["rows"] if row["metric"] == "accuracy"]
+        assert [(row["condition"], row["tracks"]) for row in rows] == [("", 3), ("plain", 6)]
+
+
+@pytest.mark.parametrize(
+    ("task", "clips", "said"),
+    [
+        (
+            {},
+            lambda line: line | {"condition": "far" if line["split"] == "test" else ""},
+            "task pitch: every test clip has a condition; plain ones are needed too",
+        ),
+        (
+            {"kind": "regression", "classes": ["hertz"], "metrics": ["r2"]},
+            lambda line: line | {"label": [1.0 if line["split"] == "valid" else float(line["path"][-5])]},
+            "task pitch: r2 is undefined on the validation clips",
+        ),
+        ({}, lambda line: line | {"condition": "../../evil"}, "condition"),
+        ({"classes": ["low", "middle", "high", "low"]}, lambda line: line, "one of classes stands twice"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_one_line(data: Path, tmp_path: Path, capsys, task, clips, said: str):
+    assert probe_here(rewritten(data, tmp_path / "data", task, clips), tmp_path / "out") in (1, 2)
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
 def test_a_file_that_cannot_be_read_is_left_out_for_every_model_and_named(
     data: Path, shape: Path, tmp_path: Path, capsys
 ):
@@ -218,6 +275,9 @@ def test_scores_and_choices_keep_every_number(tmp_path_factory: pytest.TempPathF
         (["tasks=[tempo]"], "no task tempo; there is coin, pitch"),
         (["model={log_mel: elsewhere}"], "two models have the name log_mel"),
         (["precision=tf32"], "precision tf32 needs a GPU"),
+        (["protocol.rates=[-1.0]"], "protocol.rates: a learning rate is above 0"),
+        (["protocol.rates=[.inf]"], "protocol.rates: a learning rate is above 0"),
+        (["--follow=nowhere", "score=valid", "baselines=[]"], "--follow nowhere: no run folder"),
         (["--follow"], "--follow needs a value"),
     ],
 )

@@ -71,6 +71,17 @@ def test_frame_auc_ranks_by_the_probability_of_a_class():
         assert library_score("frame_roc_auc", outputs[head], truth, TAGS).value == pytest.approx(peer, abs=1e-9)
 
 
+def test_a_value_that_does_not_vary_has_no_r2_and_no_part_in_the_mean():
+    outputs = np.array([[0.1, 1.0], [0.9, 2.0], [2.1, 0.5]])
+    truth = np.array([[0.0, 4.0], [1.0, 4.0], [2.0, 4.0]])
+    alone = library_score("r2", outputs[:, :1], truth[:, :1], ("a",))
+    both = library_score("r2", outputs, truth, ("a", "b"))
+    assert both == alone and both.classes == 1
+    assert weighted_scores("r2", outputs[None], truth, ("a", "b"), np.ones((1, 3)))[0, 0] == pytest.approx(both.value)
+    constant = library_score("r2", outputs[:, 1:], truth[:, 1:], ("b",))
+    assert np.isnan(constant.value) and constant.classes == 0
+
+
 def test_r2_is_scikit_learns_for_each_value_and_over_all():
     outputs = RANDOM.normal(size=(HEADS, ITEMS, 2)) + 100
     truth = (outputs[0] + RANDOM.normal(size=(ITEMS, 2))).astype(np.float32)

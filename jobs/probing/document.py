@@ -124,8 +124,10 @@ def task_section(report: ProbeReport, task: TaskRow) -> Section:
 def _task_plots(report: ProbeReport, task: TaskRow) -> Iterable[Plot]:
     metric = task.metrics[0]
     rows = [row for row in _rows(report, task) if (row.metric, row.condition) == (metric, "") and row.value is not None]
-    values, low, high = ([getattr(row, end) or 0.0 for row in rows] for end in ("value", "low", "high"))
-    drawn = [bars] if (bars := Bars(metric, values, low, high)).values else []
+    values = [row.value for row in rows if row.value is not None]
+    low, high = ([row.low for row in rows if row.low is not None], [row.high for row in rows if row.high is not None])
+    whiskers = {"low": low, "high": high} if len(low) == len(high) == len(values) else {}
+    drawn = [Bars(metric, values, **whiskers)] if values else []
     yield BarPlot(f"{metric} by model", [row.model for row in rows], drawn, x=Axis(metric), sideways=True)
     layers = [row for row in report.layers if row.task == task.name and row.layer != WEIGHTED_SUM]
     lines = [_layer_line(model.name, [row for row in layers if row.model == model.name]) for model in report.models]

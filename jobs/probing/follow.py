@@ -6,7 +6,6 @@ RUN/best_by_probe        a copy of the checkpoint with the highest mean; `mert e
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -49,8 +48,9 @@ def follow(run: Path, config: ProbeConfig) -> int:
         console.say(f"step {step} of {last}")
         # One name for all: the features of a checkpoint take the place of those of the one before.
         report = run_probe(config, [ProbedModel("followed", str(held), step)])
-        record_probe(run, step, report)
-        keep_best(run, held)
+        scores = main_scores(report)
+        keep_best(run, held, scores)
+        record_probe(run, step, scores)  # last: a kill before it makes the next call probe this checkpoint again
         probed += 1
     shutil.rmtree(run / HELD, ignore_errors=True)
     return probed
@@ -66,12 +66,21 @@ def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
     return target
 
 
-def record_probe(run: Path, step: int, report: ProbeReport) -> None:
-    """Append the scores of a checkpoint to the run's probes and to its TensorBoard events."""
+def main_scores(report: ProbeReport) -> dict[str, float | None]:
+    """By task: its first metric on the plain clips."""
     firsts = {task.name: task.metrics[0] for task in report.tasks}
-    scores = {row.task: row.value for row in report.rows if (row.metric, row.condition) == (firsts[row.task], "")}
+    return {row.task: row.value for row in report.rows if (row.metric, row.condition) == (firsts[row.task], "")}
+
+
+def mean_of(scores: dict[str, float | None]) -> float | None:
+    """Mean of the scores that are defined; None when none is."""
     known = [score for score in scores.values() if score is not None]
-    line = {"kind": "probe", "step": step, "mean": sum(known) / len(known) if known else None, "scores": scores}
+    return sum(known) / len(known) if known else None
+
+
+def record_probe(run: Path, step: int, scores: dict[str, float | None]) -> None:
+    """Append the scores of a checkpoint to the run's probes and to its TensorBoard events."""
+    line = {"kind": "probe", "step": step, "mean": mean_of(scores), "scores": scores}
     with open(run / PROBES, "a") as file:
         file.write(json.dumps(line) + "\n")
     board = SummaryWriter(str(run / "tensorboard"))
@@ -81,13 +90,15 @@ def record_probe(run: Path, step: int, report: ProbeReport) -> None:
     board.close()
 
 
-def keep_best(run: Path, held: Path) -> None:
-    """Keep the checkpoint that was just probed if no other has a higher mean."""
-    means = [-math.inf if record["mean"] is None else record["mean"] for record in read_probes(run)]
-    if means[-1] == max(means):
-        if (run / BEST).exists():
-            retire_folder(run / BEST)
-        os.replace(held, run / BEST)
+def keep_best(run: Path, held: Path, scores: dict[str, float | None]) -> None:
+    """Keep the checkpoint that was just probed if no earlier one has a higher mean over the same tasks."""
+    mean = mean_of(scores)
+    earlier = [record["mean"] for record in read_probes(run) if record["scores"].keys() == scores.keys()]
+    if mean is None or any(other is not None and other > mean for other in earlier):
+        return
+    if (run / BEST).exists():
+        retire_folder(run / BEST)
+    os.replace(held, run / BEST)
 
 
 def check_settings(config: ProbeConfig) -> None:
@@ -101,7 +112,9 @@ def check_settings(config: ProbeConfig) -> None:
 
 
 def last_step(run: Path) -> int:
-    """The step at which the run is done. Raises FileNotFoundError when it has no config yet, UsageError for another folder."""
+    """The step at which the run is done. Raises UsageError for a folder that is no run, or none yet."""
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"--follow {run}: no run folder, it has no config.yaml (mert pretrain writes it as it starts)")
     document = read_run_config(run / "config.yaml")
     try:
         return document["config"]["trainer"]["schedule"]["total_steps"]

@@ -14,13 +14,12 @@ from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.model.probing.protocol import ProbeProtocol
 from mert_foundry.model.probing.result import CHOSEN, Choice, Predictions, ProbeResult, Score
 from mert_foundry.model.runs.publish import publish_folder, retire_folder
+from mert_foundry.pipeline.probe_sets.checks import paths_of
 from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
 from mert_foundry.pipeline.storage.documents import fingerprint
 
 RESULT = "result.json"
 PLAIN = "-plain"  # no condition can be called so
-# Part of the fingerprint, so that a result in an older form is computed anew: form 1 had null for every number that is not finite.
-FORM = 2
 
 
 class StoredResult(BaseModel):
@@ -38,15 +37,21 @@ class StoredResult(BaseModel):
 
 
 def result_fingerprint(features: dict[str, Any], labelled: LabelledSet, config: ProbeConfig) -> str:
-    """SHA-256 over all that a result follows from; `features` is what the feature store says of itself."""
+    """SHA-256 over all that a result follows from.
+
+    Args:
+        features: what the feature store says of itself; it knows when the clips' files changed last. Stems have no features.
+    """
     is_separation = labelled.task.kind == "separation"
+    stems = [path for clip in labelled.clips for path in paths_of(clip)] if is_separation else []
+    found = [(Path(labelled.root) / path).stat() for path in stems]
     return fingerprint(
         {
-            "form": FORM,
             "features": features,
             "labelled": labelled.model_dump(mode="json", exclude={"root"}),
             "protocol": config.protocol.model_dump(mode="json"),
-            **({"separation": config.separation.model_dump(mode="json")} if is_separation else {}),
+            "separation": config.separation.model_dump(mode="json") if is_separation else None,
+            "stems": [(each.st_size, each.st_mtime_ns) for each in found],
         }
     )
 

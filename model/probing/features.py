@@ -103,7 +103,7 @@ def partitions(labelled: LabelledSet) -> tuple[Partition, ...]:
     train. Clips of an extra condition are tested and nothing else.
 
     Raises:
-        ValueError: a part without clips, such as a fold whose files could not be read.
+        ValueError: a part without clips, such as a fold whose files could not be read, or no plain test clip.
     """
     task, clips = labelled.task, labelled.clips
     if not task.folds:
@@ -124,6 +124,8 @@ def partitions(labelled: LabelledSet) -> tuple[Partition, ...]:
         sizes = {"train": len(partition.train), "valid": len(partition.valid), "test": len(partition.test)}
         if not all(sizes.values()):
             raise ValueError(f"task {task.name}: a part without clips: {sizes}")
+        if all(clips[index].condition for index in partition.test):
+            raise ValueError(f"task {task.name}: every test clip has a condition; plain ones are needed too")
     return tuple(result)
 
 

@@ -58,7 +58,8 @@ def library_score(metric: Metric, outputs: FloatArray, truth: Labels, classes: t
         outputs: [N, classes], before softmax or sigmoid; of beats and separation as `Predictions` says.
         truth: [N] class numbers, or [N, classes].
 
-    AUC and AP leave out a class that has no positive or no negative among the N; the score says how many are left.
+    AUC and AP drop a class that has no positive or no negative among the N, R2 a value that is the same for all N; the
+    score says how many are left.
     """
     if metric in ("accuracy", "frame_accuracy"):
         return LibraryScore(float(sklearn_metrics.accuracy_score(truth, outputs.argmax(axis=1))))
@@ -72,7 +73,10 @@ def library_score(metric: Metric, outputs: FloatArray, truth: Labels, classes: t
     if metric in ("roc_auc", "average_precision", "frame_roc_auc"):
         return _macro_ranking_score(metric, outputs, truth)
     if metric == "r2":
-        return LibraryScore(float(sklearn_metrics.r2_score(truth, outputs)), outputs.shape[1])
+        scored = np.flatnonzero(np.ptp(truth, axis=0) > 0)  # R2 of a value that does not vary is undefined
+        if not len(scored):
+            return LibraryScore(float("nan"), 0)
+        return LibraryScore(float(sklearn_metrics.r2_score(truth[:, scored], outputs[:, scored])), len(scored))
     ones = np.ones((1, len(outputs)))
     return LibraryScore(float(weighted_scores(metric, outputs[None], truth, classes, ones)[0, 0]))
 

@@ -168,7 +168,17 @@ def gathered(
     folds: Sequence[FoldResult],
     floor: FloorOf,
 ) -> ProbeResult:
-    """The result of all folds: each fold's best heads by validation as "chosen", all predictions scored."""
+    """The result of all folds: each fold's best heads by validation as "chosen", all predictions scored.
+
+    Raises:
+        ValueError: validation could score no head of a fold.
+    """
+    for fold in folds:
+        if not any(np.isfinite(choice.validation) for choice in fold.choices):
+            raise ValueError(
+                f"task {task.name}: {task.metrics[0]} is undefined on the validation clips for every head; they need more"
+                " clips or other labels"
+            )
     chosen = tuple(max(fold.choices, key=lambda choice: choice.validation).heads for fold in folds)
     names = [choice.heads for choice in folds[0].choices]
     conditions = sorted({condition for fold in folds for _, condition in fold.predictions})

@@ -1,8 +1,9 @@
 """How a task is probed: the head, its training, the choice, the intervals."""
 
+import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ProbeProtocol(BaseModel):
@@ -16,12 +17,13 @@ class ProbeProtocol(BaseModel):
     hidden: int | None = Field(512, ge=1, description="Units of the hidden layer; null: a linear head")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of the hidden units")
     standardise: bool = Field(
-        True, description="Shift and scale each dimension of each layer by its mean and deviation over training clips"
+        True,
+        description="Shift and scale each dimension of each layer by its mean and standard deviation over training clips",
     )
     rates: tuple[float, ...] = Field(
         (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2), min_length=1, description="Learning rates; validation chooses one"
     )
-    seeds: int = Field(5, ge=1, description="Heads for each layer and rate, seeds 0 to seeds - 1")
+    seeds: int = Field(3, ge=1, description="Heads for each layer and rate, seeds 0 to seeds - 1")
     batch_size: int = Field(64, ge=1, description="Clips in a batch")
     epochs: int = Field(100, ge=1, description="Most epochs of a head")
     patience: int = Field(
@@ -40,3 +42,10 @@ class ProbeProtocol(BaseModel):
         "weighted_sum",
         description="Frame tasks: heads on the weighted sum of all layers only, or on each layer as well",
     )
+
+    @field_validator("rates")
+    @classmethod
+    def _are_rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+            raise ValueError(f"a learning rate is above 0 and finite, not {wrong[0]}")
+        return rates

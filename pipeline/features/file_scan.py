@@ -43,7 +43,7 @@ def scan_files(
     if not filesystem.isdir(path):
         raise FileNotFoundError(f"input {root}: no such folder")
     listed, unlisted = (paths, []) if paths is not None else list_files(filesystem, path.rstrip("/"))
-    stamps = {name: _stamp(filesystem, files.join(path, name)) for name in listed}
+    stamps = {name: stamp(filesystem, files.join(path, name)) for name in listed}
     config = _anything_goes(root, workers)
     header = {"audio_version": AUDIO_VERSION, "root": root, "settings": repr(config.recorded())}
     known = _load(cache, header)
@@ -76,7 +76,7 @@ def _anything_goes(root: str, workers: int) -> ManifestConfig:
     )
 
 
-def _stamp(filesystem: AbstractFileSystem, path: str) -> Stamp | None:
+def stamp(filesystem: AbstractFileSystem, path: str) -> Stamp | None:
     """What tells whether a file is still the same; None when the file system tells no time, or there is no such file."""
     try:
         entry = filesystem.info(path)

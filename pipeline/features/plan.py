@@ -40,6 +40,7 @@ class ClipPlace(Document):
 
     path: str = Field(description="The file, relative to the root of the input")
     bytes: int | None = Field(description="Size of the file; null where it was not there")
+    changed: str | None = Field(default=None, description="When the file changed last, as its file system says it")
     start: float = Field(ge=0, description="Seconds from the start of the file")
     end: float | None = Field(description="Seconds from the start of the file; null: its end")
     file_samples: int | None = Field(

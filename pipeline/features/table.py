@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field, JsonValue
 
+from mert_foundry.pipeline.features.file_scan import stamp
 from mert_foundry.pipeline.features.file_tracks import stored_samples
 from mert_foundry.pipeline.features.plan import ClipPlace, SourceTrack
 from mert_foundry.pipeline.frames import SAMPLE_RATE
@@ -43,13 +44,18 @@ def read_table(location: str, root: str | None = None) -> ClipTable:
         FileNotFoundError: there is no such table, or none of its files is there.
         ValueError: naming the table, the line and what is wrong with it.
     """
-    text = files.read_bytes(location).decode("utf-8-sig")
+    try:
+        text = files.read_bytes(location).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{location}: not UTF-8: {error}") from error
     lines = list(_csv_lines(location, text) if location.lower().endswith(".csv") else _json_lines(location, text))
     if not lines:
         raise ValueError(f"{location}: no row in it")
     names = list(dict.fromkeys(name for _, line in lines for name in line))
     if "path" not in names:
         raise ValueError(f"{location}: no column path; its columns are {', '.join(names)}")
+    if near := [name for name in names if name not in PLACE and name.strip().lower() in PLACE]:
+        raise ValueError(f"{location}: a column is called {near[0]!r}; {near[0].strip().lower()!r} is needed")
     if taken := [name for name in names if name in OWNED]:
         raise ValueError(f"{location}: a column {taken[0]!r} cannot be kept, the feature store has one of its own")
     if wrong := [name for name in names if not NAME.fullmatch(name)]:
@@ -60,7 +66,7 @@ def read_table(location: str, root: str | None = None) -> ClipTable:
     clips = [_read_clip(f"{location}: line {number}", line) for number, line in lines]
     return ClipTable(
         root=root,
-        clips=_with_sizes(root, clips),
+        clips=_with_stamps(root, clips),
         columns={name: [line.get(name) for _, line in lines] for name in names if name not in PLACE},
     )
 
@@ -178,18 +184,13 @@ def _seconds(where: str, value: JsonValue) -> float | None:
     return seconds
 
 
-def _with_sizes(root: str, clips: list[ClipPlace]) -> list[ClipPlace]:
-    """The clips with the sizes of their files. Raises FileNotFoundError when none of the files is there."""
+def _with_stamps(root: str, clips: list[ClipPlace]) -> list[ClipPlace]:
+    """The clips with size and time of change of their files. Raises FileNotFoundError when none of the files is there."""
     paths = list(dict.fromkeys(clip.path for clip in clips))
-
-    def size(path: str) -> int | None:
-        try:
-            return files.size(files.join(root, path))
-        except OSError:
-            return None
-
+    filesystem, folder = files.open_filesystem(root)
     with ThreadPoolExecutor(THREADS) as threads:
-        sizes = dict(zip(paths, threads.map(size, paths)))
-    if all(found is None for found in sizes.values()):
+        found = threads.map(lambda path: stamp(filesystem, files.join(folder, path)), paths)
+        stamps = {path: each or [None, None] for path, each in zip(paths, found)}
+    if all(size is None for size, _ in stamps.values()):
         raise FileNotFoundError(f"none of the {len(paths)} files of the table is below {root}, as {paths[0]}")
-    return [clip.model_copy(update={"bytes": sizes[clip.path]}) for clip in clips]
+    return [clip.model_copy(update=dict(zip(("bytes", "changed"), stamps[clip.path], strict=True))) for clip in clips]

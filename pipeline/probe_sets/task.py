@@ -132,6 +132,9 @@ class ProbeTask(BaseModel):
             raise ValueError(
                 f"task {self.name}: {self.kind} has the metrics {sorted(METRICS_OF[self.kind])}, not {unfit}"
             )
+        for name, values in (("classes", self.classes), ("metrics", self.metrics)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"task {self.name}: one of {name} stands twice: {', '.join(values)}")
         if self.kind != "beats" and not self.classes:
             raise ValueError(f"task {self.name}: {self.kind} needs classes")
         return self
