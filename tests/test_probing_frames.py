@@ -89,17 +89,19 @@ def test_chords_are_learnt_and_unlabelled_frames_do_not_count():
     features = chords()
     result = probe_frames(features, QUICK.model_copy(update={"frame_layers": "all", "batch_size": 4}))
     assert {score.heads for score in result.scores} == {"0", "1", "weighted_sum", "chosen"}
-    said = result.predictions["1", ""]
+    predictions = result.predictions["1", ""]
     classes, offsets = frame_classes(features), features.offsets
     test = [i for i, clip in enumerate(features.labelled.clips) if clip.split == "test"]
     truth = np.concatenate([classes[offsets[i] : offsets[i + 1]] for i in test])
-    assert said.truth.tolist() == truth[truth != NO_CLASS].tolist()
+    assert predictions.truth.tolist() == truth[truth != NO_CLASS].tolist()
     score = result.score("frame_accuracy", "1")
-    assert score.value == pytest.approx(np.mean([(o.argmax(axis=1) == said.truth).mean() for o in said.outputs]))
+    assert score.value == pytest.approx(
+        np.mean([(o.argmax(axis=1) == predictions.truth).mean() for o in predictions.outputs])
+    )
     assert score.value > 0.8 > 0.65 > result.score("frame_accuracy", "0").value
     assert score.low <= score.value <= score.high and score.groups == 4
     assert (score.chance, score.constant) == (0.5, pytest.approx(0.5, abs=0.2))
-    auc = [sklearn_metrics.roc_auc_score(said.truth, o[:, 1] - o[:, 0]) for o in said.outputs]
+    auc = [sklearn_metrics.roc_auc_score(predictions.truth, o[:, 1] - o[:, 0]) for o in predictions.outputs]
     assert result.score("frame_roc_auc", "1").value == pytest.approx(np.mean(auc), abs=1e-6)
 
 
@@ -113,9 +115,9 @@ def test_beats_are_learnt_from_the_weighted_sum():
     assert result.score("tempo_accuracy_1").value > 0.8
     assert 0 < f_20.chance < f_70.chance < 0.6 and f_70.constant < 0.6
     assert result.score("tempo_accuracy_1").constant < 0.5
-    said = result.predictions["weighted_sum", ""]
+    predictions = result.predictions["weighted_sum", ""]
     np.testing.assert_array_equal(
-        said.truth[:, 0], [len(c.label.times) for c in beats().labelled.clips if c.split == "test"]
+        predictions.truth[:, 0], [len(c.label.times) for c in beats().labelled.clips if c.split == "test"]
     )
 
 

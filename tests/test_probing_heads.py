@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mert_foundry.model.probing.batches import BatchSource, Scaling
 from mert_foundry.model.probing.head_training import TrainedHead, train_heads
-from mert_foundry.model.probing.heads import HeadSizes, HeadSpec, HeadStack, generator_of
+from mert_foundry.model.probing.heads import HeadSizes, HeadStack, ProbeHeadSpec, generator_of
 from mert_foundry.model.probing.labels import clip_labels
 from mert_foundry.model.probing.probe import cross_entropy, probe
 from mert_foundry.model.probing.protocol import ProbeProtocol
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 PROTOCOL = ProbeProtocol(
     hidden=12, rates=(1e-3, 1e-2), seeds=2, epochs=12, patience=4, plateau_patience=1, batch_size=32
 )
-SPECS = [HeadSpec(layer, rate, seed) for layer in (0, 1, None) for rate in PROTOCOL.rates for seed in (0, 1)]
+SPECS = [ProbeHeadSpec(layer, rate, seed) for layer in (0, 1, None) for rate in PROTOCOL.rates for seed in (0, 1)]
 
 
 def source(protocol: ProbeProtocol = PROTOCOL) -> BatchSource:
@@ -37,11 +37,11 @@ def source(protocol: ProbeProtocol = PROTOCOL) -> BatchSource:
         train=np.arange(100),
         batch_size=protocol.batch_size,
         valid=scaling.rows(features.values, np.arange(100, 160)),
-        judge=accuracy,
+        score_outputs=accuracy,
     )
 
 
-def trained_in_torch(spec: HeadSpec, source: BatchSource, epochs: int) -> dict[str, torch.Tensor]:
+def trained_in_torch(spec: ProbeHeadSpec, source: BatchSource, epochs: int) -> dict[str, torch.Tensor]:
     """One linear or one-hidden-layer head by nn.functional and torch's Adam, without dropout."""
     initial = HeadStack.initial([spec], source.sizes, CPU).weights
     weights = {name: weight[0].clone().requires_grad_() for name, weight in initial.items()}
@@ -90,7 +90,7 @@ def test_heads_stop_at_epochs_of_their_own(together: list[TrainedHead]):
 def test_training_equals_a_plain_torch_loop(hidden: int | None, layer: int | None):
     # One epoch at a time and no dropout: the best epoch of a single epoch is that epoch.
     protocol = PROTOCOL.model_copy(update={"hidden": hidden, "dropout": 0.0, "epochs": 1})
-    spec = HeadSpec(layer, 1e-2, 3)
+    spec = ProbeHeadSpec(layer, 1e-2, 3)
     (head,) = train_heads([spec], source(protocol), cross_entropy, protocol, CPU)
     assert largest_difference(head.weights, trained_in_torch(spec, source(protocol), 1)) < 1e-6
 
@@ -113,25 +113,25 @@ def test_the_rate_falls_when_validation_stands_still():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", noted)
-        train_heads([HeadSpec(0, 1e-2, 0)], still, cross_entropy, protocol, CPU)
+        train_heads([ProbeHeadSpec(0, 1e-2, 0)], still, cross_entropy, protocol, CPU)
     by_epoch = steps[:: len(steps) // 12]
     assert by_epoch == [1e-2] * 3 + [5e-3] * 2 + [2.5e-3] * 2 + [1.25e-3] * 2 + [6.25e-4] * 2 + [3.125e-4]
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
     protocol = PROTOCOL.model_copy(update={"dropout": 0.5, "epochs": 1})
-    kept: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
     outputs = HeadStack.outputs
 
     def noted(heads: HeadStack, seen: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
         if factors is not None:
-            kept.append(factors)
+            masks.append(factors)
         return outputs(heads, seen, factors)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HeadStack, "outputs", noted)
         train_heads(SPECS[:4], source(), cross_entropy, protocol, CPU)
-    drawn = torch.cat(kept, dim=1)
+    drawn = torch.cat(masks, dim=1)
     assert set(drawn.unique().tolist()) == {0.0, 2.0}
     assert abs(float(drawn.mean()) - 1) < 0.1
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])  # seeds 0, 1, 0, 1

@@ -6,25 +6,29 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from mert_foundry.model.probing.bootstrap import drawn_scores, group_draws, interval, seed_draws
-from mert_foundry.model.probing.chance import floor_of
+from mert_foundry.model.probing.chance import reference_scores
 from mert_foundry.model.probing.metrics import library_score, weighted_scores
 from mert_foundry.model.probing.protocol import ProbeProtocol
 from mert_foundry.model.probing.result import Predictions, paired_difference, score_predictions
 from mert_foundry.pipeline.probe_sets.task import Metric, ProbeTask
 
-RANDOM = np.random.default_rng(0)
 ITEMS, HEADS, DRAWS = 90, 3, 4
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in "C C# D Eb E F F# G Ab A Bb B".split())
 PITCHES = tuple(str(pitch) for pitch in range(36, 85))
 TAGS = ("a", "b", "c", "d")
 
 
-def drawn() -> np.ndarray:
-    return RANDOM.integers(0, 4, (DRAWS, ITEMS)).astype(float)
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
-def multiclass(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    return RANDOM.normal(size=(HEADS, ITEMS, classes)), RANDOM.integers(0, classes, ITEMS)
+def drawn(random: np.random.Generator) -> np.ndarray:
+    return random.integers(0, 4, (DRAWS, ITEMS)).astype(float)
+
+
+def multiclass(random: np.random.Generator, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    return random.normal(size=(HEADS, ITEMS, classes)), random.integers(0, classes, ITEMS)
 
 
 def repeated(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -35,9 +39,11 @@ def repeated(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     ("metric", "classes"),
     [("accuracy", TAGS), ("macro_accuracy", TAGS), ("weighted_key_score", KEYS), ("octave_free_accuracy", PITCHES)],
 )
-def test_weighted_scores_of_decisions_are_those_of_repeated_tracks(metric: Metric, classes: tuple[str, ...]):
-    outputs, truth = multiclass(len(classes))
-    weights = drawn()
+def test_weighted_scores_of_decisions_are_those_of_repeated_tracks(
+    random: np.random.Generator, metric: Metric, classes: tuple[str, ...]
+):
+    outputs, truth = multiclass(random, len(classes))
+    weights = drawn(random)
     ours = weighted_scores(metric, outputs, truth, classes, weights)
     for head, draw in np.ndindex(*ours.shape):
         peer = library_score(metric, repeated(outputs[head], weights[draw]), repeated(truth, weights[draw]), classes)
@@ -46,12 +52,12 @@ def test_weighted_scores_of_decisions_are_those_of_repeated_tracks(metric: Metri
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision"])
 @pytest.mark.parametrize("ties", [False, True])
-def test_weighted_ranking_scores_are_scikit_learns(metric: Metric, ties: bool):
-    outputs = RANDOM.normal(size=(HEADS, ITEMS, 4))
+def test_weighted_ranking_scores_are_scikit_learns(random: np.random.Generator, metric: Metric, ties: bool):
+    outputs = random.normal(size=(HEADS, ITEMS, 4))
     if ties:
         outputs = outputs.round()
-    truth = (RANDOM.random((ITEMS, 4)) < 0.3).astype(np.float32)
-    weights = np.concatenate([drawn(), np.ones((1, ITEMS))])
+    truth = (random.random((ITEMS, 4)) < 0.3).astype(np.float32)
+    weights = np.concatenate([drawn(random), np.ones((1, ITEMS))])
     ours = weighted_scores(metric, outputs, truth, TAGS, weights)
     reference = sklearn_metrics.roc_auc_score if metric == "roc_auc" else sklearn_metrics.average_precision_score
     for head, draw in np.ndindex(*ours.shape):
@@ -61,8 +67,8 @@ def test_weighted_ranking_scores_are_scikit_learns(metric: Metric, ties: bool):
     np.testing.assert_allclose(alone[:, 0], ours[:, -1], atol=1e-12)
 
 
-def test_frame_auc_ranks_by_the_probability_of_a_class():
-    outputs, truth = multiclass(4)
+def test_frame_auc_ranks_by_the_probability_of_a_class(random: np.random.Generator):
+    outputs, truth = multiclass(random, 4)
     probability = np.exp(outputs) / np.exp(outputs).sum(axis=2, keepdims=True)
     ours = weighted_scores("frame_roc_auc", outputs, truth, TAGS, np.ones((1, ITEMS)))
     for head in range(HEADS):
@@ -82,10 +88,10 @@ def test_a_value_that_does_not_vary_has_no_r2_and_no_part_in_the_mean():
     assert np.isnan(constant.value) and constant.classes == 0
 
 
-def test_r2_is_scikit_learns_for_each_value_and_over_all():
-    outputs = RANDOM.normal(size=(HEADS, ITEMS, 2)) + 100
-    truth = (outputs[0] + RANDOM.normal(size=(ITEMS, 2))).astype(np.float32)
-    weights = drawn()
+def test_r2_is_scikit_learns_for_each_value_and_over_all(random: np.random.Generator):
+    outputs = random.normal(size=(HEADS, ITEMS, 2)) + 100
+    truth = (outputs[0] + random.normal(size=(ITEMS, 2))).astype(np.float32)
+    weights = drawn(random)
     for of in (None, 0, 1):
         ours = weighted_scores("r2", outputs, truth, ("valence", "arousal"), weights, of)
         chosen = [0, 1] if of is None else [of]
@@ -94,9 +100,9 @@ def test_r2_is_scikit_learns_for_each_value_and_over_all():
             assert ours[head, draw] == pytest.approx(peer, abs=1e-6)
 
 
-def test_a_class_without_a_positive_is_left_out_and_counted():
-    outputs = RANDOM.normal(size=(ITEMS, 4))
-    truth = (RANDOM.random((ITEMS, 4)) < 0.5).astype(float)
+def test_a_class_without_a_positive_is_left_out_and_counted(random: np.random.Generator):
+    outputs = random.normal(size=(ITEMS, 4))
+    truth = (random.random((ITEMS, 4)) < 0.5).astype(float)
     truth[:, 1], truth[:, 2] = 0, 1
     for metric in ("roc_auc", "average_precision"):
         score = library_score(metric, outputs, truth, TAGS)
@@ -105,11 +111,11 @@ def test_a_class_without_a_positive_is_left_out_and_counted():
         assert library_score(metric, outputs[:, 1:3], truth[:, 1:3], TAGS[:2]).classes == 0
 
 
-def test_key_scores_are_mir_evals():
-    outputs, truth = multiclass(24)
+def test_key_scores_are_mir_evals(random: np.random.Generator):
+    outputs, truth = multiclass(random, 24)
     score = library_score("weighted_key_score", outputs[0], truth, KEYS).value
-    said = outputs[0].argmax(axis=1)
-    peer = np.mean([mir_eval.key.weighted_score(KEYS[t], KEYS[s]) for t, s in zip(truth, said)])
+    predicted = outputs[0].argmax(axis=1)
+    peer = np.mean([mir_eval.key.weighted_score(KEYS[t], KEYS[s]) for t, s in zip(truth, predicted)])
     assert score == pytest.approx(peer)
     with pytest.raises(ValueError, match="octave_free_accuracy needs classes that are MIDI pitches.*'C major'"):
         library_score("octave_free_accuracy", outputs[0], truth, KEYS)
@@ -144,37 +150,37 @@ def test_beat_and_tempo_scores_count_over_all_excerpts():
         ("r2", TAGS),
     ],
 )
-def test_chance_is_what_guesses_reach(metric: Metric, classes: tuple[str, ...]):
+def test_chance_is_what_guesses_reach(random: np.random.Generator, metric: Metric, classes: tuple[str, ...]):
     items, guesses = 400, 300
     if metric in ("roc_auc", "average_precision"):
-        truth = (RANDOM.random((items, 4)) < (0.1, 0.3, 0.5, 0.8)).astype(float)
+        truth = (random.random((items, 4)) < (0.1, 0.3, 0.5, 0.8)).astype(float)
         training = truth
-        outputs = RANDOM.normal(size=(guesses, items, 4))
+        outputs = random.normal(size=(guesses, items, 4))
     elif metric == "r2":
-        truth, training = RANDOM.normal(size=(items, 4)), RANDOM.normal(1, 2, size=(items, 4))
-        outputs = np.stack([RANDOM.permuted(training, axis=0) for _ in range(guesses)])
+        truth, training = random.normal(size=(items, 4)), random.normal(1, 2, size=(items, 4))
+        outputs = np.stack([random.permuted(training, axis=0) for _ in range(guesses)])
     else:
-        truth, training = (np.minimum(RANDOM.geometric(0.3, items) - 1, len(classes) - 1) for _ in range(2))
-        outputs = RANDOM.normal(size=(guesses, items, len(classes)))
-    floor = floor_of(metric, truth, training, classes)
+        truth, training = (np.minimum(random.geometric(0.3, items) - 1, len(classes) - 1) for _ in range(2))
+        outputs = random.normal(size=(guesses, items, len(classes)))
+    reference = reference_scores(metric, truth, training, classes)
     reached = weighted_scores(metric, outputs, truth, classes, np.ones((1, items)))
     # Average precision of few positives lies a little above prevalence.
     assert reached.mean() == pytest.approx(
-        floor.chance, abs=0.012 if metric == "average_precision" else 0.006, rel=0.01
+        reference.chance, abs=0.012 if metric == "average_precision" else 0.006, rel=0.01
     )
 
 
-def test_the_constant_answer_is_the_best_of_training():
+def test_the_constant_answer_is_the_best_of_training(random: np.random.Generator):
     truth, training = np.array([0, 0, 1, 2]), np.array([1, 1, 0, 2])
-    assert floor_of("accuracy", truth, training, ("a", "b", "c")).constant == 0.25
-    assert floor_of("macro_accuracy", truth, training, ("a", "b", "c")).constant == pytest.approx(1 / 3)
-    # F major earns a fifth (0.5) from each C major below it; C major is said for songs in F and C.
+    assert reference_scores("accuracy", truth, training, ("a", "b", "c")).constant == 0.25
+    assert reference_scores("macro_accuracy", truth, training, ("a", "b", "c")).constant == pytest.approx(1 / 3)
+    # F major earns a fifth (0.5) from each C major below it; C major is answered for songs in F and C.
     songs = np.array([KEYS.index(key) for key in ("C major", "C major", "F major", "F major", "F major")])
-    floor = floor_of("weighted_key_score", songs, songs, KEYS)
-    best = max(np.mean([mir_eval.key.weighted_score(KEYS[song], said) for song in songs]) for said in KEYS)
-    assert floor.constant == pytest.approx(best)
-    values = RANDOM.normal(size=(50, 2))
-    assert floor_of("r2", values, values, ("x", "y")).constant == pytest.approx(0, abs=1e-9)
+    reference = reference_scores("weighted_key_score", songs, songs, KEYS)
+    best = max(np.mean([mir_eval.key.weighted_score(KEYS[song], answer) for song in songs]) for answer in KEYS)
+    assert reference.constant == pytest.approx(best)
+    values = random.normal(size=(50, 2))
+    assert reference_scores("r2", values, values, ("x", "y")).constant == pytest.approx(0, abs=1e-9)
 
 
 def random_predictions(random: np.random.Generator, groups: int, of_group: int, seeds: int = 3) -> Predictions:
@@ -194,16 +200,16 @@ BOOTSTRAP = ProbeProtocol(draws=300)
 def test_intervals_of_guesses_cover_chance_95_times_in_100():
     random, covered, runs = np.random.default_rng(1), 0, 300
     for _ in range(runs):
-        said = random_predictions(random, groups=80, of_group=3, seeds=1)
-        floor = floor_of("accuracy", said.truth, said.truth, TAGS)
-        score = score_predictions(TASK, "accuracy", said, BOOTSTRAP, floor, "0", "")
+        predictions = random_predictions(random, groups=80, of_group=3, seeds=1)
+        reference = reference_scores("accuracy", predictions.truth, predictions.truth, TAGS)
+        score = score_predictions(TASK, "accuracy", predictions, BOOTSTRAP, reference, "0", "")
         assert score.low <= score.value <= score.high and (score.tracks, score.groups) == (240, 80)
         covered += score.low <= 0.25 <= score.high
     # 285 of 300 are expected, with a standard deviation of 3.8.
     assert 270 <= covered <= 297
 
 
-def test_paired_differences_are_of_the_same_draws():
+def test_paired_differences_are_of_the_same_draws(random: np.random.Generator):
     ours = random_predictions(np.random.default_rng(2), 100, 1)
     better = np.eye(4)[ours.truth]
     other = Predictions(
@@ -235,10 +241,10 @@ def test_a_draw_takes_whole_groups_and_its_seeds():
     assert bounds.low < 1.5 < bounds.high
 
 
-def test_predictions_are_read_as_they_were_written(tmp_path):
-    said = random_predictions(np.random.default_rng(3), 4, 2)
-    said.save(tmp_path / "said.npz")
-    read = Predictions.load(tmp_path / "said.npz")
-    assert read.tracks == said.tracks and read.groups == said.groups
+def test_predictions_are_read_as_they_were_written(random: np.random.Generator, tmp_path):
+    predictions = random_predictions(np.random.default_rng(3), 4, 2)
+    predictions.save(tmp_path / "predictions.npz")
+    read = Predictions.load(tmp_path / "predictions.npz")
+    assert read.tracks == predictions.tracks and read.groups == predictions.groups
     for name in ("outputs", "truth", "track"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(said, name))
+        np.testing.assert_array_equal(getattr(read, name), getattr(predictions, name))

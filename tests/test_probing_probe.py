@@ -88,11 +88,11 @@ def test_every_track_is_tested_once_in_a_task_with_folds():
         everyone = Counter(np.concatenate([partition.train, partition.valid, partition.test]).tolist())
         assert set(everyone.values()) == {1} and len(everyone) == 120
     result = probe(features, QUICK)
-    said = result.predictions["1", ""]
-    assert sorted(said.tracks) == sorted(clip.track for clip in features.labelled.clips)
+    predictions = result.predictions["1", ""]
+    assert sorted(predictions.tracks) == sorted(clip.track for clip in features.labelled.clips)
     assert len(result.chosen) == 4 and len(result.choices) == 4 * 3
     label_of = {clip.track: int(str(clip.label)) for clip in features.labelled.clips}
-    assert [label_of[track] for track in said.tracks] == said.truth.tolist()
+    assert [label_of[track] for track in predictions.tracks] == predictions.truth.tolist()
     assert result.score("accuracy", "1").tracks == 120 and result.score("accuracy", "1").value > 0.6
 
 

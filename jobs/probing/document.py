@@ -65,7 +65,7 @@ def overview(report: ProbeReport) -> Table:
     """A row for each task by its first metric, a column for each model."""
     rows: list[list[Cell]] = []
     for task in report.tasks:
-        found = {row.model: row for row in _rows(report, task) if (row.metric, row.condition) == (task.metrics[0], "")}
+        found = {row.model: row for row in report.main_rows(task)}
         first = next(iter(found.values()))
         scores = [_estimate(found.get(model.name)) for model in report.models]
         rows.append([task.name, task.metrics[0], first.chance, first.constant, *scores])
@@ -83,8 +83,7 @@ def differences(report: ProbeReport) -> Table:
 def learning_curves(report: ProbeReport) -> Iterable[Plot]:
     """A plot for each task with checkpoints: score over optimiser steps."""
     for task in report.tasks:
-        rows = [row for row in _rows(report, task) if row.step is not None]
-        rows = [row for row in rows if (row.metric, row.condition) == (task.metrics[0], "")]
+        rows = [row for row in report.main_rows(task) if row.step is not None]
         if rows:
             rows.sort(key=lambda row: row.step or 0)
             line = Line(
@@ -123,7 +122,7 @@ def task_section(report: ProbeReport, task: TaskRow) -> Section:
 
 def _task_plots(report: ProbeReport, task: TaskRow) -> Iterable[Plot]:
     metric = task.metrics[0]
-    rows = [row for row in _rows(report, task) if (row.metric, row.condition) == (metric, "") and row.value is not None]
+    rows = [row for row in report.main_rows(task) if row.value is not None]
     values = [row.value for row in rows if row.value is not None]
     low, high = ([row.low for row in rows if row.low is not None], [row.high for row in rows if row.high is not None])
     whiskers = {"low": low, "high": high} if len(low) == len(high) == len(values) else {}

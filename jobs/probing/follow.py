@@ -68,8 +68,7 @@ def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
 
 def main_scores(report: ProbeReport) -> dict[str, float | None]:
     """By task: its first metric on the plain clips."""
-    firsts = {task.name: task.metrics[0] for task in report.tasks}
-    return {row.task: row.value for row in report.rows if (row.metric, row.condition) == (firsts[row.task], "")}
+    return {task.name: row.value for task in report.tasks for row in report.main_rows(task)}
 
 
 def mean_of(scores: dict[str, float | None]) -> float | None:

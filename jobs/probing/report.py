@@ -98,6 +98,11 @@ class ProbeReport(BaseModel):
     layers: tuple[LayerRow, ...]
     differences: tuple[DifferenceRow, ...]
 
+    def main_rows(self, task: TaskRow) -> list[ScoreRow]:
+        """A row for each model: the task's first metric on the plain test clips."""
+        main = (task.name, task.metrics[0], "")
+        return [row for row in self.rows if (row.task, row.metric, row.condition) == main]
+
 
 def metric_name(score: Score) -> str:
     """The metric, with the value or stem that it is of."""

@@ -13,7 +13,7 @@ from mert_foundry.model.probing.heads import HeadSizes, HeadStack
 _ROWS_AT_ONCE = 4096
 
 # Outputs [H, validation items, outputs] of the heads to a score for each, [H]; higher is better.
-Judge = Callable[[Tensor], FloatArray]
+ScoreOutputs = Callable[[Tensor], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Scaling:
     """Shift and scale of features, float32 [layers, dim] each."""
 
     mean: FloatArray
-    deviation: FloatArray
+    std: FloatArray
 
     @classmethod
     def fitted(cls, values: FloatArray, rows: IntArray) -> "Scaling":
-        """That makes these rows of `values` [.., layers, dim] of mean 0 and deviation 1; constant dimensions become 0."""
+        """That makes these rows of `values` [.., layers, dim] of mean 0 and standard deviation 1; constant dimensions become 0."""
         total = np.zeros(values.shape[1:], dtype=np.float64)
         for part in _parts(rows):
             total += values[part].sum(axis=0, dtype=np.float64)
@@ -33,10 +33,10 @@ class Scaling:
         squares = np.zeros_like(mean)
         for part in _parts(rows):
             squares += np.square(values[part] - mean).sum(axis=0)
-        deviation = np.sqrt(squares / len(rows))
-        # What rounding leaves of a constant is no deviation.
-        constant = deviation <= 1e-6 * np.abs(mean)
-        return cls(mean.astype(np.float32), np.where(constant, np.inf, deviation).astype(np.float32))
+        std = np.sqrt(squares / len(rows))
+        # What rounding leaves of a constant is no spread.
+        constant = std <= 1e-6 * np.abs(mean)
+        return cls(mean.astype(np.float32), np.where(constant, np.inf, std).astype(np.float32))
 
     @classmethod
     def none(cls, values: FloatArray) -> "Scaling":
@@ -46,7 +46,7 @@ class Scaling:
 
     def rows(self, values: FloatArray, rows: IntArray) -> Tensor:
         """The scaled rows, float32 [*rows.shape, layers, dim]."""
-        return torch.from_numpy((values[rows] - self.mean) / self.deviation)
+        return torch.from_numpy((values[rows] - self.mean) / self.std)
 
 
 def _parts(rows: IntArray) -> list[IntArray]:
@@ -65,7 +65,7 @@ class BatchSource:
         targets: [N, ...], of each of these.
         train: int64 [training clips], their numbers.
         valid: scaled features that heads are judged on, float32 [M, layers, dim]; on the device of the heads.
-        judge: scores the outputs for `valid`.
+        score_outputs: scores the outputs for `valid`.
         frames: draws the frames of a clip; None: the clip's number is the index into `values`.
     """
 
@@ -76,7 +76,7 @@ class BatchSource:
     train: IntArray
     batch_size: int
     valid: Tensor
-    judge: Judge
+    score_outputs: ScoreOutputs
     frames: "FrameDraw | None" = None
 
     def epoch(self, generators: Sequence[torch.Generator]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -89,7 +89,7 @@ class BatchSource:
             yield self.scaling.rows(self.values, rows).to(device), self.targets[torch.from_numpy(rows)].to(device)
 
     def validate(self, heads: HeadStack) -> FloatArray:
-        return self.judge(heads.predict(self.valid))
+        return self.score_outputs(heads.predict(self.valid))
 
 
 @dataclass(frozen=True)

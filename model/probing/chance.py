@@ -1,4 +1,4 @@
-"""What a score is worth: the scores of guessing, and of saying the same of everything."""
+"""Expected scores of random guesses and of the best constant answer."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ from mert_foundry.pipeline.probe_sets.task import Metric
 
 
 @dataclass(frozen=True)
-class Floor:
+class ReferenceScores:
     """Expected score of guesses drawn at random, and the score of the best constant answer that training labels suggest."""
 
     chance: float
     constant: float
 
 
-def floor_of(
+def reference_scores(
     metric: Metric,
     truth: Labels,
     training: Labels,
     classes: tuple[str, ...],
     of: int | None = None,
-) -> Floor:
+) -> ReferenceScores:
     """Of pooled and frame-class tasks.
 
     Args:
@@ -36,26 +36,28 @@ def floor_of(
     is the training mean.
     """
     if metric in ("roc_auc", "frame_roc_auc"):
-        return Floor(0.5, 0.5)
+        return ReferenceScores(0.5, 0.5)
     if metric == "average_precision":
         flat = np.zeros(truth.shape, dtype=np.float64)
         constant = library_score(metric, flat, truth, classes).value
-        return Floor(constant, constant)
+        return ReferenceScores(constant, constant)
     if metric == "r2":
-        return _floor_of_r2(truth if of is None else truth[:, [of]], training if of is None else training[:, [of]])
-    # [true class, said class], and how often each class is true.
+        return _reference_scores_of_r2(
+            truth if of is None else truth[:, [of]], training if of is None else training[:, [of]]
+        )
+    # [true class, answered class], and how often each class is true.
     value = agreement(metric, classes)
-    said = int(np.argmax(np.bincount(training, minlength=len(classes)) @ value))
+    answer = int(np.argmax(np.bincount(training, minlength=len(classes)) @ value))
     share = np.bincount(truth, minlength=len(classes)) / len(truth)
     if metric == "macro_accuracy":
         share = (share > 0) / (share > 0).sum()
-        said = int(np.argmax(np.bincount(training, minlength=len(classes))))
-    return Floor(float((share @ value).mean()), float(share @ value[:, said]))
+        answer = int(np.argmax(np.bincount(training, minlength=len(classes))))
+    return ReferenceScores(float((share @ value).mean()), float(share @ value[:, answer]))
 
 
-def _floor_of_r2(truth: FloatArray, training: FloatArray) -> Floor:
+def _reference_scores_of_r2(truth: FloatArray, training: FloatArray) -> ReferenceScores:
     truth, training = truth.astype(np.float64), training.astype(np.float64)
     constant = sklearn_metrics.r2_score(truth, np.broadcast_to(training.mean(axis=0), truth.shape))
     # E (y - g)^2 of a guess g is (y - mean)^2 plus the variance of g.
     errors = ((truth - training.mean(axis=0)) ** 2).mean(axis=0) + training.var(axis=0)
-    return Floor(float((1 - errors / truth.var(axis=0)).mean()), float(constant))
+    return ReferenceScores(float((1 - errors / truth.var(axis=0)).mean()), float(constant))

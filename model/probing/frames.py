@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mert_foundry.model.probing.batches import BatchSource, FrameDraw, Judge, Scaling
+from mert_foundry.model.probing.batches import BatchSource, FrameDraw, Scaling, ScoreOutputs
 from mert_foundry.model.probing.beat_decoding import decode_beats, tempo_of
-from mert_foundry.model.probing.chance import Floor, floor_of
+from mert_foundry.model.probing.chance import ReferenceScores, reference_scores
 from mert_foundry.model.probing.features import FloatArray, FrameFeatures, IntArray, Partition, partitions, tracks_of
 from mert_foundry.model.probing.head_training import TrainedHead, stack_of
 from mert_foundry.model.probing.heads import HeadSizes, HeadStack
 from mert_foundry.model.probing.labels import NO_CLASS, beat_targets, beats_of_clip, frame_classes, tempo_of_clip
 from mert_foundry.model.probing.metrics import BEAT_WINDOWS, library_score, weighted_scores
 from mert_foundry.model.probing.probe import (
-    FloorOf,
     FoldResult,
+    ReferenceScoresOf,
     binary_cross_entropy,
     by_condition,
     cross_entropy,
@@ -54,7 +54,7 @@ def probe_frames(features: FrameFeatures, protocol: ProbeProtocol, device: torch
         raise ValueError(f"task {task.name}: {task.kind} is not probed frame by frame")
     parts = partitions(features.labelled)
     folds = [probing.fold(partition, fold) for fold, partition in enumerate(parts)]
-    return gathered(task, protocol, folds, probing.floors(parts))
+    return gathered(task, protocol, folds, probing.references(parts))
 
 
 class _Frames:
@@ -65,7 +65,7 @@ class _Frames:
         self.offsets = features.offsets
 
     def frames_of(self, clips: IntArray) -> IntArray:
-        """Indices of all frames of these clips."""
+        """int64 [frames of these clips]: indices into `values` of all frames of `clips` [n]."""
         return np.concatenate([np.arange(self.offsets[clip], self.offsets[clip + 1]) for clip in clips])
 
     def draw(self, usable: np.ndarray) -> FrameDraw:
@@ -76,11 +76,21 @@ class _Frames:
         )
 
     def scaling(self, clips: IntArray) -> Scaling:
+        """Shift and scale [layers, dim], fitted to the frames of `clips` [n]; none without `standardise`."""
         values = self.features.values
         return Scaling.fitted(values, self.frames_of(clips)) if self.protocol.standardise else Scaling.none(values)
 
-    def source(self, train: IntArray, drawn: IntArray, targets: Tensor, draw: FrameDraw, judge: Judge) -> BatchSource:
-        """Batches of the clips `train`; heads are judged on the frames `drawn`."""
+    def source(
+        self, train: IntArray, drawn: IntArray, targets: Tensor, draw: FrameDraw, score_sample: ScoreOutputs
+    ) -> BatchSource:
+        """Batches of the clips `train`; heads are scored on the frames `drawn`.
+
+        Args:
+            train: int64 [training clips].
+            drawn: int64 [validation frames], indices into `values`.
+            targets: [frames of all clips, ...].
+            score_sample: outputs [H, validation frames, n] to scores [H].
+        """
         layers, dim = self.features.values.shape[1:]
         task = self.features.labelled.task
         scaling = self.scaling(train)
@@ -93,7 +103,7 @@ class _Frames:
             train=train[draw.offsets[train + 1] > draw.offsets[train]],
             batch_size=self.protocol.batch_size,
             valid=scaling.rows(self.features.values, drawn).to(self.device),
-            judge=judge,
+            score_outputs=score_sample,
             frames=draw,
         )
 
@@ -135,12 +145,12 @@ class _FrameClasses(_Frames):
             found = weighted_scores(task.metrics[0], outputs, truth, task.classes, ones)[:, 0]
             return np.where(np.isfinite(outputs).all(axis=(1, 2)), found, np.nan)
 
-        def judge(outputs: Tensor) -> FloatArray:
+        def score_sample(outputs: Tensor) -> FloatArray:
             return scores(outputs.cpu().numpy(), self.classes[drawn])
 
-        source = self.source(train, drawn, torch.from_numpy(self.classes), draw, judge)
+        source = self.source(train, drawn, torch.from_numpy(self.classes), draw, score_sample)
 
-        def rejudge(heads: Sequence[TrainedHead]) -> FloatArray:
+        def score_all(heads: Sequence[TrainedHead]) -> FloatArray:
             truth = self.classes[self.frames_of(valid)]
             outputs = self.outputs(stack_of(heads), source.scaling, valid)
             return scores(outputs[:, truth != NO_CLASS], truth[truth != NO_CLASS])
@@ -154,17 +164,17 @@ class _FrameClasses(_Frames):
             return by_condition(outputs[:, labelled], truth[labelled], track[labelled], tracks)
 
         single = self.protocol.frame_layers == "all"
-        return probe_source(source, cross_entropy, self.protocol, fold, single, tested, self.device, rejudge)
+        return probe_source(source, cross_entropy, self.protocol, fold, single, tested, self.device, score_all)
 
-    def floors(self, parts: Sequence[Partition]) -> FloorOf:
+    def references(self, parts: Sequence[Partition]) -> ReferenceScoresOf:
         clips = np.unique(np.concatenate([partition.train for partition in parts]))
         training = self.classes[self.frames_of(clips)]
         training = training[training != NO_CLASS]
 
-        def floor(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> Floor:
-            return floor_of(metric, predictions.truth, training, self.features.labelled.task.classes)
+        def reference(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> ReferenceScores:
+            return reference_scores(metric, predictions.truth, training, self.features.labelled.task.classes)
 
-        return floor
+        return reference
 
 
 class _Beats(_Frames):
@@ -175,13 +185,13 @@ class _Beats(_Frames):
         drawn = self.validation_frames(draw, valid)
         targets = torch.from_numpy(beat_targets(self.features))[:, None]
 
-        def judge(outputs: Tensor) -> FloatArray:
+        def score_sample(outputs: Tensor) -> FloatArray:
             truth = targets[torch.from_numpy(drawn)].to(outputs.device).expand_as(outputs)
             return -binary_cross_entropy(outputs, truth).cpu().numpy()
 
-        source = self.source(train, drawn, targets, draw, judge)
+        source = self.source(train, drawn, targets, draw, score_sample)
 
-        def rejudge(heads: Sequence[TrainedHead]) -> FloatArray:
+        def score_all(heads: Sequence[TrainedHead]) -> FloatArray:
             logits = self.outputs(stack_of(heads), source.scaling, valid)
             ones = np.ones((1, len(valid)))
             found = self._found(logits, valid)
@@ -192,9 +202,9 @@ class _Beats(_Frames):
             return self._predictions(self._found(logits, test), partition, test)
 
         single = self.protocol.frame_layers == "all"
-        return probe_source(source, binary_cross_entropy, self.protocol, fold, single, tested, self.device, rejudge)
+        return probe_source(source, binary_cross_entropy, self.protocol, fold, single, tested, self.device, score_all)
 
-    def floors(self, parts: Sequence[Partition]) -> FloorOf:
+    def references(self, parts: Sequence[Partition]) -> ReferenceScoresOf:
         """Chance: beats decoded from noise. Constant: a grid at the median tempo of training."""
         noise = np.random.default_rng(0)
         guessed: dict[str, list[Predictions]] = {}
@@ -208,11 +218,13 @@ class _Beats(_Frames):
                 for condition, predictions in self._predictions(outputs, partition, test).items():
                     found.setdefault(condition, []).append(predictions)
 
-        def floor(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> Floor:
-            said = [joined(found[condition]) for found in (guessed, same)]
-            return Floor(*(library_score(metric, of_all.outputs[0], of_all.truth, ()).value for of_all in said))
+        def reference(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> ReferenceScores:
+            predictions_of = [joined(found[condition]) for found in (guessed, same)]
+            return ReferenceScores(
+                *(library_score(metric, of_all.outputs[0], of_all.truth, ()).value for of_all in predictions_of)
+            )
 
-        return floor
+        return reference
 
     def _grid(self, clip: int, tempo: float) -> FloatArray:
         seconds = self.features.lengths[clip] / self.features.frame_rate

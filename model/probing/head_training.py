@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mert_foundry.model.probing.features import FloatArray
-from mert_foundry.model.probing.heads import DROPOUT, ORDER, HeadSizes, HeadSpec, HeadStack, generator_of
+from mert_foundry.model.probing.heads import DROPOUT, ORDER, HeadSizes, HeadStack, ProbeHeadSpec, generator_of
 from mert_foundry.model.probing.protocol import ProbeProtocol
 
 # Weights, gradients, two moments and the best state of the heads that are trained at once take at most this.
@@ -49,21 +49,21 @@ class TrainedHead:
         score: the best of `curve`, or minus infinity if there was none.
     """
 
-    spec: HeadSpec
+    spec: ProbeHeadSpec
     weights: dict[str, Tensor]
     curve: tuple[float, ...]
     score: float
 
 
 def train_heads(
-    specs: Sequence[HeadSpec], source: TrainingSource, loss: Loss, protocol: ProbeProtocol, device: torch.device
+    specs: Sequence[ProbeHeadSpec], source: TrainingSource, loss: Loss, protocol: ProbeProtocol, device: torch.device
 ) -> list[TrainedHead]:
     """Train all heads; the result is in their order.
 
     Heads of single layers and of weighted sums are trained apart, in as many blocks as memory asks for. A block changes
     nothing for the heads in it.
     """
-    trained: dict[HeadSpec, TrainedHead] = {}
+    trained: dict[ProbeHeadSpec, TrainedHead] = {}
     for alike in ([s for s in specs if s.layer is not None], [s for s in specs if s.layer is None]):
         size = _heads_at_once(source.sizes)
         for first in range(0, len(alike), size):
@@ -147,7 +147,7 @@ class _Block:
     def _step(self, x: Tensor, y: Tensor, loss: Loss) -> None:
         row_of = [self.seeds.index(spec.seed) for spec in self.heads.specs]
         rows = torch.tensor(row_of, device=x.device)
-        outputs = self.heads.outputs(self.heads.seen(x, row_of), self._kept(x.shape[1], rows))
+        outputs = self.heads.outputs(self.heads.seen(x, row_of), self._dropout_mask(x.shape[1], rows))
         # A sum: each head's gradient is that of its own loss.
         gradients = torch.autograd.grad(loss(outputs, y[rows]).sum(), list(self.heads.weights.values()))
         for leaves, gradient in zip(self.leaves.values(), gradients):
@@ -155,7 +155,7 @@ class _Block:
                 leaf.grad = part
         self.optimizer.step()
 
-    def _kept(self, batch: int, rows: Tensor) -> Tensor | None:
+    def _dropout_mask(self, batch: int, rows: Tensor) -> Tensor | None:
         rate = self.protocol.dropout
         if not rate or "hidden_weight" not in self.heads.weights:
             return None

@@ -19,7 +19,7 @@ INITIAL_VALUES, ORDER, DROPOUT = range(3)
 
 
 @dataclass(frozen=True)
-class HeadSpec:
+class ProbeHeadSpec:
     """One head: the layer it sees (None: the weighted sum of all), its learning rate, its seed."""
 
     layer: int | None
@@ -52,7 +52,7 @@ class HeadStack:
             [H, hidden, outputs], `bias` [H, 1, outputs], and for weighted sums `mix` [H, layers].
     """
 
-    def __init__(self, specs: Sequence[HeadSpec], weights: dict[str, Tensor]):
+    def __init__(self, specs: Sequence[ProbeHeadSpec], weights: dict[str, Tensor]):
         self.specs = tuple(specs)
         self.weights = weights
         self.device = weights["weight"].device
@@ -60,7 +60,7 @@ class HeadStack:
         self._layers = torch.tensor([-1 if spec.layer is None else spec.layer for spec in specs], device=self.device)
 
     @classmethod
-    def initial(cls, specs: Sequence[HeadSpec], sizes: HeadSizes, device: torch.device) -> "HeadStack":
+    def initial(cls, specs: Sequence[ProbeHeadSpec], sizes: HeadSizes, device: torch.device) -> "HeadStack":
         """Heads with the initial values of their seeds, drawn as `torch.nn.Linear` draws them."""
         by_seed = {seed: _initial_values(seed, sizes) for seed in {spec.seed for spec in specs}}
         names = by_seed[specs[0].seed]
@@ -88,27 +88,25 @@ class HeadStack:
         if not self.weighted_sum:
             return x[rows, :, self._layers]
         shares = torch.softmax(self.weights["mix"], dim=1)
-        sums = x.new_empty(0)
-        order: list[int] = []
+        sums = x.new_empty(len(row_of), x.shape[1], x.shape[3])
         for row in sorted(set(row_of)):
             heads = [head for head, own in enumerate(row_of) if own == row]
             # [heads, layers] times [B, layers, dim] is [B, heads, dim].
             part = torch.matmul(shares[heads], x[row]).transpose(0, 1)
-            sums = part if not order else torch.cat([sums, part])
-            order += heads
-        return sums[torch.tensor(np.argsort(order), device=self.device)]
+            sums = sums.index_copy(0, torch.tensor(heads, device=self.device), part)
+        return sums
 
-    def outputs(self, seen: Tensor, kept: Tensor | None = None) -> Tensor:
+    def outputs(self, seen: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """Outputs [H, B, outputs], before any softmax or sigmoid, of what the heads see, [H, B, dim].
 
         Args:
-            kept: [H, B, hidden], the factors of dropout, 0 or 1 / (1 - rate); None: no dropout.
+            dropout_mask: [H, B, hidden], the factors of dropout, 0 or 1 / (1 - rate); None: no dropout.
         """
         weights = self.weights
         if "hidden_weight" in weights:
             seen = torch.baddbmm(weights["hidden_bias"], seen, weights["hidden_weight"]).relu()
-            if kept is not None:
-                seen = seen * kept
+            if dropout_mask is not None:
+                seen = seen * dropout_mask
         return torch.baddbmm(weights["bias"], seen, weights["weight"])
 
     @torch.no_grad()

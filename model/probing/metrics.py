@@ -41,7 +41,7 @@ def agreement(metric: Metric, classes: tuple[str, ...]) -> FloatArray:
         ValueError: class names that are no keys (`C# minor`) or no MIDI pitches (`60`), where the metric needs them.
     """
     if metric == "weighted_key_score":
-        return np.array([[mir_eval.key.weighted_score(true, said) for said in classes] for true in classes])
+        return np.array([[mir_eval.key.weighted_score(true, predicted) for predicted in classes] for true in classes])
     if metric == "octave_free_accuracy":
         unfit = [name for name in classes if not name.isdecimal()]
         if unfit:

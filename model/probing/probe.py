@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mert_foundry.model.probing.batches import BatchSource, Judge, Scaling
-from mert_foundry.model.probing.chance import Floor, floor_of
+from mert_foundry.model.probing.batches import BatchSource, Scaling, ScoreOutputs
+from mert_foundry.model.probing.chance import ReferenceScores, reference_scores
 from mert_foundry.model.probing.features import (
     FloatArray,
     IntArray,
@@ -21,7 +21,7 @@ from mert_foundry.model.probing.features import (
     tracks_of,
 )
 from mert_foundry.model.probing.head_training import Loss, TrainedHead, TrainingSource, stack_of, train_heads
-from mert_foundry.model.probing.heads import HeadSizes, HeadSpec, HeadStack
+from mert_foundry.model.probing.heads import HeadSizes, HeadStack, ProbeHeadSpec
 from mert_foundry.model.probing.labels import clip_labels
 from mert_foundry.model.probing.metrics import weighted_scores
 from mert_foundry.model.probing.protocol import ProbeProtocol
@@ -41,9 +41,9 @@ from mert_foundry.pipeline.probe_sets.task import Kind, Metric, ProbeTask
 # (heads of one layer and rate, all seeds) to the test predictions by condition.
 Test = Callable[[HeadStack], dict[str, Predictions]]
 # (metric, condition, predictions, number of the value or stem) to what chance reaches.
-FloorOf = Callable[[Metric, str, Predictions, int | None], Floor]
+ReferenceScoresOf = Callable[[Metric, str, Predictions, int | None], ReferenceScores]
 # Best validation scores [H] of trained heads, by the task's first metric.
-Rejudge = Callable[[Sequence[TrainedHead]], FloatArray]
+ScoreHeads = Callable[[Sequence[TrainedHead]], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def probe(features: PooledFeatures, protocol: ProbeProtocol, device: torch.devic
         tested.append(partition.train)
     training = labels[np.unique(np.concatenate(tested))]
 
-    def floor(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> Floor:
-        return floor_of(metric, predictions.truth, training, labelled.task.classes, of)
+    def reference(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> ReferenceScores:
+        return reference_scores(metric, predictions.truth, training, labelled.task.classes, of)
 
-    return gathered(labelled.task, protocol, folds, floor)
+    return gathered(labelled.task, protocol, folds, reference)
 
 
 def _probe_fold(
@@ -93,25 +93,27 @@ def _probe_fold(
     scaling = (
         Scaling.fitted(features.values, partition.train) if protocol.standardise else Scaling.none(features.values)
     )
-    unit = _Unit.fitted(task.kind, labels[partition.train])
+    target_scaling = TargetScaling.fitted(task.kind, labels[partition.train])
     valid_tracks, test_tracks = (tracks_of(features.labelled, part) for part in (partition.valid, partition.test))
     layers, dim = features.values.shape[1:]
     source = BatchSource(
         sizes=HeadSizes(layers, dim, protocol.hidden, len(task.classes)),
         values=features.values,
-        targets=torch.from_numpy(unit.inside(labels)),
+        targets=torch.from_numpy(target_scaling.normalise(labels)),
         scaling=scaling,
         train=partition.train,
         batch_size=protocol.batch_size,
         valid=scaling.rows(features.values, partition.valid).to(device),
-        judge=_judge(task, unit, valid_tracks.of(partition.valid), labels[valid_tracks.clip]),
+        score_outputs=_validation_score(
+            task, target_scaling, valid_tracks.of(partition.valid), labels[valid_tracks.clip]
+        ),
     )
 
     def test_heads(heads: HeadStack) -> dict[str, Predictions]:
         parts = np.array_split(partition.test, len(partition.test) // 4096 + 1)
         outputs = torch.cat([heads.predict(scaling.rows(features.values, part).to(device)) for part in parts], dim=1)
         track = test_tracks.of(partition.test)
-        averaged = unit.outside(track_means(outputs, track, len(test_tracks.names)).cpu().numpy())
+        averaged = target_scaling.denormalise(track_means(outputs, track, len(test_tracks.names)).cpu().numpy())
         return by_condition(averaged, labels[test_tracks.clip], np.arange(len(test_tracks.names)), test_tracks)
 
     return probe_source(source, LOSSES[task.kind], protocol, fold, True, test_heads, device)
@@ -125,29 +127,32 @@ def probe_source(
     single_layers: bool,
     test: Test,
     device: torch.device,
-    rejudge: Rejudge | None = None,
+    score_all: ScoreHeads | None = None,
 ) -> FoldResult:
     """Train the heads of all layers, rates and seeds, choose a rate for each layer, and test the heads of that rate.
 
     Args:
         single_layers: heads on each layer, not on the weighted sum only. With one layer there is no weighted sum.
-        rejudge: scores by which rates and layers are chosen, where it is not the score that chose the epoch.
+        score_all: scores by which rates and layers are chosen, where it is not the score that chose the epoch.
     """
     count = source.sizes.layers
     layers = [*(range(count) if single_layers or count == 1 else ()), *([None] if count > 1 else ())]
     specs = [
-        HeadSpec(layer, rate, seed) for layer in layers for rate in protocol.rates for seed in range(protocol.seeds)
+        ProbeHeadSpec(layer, rate, seed)
+        for layer in layers
+        for rate in protocol.rates
+        for seed in range(protocol.seeds)
     ]
     trained = train_heads(specs, source, loss, protocol, device)
     choices, predictions = [], {}
     for layer in layers:
         heads = [head for head in trained if head.spec.layer == layer]
         name = WEIGHTED_SUM if layer is None else str(layer)
-        scores = np.array([head.score for head in heads]) if rejudge is None else rejudge(heads)
+        scores = np.array([head.score for head in heads]) if score_all is None else score_all(heads)
         choice, chosen = _choose_rate(name, heads, scores, protocol, fold)
         choices.append(choice)
-        for condition, said in test(stack_of(chosen)).items():
-            predictions[name, condition] = said
+        for condition, predicted in test(stack_of(chosen)).items():
+            predictions[name, condition] = predicted
     return FoldResult(choices, predictions)
 
 
@@ -166,7 +171,7 @@ def gathered(
     task: ProbeTask,
     protocol: ProbeProtocol,
     folds: Sequence[FoldResult],
-    floor: FloorOf,
+    reference: ReferenceScoresOf,
 ) -> ProbeResult:
     """The result of all folds: each fold's best heads by validation as "chosen", all predictions scored.
 
@@ -187,10 +192,12 @@ def gathered(
     for name in [*names, CHOSEN]:
         for condition in conditions:
             keys = [(own if name == CHOSEN else name, condition) for own in chosen]
-            said = joined([fold.predictions[key] for fold, key in zip(folds, keys) if key in fold.predictions])
-            predictions[name, condition] = said
+            tested = joined([fold.predictions[key] for fold, key in zip(folds, keys) if key in fold.predictions])
+            predictions[name, condition] = tested
             scores += [
-                score_predictions(task, metric, said, protocol, floor(metric, condition, said, of), name, condition, of)
+                score_predictions(
+                    task, metric, tested, protocol, reference(metric, condition, tested, of), name, condition, of
+                )
                 for metric in task.metrics
                 for of in parts_of(task, metric)
             ]
@@ -199,36 +206,36 @@ def gathered(
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """Values of a regression are learnt at mean 0 and deviation 1 over training clips, and predicted in their own unit."""
+class TargetScaling:
+    """Values of a regression are learnt at mean 0 and standard deviation 1 over training clips, and predicted in their own target_scaling."""
 
     mean: FloatArray | float = 0.0
-    deviation: FloatArray | float = 1.0
+    std: FloatArray | float = 1.0
 
     @classmethod
-    def fitted(cls, kind: Kind, labels: FloatArray) -> "_Unit":
+    def fitted(cls, kind: Kind, labels: FloatArray) -> "TargetScaling":
         if kind != "regression":
             return cls()
-        deviation = labels.std(axis=0)
-        return cls(labels.mean(axis=0), np.where(deviation > 0, deviation, 1).astype(np.float32))
+        std = labels.std(axis=0)
+        return cls(labels.mean(axis=0), np.where(std > 0, std, 1).astype(np.float32))
 
-    def inside(self, labels: Labels) -> Labels:
-        return labels if isinstance(self.mean, float) else (labels - self.mean) / self.deviation
+    def normalise(self, labels: Labels) -> Labels:
+        return labels if isinstance(self.mean, float) else (labels - self.mean) / self.std
 
-    def outside(self, outputs: FloatArray) -> FloatArray:
-        return outputs * self.deviation + self.mean
+    def denormalise(self, outputs: FloatArray) -> FloatArray:
+        return outputs * self.std + self.mean
 
 
-def _judge(task: ProbeTask, unit: _Unit, track: IntArray, truth: Labels) -> Judge:
+def _validation_score(task: ProbeTask, target_scaling: TargetScaling, track: IntArray, truth: Labels) -> ScoreOutputs:
     """Scores heads by the task's first metric on the validation tracks; `track` is that of each clip."""
     everything = np.ones((1, len(truth)))
 
-    def judge(outputs: Tensor) -> FloatArray:
-        averaged = unit.outside(track_means(outputs, track, len(truth)).cpu().numpy())
+    def score_outputs(outputs: Tensor) -> FloatArray:
+        averaged = target_scaling.denormalise(track_means(outputs, track, len(truth)).cpu().numpy())
         scores = weighted_scores(task.metrics[0], averaged, truth, task.classes, everything)[:, 0]
         return np.where(np.isfinite(averaged).all(axis=(1, 2)), scores, np.nan)
 
-    return judge
+    return score_outputs
 
 
 def track_means(outputs: Tensor, track: IntArray, tracks: int) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from mert_foundry.model.probing.bootstrap import drawn_scores, group_draws, interval, seed_draws
-from mert_foundry.model.probing.chance import Floor
+from mert_foundry.model.probing.chance import ReferenceScores
 from mert_foundry.model.probing.features import FloatArray, IntArray, Labels
 from mert_foundry.model.probing.metrics import library_score, weighted_scores
 from mert_foundry.model.probing.protocol import ProbeProtocol
@@ -21,7 +21,7 @@ _AS_JSON = ConfigDict(ser_json_inf_nan="strings")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the heads of all seeds said of the test items of one condition.
+    """What the heads of all seeds predict of the test items of one condition.
 
     An item is a track, or a frame of one, or an excerpt (beats, separation).
 
@@ -171,7 +171,7 @@ def score_predictions(
     metric: Metric,
     predictions: Predictions,
     protocol: ProbeProtocol,
-    floor: Floor,
+    reference: ReferenceScores,
     heads: str,
     condition: str,
     of: int | None = None,
@@ -190,8 +190,8 @@ def score_predictions(
         value=float(np.mean([score.value for score in by_seed])),
         low=bounds.low,
         high=bounds.high,
-        chance=floor.chance,
-        constant=floor.constant,
+        chance=reference.chance,
+        constant=reference.constant,
         seeds=tuple(score.value for score in by_seed),
         tracks=len(predictions.tracks),
         groups=len(set(predictions.groups)),
@@ -213,7 +213,7 @@ def _drawn(
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Score of one model minus that of another, with its interval and the share of draws in which it is above 0."""
 
     value: float
@@ -224,7 +224,7 @@ class Difference:
 
 def paired_difference(
     task: ProbeTask, metric: Metric, ours: Predictions, baseline: Predictions, protocol: ProbeProtocol
-) -> Difference:
+) -> PairedDifference:
     """Ours minus baseline on the same test items: each draw takes the same groups for both, and seeds for each on their own.
 
     Raises:
@@ -248,7 +248,7 @@ def paired_difference(
     bounds = interval(differences, protocol.confidence)
     known = differences[~np.isnan(differences)]
     above = float((known > 0).mean()) if len(known) else float("nan")
-    return Difference(values[0] - values[1], bounds.low, bounds.high, above)
+    return PairedDifference(values[0] - values[1], bounds.low, bounds.high, above)
 
 
 def _same_groups(ours: Predictions, baseline: Predictions) -> bool:

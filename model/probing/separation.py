@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.audio import signal_noise_ratio
 
 from mert_foundry.model.probing.batches import Scaling
-from mert_foundry.model.probing.chance import Floor
+from mert_foundry.model.probing.chance import ReferenceScores
 from mert_foundry.model.probing.features import FloatArray, FrameFeatures, IntArray, Partition, partitions, tracks_of
 from mert_foundry.model.probing.probe import FoldResult, by_condition, gathered
 from mert_foundry.model.probing.protocol import ProbeProtocol
@@ -67,23 +67,23 @@ class SeparationHead(nn.Module):
     def __init__(self, layers: int, dim: int, settings: SeparationProtocol):
         super().__init__()
         self.mix = nn.Parameter(torch.zeros(layers))
-        self.enter = nn.Linear(dim, settings.hidden, bias=False)
-        self.enter_norm = nn.BatchNorm1d(settings.hidden)
+        self.fc1 = nn.Linear(dim, settings.hidden, bias=False)
+        self.bn1 = nn.BatchNorm1d(settings.hidden)
         dropout = settings.dropout if settings.layers > 1 else 0.0
         self.lstm = nn.LSTM(settings.hidden, settings.hidden, settings.layers, batch_first=True, dropout=dropout)
-        self.narrow = nn.Linear(2 * settings.hidden, settings.hidden, bias=False)
-        self.narrow_norm = nn.BatchNorm1d(settings.hidden)
-        self.leave = nn.Linear(settings.hidden, BINS, bias=False)
-        self.leave_norm = nn.BatchNorm1d(BINS)
+        self.fc2 = nn.Linear(2 * settings.hidden, settings.hidden, bias=False)
+        self.bn2 = nn.BatchNorm1d(settings.hidden)
+        self.fc3 = nn.Linear(settings.hidden, BINS, bias=False)
+        self.bn3 = nn.BatchNorm1d(BINS)
         self.scale, self.shift = nn.Parameter(torch.ones(BINS)), nn.Parameter(torch.ones(BINS))
 
     def forward(self, features: Tensor, mixture: Tensor) -> Tensor:
         """Magnitude [B, frames, BINS] of the stem, of features [B, frames, layers, dim] and the mixture's magnitude."""
         seen = torch.einsum("l,bfld->bfd", self.mix.softmax(0), features)
-        entered = _over_frames(self.enter_norm, self.enter(seen)).tanh()
+        entered = _over_frames(self.bn1, self.fc1(seen)).tanh()
         remembered, _ = self.lstm(entered)
-        narrowed = _over_frames(self.narrow_norm, self.narrow(torch.cat([entered, remembered], dim=2))).relu()
-        mask = _over_frames(self.leave_norm, self.leave(narrowed)) * self.scale + self.shift
+        narrowed = _over_frames(self.bn2, self.fc2(torch.cat([entered, remembered], dim=2))).relu()
+        mask = _over_frames(self.bn3, self.fc3(narrowed)) * self.scale + self.shift
         return mask.relu() * mixture
 
 
@@ -133,14 +133,14 @@ def probe_separation(
     parts = partitions(features.labelled)
     folds = [separation.fold(partition, fold) for fold, partition in enumerate(parts)]
     clips = np.concatenate([partition.test for partition in parts])
-    chance, constant = separation.floors(clips)
+    chance, constant = separation.references(clips)
 
-    def floor(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> Floor:
+    def reference(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> ReferenceScores:
         own = np.array([features.labelled.clips[clip].condition == condition for clip in clips])
-        here = [floors[own] for floors in (chance, constant)]
-        return Floor(*(float(np.nanmean(found if of is None else found[:, of])) for found in here))
+        here = [scores[own] for scores in (chance, constant)]
+        return ReferenceScores(*(float(np.nanmean(found if of is None else found[:, of])) for found in here))
 
-    return gathered(features.labelled.task, protocol, folds, floor)
+    return gathered(features.labelled.task, protocol, folds, reference)
 
 
 def _check(features: FrameFeatures, audio: Stems, encoder_layer: int | str) -> None:
@@ -195,10 +195,10 @@ class _Separation:
         choice = Choice(name, fold, best[1], best[0], tuple(by_rate), tuple(best[3]))
         outputs = np.stack([self._sdr(of_seed, scaling, test) for of_seed in best[2]])
         tracks = tracks_of(self.features.labelled, partition.test)
-        said = by_condition(outputs, np.zeros(outputs.shape[1:]), tracks.of(test), tracks)
-        return FoldResult([choice], {(name, condition): predictions for condition, predictions in said.items()})
+        predictions = by_condition(outputs, np.zeros(outputs.shape[1:]), tracks.of(test), tracks)
+        return FoldResult([choice], {(name, condition): own for condition, own in predictions.items()})
 
-    def floors(self, clips: IntArray) -> tuple[FloatArray, FloatArray]:
+    def references(self, clips: IntArray) -> tuple[FloatArray, FloatArray]:
         """SDR [clips, stems] of random masks, and of the mixture taken for each stem."""
         random = torch.Generator().manual_seed(0)
         chance, constant = [], []
@@ -301,7 +301,9 @@ class _Separation:
         """SDR [clips, stems] of the heads of all stems, over whole clips; NaN for a silent stem."""
         found = []
         for clip in clips:
-            mixture, stems = (torch.from_numpy(np.array(kept[clip])) for kept in (self.audio.mixture, self.audio.stems))
+            mixture, stems = (
+                torch.from_numpy(np.array(sound[clip])) for sound in (self.audio.mixture, self.audio.stems)
+            )
             spectra = spectrogram(mixture, int(self.features.lengths[clip]))
             frames = np.arange(self.offsets[clip], self.offsets[clip + 1])
             seen = scaling.rows(self.features.values, frames)[None, :, self.layers].to(self.device)
