@@ -90,3 +90,4 @@ def _start(rank: int, function: Callable, world_size: int, folder: str, argument
         dist.barrier()  # gloo may abort a rank whose peer has gone
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # torch's own threads may abort an interpreter that ends while they do, after all is said and done
