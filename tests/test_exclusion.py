@@ -108,7 +108,9 @@ def test_probe_files_of_several_tasks_are_heard_once(tmp_path: Path):
     make_probe_set(tmp_path / "probe", [*WHOLE, "test.ogg,a,test,1,2"])
     folder = make_probe_set(tmp_path / "again", WHOLE)
     (folder / "task.yaml").write_text((folder / "task.yaml").read_text().replace("mine", "folded") + "folds: 3\n")
-    (folder / "clips.csv").write_text("path,label,fold\n../probe/test.ogg,a,0\n../probe/valid.ogg,a,1\n../probe/train.ogg,a,2\n")
+    (folder / "clips.csv").write_text(
+        "path,label,fold\n../probe/test.ogg,a,0\n../probe/valid.ogg,a,1\n../probe/train.ogg,a,2\n"
+    )
     [test, train, valid] = probe_files(str(tmp_path))
     assert train.stretches == (("folded: probe/train.ogg", 0.0, None),)
     assert test.path == str(tmp_path / "probe/test.ogg") and valid.path == str(tmp_path / "probe/valid.ogg")

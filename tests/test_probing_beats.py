@@ -78,3 +78,7 @@ def test_noise_and_silence_give_a_regular_pulse_within_the_range():
         (found,) = decode_beats([excerpt], FRAME_RATE)
         assert 50 < tempo_of(found) < 230
     assert tempo_of(np.array([1.0])) == 0
+
+
+def test_frames_of_seconds_hold_no_beats():
+    assert [len(beats) for beats in decode_beats([np.full(4, 0.9), np.full(3, 0.1)], frame_rate=1 / 3)] == [0, 0]

@@ -30,7 +30,8 @@ _UNREACHED = -1e30
 def decode_beats(probability: Sequence[FloatArray], frame_rate: float) -> list[FloatArray]:
     """Times of the beats of each excerpt, seconds from its first frame's start; a beat lies in the middle of its frame.
 
-    Excerpts of equal length are decoded side by side, some at a time.
+    Excerpts of equal length are decoded side by side, some at a time. Where frames are so long that no period from 55 to 215
+    beats per minute is a whole number of them, such as musicnn's of 3 s, there are no beats to find.
 
     Args:
         probability: of a beat, [frames] for each excerpt, values in 0 to 1.
@@ -38,6 +39,8 @@ def decode_beats(probability: Sequence[FloatArray], frame_rate: float) -> list[F
     """
     lengths = np.array([len(excerpt) for excerpt in probability])
     result: list[FloatArray] = [np.empty(0)] * len(probability)
+    if not len(_periods(frame_rate)):
+        return result
     for length in np.unique(lengths):
         alike = np.flatnonzero(lengths == length).tolist()
         for first in range(0, len(alike), _EXCERPTS_AT_ONCE):
@@ -55,10 +58,15 @@ def tempo_of(beats: FloatArray) -> float:
     return 60 / float(np.polyfit(np.arange(len(beats)), beats, 1)[0])
 
 
+def _periods(frame_rate: float) -> IntArray:
+    """Periods of the tempo range, whole frames."""
+    return np.arange(int(np.ceil(60 * frame_rate / FASTEST)), int(60 * frame_rate / SLOWEST) + 1)
+
+
 def _best_paths(probability: FloatArray, frame_rate: float) -> list[IntArray]:
     """Frames of the beats on the best path of each excerpt of `probability` [N, frames]."""
     excerpts, frames = probability.shape
-    periods = np.arange(int(np.ceil(60 * frame_rate / FASTEST)), int(60 * frame_rate / SLOWEST) + 1)
+    periods = _periods(frame_rate)
     every = np.arange(1, 2 * periods[-1])  # of which the range is a part: at its ends, too, a choice has its full price
     change = -TIGHTNESS * np.log(periods[:, None] / periods) ** 2  # [period, period before]
     change -= np.log(np.exp(-TIGHTNESS * np.log(every[:, None] / periods) ** 2).sum(axis=0))
