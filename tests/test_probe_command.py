@@ -289,6 +289,12 @@ def test_what_is_asked_wrongly_is_one_line_and_exit_code_2(
     assert said in errors and errors.count("\n") == 1
 
 
+def test_a_model_that_is_not_there_is_said_before_any_work(data: Path, tmp_path: Path, capsys):
+    assert probe_here(data, tmp_path / "out", "model=[mfcc, nowhere]") == 1
+    assert "model nowhere: no folder of that name" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "features").exists()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ten steps with checkpoints at 5 and 10."""

@@ -25,15 +25,27 @@ def open_model(
         FolderError: a folder of another kind.
         ValueError: no folder and no baseline of that name; no such layer; and as the baselines.
     """
-    if name in FIXED or name.startswith(("codec:", "random:")):
+    check_model(name)
+    if is_baseline(name):
         # Baselines need packages, such as torchaudio and encodec, that encoders do without.
         from mert_foundry.model.baselines.registry import open_baseline
 
         return open_baseline(name, device, precision, layers)
+    return FeatureEncoder(read_model(Path(name)), name, device, precision, layers)
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a name is that of a baseline, and not of a folder."""
+    return name in FIXED or name.startswith(("codec:", "random:"))
+
+
+def check_model(name: str) -> None:
+    """Raise as `open_model` for a name that nothing has, or the wrong kind of folder; nothing is read."""
+    if is_baseline(name):
+        return
     if not Path(name).exists():
         raise ValueError(f"model {name}: no folder of that name, and no baseline; those are {', '.join(NAMES)}")
     check_input(name, RUN, CHECKPOINT, MODEL)
-    return FeatureEncoder(read_model(Path(name)), name, device, precision, layers)
 
 
 def model_fingerprint(model: FeatureModel) -> str:

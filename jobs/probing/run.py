@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.extraction.models import check_model
 from mert_foundry.jobs.probing.features import (
     FeatureTable,
     ProbedTask,
@@ -45,6 +46,8 @@ def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
     Raises as `load_tasks`, `extract` and `probe`, and UsageError when `compare_with` is not among the models.
     """
     compared = compared_model(config, models)
+    for model in models:
+        check_model(model.location)  # before the features of others take their time
     sets = [on_validation(each) if config.score == "valid" else each for each in load_tasks(config.data, config.tasks)]
     tasks: list[TaskRow] = []
     fingerprints: dict[str, str] = {}
