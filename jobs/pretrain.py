@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mert_foundry.jobs.cluster.torchrun import process_group, stop_on_signal
 from mert_foundry.jobs.command.config import load_config
@@ -25,9 +26,10 @@ from mert_foundry.jobs.pretraining.run_description import (
     RunDescription,
     check_fit,
     describe_data,
-    heads_of,
+    read_description,
     save_description,
 )
+from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_heads
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
@@ -52,17 +54,19 @@ def main(arguments: list[str]) -> int:
     config = resolve_encoder_config(config, initial, out)
     with contextlib.ExitStack() as stack:
         # Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
+        description = None
         if rank == 0:
             check_fit(config, index, world_size)
             stack.enter_context(locked(out, "training"))
-        trivial = measure_trivial(config, index) if rank == 0 else None
+            description = describe_run(config, index, out)
+        trivial = description.trivial if description else None
         report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, rank == 0, trivial))
-        description = RunDescription(config=config, heads=heads_of(index), data=describe_data(index), trivial=trivial)
-        if rank == 0:
+        if description:
             report.note(save_description(out, description))
             report.note(warn_of_lone_rows(config, world_size))
             report.note(describe_trivial(trivial) if trivial else "")
         device = stack.enter_context(process_group(config.device, world_size))
+        description = description or read_description(out)  # rank 0 wrote it before it joined
         stop = stack.enter_context(stop_on_signal())
         model = build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
         if initial is not None:
@@ -85,6 +89,14 @@ def main(arguments: list[str]) -> int:
     if rank == 0:
         show(result, config.trainer.schedule.total_steps, trivial)
     return 0 if result.status == "done" else 1
+
+
+def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDescription:
+    """The run as it begins or goes on; reads what the targets' statistics need. Raises as `sample_values`."""
+    sampled = sample_values(config, index)
+    heads = scaled_heads(config, index, sampled, out)
+    trivial = measure_trivial(config, index, heads, sampled)
+    return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
 
 
 def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from shard_fixtures import CODES, CQT
 
-from mert_foundry.model.objective.heads import Companding as ModelCompanding
+from mert_foundry.model.objective.value_scale import Companding as ModelCompanding
 from mert_foundry.pipeline.shards.companding import Companding
 from mert_foundry.pipeline.shards.format import check_specs
 

@@ -11,9 +11,10 @@ import torch
 from tiny_model import HEADS, synthetic_batch, tiny_encoder
 from torch import Tensor
 
-from mert_foundry.model.objective.heads import MIN_TEMPERATURE, CodeHead, Companding, HeadSpec, code_cross_entropy
+from mert_foundry.model.objective.heads import MIN_TEMPERATURE, CodeHead, HeadSpec, code_cross_entropy
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, build_pretrain_model
 from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.objective.value_scale import Companding
 from mert_foundry.model.training.device_batch import to_device
 from mert_foundry.model.training.optimizer import OptimizerConfig
 from mert_foundry.model.training.train_step import TrainStep

@@ -32,7 +32,9 @@ from shard_fixtures import write_set
 
 from mert_foundry.jobs import demo, inspect
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.pretraining import target_values
 from mert_foundry.jobs.pretraining.progress import TrainingReport
+from mert_foundry.jobs.pretraining.run_description import read_description
 from mert_foundry.model.runs.checkpoint import load_config, load_state
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
@@ -88,14 +90,15 @@ def refusal(capsys: pytest.CaptureFixture, shards: Path, out: Path, *changes: st
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert finish(start(2, shards, whole, LONG)) == 0
+    # Standardised: rank 0 measures the scale of the values, the other takes it from the run's config.
+    whole, killed, standardised = tmp_path / "whole", tmp_path / "killed", "objective.value_scale=standardised"
+    assert finish(start(2, shards, whole, LONG, standardised)) == 0
     for step in (8, 24):
-        process = start(2, shards, killed, LONG)
+        process = start(2, shards, killed, LONG, standardised)
         wait_for_step(process, killed, step)
         kill_all(process)
         assert read_metrics(killed)[-1]["step"] < 60
-    assert finish(start(2, shards, killed, LONG)) == 0
+    assert finish(start(2, shards, killed, LONG, standardised)) == 0
     assert re.search(r"^resumed from step (20|25|[345][05]): ", text_of(killed, "stderr"), re.MULTILINE)
     assert [record["step"] for record in read_metrics(killed, "train")] == list(range(1, 61))
     assert_same_run(killed, whole)
@@ -208,6 +211,19 @@ def test_a_stopped_run_goes_on_to_the_same_bits(shards, finished, tmp_path, monk
     assert "step_8" in checkpoint_names(out)  # it is asked for after step 7, and all ranks agree on it in step 8
     assert pretrain_here(shards, out) == 0
     assert_same_run(out, finished)
+
+
+def test_a_run_keeps_the_scales_of_its_values(shards, tmp_path, monkeypatch):
+    out, whole, standardised = tmp_path / "run", tmp_path / "whole", "objective.value_scale=standardised"
+    assert pretrain_here(shards, whole, standardised) == 0
+    shutil.copytree(whole, out, symlinks=True)
+    shutil.rmtree(out / "checkpoints" / "step_12")
+    began = read_description(out).heads[1].scale
+    monkeypatch.setattr(target_values, "MOST_EXAMPLES", 1)  # another sample, as other arithmetic would be
+    assert pretrain_here(shards, out, standardised) == 0
+    assert began is not None and read_description(out).heads[1].scale == began
+    first, second = final_weights(out), final_weights(whole)
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
 def test_a_finished_run_is_left_alone(shards, finished, capsys):

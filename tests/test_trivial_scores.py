@@ -12,15 +12,20 @@ from tiny_model import tiny_encoder
 from mert_foundry.jobs.pretraining import trivial_scores
 from mert_foundry.jobs.pretraining.progress import describe_losses, describe_trivial
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig, heads_of
+from mert_foundry.jobs.pretraining.target_values import sample_values, scale_of, scaled_heads
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
-from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, build_pretrain_model
+from mert_foundry.model.encoder import EncoderConfig
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.target_alignment import align_valid
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, explained_shares, score_unigram
+from mert_foundry.model.objective.value_scale import ValueScale
 from mert_foundry.model.training.device_batch import to_device
 from mert_foundry.pipeline.labelling.shard_writer import write_shard
 from mert_foundry.pipeline.shards.companding import Companding
 from mert_foundry.pipeline.shards.format import Example
 from mert_foundry.pipeline.shards.index import ShardIndex, build_index, load_index
+from mert_foundry.pipeline.shards.statistics import measure
 from mert_foundry.pipeline.stream.batch_stream import validation_batches
 
 LEVELS = CQT.model_copy(
@@ -53,6 +58,48 @@ def shards(tmp_path_factory) -> Path:
     settings = {"name": "tiny", "manifest_sha256": "d" * 64, "segment_seconds": 1.0, "audio_member": "flac"}
     build_index(str(folder), list(LENGTHS), SPECS, **settings)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shards_of_levels(tmp_path_factory) -> Path:
+    """Companded levels alone, those of `levels_of`."""
+    folder = tmp_path_factory.mktemp("levels")
+    for split in ("train", "valid"):
+        levels = levels_of(split)
+        examples = [
+            Example(whole.info, whole.audio, {"levels": stored})
+            for number, stored in enumerate(levels)
+            for whole in [make_example(f"{split}{number}", len(stored))]
+        ]
+        write_shard(
+            str(folder), f"{split}-000000", examples, [LEVELS], audio_member="flac", plan_fingerprint="plan", backend={}
+        )
+    settings = {"name": "tiny", "manifest_sha256": "d" * 64, "segment_seconds": 1.0, "audio_member": "flac"}
+    build_index(str(folder), ["train-000000", "valid-000000"], [LEVELS], **settings)
+    return folder
+
+
+def levels_of(split: str) -> list[np.ndarray]:
+    """Examples of a split, uint8 [F, 3]."""
+    rng = np.random.default_rng(ord(split[0]))
+    return [rng.integers(20, [90, 200, 255], (length, 3)).astype(np.uint8) for length in (66, 31, 50)]
+
+
+def measured(config: PretrainConfig, index: ShardIndex) -> TrivialScores:
+    """The constants as `mert pretrain` measures them for a run that begins."""
+    sampled = sample_values(config, index)
+    return measure_trivial(config, index, scaled_heads(config, index, sampled, Path("none")), sampled)
+
+
+def sums_over(model: PretrainModel, config: PretrainConfig, index: ShardIndex, split: str) -> dict[str, torch.Tensor]:
+    """The model's sums over a split, every valid frame masked."""
+    totals = model.zero_sums()
+    for batch in validation_batches(config.shards, index, split, config.stream):
+        inputs = to_device(batch, model.head_specs, torch.device("cpu"))
+        frames = model.encoder.num_frames(inputs["audio"].shape[1])
+        valid = align_valid(inputs["valid"], model.encoder.hop, frames)
+        totals = {name: totals[name] + value for name, value in model(inputs, valid).items()}
+    return totals
 
 
 def config_of(shards: Path, **changes: object) -> PretrainConfig:
@@ -103,17 +150,12 @@ def test_the_figures_are_the_losses_of_a_model_that_predicts_constants(shards, s
     model = build_pretrain_model(tiny_encoder(dropout=0.0), heads_of(index), objective, 0).eval()
     for name, head in constants(stored(shards, index, "train")).items():
         model.heads[name] = head
-    totals = model.zero_sums()
-    for batch in validation_batches(str(shards), index, split, config.stream):
-        inputs = to_device(batch, model.head_specs, torch.device("cpu"))
-        frames = model.encoder.num_frames(inputs["audio"].shape[1])
-        valid = align_valid(inputs["valid"], model.encoder.hop, frames)
-        totals = {name: totals[name] + value for name, value in model(inputs, valid).items()}
+    totals = sums_over(model, config, index, split)
     frames = sum(sum(lengths) for name, lengths in LENGTHS.items() if name.startswith(split))
     assert totals["masked_frames"] == totals["valid_frames"] == frames
 
     summary = model.summarise(totals)
-    scores = measure_trivial(config, index).on(kind)
+    scores = measured(config, index).on(kind)
     assert scores.keys() == {"codes", "cqt", "levels"}
     for name, score in scores.items():
         assert score.loss == pytest.approx(summary["losses"][name], rel=1e-5), name
@@ -141,23 +183,90 @@ def test_a_target_that_never_varies_has_no_share():
 
 def test_of_many_shards_some_are_read_and_this_is_said(shards, monkeypatch):
     index, config = load_index(str(shards)), config_of(shards)
-    assert measure_trivial(config, index).basis == (
+    assert measured(config, index).basis == (
         "the best constants of train (3 of 3 shards), scored on train and on valid (1 of 1 shards)"
     )
     monkeypatch.setattr(trivial_scores, "MOST_SHARDS", 2)
-    scores = measure_trivial(config.model_copy(update={"valid_split": None}), index)
+    scores = measured(config.model_copy(update={"valid_split": None}), index)
     assert scores.basis == "the best constants of train (2 of 3 shards)" and scores.validation == {}
     bins = stored(shards, index, "train")["cqt"][: sum(LENGTHS["train-000000"] + LENGTHS["train-000001"])]
     assert scores.train["cqt"].loss == pytest.approx(bins.var(axis=0).mean())
 
 
-def test_an_encoder_that_averages_target_frames_has_no_figure_for_values_and_says_why(shards):
-    config = config_of(shards, encoder={"frontend": {"kind": "log_mel"}})  # 25 Hz, targets have 75
-    scores = measure_trivial(config, load_index(str(shards)))
-    assert set(scores.train) == set(scores.validation) == {"codes"} and set(scores.unknown) == {"cqt", "levels"}
-    assert "cqt: not compared: a frame of the encoder is the mean of 3" in describe_trivial(scores)
-    record = {"kind": "train", "loss": 9.0, "losses": {"codes": 3.0, "cqt": 6.0}, "accuracy": {"codes": [0.5, 0.2]}}
-    assert ", cqt 6.000;" in describe_losses(record, scores)
+@pytest.mark.parametrize("value_scale", ["raw", "standardised", "log"])
+@pytest.mark.parametrize("kind", ["convolution", "log_mel"])  # 75 Hz as the targets, 25 Hz
+@torch.no_grad()
+def test_in_any_scale_and_at_any_rate_the_figures_are_the_losses_of_constants(shards_of_levels, value_scale, kind):
+    index = load_index(str(shards_of_levels))
+    frontend = {"kind": kind} if kind == "log_mel" else {"channels": 8}
+    encoder = EncoderConfig(frontend=frontend, transformer={"layers": 1, "width": 16, "heads": 2, "feed_forward": 8})
+    config = config_of(shards_of_levels, encoder=encoder, objective={"value_scale": value_scale, "final_dim": 4})
+    heads = scaled_heads(config, index, sample_values(config, index), Path("none"))
+    model = build_pretrain_model(encoder, heads, config.objective, 0).eval()
+    stride = encoder.frontend.hop // 320
+    seen = {split: in_scale(levels_of(split), stride, value_scale) for split in ("train", "valid")}
+    if value_scale != "raw":
+        mean, deviation = seen["train"].mean(0), seen["train"].std(0)
+        seen = {split: (values - mean) / deviation for split, values in seen.items()}
+    model.heads["levels"] = Constant(seen["train"].mean(0)[None])
+    scores = measured(config, index)
+    for split, record in (("train", "train"), ("valid", "validation")):
+        totals = sums_over(model, config, index, split)
+        assert totals["masked_frames"] == len(seen[split])
+        loss = model.summarise(totals)["losses"]["levels"]
+        naive = np.square(seen[split] - seen["train"].mean(0)).mean()
+        assert loss == pytest.approx(naive, rel=1e-4)
+        assert scores.on(record)["levels"].loss == pytest.approx(loss, rel=1e-4)
+    if value_scale != "raw":
+        assert scores.train["levels"].loss == pytest.approx(1.0, rel=1e-4)
+    assert ("levels: of at most 256 examples" in describe_trivial(scores)) == (
+        value_scale != "raw" or kind == "log_mel"
+    )
+
+
+def in_scale(levels: list[np.ndarray], stride: int, value_scale: str) -> np.ndarray:
+    """What a head sees of stored levels, not yet standardised: means of `stride` values, then the logarithm."""
+    values = [LEVELS.values(example) for example in levels]
+    means = np.concatenate(
+        [
+            np.stack([value[i : i + stride].mean(0) for i in range(0, len(value) - stride + 1, stride)])
+            for value in values
+        ]
+    )
+    return np.log1p(means * 10_000 / 225) if value_scale == "log" else means
+
+
+def test_a_logarithm_needs_companding(shards):
+    config = config_of(shards, objective={"value_scale": "log"})
+    with pytest.raises(ValueError, match="value_scale is log, but target cqt has no companding"):
+        sample_values(config, load_index(str(shards)))
+
+
+def test_a_bin_that_hardly_varies_teaches_little_noise():
+    values = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0002]])
+    sums = measure(CQT.model_copy(update={"size": 3}), values)
+    assert scale_of(sums, False) == ValueScale(
+        logarithmic=False, mean=(1.0, 5.0, 1.0001), deviation=(1.0, 0.001, 0.001)
+    )
+    still = scale_of(measure(CQT.model_copy(update={"size": 3}), values[:1]), True)
+    assert still.deviation == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"scale": {"logarithmic": False, "mean": [0.0], "deviation": [1.0]}}, "has 2 bins, its scale 1 means"),
+        ({"scale": {"logarithmic": True, "mean": [0, 0], "deviation": [1, 1]}}, "no companding"),
+        ({"scale": {"logarithmic": False, "mean": [0, 0], "deviation": [1, 0]}}, "greater than 0"),
+        (
+            {"kind": "discrete", "codebook_size": 4, "scale": {"logarithmic": False, "mean": [], "deviation": []}},
+            "discrete",
+        ),
+    ],
+)
+def test_a_scale_that_does_not_fit_is_refused(changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        HeadSpec(**{"name": "cqt", "kind": "continuous", "size": 2, **changes})
 
 
 def test_a_line_shows_losses_and_accuracy_beside_the_constants():

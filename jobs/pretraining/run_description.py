@@ -18,6 +18,7 @@ from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.trainer import TrainerConfig
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.batch_stream import StreamConfig
 
 RUN_CONFIG = "config.yaml"
@@ -112,6 +113,14 @@ def describe_data(index: ShardIndex) -> dict:
     }
 
 
+def read_description(out: Path) -> RunDescription:
+    """What the config.yaml of a run folder holds, with today's defaults for keys that it is too old to have.
+
+    Raises ValueError when it does not fit, as that of a newer program.
+    """
+    return parse_values(str(out / RUN_CONFIG), read_run_config(out / RUN_CONFIG), RunDescription)
+
+
 def save_description(out: Path, description: RunDescription) -> str:
     """Write the run's config.yaml; says what changed since the last start, but for `trivial`, which follows from the rest.
 
@@ -123,7 +132,9 @@ def save_description(out: Path, description: RunDescription) -> str:
     changes = []
     # Without a checkpoint there is nothing to go on from, so nothing that must stay.
     if path.exists() and list_checkpoints(out / CHECKPOINTS):
-        before, now = flatten(read_run_config(path)), flatten(values)
+        # A key that an older run does not have had what is the default now.
+        before = flatten(read_description(out).model_dump(mode="json"))
+        now = flatten(values)
         changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         keys = [key for key in changed if not key.startswith("trivial.")]
         for key in keys:

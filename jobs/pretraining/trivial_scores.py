@@ -1,43 +1,43 @@
 """What a trivial predictor reaches on the splits of a run, from the sums that the records of its shards hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.model.objective.target_alignment import target_stride
+from mert_foundry.jobs.pretraining.target_values import MOST_EXAMPLES, Sampled
+from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, score_mean, score_unigram
+from mert_foundry.model.objective.value_scale import ValueScale
 from mert_foundry.pipeline.shards.index import ShardIndex, load_records, sum_records
 from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, mean_and_variance
 
 MOST_SHARDS = 200  # of a split whose records are read: some 200 hours are enough, and a start waits for it
 
 
-def measure_trivial(config: PretrainConfig, index: ShardIndex) -> TrivialScores:
-    """The constants of the training split, scored on that split and on the one to validate on.
+def measure_trivial(
+    config: PretrainConfig, index: ShardIndex, heads: Sequence[HeadSpec], sampled: Sampled
+) -> TrivialScores:
+    """The constants of the training split, scored on that split and on the one to validate on, in the scale of `heads`.
 
     index.json has sums over all splits only, so the records are read: at most `MOST_SHARDS` of a split, at even distances.
-    Sums are over all frames; a run scores masked frames of crops. Raises as `load_listed_record`.
+    Sums are over all frames; a run scores masked frames of crops. Targets in `sampled` are scored by the examples
+    that were read for it. Raises as `load_listed_record`.
     """
-    known, unknown = [], {}
-    for spec in index.targets:
-        stride = target_stride(spec.name, spec.frame_rate, config.encoder.frontend.hop)
-        if spec.kind == "continuous" and stride > 1:
-            unknown[spec.name] = f"a frame of the encoder is the mean of {stride}, whose variance no shard records"
-        else:
-            known.append(spec)
     train, basis = sum_split(config.shards, index, config.train_split)
-    validation: dict[str, TrivialScore] = {}
     if config.valid_split is not None:
         valid, valid_basis = sum_split(config.shards, index, config.valid_split)
-        validation = {spec.name: score(train[spec.name], valid[spec.name]) for spec in known}
         basis += f", scored on {config.train_split} and on {valid_basis}"
-    return TrivialScores(
-        basis=f"the best constants of {basis}",
-        train={spec.name: score(train[spec.name], train[spec.name]) for spec in known},
-        validation=validation,
-        unknown=unknown,
-    )
+    train_scores, validation = {}, {}
+    for spec in heads:
+        sums = sampled.get(spec.name, {})
+        of_train = sums.get(config.train_split, train[spec.name])
+        train_scores[spec.name] = score(of_train, of_train, spec.scale)
+        if config.valid_split is not None:
+            validation[spec.name] = score(of_train, sums.get(config.valid_split, valid[spec.name]), spec.scale)
+    if sampled:
+        basis += f"; {', '.join(sampled)}: of at most {MOST_EXAMPLES} examples of a split"
+    return TrivialScores(basis=f"the best constants of {basis}", train=train_scores, validation=validation)
 
 
 def sum_split(shards: str, index: ShardIndex, split: str) -> tuple[Mapping[str, Partial], str]:
@@ -49,9 +49,11 @@ def sum_split(shards: str, index: ShardIndex, split: str) -> tuple[Mapping[str, 
     return sums, f"{split} ({count} of {len(filled)} shards)"
 
 
-def score(train: Partial, scored: Partial) -> TrivialScore:
-    """What the constant for the sums `train` reaches on the frames of the sums `scored`."""
+def score(train: Partial, scored: Partial, scale: ValueScale | None = None) -> TrivialScore:
+    """What the constant for the sums `train` reaches on the frames of the sums `scored`; values in a head's scale."""
     if isinstance(train, DiscreteCounts) and isinstance(scored, DiscreteCounts):
         return score_unigram(np.array(train.counts), np.array(scored.counts))
     assert not isinstance(train, DiscreteCounts) and not isinstance(scored, DiscreteCounts), "sums of the same target"
-    return score_mean(mean_and_variance(train)[0], *mean_and_variance(scored))
+    offset, unit = (np.array(scale.mean), np.array(scale.deviation)) if scale else (0.0, 1.0)
+    mean, variance = mean_and_variance(scored)
+    return score_mean((mean_and_variance(train)[0] - offset) / unit, (mean - offset) / unit, variance / unit**2)

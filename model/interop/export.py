@@ -85,7 +85,8 @@ def _preprocessor_config(model: StoredModel) -> dict[str, Any]:
 
 
 def _model_card(model: StoredModel, unsupported: list[str], card: Mapping[str, Any]) -> str:
-    targets = [spec.model_dump(mode="json", exclude_none=True) for spec in model.heads]
+    by_bin = {"scale": {"mean", "deviation"}}  # hundreds of numbers, which heads.safetensors has
+    targets = [spec.model_dump(mode="json", exclude_none=True, exclude=by_bin) for spec in model.heads]
     sections = {
         **card,
         **({"Targets": targets} if targets else {}),

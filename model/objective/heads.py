@@ -2,26 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 
+from mert_foundry.model.objective.value_scale import Companding, ValueScale
+
 MIN_TEMPERATURE = 0.01  # a learnt one stays above; CLIP (arXiv 2103.00020, section 2.5) and MERT bound it alike
-
-
-class Companding(BaseModel):
-    """How values from 0 to `peak` are stored as levels 0 to 255: mu-law for what is never negative."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    peak: float = Field(gt=0.0, description="value of level 255, in the target's unit")
-    mu: float = Field(gt=0.0, description="strength: the larger, the finer are small values")
-
-    def expand(self, levels: Tensor) -> Tensor:
-        """Levels uint8 of any shape -> values float32: peak / mu * expm1(level / 255 * log1p(mu))."""
-        return torch.expm1(levels.float() * (math.log1p(self.mu) / 255.0)) * (self.peak / self.mu)
 
 
 class HeadSpec(BaseModel):
@@ -35,6 +31,9 @@ class HeadSpec(BaseModel):
     codebook_size: int | None = Field(None, ge=2, description="entries per codebook of a discrete target")
     frame_rate: int = Field(75, ge=1, description="target frames per second, Hz")
     companding: Companding | None = Field(None, description="how a continuous target stored as uint8 is expanded")
+    scale: ValueScale | None = Field(
+        None, description="scale of a continuous target's head; null: the values as stored"
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> "HeadSpec":
@@ -42,7 +41,23 @@ class HeadSpec(BaseModel):
             raise ValueError(f"target {self.name} is {self.kind} but codebook_size is {self.codebook_size}")
         if self.companding is not None and self.kind == "discrete":
             raise ValueError(f"target {self.name} is discrete but has companding {self.companding!r}")
+        if self.scale is not None:
+            self._check_scale(self.scale)
         return self
+
+    def _check_scale(self, scale: ValueScale) -> None:
+        if self.kind == "discrete":
+            raise ValueError(f"target {self.name} is discrete but has a scale")
+        if {len(scale.mean), len(scale.deviation)} != {self.size}:
+            lengths = f"{len(scale.mean)} means and {len(scale.deviation)} deviations"
+            raise ValueError(f"target {self.name} has {self.size} bins, its scale {lengths}")
+        if scale.logarithmic and self.companding is None:
+            raise ValueError(f"target {self.name} has no companding, which a logarithmic scale follows")
+
+    @model_serializer(mode="wrap")
+    def _without_scale(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The heads of a run in the scale of its shards read as they did before there was another.
+        return {name: value for name, value in fields(self).items() if name != "scale" or value is not None}
 
 
 class CodeHead(nn.Module):

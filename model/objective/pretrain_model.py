@@ -26,6 +26,7 @@ from mert_foundry.model.objective.heads import (
 )
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.objective.target_alignment import align_codes, align_valid, align_values, target_stride
+from mert_foundry.model.objective.value_scale import Standardise, ValueScaleName
 from mert_foundry.model.transformer.masking import Masking, as_masking
 
 FEATURE_PENALTY = "feature_penalty"  # the loss term that belongs to no target
@@ -45,6 +46,11 @@ class ObjectiveConfig(BaseModel):
     )
     temperature: float = Field(0.1, gt=0.0, description="divides the cosine logits; where a learnable one starts")
     learnable_temperature: bool = Field(False, description="each codebook learns its temperature, from 0.01 up")
+    value_scale: ValueScaleName = Field(
+        "raw",
+        description="what continuous heads predict: raw: values as stored; standardised: each bin less its mean, over its"
+        " deviation; log: the same of the logarithm that the target's companding follows",
+    )
     codebooks_per_step: int | None = Field(
         None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"
     )
@@ -84,6 +90,9 @@ class PretrainModel(nn.Module):
         self.objective = objective
         self.encoder = MertEncoder(encoder)
         self._learned_width = encoder.frontend.learned_width
+        self.standardise = nn.ModuleDict(
+            {spec.name: Standardise(spec.scale, spec.companding) for spec in heads if spec.scale is not None}
+        )
         self._strides = {spec.name: target_stride(spec.name, spec.frame_rate, self.encoder.hop) for spec in heads}
         self.heads = nn.ModuleDict(
             {spec.name: _build_head(spec, encoder.transformer.width, objective) for spec in heads}
@@ -99,7 +108,7 @@ class PretrainModel(nn.Module):
         codebooks of discrete targets out (`draw_codebooks`). Returns, with gradient where it is a loss:
 
         loss/{target}            codes: cross-entropy over codebooks and masked frames, times codebooks / codebooks
-                                 used; values: squared error over masked frames, mean over bins; scalars
+                                 used; values, in their head's scale: squared error over masked frames, mean over bins; scalars
         loss/unmasked/{target}   the same over valid frames that are not masked; if unmasked_weight is above 0
         loss/feature_penalty     mean square of the front-end's learned features over valid frames; scalar; if it learns
         correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
@@ -137,6 +146,8 @@ class PretrainModel(nn.Module):
         stride, num_frames = self._strides[spec.name], place.shape[1]
         if spec.kind == "continuous":
             values = align_values(batch[spec.name], stride, num_frames)[place]
+            if spec.scale is not None:
+                values = self.standardise[spec.name](values)
             return squared_error(self.heads[spec.name](frames), values), None
         codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2)[place]
         logits = self.heads[spec.name](frames, codebooks)

@@ -1,7 +1,7 @@
 """What predictors that look at nothing reach: the loss of the best constant for each target, beside which a loss can be read.
 
-Codes: the training split's distribution of codes, the same for every frame. Values: the training split's mean of each bin.
-Both are scored in the unit and with the reduction of the loss terms (`PretrainModel.summarise`), before any weight.
+Codes: the training split's distribution of codes, the same for every frame. Values: the training split's mean of each bin,
+in the scale of the head. Both are scored in the unit and with the reduction of the loss terms (`PretrainModel.summarise`), before any weight.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class TrivialScores(BaseModel):
     basis: str = Field(description="which splits and shards the figures are from")
     train: dict[str, TrivialScore] = Field(description="on the split that is trained on")
     validation: dict[str, TrivialScore] = Field({}, description="on the split that is validated on")
-    unknown: dict[str, str] = Field({}, description="targets without a figure, and why")
+    unknown: dict[str, str] = Field({}, description="targets without a figure, and why; in older runs")
 
     def on(self, kind: str) -> dict[str, TrivialScore]:
         """The scores beside records of a kind, `train` or `validation`."""

@@ -102,6 +102,14 @@ class ShardReader:
             },
         )
 
+    def read_target(self, shard: int, example: int, name: str) -> np.ndarray:
+        """A target of a whole example as it is stored, `[K, F]` or `[F, bins]`, without its audio. Raises as `read`."""
+        opened = self._open(shard)
+        entry = opened.entries[example]
+        spec = next(spec for spec in self._specs if spec.name == name)
+        span = _target_span(opened, entry, spec, 0, entry.num_frames)
+        return _decode_target(span, opened.read([span])[0], spec, entry, 0, entry.num_frames)
+
     def read_track(self, shard: int, track: str) -> LabelledTrack:
         """All segments of a track, put together in order, with zeros in place of those that were dropped.
 

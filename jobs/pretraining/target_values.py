@@ -1,0 +1,115 @@
+"""Moments of continuous targets as heads see them, averaged over encoder frames: no record of a shard holds these.
+
+Examples at even distances of a split are read, so the moments are a pure function of the shard set.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig, heads_of, read_description
+from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.target_alignment import align_values, target_stride
+from mert_foundry.model.objective.value_scale import ValueScale
+from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.pipeline.shards.index import ShardIndex
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.shards.statistics import ContinuousSums, mean_and_variance
+
+MOST_EXAMPLES = 256  # of a split: two hours in segments of 30 s, some seconds of a start
+LEAST_DEVIATION = 0.001  # of the largest bin's, 60 dB below it: what varies less must not become a teacher of noise
+
+Sampled = Mapping[str, Mapping[str, ContinuousSums]]  # by target, then by split
+
+
+def sample_values(config: PretrainConfig, index: ShardIndex) -> Sampled:
+    """Sums over encoder frames of each continuous target that has another scale or frame rate than its records.
+
+    Of the logarithms where `objective.value_scale` is log. Nothing is read when there is no such target.
+    Raises ValueError when log is asked for and a target has no companding, or a split's sample has no encoder frame.
+    """
+    splits = [split for split in (config.train_split, config.valid_split) if split is not None]
+    hop = config.encoder.frontend.hop
+    sampled = {}
+    for spec in heads_of(index):
+        stride = target_stride(spec.name, spec.frame_rate, hop)
+        if spec.kind == "continuous" and (stride > 1 or config.objective.value_scale != "raw"):
+            logarithmic = config.objective.value_scale == "log"
+            if logarithmic and spec.companding is None:
+                raise ValueError(
+                    f"objective.value_scale is log, but target {spec.name} has no companding that says how small values count"
+                )
+            sampled[spec.name] = {
+                split: sum_values(config.shards, index, split, spec, stride, logarithmic) for split in splits
+            }
+    return sampled
+
+
+def sum_values(
+    shards: str, index: ShardIndex, split: str, spec: HeadSpec, stride: int, logarithmic: bool
+) -> ContinuousSums:
+    """Sums of one target over at most `MOST_EXAMPLES` examples of a split. Raises as `ShardReader.read`."""
+    entries = index.shards(split)
+    places = [(shard, number) for shard, entry in enumerate(entries) for number in range(entry.nsamples)]
+    count = min(len(places), MOST_EXAMPLES)
+    reader = ShardReader(shards, index, entries)
+    sums, squares, frames = np.zeros(spec.size), np.zeros(spec.size), 0
+    lowest, highest = np.inf, -np.inf
+    for number in range(count):
+        shard, example = places[number * len(places) // count]
+        values = _as_the_head_sees(reader.read_target(shard, example, spec.name), spec, stride, logarithmic)
+        if len(values):
+            sums, squares, frames = sums + values.sum(0), squares + np.square(values).sum(0), frames + len(values)
+            lowest, highest = min(lowest, values.min()), max(highest, values.max())
+    reader.close()
+    if not frames:
+        raise ValueError(f"{shards}: no example of split {split} is as long as one frame of the encoder")
+    return ContinuousSums(
+        count=frames,
+        sum=sums.tolist(),
+        sum_of_squares=squares.tolist(),
+        minimum=float(lowest),
+        maximum=float(highest),
+    )
+
+
+def _as_the_head_sees(stored: np.ndarray, spec: HeadSpec, stride: int, logarithmic: bool) -> np.ndarray:
+    """Stored frames [F, bins] -> encoder frames [F // stride, bins], float64, not yet standardised."""
+    levels = torch.from_numpy(stored.copy())
+    values = spec.companding.expand(levels) if spec.companding is not None else levels.float()
+    averaged = align_values(values[None], stride, len(values) // stride)[0]
+    if logarithmic and spec.companding is not None:
+        averaged = spec.companding.logarithm(averaged)
+    return averaged.double().numpy()
+
+
+def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, out: Path) -> list[HeadSpec]:
+    """One head for each target, in the scale that the objective asks for.
+
+    A run that goes on keeps the scales it began with, to the last bit; on another machine sums may end in another digit.
+    """
+    if config.objective.value_scale == "raw":
+        return heads_of(index)
+    if list_checkpoints(out / CHECKPOINTS):
+        return read_description(out).heads
+    logarithmic = config.objective.value_scale == "log"
+    return [
+        spec.model_copy(update={"scale": scale_of(sampled[spec.name][config.train_split], logarithmic)})
+        if spec.kind == "continuous"
+        else spec
+        for spec in heads_of(index)
+    ]
+
+
+def scale_of(sums: ContinuousSums, logarithmic: bool) -> ValueScale:
+    """Mean and deviation by bin, to six digits, no deviation below `LEAST_DEVIATION` of the largest (1 where all are 0)."""
+    mean, variance = mean_and_variance(sums)
+    deviation = np.sqrt(variance)
+    least = LEAST_DEVIATION * deviation.max() or 1.0
+    return ValueScale(
+        logarithmic=logarithmic,
+        mean=[float(f"{value:.6g}") for value in mean],
+        deviation=[float(f"{value:.6g}") for value in np.maximum(deviation, least)],
+    )
