@@ -393,7 +393,7 @@ def one_line(done, code: int, words: list[str]) -> None:
     """The command ended with `code` and one line that holds `words`; a progress line may stand before it."""
     assert done.returncode == code, done.stderr
     said = [
-        line for line in done.stderr.splitlines() if "real time" not in line
+        line for line in done.stderr.splitlines() if "real time" not in line and not line.endswith("starting")
     ]  # a slow machine shows progress more often
     assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
