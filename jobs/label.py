@@ -5,7 +5,7 @@
 
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
-unless overwrite=true. Files that have the names of shards but were not written by mert label are left alone, always:
+unless overwrite=true. splits=[train] and limit_hours=10 take a part of the manifest, always the same one. Files that have the names of shards but were not written by mert label are left alone, always:
 the job does not start beside them. Exit code 1 when a shard is missing at the end.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.command.config import UsageError, load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
@@ -25,7 +25,7 @@ from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
-from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, ShardIndex, build_index
+from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, Selection, ShardIndex, build_index
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
@@ -43,6 +43,13 @@ class LabelConfig(BaseModel):
     out: str = Field(description="Folder or fsspec URL for the shards")
     teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
     segments: SegmentConfig = Field(default=SegmentConfig(), description="How tracks are cut and grouped")
+    splits: list[str] | None = Field(default=None, min_length=1, description="Splits to label; null: all")
+    limit_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="Label no more than about these hours, shared among the splits by their hours; null: all. More hours"
+        " hold what fewer hours hold",
+    )
     overwrite: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
     device: Device = Field(
         default="cpu",
@@ -64,8 +71,16 @@ class LabelConfig(BaseModel):
         return self
 
     def recorded(self) -> dict:
-        """The settings that shape the result, without places and how the work is spread."""
-        return self.model_dump(mode="json", include={"teachers", "segments"})
+        """The settings that shape the result, without places and how the work is spread, and without what is not set."""
+        part = self.model_dump(mode="json", include={"splits", "limit_hours"}, exclude_none=True)
+        return self.model_dump(mode="json", include={"teachers", "segments"}) | part
+
+    @property
+    def selection(self) -> Selection | None:
+        """The part of the manifest to label; None for all of it."""
+        if self.splits is None and self.limit_hours is None:
+            return None
+        return Selection(splits=None if self.splits is None else sorted(set(self.splits)), limit_hours=self.limit_hours)
 
 
 CONFIG = LabelConfig
@@ -76,9 +91,12 @@ def main(arguments: list[str]) -> int:
     config = config.model_copy(update={"device": resolve_device(config.device)})
     check_output(config.out, SHARDS)
     manifest = load_manifest(config.manifest)
-    tasks = plan_shards(manifest, config.segments)
-    if not tasks:
+    if not manifest.tracks:
         raise ValueError(f"{config.manifest}: the manifest has no track")
+    try:
+        tasks = plan_shards(manifest, config.segments, config.selection)
+    except ValueError as error:
+        raise UsageError(f"{config.manifest}: {error}") from error
     specs = describe_targets(config.teachers)
     if not files.is_local(config.out):
         return label(config, manifest, tasks, specs)
@@ -109,8 +127,10 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
     unfinished = find_work(config, manifest, tasks, specs)
     files.sweep_temporary(config.out)
     remove_unplanned(config.out, tasks)
+    whole = sum(track.seconds for track in manifest.tracks) / 3600
+    part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection else ""
     console.say(
-        f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h; {len(unfinished)} to do"
+        f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h{part}; {len(unfinished)} to do"
     )
     failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
     for name, message in sorted(failures.items()):
@@ -127,6 +147,7 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
         manifest_sha256=manifest.sha256,
         segment_seconds=config.segments.segment_seconds,
         audio_member=config.segments.audio,
+        selection=config.selection,
     )
     console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
     return 0

@@ -23,6 +23,7 @@ from mert_foundry.jobs.command.text import printable
 from mert_foundry.pipeline.manifest.exclusion import ProbeFile, exclude, probe_files
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, crashed, scan, write_manifest
+from mert_foundry.pipeline.manifest.split_balance import find_better_seed, find_imbalances, wanted_shares
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, check_output
 
@@ -48,7 +49,8 @@ def main(arguments: list[str]) -> int:
         results = leave_out_probe_clips(config, results, probed)
     summary = write_manifest(config, results)
     unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
-    console.finish({"out": config.out, **summary}, summary_lines(config, summary))
+    tracks = [result for result in results if isinstance(result, Track)]
+    console.finish({"out": config.out, **summary}, summary_lines(config, summary, tracks))
     for reject in unreachable:
         print(printable(f"error: {reject.path}: unreachable: {reject.detail}"), file=sys.stderr)
     if unreachable:
@@ -88,12 +90,15 @@ def leave_out_probe_clips(
     return exclusion.results
 
 
-def summary_lines(config: ManifestConfig, summary: dict) -> Iterator[str]:
-    """Tracks and hours by split, rejects by reason, and a word on an empty split."""
+def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) -> Iterator[str]:
+    """Tracks and hours by split, those wanted too, rejects by reason, and a word on splits that are not as wanted."""
+    total = sum(totals["hours"] for totals in summary["splits"].values())
+    shares = wanted_shares(config)
     for split, totals in summary["splits"].items():
-        yield f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h"
+        yield f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h ({shares[split] * total:.3f} h wanted)"
         if not totals["tracks"] and (split == REST_SPLIT or config.splits[split] > 0):
             yield f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups"
+    yield from imbalance_lines(config, tracks)
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejected"].items())
     yield f"rejected: {reasons or 'none'}"
     if summary["one_of_several_streams"]:
@@ -101,6 +106,20 @@ def summary_lines(config: ManifestConfig, summary: dict) -> Iterator[str]:
     for note, count in summary["notes"].items():
         yield f"{note}: {count} tracks"
     yield f"manifest: {config.out}"
+
+
+def imbalance_lines(config: ManifestConfig, tracks: list[Track]) -> Iterator[str]:
+    """Which splits have other hours than wanted, by which group, and what can be done."""
+    imbalances = find_imbalances(tracks, config)
+    for imbalance in imbalances:
+        yield f"warning: {imbalance}"
+    better = find_better_seed(tracks, config) if imbalances else None
+    if better:
+        seed, hours = better
+        found = ", ".join(f"{split} {length:.3f} h" for split, length in hours.items())
+        yield f"  seed={seed} comes nearer: {found}; another seed moves tracks, so choose it before you train"
+    if imbalances and config.group_by == "folder":
+        yield "  group_by=track makes small groups, but puts tracks of one folder into several splits"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import webdataset
+import yaml
 from audio_files import mert, mert_command, mert_environment, noise, tone, write_audio
 
 from mert_foundry.jobs.command.line import run
@@ -25,7 +26,7 @@ from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import load_manifest
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
-from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.shards.index import Selection, load_index
 from mert_foundry.pipeline.shards.record import load_record
 from mert_foundry.pipeline.teachers.codec.encoder import BATCH_SLOTS
 from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
@@ -217,6 +218,39 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
     assert contents(out) == contents(undisturbed) and not list(out.glob(".*.tmp"))
     for name in others:
         assert (out / f"{name}.tar").stat().st_mtime_ns == times[f"{name}.tar"]
+
+
+def test_a_part_of_the_manifest_and_then_all_of_it(
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "shards"
+    code, line = refusal(capsys, manifest, out, tiny_codec, "splits=[trian]")
+    assert code == 2 and "'trian'" in line and "train, valid" in line and not out.exists()
+    done = label(manifest, out, tiny_codec, "splits=[train]", "limit_hours=0.006")  # 21.6 s
+    assert done.returncode == 0, done.stderr
+    assert "(splits train, limited to 0.006 h); " in done.stdout
+    index = load_index(str(out))
+    assert index.selection == Selection(splits=["train"], limit_hours=0.006) and set(index.totals) == {"train"}
+    tracks = {example["json"]["track"]: example["json"] for example in webdataset.WebDataset(
+        [str(out / entry.url) for entry in index.shardlist], shardshuffle=False).decode()}  # fmt: skip
+    rows = {track.key: track for track in load_manifest(str(manifest)).tracks}
+    assert 21.6 <= sum(rows[key].seconds for key in tracks) < sum(track.seconds for track in rows.values()) / 2
+    recorded = yaml.safe_load((out / "label.yaml").read_text())
+    assert (recorded["splits"], recorded["limit_hours"]) == (["train"], 0.006)
+    assert mert("verify", out, "--manifest", manifest).returncode == 0
+    assert "splits train, limited to 0.006 h" in mert("inspect", out).stdout
+
+    *whole, last = tars(out)
+    assert whole
+    times = {name: (out / f"{name}.tar").stat().st_mtime_ns for name in whole}
+    code, line = refusal(capsys, manifest, out, tiny_codec)
+    assert code == 1 and f"{last}.json is stale" in line and "overwrite=true" in line
+    done = label(manifest, out, tiny_codec, "overwrite=true")
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == contents(undisturbed)
+    assert {name: (out / f"{name}.tar").stat().st_mtime_ns for name in whole} == times
+    code, line = refusal(capsys, manifest, out, tiny_codec, "splits=[train]")
+    assert code == 1 and "valid-000000: a shard this plan does not have" in line
 
 
 def test_stale_shards_are_refused_until_told(

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +15,16 @@ from mert_foundry.pipeline.frames import (
     segment_lengths,
     whole_frames,
 )
-from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, cut, plan_shards, planned_segments
+from mert_foundry.pipeline.labelling.plan import (
+    SegmentConfig,
+    ShardTask,
+    choose_tracks,
+    cut,
+    plan_shards,
+    planned_segments,
+)
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
+from mert_foundry.pipeline.shards.index import Selection
 
 LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 1_000_000))
 TRACKS = st.lists(
@@ -110,6 +119,46 @@ def test_the_plan_does_not_depend_on_the_order_of_the_manifest(tracks: list, con
     shuffled = list(manifest.tracks)
     random.Random(seed).shuffle(shuffled)
     assert plan_shards(manifest.model_copy(update={"tracks": shuffled}), config) == plan_shards(manifest, config)
+
+
+@given(
+    tracks=TRACKS, config=SEGMENTS, limits=st.tuples(st.floats(1e-4, 2), st.floats(1e-4, 2)), seed=st.integers(0, 99)
+)
+def test_more_hours_hold_what_fewer_hold(tracks: list, config: SegmentConfig, limits: tuple, seed: int):
+    manifest = make_manifest(tracks)
+    fewer, more = (Selection(splits=None, limit_hours=limit) for limit in sorted(limits))
+    few, many = (choose_tracks(manifest, selection) for selection in (fewer, more))
+    for split in {track.split for track in manifest.tracks}:
+        assert few[split] and few[split] == many[split][: len(few[split])]
+    # So what was labelled stays, but for the last shard of each split, which may get more tracks.
+    smaller, larger = ({task.name: task for task in plan_shards(manifest, config, each)} for each in (fewer, more))
+    lasts = {max(name for name in smaller if name.startswith(split)) for split in few}
+    assert all(task == larger[name] for name, task in smaller.items() if name not in lasts)
+    shuffled = list(manifest.tracks)
+    random.Random(seed).shuffle(shuffled)
+    assert choose_tracks(manifest.model_copy(update={"tracks": shuffled}), fewer) == few
+
+
+@given(tracks=TRACKS, limit=st.floats(1e-4, 2))
+def test_hours_are_reached_in_every_split_and_passed_by_less_than_a_track(tracks: list, limit: float):
+    manifest = make_manifest(tracks)
+    total = sum(track.seconds for track in manifest.tracks)
+    for split, chosen in choose_tracks(manifest, Selection(splits=None, limit_hours=limit)).items():
+        there = sum(track.seconds for track in manifest.tracks if track.split == split)
+        taken, last = sum(track.seconds for track in chosen), chosen[-1].seconds
+        wanted = min(1.0, limit * 3600 / total) * there
+        assert taken > wanted - 1e-6 and taken - last < wanted + 1e-6
+
+
+def test_a_split_that_is_not_there_is_refused_by_name_and_one_alone_has_all_the_hours():
+    manifest = make_manifest([(30, 24_000, "train")] * 9 + [(30, 24_000, "valid")] * 3)
+    assert {*choose_tracks(manifest, Selection(splits=["valid"], limit_hours=None))} == {"valid"}
+    alone = choose_tracks(manifest, Selection(splits=["train"], limit_hours=60 / 3600))
+    assert [len(tracks) for tracks in alone.values()] == [2]
+    both = choose_tracks(manifest, Selection(splits=None, limit_hours=120 / 3600))
+    assert {split: len(tracks) for split, tracks in both.items()} == {"train": 3, "valid": 1}
+    with pytest.raises(ValueError, match="no track in 'trian', only in train, valid"):
+        choose_tracks(manifest, Selection(splits=["trian"], limit_hours=None))
 
 
 def test_shards_mix_neighbours_of_the_manifest():

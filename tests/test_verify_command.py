@@ -265,6 +265,27 @@ def test_a_track_in_another_split_than_the_manifest_says_is_named(shards, manife
     assert code == 1 and lines[0] == f"{TAR}: {track}: split train, the manifest says valid"
 
 
+def test_tracks_beyond_the_selection_and_missing_ones_are_named(shards, manifest, check):
+    """A set of one split: the tracks of the other are not missing; those that are, and those too many, are."""
+    listing = load_manifest(str(manifest))
+    training = sorted(track.key for track in listing.tracks if track.split == "train")
+    for path in shards.glob("valid-*"):
+        path.unlink()
+    publish_index(shards, load_index(str(shards)).targets, listing.sha256)
+    code, lines = check(shards, "--manifest", manifest)
+    assert code == 1 and all(line.endswith("a track of the manifest, in no shard") for line in lines[:-1])
+
+    edit_index(shards, lambda index: index.update(selection={"splits": ["train"], "limit_hours": None}))
+    assert check(shards, "--manifest", manifest)[0] == 0
+    edit_index(shards, lambda index: index.update(selection={"splits": ["train"], "limit_hours": 1e-6}))
+    code, lines = check(shards, "--manifest", manifest)
+    assert code == 1 and len(lines) == len(training)
+    assert all(line.endswith("not one of the tracks to take (splits train, limited to 1e-06 h)") for line in lines[:-1])
+    edit_index(shards, lambda index: index.update(selection={"splits": ["test"], "limit_hours": None}))
+    code, lines = check(shards, "--manifest", manifest)
+    assert code == 1 and lines[0] == "index.json: splits: the manifest has no track in 'test', only in train, valid"
+
+
 def read_examples(folder: Path, name: str) -> list[Example]:
     index = load_index(str(folder))
     content = (folder / f"{name}.tar").read_bytes()

@@ -14,7 +14,13 @@ from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.inspection.difference import Difference, compare_settings, difference
 from mert_foundry.pipeline.inspection.spread import Spread, spread
 from mert_foundry.pipeline.shards.companding import Companding
-from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_index, load_records
+from mert_foundry.pipeline.shards.index import (
+    Selection,
+    ShardEntry,
+    ShardIndex,
+    load_index,
+    load_records,
+)
 from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, ShardRecord
 from mert_foundry.pipeline.shards.statistics import Partial, Summary, empty, merge
 from mert_foundry.pipeline.storage.documents import Document
@@ -59,6 +65,7 @@ class ShardSummary(Document):
     name: str = Field(description="Name of the set")
     index_sha256: str = Field(description="SHA-256 of index.json; names the set down to the last byte")
     manifest_sha256: str = Field(description="SHA-256 of the manifest it was made from")
+    selection: Selection | None = Field(description="The part of the manifest that was taken; null: all of it")
     sample_rate: int = Field(description="Hz")
     hop: int = Field(description="Samples per target frame")
     segment_seconds: float = Field(description="Length of a whole segment, seconds")
@@ -128,6 +135,7 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         name=index.name,
         index_sha256=index.digest(),
         manifest_sha256=index.manifest_sha256,
+        selection=index.selection,
         sample_rate=index.sample_rate,
         hop=index.hop,
         segment_seconds=index.segment_seconds,
@@ -166,6 +174,7 @@ def compare_shard_sets(first: str, second: str) -> Difference:
 def _index_settings(index: ShardIndex) -> dict[str, JsonValue]:
     return {
         "manifest_sha256": index.manifest_sha256,
+        "selection": None if index.selection is None else index.selection.model_dump(),
         "segment_seconds": index.segment_seconds,
         "audio_member": index.audio_member,
         "targets": {spec.name: spec.model_dump(mode="json", exclude={"name"}) for spec in index.targets},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +16,7 @@ from mert_foundry.pipeline.frames import (
 )
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.shards.format import AudioMember
+from mert_foundry.pipeline.shards.index import Selection
 
 
 class SegmentConfig(BaseModel):
@@ -62,14 +64,49 @@ class ShardTask(BaseModel):
         return sum(track.seconds for track in self.tracks)
 
 
-def plan_shards(manifest: Manifest, config: SegmentConfig) -> list[ShardTask]:
-    """Shards of every split, each of whole tracks, in an order that mixes folders."""
+def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection | None = None) -> list[ShardTask]:
+    """Shards of every split, each of whole tracks, in an order that mixes folders. Raises as `choose_tracks`."""
     tasks = []
-    for split in sorted({track.split for track in manifest.tracks}):
-        tracks = sorted((track for track in manifest.tracks if track.split == split), key=_mixing_order)
+    for split, tracks in choose_tracks(manifest, selection).items():
         for number, members in enumerate(_fill(tracks, config)):
             tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config))
     return tasks
+
+
+def choose_tracks(manifest: Manifest, selection: Selection | None) -> dict[str, list[Track]]:
+    """The tracks to label, by split, in the order of the shards; None takes all.
+
+    Limited hours are shared among the splits by their hours in the manifest. A split gives its tracks in the order of its
+    shards until it has its share, so what a smaller limit takes is the beginning of what a larger one takes.
+
+    Raises:
+        ValueError: a split that the manifest does not have; those it has are named.
+    """
+    by_split: dict[str, list[Track]] = {}
+    for track in sorted(manifest.tracks, key=_mixing_order):
+        by_split.setdefault(track.split, []).append(track)
+    wanted = sorted(by_split) if selection is None or selection.splits is None else sorted(set(selection.splits))
+    for split in wanted:
+        if split not in by_split:
+            raise ValueError(f"splits: the manifest has no track in {split!r}, only in {', '.join(sorted(by_split))}")
+    chosen = {split: by_split[split] for split in wanted}
+    if selection is None or selection.limit_hours is None:
+        return chosen
+    hours = {split: math.fsum(track.seconds for track in tracks) / 3600 for split, tracks in chosen.items()}
+    return {
+        split: _first_hours(tracks, selection.limit_hours * hours[split] / math.fsum(hours.values()))
+        for split, tracks in chosen.items()
+    }
+
+
+def _first_hours(tracks: list[Track], hours: float) -> list[Track]:
+    """Tracks from the first on, until their hours are reached."""
+    seconds = 0.0
+    for count, track in enumerate(tracks):
+        if seconds >= hours * 3600:
+            return tracks[:count]
+        seconds += track.seconds
+    return tracks
 
 
 def planned_segments(track: Track, config: SegmentConfig) -> list[int]:

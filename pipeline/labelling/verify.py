@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mert_foundry.pipeline.frames import resampled_length, whole_frames
+from mert_foundry.pipeline.labelling.plan import choose_tracks
 from mert_foundry.pipeline.labelling.resume import shard_names
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.shards.format import Example, SegmentInfo, decode_example, member_suffixes
@@ -214,11 +215,16 @@ def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
 
 
 def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) -> list[Fault]:
-    """Faults of the index's manifest digest, and of split and length of every track."""
+    """Faults of the index's manifest digest, and of split and length of every track that the set was to take."""
     if manifest.sha256 != index.manifest_sha256:
         return [Fault("index.json", None, f"made from manifest {index.manifest_sha256}, this one is {manifest.sha256}")]
-    planned = {track.key: track for track in manifest.tracks}
-    missing = set(planned)
+    try:
+        chosen = choose_tracks(manifest, index.selection)
+    except ValueError as error:
+        return [Fault("index.json", None, str(error))]
+    rows = {track.key: track for track in manifest.tracks}
+    missing = {track.key: track for tracks in chosen.values() for track in tracks}
+    meant = set(missing)
     faults = []
     for entry in index.shardlist:
         try:
@@ -227,8 +233,10 @@ def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) ->
             continue  # a fault of the record, which verify_shards has named
         frames = record.track_frames()
         for key in dict.fromkeys([*frames, *(drop.track for drop in record.dropped_tracks)]):
-            missing.discard(key)
-            message = _track_difference(planned.get(key), entry.split, frames.get(key))
+            missing.pop(key, None)
+            message = _track_difference(rows.get(key), entry.split, frames.get(key))
+            if not message and key not in meant:
+                message = f"not one of the tracks to take ({index.selection})"
             if message:
                 faults.append(Fault(entry.url, key, message))
     faults += [Fault("index.json", track, "a track of the manifest, in no shard") for track in sorted(missing)]

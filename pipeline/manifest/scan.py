@@ -41,7 +41,7 @@ class ManifestConfig(BaseModel):
     out: str = Field(description="Folder or fsspec URL for manifest.jsonl, rejected.jsonl, manifest.yaml")
     seed: int = Field(default=0, description="Seed of the split")
     splits: dict[str, float] = Field(
-        default={"valid": 0.05}, description="Share of the groups per split; what is left is train"
+        default={"valid": 0.05}, description="Share per split, met on average over the groups; what is left is train"
     )
     group_by: Literal["folder", "track"] = Field(
         default="folder", description="What must not straddle splits: a folder (a track right under root counts alone)"

@@ -63,6 +63,17 @@ class SplitTotals(Document):
     bytes: int = Field(ge=0, description="Bytes of all tars")
 
 
+class Selection(Document):
+    """Which part of a manifest a set was made from."""
+
+    splits: list[str] | None = Field(description="Splits taken; null: all")
+    limit_hours: float | None = Field(gt=0, description="Hours the tracks were limited to; null: all")
+
+    def __str__(self) -> str:
+        splits = "all splits" if self.splits is None else f"splits {', '.join(self.splits)}"
+        return splits if self.limit_hours is None else f"{splits}, limited to {self.limit_hours:g} h"
+
+
 class ShardIndex(Document):
     """The content of index.json."""
 
@@ -71,6 +82,9 @@ class ShardIndex(Document):
     wids_version: Literal[1] = Field(description="What wids asks for")
     name: str = Field(description="Name of the set")
     manifest_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl")
+    selection: Selection | None = Field(
+        default=None, description="The part of the manifest that was taken; null, and then not in the file: all of it"
+    )
     sample_rate: int = Field(ge=SAMPLE_RATE, le=SAMPLE_RATE, description="Hz")
     hop: int = Field(ge=HOP, le=HOP, description="Samples per target frame")
     segment_seconds: float = Field(gt=0, description="Length of a whole segment, seconds")
@@ -104,7 +118,9 @@ class ShardIndex(Document):
 
     def to_bytes(self) -> bytes:
         """The content of index.json."""
-        return json_bytes(self.model_dump(mode="json", by_alias=True))
+        # What a set does without is left out, so that the digest of an index of before stays what it was.
+        unused = {"selection"} if self.selection is None else None
+        return json_bytes(self.model_dump(mode="json", by_alias=True, exclude=unused))
 
     def digest(self) -> str:
         """SHA-256 of `to_bytes()`."""
@@ -120,6 +136,7 @@ def build_index(
     manifest_sha256: str,
     segment_seconds: float,
     audio_member: AudioMember,
+    selection: Selection | None = None,
 ) -> ShardIndex:
     """Join the records of the shards `names` (`train-000000`, ...) and publish `folder/index.json`.
 
@@ -140,6 +157,7 @@ def build_index(
         wids_version=1,
         name=name,
         manifest_sha256=manifest_sha256,
+        selection=selection,
         sample_rate=SAMPLE_RATE,
         hop=HOP,
         segment_seconds=segment_seconds,
