@@ -43,7 +43,7 @@ ARROWS = {
     "model/transformer": "",
     "model/encoder": "model/frontend model/transformer",
     "model/objective": "model/encoder model/transformer",
-    "model/runs": "",
+    "model/runs": "pipeline/storage",
     "model/interop": "model/encoder model/frontend model/objective model/runs model/transformer",
     "model/features": "model/encoder model/frontend model/interop",
     "model/baselines": "model/encoder model/features model/interop pipeline/frames pipeline/teachers/codec pipeline/teachers/spectra",
@@ -64,9 +64,10 @@ ARROWS = {
     " model/training pipeline/features pipeline/fitting pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
 }
-# The two rooms of model/ that look at the data side: encoders are compared with what labels them, and heads must know what a
-# probing task is.
+# The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing
+# task is, and runs are published as all files are.
 ACROSS = {
+    "model/runs": {"pipeline/storage"},
     "model/baselines": {"pipeline/frames", "pipeline/teachers/codec", "pipeline/teachers/spectra"},
     "model/probing": {"pipeline/probe_sets"},
 }
