@@ -21,56 +21,51 @@ Exit code 1 when a part is missing.
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import Literal, cast
 
-from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank, rank_group
+from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import check_cuda, check_precision, resolve_device
+from mert_foundry.jobs.command.preflight import check_cuda
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import human_bytes, printable
 from mert_foundry.jobs.extraction.part import PartExtractor
 from mert_foundry.jobs.extraction.plan import Plan
-from mert_foundry.jobs.extraction.run import Result, check_out, finish, hold, missing_parts, prepare, work_here
+from mert_foundry.jobs.extraction.run import (
+    Extraction,
+    Ranks,
+    Result,
+    missing_parts,
+    resolve,
+    run_extraction,
+    work_here,
+)
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import Input
-from mert_foundry.model.training.ranks import wait_for_all
 from mert_foundry.pipeline.features.plan import Part
-from mert_foundry.pipeline.features.resume import prepare_store, reopen_store
 
 CONFIG = ExtractConfig
 
 
 def main(arguments: list[str]) -> int:
     """The command; returns its exit code."""
-    config = load_config(CONFIG, arguments)
-    config = config.model_copy(update={"device": resolve_device(config.device)})
-    check_precision("precision", config.precision, config.device)
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))
-    if ranks:
+    config = resolve(load_config(CONFIG, arguments))
+    ranks = Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0)))
+    if ranks.count:
         check_cuda(config.device)  # without torchrun, Ray knows
-    if rank == 0:
-        check_out(config.out)
-    plan, found = prepare(config, ranks)
-    # Rank 0 alone looks at what is there, and joins the others, who wait for it, when it may be gone on with.
-    with hold(config.out) if rank == 0 else nullcontext():
-        if rank == 0:
-            report_rejected(plan, found)
-            prepare_store(config.out, plan.description, config.overwrite)
-        with rank_group(ranks):
-            missing = missing_parts(config, plan)
-            if rank == 0:
-                report_plan(plan, missing)
-                if missing:
-                    reopen_store(config.out, plan.description)
-            wait_for_all()  # or a rank that is late would find the parts of another one done
-            failures = work(config, plan, missing, rank, ranks) if missing else {}
-            wait_for_all()
-        for name, message in sorted(failures.items()):
-            print(printable(f"error: {name}: {message}"), file=sys.stderr)
-        return end(config, plan) if rank == 0 else 0  # torchrun would end rank 0 for another's failure
+    done = run_extraction(config, partial(work, config, ranks), ranks, report)
+    for name, message in sorted(done.failures.items()):
+        print(printable(f"error: {name}: {message}"), file=sys.stderr)
+    return end(config, done) if ranks.is_first else 0  # torchrun would end rank 0 for another's failure
+
+
+def report(plan: Plan, found: Input, missing: list[Part]) -> None:
+    """What was found, and what there is to do."""
+    report_rejected(plan, found)
+    hours = "hours are not known yet," if plan.seconds is None else f"{plan.seconds / 3600:.3f} h"
+    console.say(f"plan: {len(plan.table['key'])} tracks, {hours} in {len(plan.parts)} parts; {len(missing)} to do")
 
 
 def report_rejected(plan: Plan, found: Input) -> None:
@@ -82,25 +77,19 @@ def report_rejected(plan: Plan, found: Input) -> None:
             print(f"rejected: {key}: too short for a frame of the model", file=sys.stderr)
 
 
-def report_plan(plan: Plan, missing: list[Part]) -> None:
-    """What there is to do."""
-    hours = "hours are not known yet," if plan.seconds is None else f"{plan.seconds / 3600:.3f} h"
-    console.say(f"plan: {len(plan.table['key'])} tracks, {hours} in {len(plan.parts)} parts; {len(missing)} to do")
-
-
-def work(config: ExtractConfig, plan: Plan, parts: list[Part], rank: int, ranks: int) -> dict[str, str]:
+def work(config: ExtractConfig, ranks: Ranks, plan: Plan, parts: list[Part]) -> dict[str, str]:
     """Do the parts: this rank's share under torchrun, all of them without; the message of each that failed."""
-    if not ranks:
+    if not ranks.count:
         if config.device == "cuda" or config.address or os.environ.get("RAY_ADDRESS"):
             return work_on_ray(config, plan, parts)
         return work_here(plan, parts, config.device, "extract", config.actors or os.cpu_count() or 1)
     # Neighbouring parts, which may share a track.
-    share = parts[len(parts) * rank // ranks : len(parts) * (rank + 1) // ranks]
+    share = parts[len(parts) * ranks.rank // ranks.count : len(parts) * (ranks.rank + 1) // ranks.count]
     if not share:
         return {}
     device = f"cuda:{gpu_of_this_rank()}" if config.device == "cuda" else "cpu"
-    title = "extract" if ranks == 1 else f"extract, rank 0's {len(share)} of {len(parts)} parts"
-    return work_here(plan, share, device, title if rank == 0 else None, 1)
+    title = "extract" if ranks.count == 1 else f"extract, rank 0's {len(share)} of {len(parts)} parts"
+    return work_here(plan, share, device, title if ranks.is_first else None, 1)
 
 
 def work_on_ray(config: ExtractConfig, plan: Plan, parts: list[Part]) -> dict[str, str]:
@@ -112,10 +101,9 @@ def work_on_ray(config: ExtractConfig, plan: Plan, parts: list[Part]) -> dict[st
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
     with Progress("extract", total) as progress:
 
-        def report(done: float, notes: str) -> None:
-            progress.update(
-                max(done, progress.done), notes
-            )  # where lengths are not known, a part's end takes them away
+        def advance(done: float, notes: str) -> None:
+            # Where lengths are not known, the end of a part takes its seconds away.
+            progress.update(max(done, progress.done), notes)
 
         return run_on_ray(
             cast("Sequence[Task]", parts),
@@ -124,20 +112,20 @@ def work_on_ray(config: ExtractConfig, plan: Plan, parts: list[Part]) -> dict[st
             address=config.address,
             device=device,
             actors=config.actors,
-            report=report,
+            report=advance,
         )
 
 
-def end(config: ExtractConfig, plan: Plan) -> int:
-    """Complete the store when all parts are there, and say what it is; returns the exit code."""
-    result = finish(config, plan)
-    if result is None:
+def end(config: ExtractConfig, done: Extraction) -> int:
+    """Say what the store is, or how many of its parts are missing; returns the exit code."""
+    plan = done.plan
+    if done.result is None:
         missing = len(missing_parts(config, plan))
         print(f"{missing} of {len(plan.parts)} parts are missing; the same command does just those", file=sys.stderr)
         return 1
-    for key, reason in sorted(result.dropped.items()):
+    for key, reason in sorted(done.result.dropped.items()):
         print(printable(f"dropped: {key}: {reason}"), file=sys.stderr)
-    report_result(config, plan, result)
+    report_result(config, plan, done.result)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Look at a manifest, a shard folder, runs or a feature store.
+"""Look at a manifest, a shard folder, runs, a feature store or a probe.
 
     mert inspect SHARD_FOLDER                          hours, targets, codebook use, lengths, what was dropped
     mert inspect SHARD_FOLDER --html report.html       the same with plots and examples to hear, one file, offline
@@ -7,12 +7,13 @@
     mert inspect SHARD_FOLDER --export KEY FOLDER      its audio and targets as files
     mert inspect RUN_FOLDER [RUN_FOLDER ...] --html r.html    curves of runs, one over the other
     mert inspect STORE.zarr --track KEY                nearest neighbours of a track
+    mert inspect PROBE_FOLDER [--html FILE]            scores with intervals: tasks by models, then each task
     mert inspect LOCATION --diff OTHER                 what was added, removed, relabelled; which settings differ
-    mert inspect shards|run|features|manifest LOCATION ...    the kind by name; otherwise the files there tell it
+    mert inspect shards|run|features|manifest|probe LOCATION ...    the kind by name; otherwise the files there tell it
 
-LOCATION is a folder or a URL (s3://, memory://); runs are local. Of a shard folder only index and records are read,
+LOCATION is a folder or a URL (s3://, memory://); runs and probes are local. Of a shard folder only index and records are read,
 and the bytes of the examples shown. --json prints the same for machines; the models ShardSummary, ManifestSummary,
-RunSummary, FeatureSummary, ExampleSummary, ShardRecord and Difference describe every key. With --html: --examples N
+RunSummary, FeatureSummary, ProbeReport, ExampleSummary, ShardRecord and Difference describe every key. With --html: --examples N
 (default 6) drawn by --seed N, or --keys KEY,KEY; --codec WEIGHTS names the teacher's codec where it has moved.
 --manifest FOLDER shows which files the manifest of a shard set rejected, and the tracks' paths; of a feature store, the
 groups. --export overwrites nothing. Exit code 0, also when --diff finds differences.
@@ -36,11 +37,12 @@ from mert_foundry.jobs.inspection.options import (
     AnyOptions,
     FeatureOptions,
     ManifestOptions,
+    ProbeOptions,
     RunOptions,
     ShardOptions,
 )
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.storage.folder_kinds import FEATURES, MANIFEST, RUN, SHARDS, FolderKind, find_kind
+from mert_foundry.pipeline.storage.folder_kinds import FEATURES, MANIFEST, PROBE, RUN, SHARDS, FolderKind, find_kind
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ KINDS = {
     "manifest": Kind(MANIFEST, ManifestOptions, "mert_foundry.jobs.inspection.manifest"),
     "run": Kind(RUN, RunOptions, "mert_foundry.jobs.inspection.run"),
     "features": Kind(FEATURES, FeatureOptions, "mert_foundry.jobs.inspection.features"),
+    "probe": Kind(PROBE, ProbeOptions, "mert_foundry.jobs.probing.document"),
 }
 FOLDERS_WITHIN = ("manifest", "shards", "run")  # of a folder that holds a whole job
 PAGE_OPTIONS = {"examples", "keys", "seed", "codec"}

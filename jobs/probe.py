@@ -8,7 +8,8 @@
 
 Every layer and the weighted sum of all layers get heads of their own; validation chooses layer, learning rate and epoch, and
 the test clips are scored once. `out` gets report.json (every score with its interval) and report.html (tables and plots).
-Features are kept, and so are results: the same command again does only what is new or has changed.
+Features are kept, and so are results: the same command again does only what is new or has changed. A model whose features do
+not fit a task (source separation needs 75 Hz) is named with the reason, the others are scored, and the exit code is 1.
 
 --follow RUN (or follow=RUN) probes the checkpoints of a run that is still being trained, as they appear, and never sees a test clip. Scores go to
 RUN/probe.jsonl and RUN/tensorboard; RUN/best_by_probe is a copy of the best checkpoint. It ends with the last step of the run.
@@ -54,10 +55,15 @@ def main(arguments: list[str]) -> int:
                 {"run": config.follow, "probed": probed}, [f"{probed} checkpoints of {config.follow} probed"]
             )
             return 0
-        document = as_document(run_probe(config, list_models(config)), config.out)
+        report = run_probe(config, list_models(config))
+        document = as_document(report, config.out)
         publish_bytes(str(out / REPORT), json_bytes(document.data))
         publish_bytes(str(out / PAGE), as_page(document, shlex.join(["mert", "probe", *arguments])))
     console.finish(document.data, [*as_text(document), f"report: {out / PAGE}"])
+    if report.unscored:
+        pairs = ", ".join(f"{row.model} on {row.task}" for row in report.unscored)
+        console.warn(f"not scored: {pairs}; the report says why")
+        return 1
     return 0
 
 

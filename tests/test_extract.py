@@ -26,6 +26,7 @@ from torchaudio.functional import resample
 
 from mert_foundry.jobs import export, extract
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.extraction.run import hold
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.interop.export import export_model
 from mert_foundry.model.interop.stored_model import StoredModel
@@ -599,7 +600,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(model, shards, 
 
 
 def test_one_process_at_a_time(model, shards, tmp_path, capsys):
-    with extract.hold(str(tmp_path / "out")):
+    with hold(str(tmp_path / "out")):
         assert extract_here(model, shards, tmp_path / "out") == 1
     assert "another process is extracting" in capsys.readouterr().err
 

@@ -20,6 +20,8 @@ from audio_files import mert_environment, noise, write_audio
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from shard_fixtures import as_dropped, index_shards, make_track, write_examples, write_set
 
+from mert_foundry.jobs.probing.report import ProbeReport
+from mert_foundry.model.probing.protocol import ProbeProtocol
 from mert_foundry.model.runs.history import curves, load_run
 from mert_foundry.pipeline.inspection.difference import difference
 from mert_foundry.pipeline.inspection.shard_summary import subsample
@@ -542,8 +544,10 @@ OPTIONAL = [
     "av",
     "encodec",
     "psutil",
+    "mir_eval",
     "ray",
     "sklearn",
+    "torchmetrics",
     "threadpoolctl",
     "webdataset",
     "zarr",
@@ -556,23 +560,31 @@ OPTIONAL = [
 @pytest.mark.slow
 def test_text_needs_the_base_packages_alone_and_a_page_names_the_extra_that_it_lacks(labelled, tmp_path):
     write_run(tmp_path / "run")
+    (tmp_path / "probe").mkdir()
+    report = ProbeReport(
+        version="1", data="d", score="test", pooling="mean", protocol=ProbeProtocol(), compared_with="m",
+        models=(), tasks=(), rows=(), layers=(), differences=(),
+    )  # fmt: skip
+    (tmp_path / "probe" / "report.json").write_text(report.model_dump_json())
     program = f"""
 import sys
 for name in {OPTIONAL}:
     sys.modules[name] = None  # as if it were not installed
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.line import run
-for arguments in ([sys.argv[1]], [sys.argv[2]], [sys.argv[3]], [sys.argv[2], "--html", "page.html"], ["store.zarr"]):
+for arguments in ([sys.argv[1]], [sys.argv[2]], [sys.argv[3]], [sys.argv[4]], [sys.argv[2], "--html", "page.html"], ["store.zarr"]):
     print(run(inspect.main, arguments, ""))
 """
     (tmp_path / "store.zarr").mkdir()
     (tmp_path / "store.zarr" / "zarr.json").write_text("{}")
-    places = [str(place) for place in (labelled / "manifest", labelled / "shards", tmp_path / "run")]
+    places = [
+        str(place) for place in (labelled / "manifest", labelled / "shards", tmp_path / "run", tmp_path / "probe")
+    ]
     done = subprocess.run(
         [sys.executable, "-c", program, *places], capture_output=True, text=True, cwd=tmp_path, env=mert_environment()
     )
     codes = [line for line in done.stdout.splitlines() if line in ("0", "1")]
-    assert codes == ["0", "0", "0", "0", "1"], done.stderr
+    assert codes == ["0", "0", "0", "0", "0", "1"], done.stderr
     assert done.stderr.splitlines() == [
         "There is no audio decoded from codes: the package encodec is not installed; pip install '.[label]' adds it.",
         "error: the package zarr is not installed; pip install '.[features]' adds it",

@@ -43,7 +43,7 @@ ARROWS = {
     "model/transformer": "",
     "model/encoder": "model/frontend model/transformer",
     "model/objective": "model/encoder model/transformer",
-    "model/runs": "",
+    "model/runs": "pipeline/storage",
     "model/interop": "model/encoder model/frontend model/objective model/runs model/transformer",
     "model/features": "model/encoder model/frontend model/interop",
     "model/baselines": "model/encoder model/features model/interop pipeline/frames pipeline/teachers/codec pipeline/teachers/spectra",
@@ -53,8 +53,8 @@ ARROWS = {
     "jobs/cluster": "jobs/command model/training",
     "jobs/pretraining": "jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
     " pipeline/storage pipeline/stream",
-    "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop pipeline/audio pipeline/features pipeline/frames pipeline/manifest"
-    " pipeline/storage",
+    "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/training pipeline/audio pipeline/features pipeline/frames"
+    " pipeline/manifest pipeline/storage",
     "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage",
     "jobs/probing": "jobs/command jobs/extraction jobs/inspection model/probing model/runs pipeline/audio pipeline/features"
     " pipeline/frames pipeline/probe_sets pipeline/storage",
@@ -64,9 +64,10 @@ ARROWS = {
     " model/training pipeline/features pipeline/fitting pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
 }
-# The two rooms of model/ that look at the data side: encoders are compared with what labels them, and heads must know what a
-# probing task is.
+# The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing
+# task is, and runs are published as all files are.
 ACROSS = {
+    "model/runs": {"pipeline/storage"},
     "model/baselines": {"pipeline/frames", "pipeline/teachers/codec", "pipeline/teachers/spectra"},
     "model/probing": {"pipeline/probe_sets"},
 }

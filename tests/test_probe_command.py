@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -185,6 +186,75 @@ def test_what_cannot_be_scored_is_refused_in_one_line(data: Path, tmp_path: Path
     assert probe_here(rewritten(data, tmp_path / "data", task, clips), tmp_path / "out") in (1, 2)
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("score", ["test", "valid"])
+def test_a_clip_that_starts_behind_the_end_of_its_file_is_named_before_any_work(
+    data: Path, tmp_path: Path, capsys, score: str
+):
+    late = rewritten(data, tmp_path / "data", {}, lambda line: line | {"start": 9.5 * (line["path"] == "audio/06.wav")})
+    assert probe_here(late, tmp_path / "out", f"score={score}") == 1
+    said = capsys.readouterr().err
+    assert said == ("error: task pitch, row 7: the clip starts at 9.5 s, pitch/audio/06.wav ends at 0.500 s\n")
+    assert not (tmp_path / "out" / "features").exists()
+
+
+def test_an_end_that_no_file_has_makes_no_clips(data: Path, tmp_path: Path):
+    far = rewritten(data, tmp_path / "data", {"clip_seconds": 0.25}, lambda line: line | {"end": 1e9})
+    assert probe_here(far, tmp_path / "out") == 0
+    assert read_report(tmp_path / "out")["tasks"][0]["clips"] == {"train": 36, "valid": 18, "test": 18}
+
+
+def test_a_model_whose_frames_do_not_fit_a_task_is_named_and_the_others_are_scored(data: Path, tmp_path: Path, capsys):
+    """Source separation needs 75 frames a second; patches of log-mel have 25."""
+    encoder = RUN_CONFIG["encoder"] | {"frontend": {"kind": "log_mel", "window": 960}}
+    (tmp_path / "slow.yaml").write_text(yaml.safe_dump({"encoder": encoder}))
+    both = tmp_path / "data"
+    shutil.copytree(data / "pitch", both / "pitch")
+    lines = []
+    for number, split in enumerate(["train", "train", "valid", "test"]):
+        stems = {"high": 0.2 * tone(1000, 0.8), "low": 0.2 * tone(100 + number, 0.8)}
+        for name, audio in {**stems, "mix": sum(stems.values())}.items():
+            write_audio(both / "stems" / f"{number}-{name}.wav", audio)
+        label = {name: f"{number}-{name}.wav" for name in stems}
+        lines.append({"path": f"{number}-mix.wav", "label": label, "split": split, "end": 0.8})
+    task = {"name": "stems", "kind": "separation", "classes": ["high", "low"], "metrics": ["sdr"], "clips": "c.jsonl"}
+    (both / "stems" / "task.yaml").write_text(yaml.safe_dump(task))
+    (both / "stems" / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    quick = [
+        f"separation.{key}" for key in ("hidden=4", "layers=1", "batch_size=2", "crop_frames=8", "crops_per_row=2")
+    ]
+    slow = f"model={{slow: 'random:{tmp_path / 'slow.yaml'}@0'}}"
+    assert probe_here(both, tmp_path / "out", slow, *quick, "protocol.epochs=1", "protocol.seeds=1") == 1
+    said = capsys.readouterr()
+    reason = "features at 25.0 Hz, not the 75 Hz of the spectrogram"
+    assert f"stems: slow was not scored: {reason}" in said.out
+    assert "not scored: slow on stems; the report says why" in said.err
+    report = read_report(tmp_path / "out")
+    assert report["unscored"] == [{"task": "stems", "model": "slow", "reason": reason}]
+    assert {(row["task"], row["model"]) for row in report["rows"]} == {
+        ("pitch", "slow"), ("pitch", "log_mel"), ("stems", "log_mel"),
+    }  # fmt: skip
+    assert all(model["fingerprint"] for model in report["models"])
+
+
+def test_inspect_shows_a_probe_as_its_report_does(probed: Path, tmp_path: Path, capsys):
+    def inspected(*arguments: object) -> str:
+        capsys.readouterr()
+        assert run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__) == 0
+        return capsys.readouterr().out
+
+    shown = inspected(probed)
+    assert shown.startswith(f"probe {probed}\n")
+    assert re.search(r"task +metric +chance +constant +untrained +log_mel", shown)
+    assert json.loads(inspected("probe", probed, "--json")) == read_report(probed)
+    inspected(probed, "--html", tmp_path / "page.html")
+    page, own = ((folder).read_text() for folder in (tmp_path / "page.html", probed / "report.html"))
+    assert "pitch" in page and len(page) == pytest.approx(len(own), rel=0.01)
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "report.json").write_text('{"kind": "probe"}')
+    assert run(inspect.main, [str(tmp_path / "probe")], inspect.__doc__) == 1
+    assert "report.json: version: Field required" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_left_out_for_every_model_and_named(

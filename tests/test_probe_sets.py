@@ -1,6 +1,7 @@
 """Published probe sets, each read from a miniature in its true layout."""
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -33,7 +34,7 @@ from probe_set_layouts import (
 from mert_foundry.pipeline.probe_sets import gtzan, musdb18, vocalset
 from mert_foundry.pipeline.probe_sets.checks import check_clips
 from mert_foundry.pipeline.probe_sets.chord_labels import CHORDS, chord_class
-from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure
+from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure, find_late_start
 from mert_foundry.pipeline.probe_sets.durations import audio_seconds
 from mert_foundry.pipeline.probe_sets.giantsteps_key import KEYS, split_artists
 from mert_foundry.pipeline.probe_sets.marble_jsonl import KNOWN, task_name
@@ -203,6 +204,8 @@ def test_emomusic(data: Path):
     raw = np.array([[float(arousal), float(valence)] for *_, arousal, valence in EMOMUSIC])
     scale, shift = raw[:3].std(axis=0), raw[:3].mean(axis=0)
     assert np.allclose(np.array(clips["95"].label) * scale + shift, [3.3, 4.6])
+    for clip in labelled.clips:
+        os.truncate(Path(labelled.root) / clip.path, 700_000)  # 45 s at 128 kbit/s, as published
     assert len(cut(labelled, {}).clips) == 4 * 6 and not files_to_measure(labelled)
 
 
@@ -557,6 +560,23 @@ def test_a_task_without_clip_seconds_is_heard_whole():
 def test_a_stretch_behind_the_end_of_its_file_is_refused():
     with pytest.raises(ValueError, match="a.wav: a clip starts at 12.0 s, the file ends at 10.0 s"):
         cut(one_clip(12, None, 5), {"a.wav": 10.0})
+
+
+def test_a_stretch_ends_with_its_file_whatever_its_row_says(tmp_path: Path):
+    write_audio(tmp_path / "a.wav", tone(440, 2.5))
+    believed, absurd = (one_clip(0, end, 1).model_copy(update={"root": str(tmp_path)}) for end in (2.5, 1e9))
+    assert files_to_measure(believed) == [] and files_to_measure(absurd) == ["a.wav"]
+    assert [(clip.start, clip.end) for clip in cut(absurd, {"a.wav": 2.5}).clips] == [(0, 1), (1, 2)]
+    # What is stated to the rounding of a header stays as it is stated.
+    assert [clip.end for clip in cut(one_clip(1, 2.52, 5), {"a.wav": 2.5}).clips] == [2.52]
+
+
+def test_a_late_start_is_found_in_tasks_that_cut_and_in_those_that_do_not():
+    for length in (5, None):
+        late = one_clip(12, 13, length)
+        assert files_to_measure(late) == ["a.wav"]
+        assert find_late_start(late, {"a.wav": 12.0}) is late.clips[0]
+        assert find_late_start(late, {"a.wav": 12.5}) is None
 
 
 @given(

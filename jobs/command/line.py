@@ -18,7 +18,7 @@ JOBS = {
     "kmeans": "fit centroids of log-mel or chroma, to be a teacher",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "verify": "check every shard against the index",
-    "inspect": "look at a manifest, shards, runs or features; HTML report",
+    "inspect": "look at a manifest, shards, runs, features or a probe; HTML report",
     "import": "weights of Hubert, MERT or fairseq to a folder that pretrain and export begin from",
     "pretrain": "train the encoder from shards, also under torchrun",
     "export": "a checkpoint to a Hugging Face folder",

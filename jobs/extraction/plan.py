@@ -26,7 +26,7 @@ ARRAYS = {
     "none": ("features",),
     "mean": ("mean",),
     "mean_std": ("mean", "std"),
-    "mean_deviation": ("mean", "deviation"),  # of a store that was begun when mean_std had this name
+    "mean_deviation": ("mean", "deviation"),  # as stores of version 0.1 call mean_std
 }
 SEAMS = (
     "A track of at most window_frames frames is encoded whole. A longer one is cut into windows of window_frames frames"
@@ -198,9 +198,11 @@ def make_order(
     )
 
 
-def in_names_of(plan: Plan, description: dict[str, Any]) -> Plan:
-    """The plan for a store whose description says the same in older names (`begun_as`): it goes on in these, since its
-    parts carry the digest of what it says, and its arrays their names.
+def in_stored_names(plan: Plan, description: dict[str, Any]) -> Plan:
+    """The plan for a store whose description says the same in older names (`description_as_stored`).
+
+    A store of an older version keeps its names: finished parts carry the digest of its description, and arrays have the
+    names of its pooling.
     """
     if description == plan.description:
         return plan

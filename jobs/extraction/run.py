@@ -1,32 +1,35 @@
-"""One extraction from its settings to the finished store; how its parts are spread is the caller's.
+"""One extraction from its settings to the finished store. Who does the parts is the caller's choice.
 
-`extract` does all of it on this machine, without Ray, for other jobs.
+`extract` does all of them on this machine, without Ray, for other jobs.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from mert_foundry.jobs.cluster.torchrun import rank_group
 from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 from mert_foundry.jobs.command.preflight import check_cuda, check_precision, check_writable, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.extraction.models import open_model
 from mert_foundry.jobs.extraction.part import PartExtractor, WorkOrder
-from mert_foundry.jobs.extraction.plan import Plan, in_names_of, make_plan
+from mert_foundry.jobs.extraction.plan import Plan, in_stored_names, make_plan
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import Input, read_input
 from mert_foundry.model.features.feature_model import FeatureModel
+from mert_foundry.model.training.ranks import wait_for_all
 from mert_foundry.pipeline.features.plan import Part
 from mert_foundry.pipeline.features.resume import (
     PARTS,
     ROOT,
-    begun_as,
+    description_as_stored,
     find_finished,
+    has_description,
     has_table,
-    is_begun_with,
     prepare_store,
     refuse_other_folder,
     reopen_store,
@@ -51,6 +54,38 @@ class Result(BaseModel):
     bytes: int = Field(description="Of the features as stored")
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that torchrun started: the number of this one, and how many there are; 0 for a process alone."""
+
+    rank: int = 0
+    count: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process looks at the store, reports, and finishes it."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What came of an extraction in this process.
+
+    failures: the message of each part that failed, by its name. result: None while parts are missing, and for other ranks
+    than the first.
+    """
+
+    plan: Plan
+    failures: dict[str, str]
+    result: Result | None
+
+
+# Does parts; returns the message of each that failed, by its name.
+DoParts = Callable[[Plan, list[Part]], dict[str, str]]
+# Is told the plan, what was found in the input, and the parts to do.
+Report = Callable[[Plan, Input, list[Part]], None]
+
+
 def extract(config: ExtractConfig, processes: int = 1) -> str:
     """Make a feature store on this machine, or do what is missing of one; returns its location, `config.out`.
 
@@ -62,27 +97,57 @@ def extract(config: ExtractConfig, processes: int = 1) -> str:
 
     Raises:
         ExtractionError: parts could not be made, naming the first ones.
-        OSError, ValueError, UsageError: as `prepare`.
+        OSError, ValueError, UsageError: as `run_extraction`.
     """
+    config = resolve(config)
+    check_cuda(config.device)
+
+    def do_parts(plan: Plan, parts: list[Part]) -> dict[str, str]:
+        return work_here(plan, parts, config.device, "extract", processes)
+
+    done = run_extraction(config, do_parts)
+    if done.failures:
+        first = "; ".join(f"{name}: {message}" for name, message in sorted(done.failures.items())[:SEVERAL_FAILURES])
+        raise ExtractionError(
+            f"{config.out}: {len(done.failures)} of {len(done.plan.parts)} parts could not be made: {first}"
+        )
+    return config.out
+
+
+def resolve(config: ExtractConfig) -> ExtractConfig:
+    """The settings with the device that `auto` stands for. Raises UsageError for a precision that it does not have."""
     config = config.model_copy(update={"device": resolve_device(config.device)})
     check_precision("precision", config.precision, config.device)
-    check_cuda(config.device)
-    check_out(config.out)
-    plan, _ = prepare(config)
-    with hold(config.out):
-        prepare_store(config.out, plan.description, config.overwrite)
-        missing = missing_parts(config, plan)
-        failures: dict[str, str] = {}
-        if missing:
-            reopen_store(config.out, plan.description)
-            failures = work_here(plan, missing, config.device, "extract", processes)
-        if failures:
-            reported = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items())[:SEVERAL_FAILURES])
-            raise ExtractionError(
-                f"{config.out}: {len(failures)} of {len(plan.parts)} parts could not be made: {reported}"
-            )
-        finish(config, plan)
-    return config.out
+    return config
+
+
+def run_extraction(
+    config: ExtractConfig,
+    do_parts: DoParts,
+    ranks: Ranks = Ranks(),
+    report: Report = lambda plan, found, missing: None,
+) -> Extraction:
+    """Plan, do the parts that are missing, and finish the store; under torchrun every rank calls it.
+
+    Raises as `check_out`, `prepare` and `prepare_store`.
+    """
+    if ranks.is_first:
+        check_out(config.out)
+    plan, found = prepare(config, ranks.count)
+    # The first rank looks at what is there, alone; the others join it once it is known that the work can go on.
+    with hold(config.out) if ranks.is_first else nullcontext():
+        if ranks.is_first:
+            prepare_store(config.out, plan.description, config.overwrite)
+        with rank_group(ranks.count):
+            missing = missing_parts(config, plan)
+            if ranks.is_first:
+                report(plan, found, missing)
+                if missing:
+                    reopen_store(config.out, plan.description)
+            wait_for_all()  # or a rank that is late would find the parts of another one done
+            failures = do_parts(plan, missing) if missing else {}
+            wait_for_all()
+        return Extraction(plan, failures, finish(config, plan) if ranks.is_first else None)
 
 
 def prepare(config: ExtractConfig, ranks: int = 0) -> tuple[Plan, Input]:
@@ -93,20 +158,20 @@ def prepare(config: ExtractConfig, ranks: int = 0) -> tuple[Plan, Input]:
     layers = None if config.layers == "all" else config.layers
     model = open_model(config.model, torch.device("cpu"), "fp32", layers)
     found = read_input(config, ranks)
-    plan = plan_as_begun(config, model, found)
-    return in_names_of(plan, begun_as(config.out, plan.description)), found
+    plan = plan_like_store(config, model, found)
+    return in_stored_names(plan, description_as_stored(config.out, plan.description)), found
 
 
-def plan_as_begun(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
-    """The plan; for a store that was begun with parts of another size, and is else the same, with parts of that size."""
+def plan_like_store(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
+    """The plan; if the store that is there differs from it by the size of its parts alone, with parts of that size."""
     plan = make_plan(config, model, found)
     rows = stored_part_rows(config.out)
     own = plan.order.layout
     if own.row == "frame" or config.storage.part_tracks is not None or rows in (None, own.part_rows):
         return plan
     sizes = config.storage.model_copy(update={"part_tracks": rows})
-    as_begun = make_plan(config.model_copy(update={"storage": sizes}), model, found)
-    return as_begun if is_begun_with(config.out, as_begun.description) else plan
+    like_store = make_plan(config.model_copy(update={"storage": sizes}), model, found)
+    return like_store if has_description(config.out, like_store.description) else plan
 
 
 def check_out(out: str) -> None:

@@ -56,7 +56,7 @@ def read_input(config: ExtractConfig, ranks: int) -> Input:
         tracks = shards.list_tracks()
         shards.close()
         # Shards do not know the files they were made of; the manifest that they come from does, by key.
-        return Input(kind="shards", audio=location, tracks=tracks, columns={"path": [""] * len(tracks)})
+        return Input(kind="shards", audio=location, tracks=tracks)
     return read_manifest(config) if kind is MANIFEST else read_folder(config, ranks)
 
 

@@ -58,4 +58,11 @@ class FeatureOptions(ChosenExamples):
     manifest: str | None = None
 
 
-AnyOptions = ManifestOptions | RunOptions | ShardOptions | FeatureOptions
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """The folder that `mert probe` wrote."""
+
+    locations: tuple[str, ...]
+
+
+AnyOptions = ManifestOptions | RunOptions | ShardOptions | FeatureOptions | ProbeOptions

@@ -20,8 +20,16 @@ from mert_foundry.jobs.inspection.document import (
     Section,
     Table,
 )
-from mert_foundry.jobs.probing.report import DifferenceRow, LayerRow, ProbeReport, ScoreRow, TaskRow
-from mert_foundry.model.probing.result import WEIGHTED_SUM
+from mert_foundry.jobs.inspection.options import ProbeOptions
+from mert_foundry.jobs.probing.report import DifferenceRow, LayerRow, ProbeReport, ScoreRow, TaskRow, read_report
+from mert_foundry.model.probing.protocol import WEIGHTED_SUM
+from mert_foundry.pipeline.storage.files import local_path
+
+
+def build_document(options: ProbeOptions) -> Document:
+    """The report of a probe folder, for mert inspect. Raises as `read_report`."""
+    folder = options.locations[0]
+    return as_document(read_report(local_path(folder)), folder.rstrip("/"))
 
 
 def as_document(report: ProbeReport, title: str) -> Document:
@@ -59,6 +67,8 @@ def _warnings(report: ProbeReport) -> Iterable[Block]:
             skipped = "1 file was skipped" if count == 1 else f"{count} files were skipped"
             text = f"{task.name}: {skipped}: no features could be extracted; {path}: {reason}"
             yield Note(text, warning=True)
+    for row in report.unscored:
+        yield Note(f"{row.task}: {row.model} was not scored: {row.reason}", warning=True)
 
 
 def overview(report: ProbeReport) -> Table:
@@ -66,9 +76,10 @@ def overview(report: ProbeReport) -> Table:
     rows: list[list[Cell]] = []
     for task in report.tasks:
         found = {row.model: row for row in report.main_rows(task)}
-        first = next(iter(found.values()))
+        first = next(iter(found.values()), None)
+        references = (first.chance, first.constant) if first else (None, None)
         scores = [_estimate(found.get(model.name)) for model in report.models]
-        rows.append([task.name, task.metrics[0], first.chance, first.constant, *scores])
+        rows.append([task.name, task.metrics[0], *references, *scores])
     return Table(("task", "metric", "chance", "constant", *(model.name for model in report.models)), rows)
 
 

@@ -16,7 +16,7 @@ from mert_foundry.jobs.probing.models import ProbedModel
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.model.probing.features import FrameFeatures, PooledFeatures
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure
+from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure, find_late_start
 from mert_foundry.pipeline.probe_sets.durations import audio_seconds
 from mert_foundry.pipeline.probe_sets.task import POOLED_KINDS, LabelledSet
 from mert_foundry.pipeline.storage import files
@@ -67,8 +67,15 @@ class FeatureTable:
         return array
 
 
-def cut_to_length(labelled: LabelledSet) -> ProbedTask:
-    """The clips of the length that the task asks for; those of files that cannot be measured are taken out."""
+def cut_to_length(labelled: LabelledSet, listed: LabelledSet) -> ProbedTask:
+    """The clips of the length that the task asks for; those of files that cannot be measured are taken out.
+
+    Args:
+        listed: the task as it was read, with all of its clips, whose rows an error names.
+
+    Raises:
+        ValueError: a clip starts after the end of its file.
+    """
     seconds: dict[str, float] = {}
     faults: dict[str, str] = {}
     for path in files_to_measure(labelled):
@@ -80,6 +87,13 @@ def cut_to_length(labelled: LabelledSet) -> ProbedTask:
             faults[path] = str(error)
     numbers = {number: faults[clip.path] for number, clip in enumerate(labelled.clips) if clip.path in faults}
     measured = ProbedTask(labelled, {}).without(numbers)
+    if clip := find_late_start(measured.labelled, seconds):
+        rows = [(each.path, each.start, each.end) for each in listed.clips]
+        row = 1 + rows.index((clip.path, clip.start, clip.end))
+        raise ValueError(
+            f"task {listed.task.name}, row {row}: the clip starts at {clip.start} s, {clip.path} ends at"
+            f" {seconds[clip.path]:.3f} s"
+        )
     return replace(measured, labelled=cut(measured.labelled, seconds))
 
 

@@ -48,6 +48,8 @@ def follow(run: Path, config: ProbeConfig) -> int:
         console.say(f"step {step} of {last}")
         # One name for all: the features of a checkpoint take the place of those of the one before.
         report = run_probe(config, [ProbedModel("followed", str(held), step)])
+        if report.unscored:
+            raise ValueError(f"{run}: {report.unscored[0].task} cannot be probed: {report.unscored[0].reason}")
         scores = main_scores(report)
         keep_best(run, held, scores)
         record_probe(run, step, scores)  # last: a kill before it makes the next call probe this checkpoint again

@@ -1,12 +1,11 @@
-"""Everything a probe found, as rows: scores, scores by layer, choices, differences."""
+"""report.json: everything that a probe found, as rows. Reading it needs the base packages alone."""
 
-import math
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.jobs.probing.models import ProbedModel
 from mert_foundry.model.probing.protocol import ProbeProtocol
-from mert_foundry.model.probing.result import CHOSEN, ProbeResult, Score, paired_difference
+from mert_foundry.pipeline.storage.documents import parse_model
 
 REPORT = "report.json"
 SCHEMA_VERSION = 1
@@ -52,6 +51,16 @@ class DifferenceRow(_Row):
     above: float | None = Field(description="Share of bootstrap draws in which the difference is above 0")
 
 
+class UnscoredRow(BaseModel):
+    """A model that was not scored on a task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(description="Name of the task")
+    model: str = Field(description="Name of the model")
+    reason: str = Field(description="Why its features do not fit the task")
+
+
 class ModelRow(BaseModel):
     """A model of the report."""
 
@@ -61,7 +70,7 @@ class ModelRow(BaseModel):
     location: str
     step: int | None
     is_baseline: bool
-    fingerprint: str = Field(description="SHA-256 over weights and settings")
+    fingerprint: str = Field(description="SHA-256 over weights and settings; empty for a model that was not scored")
 
 
 class TaskRow(BaseModel):
@@ -97,6 +106,7 @@ class ProbeReport(BaseModel):
     rows: tuple[ScoreRow, ...]
     layers: tuple[LayerRow, ...]
     differences: tuple[DifferenceRow, ...]
+    unscored: tuple[UnscoredRow, ...] = Field(default=(), description="Models that were not scored on a task")
 
     def main_rows(self, task: TaskRow) -> list[ScoreRow]:
         """A row for each model: the task's first metric on the plain test clips."""
@@ -104,88 +114,7 @@ class ProbeReport(BaseModel):
         return [row for row in self.rows if (row.task, row.metric, row.condition) == main]
 
 
-def metric_name(score: Score) -> str:
-    """The metric, with the value or stem that it is of."""
-    return f"{score.metric}[{score.of}]" if score.of else score.metric
-
-
-def score_rows(model: ProbedModel, result: ProbeResult) -> list[ScoreRow]:
-    """A row for each metric, condition, and value or stem of the chosen heads."""
-    rates = [
-        next(choice.rate for choice in result.choices if (choice.fold, choice.heads) == (fold, heads))
-        for fold, heads in enumerate(result.chosen)
-    ]
-    return [
-        ScoreRow(
-            **_measured(model, result, score),
-            condition=score.condition,
-            chance=_finite(score.chance),
-            constant=_finite(score.constant),
-            layer=", ".join(result.chosen),
-            rate=", ".join(f"{rate:g}" for rate in rates),
-            step=model.step,
-            seeds=tuple(map(_finite, score.seeds)),
-            tracks=score.tracks,
-            groups=score.groups,
-            classes=score.classes,
-        )
-        for score in result.scores
-        if score.heads == CHOSEN
-    ]
-
-
-def layer_rows(model: ProbedModel, result: ProbeResult) -> list[LayerRow]:
-    """A row for each layer and the weighted sum: the first metric on the plain test clips."""
-    rows = []
-    for score in result.scores:
-        if score.heads != CHOSEN and (score.metric, score.condition, score.of) == (result.task.metrics[0], "", ""):
-            validations = [choice.validation for choice in result.choices if choice.heads == score.heads]
-            validation = _finite(math.fsum(validations) / len(validations))
-            rows.append(LayerRow(**_measured(model, result, score), layer=score.heads, validation=validation))
-    return rows
-
-
-def difference_rows(
-    results: dict[tuple[str, str], ProbeResult], compared_with: str, protocol: ProbeProtocol
-) -> list[DifferenceRow]:
-    """The first metric of each task: every other model minus one. Results by (task, model).
-
-    Without bootstrap draws there are none.
-    """
-    rows = []
-    for (task, model), result in results.items():
-        other = results.get((task, compared_with))
-        if other is None or model == compared_with or not protocol.draws:
-            continue
-        metric = result.task.metrics[0]
-        found = paired_difference(
-            result.task, metric, result.predictions[CHOSEN, ""], other.predictions[CHOSEN, ""], protocol
-        )
-        rows.append(
-            DifferenceRow(
-                task=task,
-                model=model,
-                metric=metric,
-                value=_finite(found.value),
-                low=_finite(found.low),
-                high=_finite(found.high),
-                compared_with=compared_with,
-                above=_finite(found.above),
-            )
-        )
-    return rows
-
-
-def _measured(model: ProbedModel, result: ProbeResult, score: Score) -> dict[str, str | float | None]:
-    return {
-        "task": result.task.name,
-        "model": model.name,
-        "metric": metric_name(score),
-        "value": _finite(score.value),
-        "low": _finite(score.low),
-        "high": _finite(score.high),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def read_report(folder: Path) -> ProbeReport:
+    """The report of a probe folder. Raises FileNotFoundError, and ValueError naming the file and the first key that is wrong."""
+    path = folder / REPORT
+    return parse_model(str(path), path.read_bytes(), ProbeReport)

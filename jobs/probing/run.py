@@ -2,11 +2,14 @@
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from mert_foundry.jobs.command.console import console
-from mert_foundry.jobs.extraction.models import check_model
+from mert_foundry.jobs.extraction.models import check_model, open_model
 from mert_foundry.jobs.probing.features import (
     FeatureTable,
     ProbedTask,
@@ -17,14 +20,8 @@ from mert_foundry.jobs.probing.features import (
     read_pooled,
 )
 from mert_foundry.jobs.probing.models import ProbedModel, compared_model
-from mert_foundry.jobs.probing.report import (
-    ModelRow,
-    ProbeReport,
-    TaskRow,
-    difference_rows,
-    layer_rows,
-    score_rows,
-)
+from mert_foundry.jobs.probing.report import ModelRow, ProbeReport, TaskRow, UnscoredRow
+from mert_foundry.jobs.probing.rows import difference_rows, layer_rows, score_rows
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.jobs.probing.stems import read_stems
 from mert_foundry.jobs.probing.stored_result import load_result, result_fingerprint, save_result
@@ -32,34 +29,62 @@ from mert_foundry.jobs.probing.validation_basis import on_validation
 from mert_foundry.model.probing.frames import probe_frames
 from mert_foundry.model.probing.probe import probe
 from mert_foundry.model.probing.result import ProbeResult
-from mert_foundry.model.probing.separation import probe_separation
+from mert_foundry.model.probing.separation import find_misfit, probe_separation
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
-from mert_foundry.pipeline.probe_sets.task import LabelledSet
+from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
 from mert_foundry.pipeline.storage.documents import fingerprint
 
 RESULTS = "results"
 
 
+@dataclass
+class Findings:
+    """What a probe has found so far.
+
+    fingerprints: of the models that were scored, by name. results: by task and model.
+    """
+
+    tasks: list[TaskRow] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    results: dict[tuple[str, str], ProbeResult] = field(default_factory=dict)
+    unscored: list[UnscoredRow] = field(default_factory=list)
+
+
 def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
     """Probe every model on every task; what was probed before with the same data, model and protocol is read back.
 
-    Raises as `load_tasks`, `extract` and `probe`, and UsageError when `compare_with` is not among the models.
+    A model whose features do not fit a task is named with the reason, and the others are scored.
+
+    Raises as `load_tasks`, `cut_to_length`, `extract` and `probe`, and UsageError when `compare_with` is not among the models.
     """
     compared = compared_model(config, models)
     for model in models:
         check_model(model.location)  # before the features of others take their time
-    sets = [on_validation(each) if config.score == "valid" else each for each in load_tasks(config.data, config.tasks)]
-    tasks: list[TaskRow] = []
-    fingerprints: dict[str, str] = {}
-    results: dict[tuple[str, str], ProbeResult] = {}
-    for number, labelled in enumerate(sets, 1):
-        console.say(f"task {number} of {len(sets)}: {labelled.task.name}")
-        probed, tables = collect_features(labelled, models, config)
-        tasks.append(describe_task(probed))
-        for model, table in zip(models, tables):
-            fingerprints[model.name] = table.description["model"]["fingerprint"]
-            results[labelled.task.name, model.name] = probe_task(probed, table, model, config)
+    cut_tasks = load_cut_tasks(config)  # all of them, before the features of the first
+    found = Findings()
+    for number, probed in enumerate(cut_tasks, 1):
+        console.say(f"task {number} of {len(cut_tasks)}: {probed.labelled.task.name}")
+        score_models(probed, models, config, found)
+    return make_report(config, models, compared, found)
+
+
+def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeConfig, found: Findings) -> None:
+    """Score on one task every model whose features fit it."""
+    task = probed.labelled.task
+    misfits = {model.name: reason for model in models if (reason := misfit(task, model, config))}
+    found.unscored += [UnscoredRow(task=task.name, model=name, reason=reason) for name, reason in misfits.items()]
+    fitting = [model for model in models if model.name not in misfits]
+    probed, tables = drop_faults(probed, [extract_features(probed, model, config) for model in fitting])
+    found.tasks.append(describe_task(probed))
+    for model, table in zip(fitting, tables):
+        found.fingerprints[model.name] = table.description["model"]["fingerprint"]
+        found.results[task.name, model.name] = probe_task(probed, table, model, config)
+
+
+def make_report(config: ProbeConfig, models: list[ProbedModel], compared: ProbedModel, found: Findings) -> ProbeReport:
+    """All that was found as the rows of a report."""
     by_name = {model.name: model for model in models}
+    scored = [(by_name[name], result) for (_, name), result in found.results.items()]
     return ProbeReport(
         version=version("mert-foundry"),
         data=config.data,
@@ -67,20 +92,30 @@ def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
         pooling=config.pooling,
         protocol=config.protocol,
         compared_with=compared.name,
-        models=tuple(describe_model(model, fingerprints[model.name]) for model in models),
-        tasks=tuple(tasks),
-        rows=tuple(row for (_, name), result in results.items() for row in score_rows(by_name[name], result)),
-        layers=tuple(row for (_, name), result in results.items() for row in layer_rows(by_name[name], result)),
-        differences=tuple(difference_rows(results, compared.name, config.protocol)),
+        models=tuple(describe_model(model, found.fingerprints.get(model.name, "")) for model in models),
+        tasks=tuple(found.tasks),
+        rows=tuple(row for model, result in scored for row in score_rows(model, result)),
+        layers=tuple(row for model, result in scored for row in layer_rows(model, result)),
+        differences=tuple(difference_rows(found.results, compared.name, config.protocol)),
+        unscored=tuple(found.unscored),
     )
 
 
-def collect_features(
-    labelled: LabelledSet, models: list[ProbedModel], config: ProbeConfig
-) -> tuple[ProbedTask, list[FeatureTable]]:
-    """The features of every model for the clips that all models have features for."""
-    probed = cut_to_length(labelled)
-    return drop_faults(probed, [extract_features(probed, model, config) for model in models])
+def load_cut_tasks(config: ProbeConfig) -> list[ProbedTask]:
+    """The tasks that were asked for, with clips of the lengths that they ask for. Raises as `load_tasks` and `cut_to_length`."""
+    listed = load_tasks(config.data, config.tasks)
+    return [cut_to_length(on_validation(each) if config.score == "valid" else each, listed=each) for each in listed]
+
+
+def misfit(task: ProbeTask, model: ProbedModel, config: ProbeConfig) -> str:
+    """Why the features of a model do not fit a task; empty when they do. It is said too."""
+    if task.kind != "separation":
+        return ""
+    opened = open_model(model.location, torch.device("cpu"))
+    reason = find_misfit(opened.sample_rate / opened.geometry.hop, len(opened.layers), config.separation)
+    if reason:
+        console.say(f"  {model.name}: not scored: {reason}")
+    return reason
 
 
 def probe_task(probed: ProbedTask, table: FeatureTable, model: ProbedModel, config: ProbeConfig) -> ProbeResult:

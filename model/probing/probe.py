@@ -24,10 +24,9 @@ from mert_foundry.model.probing.head_training import Loss, TrainedHead, Training
 from mert_foundry.model.probing.heads import HeadSizes, HeadStack, ProbeHeadSpec
 from mert_foundry.model.probing.labels import clip_labels
 from mert_foundry.model.probing.metrics import weighted_scores
-from mert_foundry.model.probing.protocol import ProbeProtocol
+from mert_foundry.model.probing.protocol import WEIGHTED_SUM, ProbeProtocol
 from mert_foundry.model.probing.result import (
     CHOSEN,
-    WEIGHTED_SUM,
     Choice,
     Predictions,
     ProbeResult,

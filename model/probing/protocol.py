@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+WEIGHTED_SUM = "weighted_sum"  # in place of the number of a layer
+
 
 class ProbeProtocol(BaseModel):
     """MARBLE's constrained track (arXiv 2306.10548, appendix A): frozen features, a small head, everything chosen on validation.

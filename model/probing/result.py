@@ -13,7 +13,6 @@ from mert_foundry.model.probing.metrics import library_score, weighted_scores
 from mert_foundry.model.probing.protocol import ProbeProtocol
 from mert_foundry.pipeline.probe_sets.task import Metric, ProbeTask
 
-WEIGHTED_SUM = "weighted_sum"
 CHOSEN = "chosen"
 # Scores and choices written as JSON by pydantic keep NaN and infinities, as strings.
 _AS_JSON = ConfigDict(ser_json_inf_nan="strings")

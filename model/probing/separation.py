@@ -22,8 +22,8 @@ from mert_foundry.model.probing.batches import Scaling
 from mert_foundry.model.probing.chance import ReferenceScores
 from mert_foundry.model.probing.features import FloatArray, FrameFeatures, IntArray, Partition, partitions, tracks_of
 from mert_foundry.model.probing.probe import FoldResult, by_condition, gathered
-from mert_foundry.model.probing.protocol import ProbeProtocol
-from mert_foundry.model.probing.result import WEIGHTED_SUM, Choice, Predictions, ProbeResult
+from mert_foundry.model.probing.protocol import WEIGHTED_SUM, ProbeProtocol
+from mert_foundry.model.probing.result import Choice, Predictions, ProbeResult
 from mert_foundry.pipeline.probe_sets.task import Metric
 
 # MARBLE's: 24 kHz mono, a frame for each of the encoder's.
@@ -128,7 +128,7 @@ def probe_separation(
     Raises:
         ValueError: a kind, frame rate or audio that does not fit; the message names the task.
     """
-    _check(features, audio, settings.encoder_layer)
+    _check(features, audio, settings)
     separation = _Separation(features, audio, protocol, settings, torch.device(device))
     parts = partitions(features.labelled)
     folds = [separation.fold(partition, fold) for fold, partition in enumerate(parts)]
@@ -143,15 +143,22 @@ def probe_separation(
     return gathered(features.labelled.task, protocol, folds, reference)
 
 
-def _check(features: FrameFeatures, audio: Stems, encoder_layer: int | str) -> None:
+def find_misfit(frame_rate: float, layers: int, settings: SeparationProtocol) -> str:
+    """Why features of a frame rate (Hz) and a number of layers cannot be probed; empty when they can."""
+    if frame_rate * HOP != 24_000:
+        return f"features at {frame_rate} Hz, not the 75 Hz of the spectrogram"
+    layer = settings.encoder_layer
+    if layer != WEIGHTED_SUM and not 0 <= int(layer) < layers:
+        return f"encoder_layer {layer}, but the features have {layers} layers"
+    return ""
+
+
+def _check(features: FrameFeatures, audio: Stems, settings: SeparationProtocol) -> None:
     task = features.labelled.task
     if task.kind != "separation":
         raise ValueError(f"task {task.name}: {task.kind} is no separation")
-    if features.frame_rate * HOP != 24_000:
-        raise ValueError(f"task {task.name}: features at {features.frame_rate} Hz, not the 75 Hz of the spectrogram")
-    layers = features.values.shape[1]
-    if encoder_layer != WEIGHTED_SUM and not 0 <= int(encoder_layer) < layers:
-        raise ValueError(f"task {task.name}: encoder_layer {encoder_layer}, but the features have {layers} layers")
+    if misfit := find_misfit(features.frame_rate, features.values.shape[1], settings):
+        raise ValueError(f"task {task.name}: {misfit}")
     if not len(features.lengths) == len(audio.mixture) == len(audio.stems):
         raise ValueError(
             f"task {task.name}: {len(features.lengths)} clips, {len(audio.mixture)} mixtures, {len(audio.stems)} stems"

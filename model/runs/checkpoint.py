@@ -8,7 +8,6 @@ checksums.json      SHA-256 of each file above, written last; a folder that does
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mert_foundry.model.runs.publish import publish_folder, retire_folder
 from mert_foundry.model.runs.stored_config import read_run_config
+from mert_foundry.pipeline.storage.documents import file_sha256
 
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
@@ -65,7 +65,7 @@ def save_checkpoint(
         document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
         (temporary / "state.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         (temporary / "config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
-        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
     # One of a later step is incomplete, or this run would have gone on from it: it must not push out a whole one.
     until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= state.step]
@@ -94,7 +94,7 @@ def find_fault(path: Path) -> str | None:
     for name, expected in sums.items():
         if not (path / name).is_file():
             return f"{path}: {name} is missing"
-        found = _sha256(path / name)
+        found = file_sha256(path / name)
         if found != expected:
             return f"{path}: {name} has SHA-256 {found}, {CHECKSUMS} says {expected}"
     return None
@@ -153,11 +153,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_optimizer_state(path: Path) -> dict[str, Any]:
     """The optimiser's state dict, on the CPU."""
     return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from mert_foundry.model.runs.publish import publish_file
+from mert_foundry.pipeline.storage.files import publish_bytes, sweep_temporary
 
 
 class MetricsLog:
@@ -20,6 +20,7 @@ class MetricsLog:
 
     def __init__(self, run_folder: Path, step: int):
         run_folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporary(str(run_folder))
         self.path = run_folder / "metrics.jsonl"
         self._held = _forget_after(self.path, step)
         self._file = open(self.path, "a")
@@ -49,7 +50,7 @@ def _forget_after(path: Path, step: int) -> set[tuple[str, int]]:
         return set()
     parsed = [(line, _parse(line)) for line in path.read_text().splitlines()]
     kept = [(line, record) for line, record in parsed if record is not None and record["step"] <= step]
-    publish_file(path, "".join(line + "\n" for line, _ in kept).encode())
+    publish_bytes(str(path), "".join(line + "\n" for line, _ in kept).encode())
     return {(record["kind"], record["step"]) for _, record in kept}
 
 

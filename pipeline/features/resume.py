@@ -47,8 +47,8 @@ def refuse_other_folder(location: str) -> None:
     _read_root(location)
 
 
-def begun_as(location: str, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description as the store that is there has it, if that says the same in older names; else `description`.
+def description_as_stored(location: str, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description in the names of the store that is there, if that says the same in older names; else `description`.
 
     Raises as `refuse_other_folder`.
     """
@@ -58,8 +58,8 @@ def begun_as(location: str, description: Mapping[str, Any]) -> dict[str, Any]:
     return dict(description)
 
 
-def is_begun_with(location: str, description: Mapping[str, Any]) -> bool:
-    """Whether the store that is there has this description, in names of now or of before."""
+def has_description(location: str, description: Mapping[str, Any]) -> bool:
+    """Whether the store that is there has this description, in present or older names."""
     found = _read_root(location)
     return found is not None and present_names(_without_state(found)) == description
 

@@ -62,12 +62,9 @@ class PooledRows:
     def finish(self) -> dict[str, np.ndarray]:
         with np.errstate(invalid="ignore"):  # 0 / 0 of a track without frames
             mean = self._sums / self._counts
-            deviation = np.sqrt(np.maximum(self._squares / self._counts - np.square(mean), 0.0))
-        pooled = {
-            "mean": mean,
-            "std": deviation,
-            "deviation": deviation,
-        }  # the latter in stores begun under older names
+            std = np.sqrt(np.maximum(self._squares / self._counts - np.square(mean), 0.0))
+        # Stores of version 0.1 call the second array `deviation`.
+        pooled = {"mean": mean, "std": std, "deviation": std}
         arrays = self._layout.empty_part(self._part.rows)
         for piece in self._part.pieces:
             for name, values in arrays.items():

@@ -96,8 +96,8 @@ def publish_bytes(location: str, content: bytes) -> None:
 def publishing(location: str) -> Iterator[Path]:
     """Give a local path to write to; on a clean exit the file appears under `location`, whole.
 
-    On an error nothing appears and the temporary file is removed. What a killed process leaves is
-    a name starting with a dot, which `sweep_temporary` deletes.
+    On an error nothing appears and the temporary file is removed. A killed process leaves a file
+    whose name begins with a dot, which `sweep_temporary` deletes.
     """
     filesystem, path = open_filesystem(location)
     if isinstance(filesystem, LocalFileSystem):
@@ -106,9 +106,7 @@ def publishing(location: str) -> Iterator[Path]:
         temporary = folder / f".{Path(path).name}.{uuid.uuid4().hex}.tmp"
         try:
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(folder)
+            move_into_place(temporary, Path(path))
         finally:
             temporary.unlink(missing_ok=True)
         return
@@ -117,6 +115,22 @@ def publishing(location: str) -> Iterator[Path]:
         yield temporary
         filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         filesystem.put_file(str(temporary), path)
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Give a local file or folder its name in the same folder once its bytes are on the disk, in place of what had the name."""
+    sync(temporary)
+    os.replace(temporary, target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a local file, or the list of names of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sweep_temporary(folder: str) -> None:
@@ -148,11 +162,3 @@ def is_fault_of_file(error: Exception) -> bool:
     """Whether an error lies in the file itself, such as a link to itself, and not in the storage that holds it."""
     own = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
     return isinstance(error, own) or getattr(error, "errno", None) in FAULTS_OF_A_FILE
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
