@@ -313,6 +313,11 @@ def test_no_training_split_or_another_hop_is_refused(shards, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mask_span_of_half_a_frame_is_refused(shards, tmp_path, capsys):
+    line = refusal(capsys, shards, tmp_path / "run", "trainer.mask.span_seconds=0.02")
+    assert line == "error: mask.span_seconds 0.02 is 1.5 frames of 0.01333 s; whole ones are 0.01333 s and 0.02667 s\n"
+
+
 def test_a_batch_the_ranks_cannot_share_is_one_line(shards, tmp_path, capsys, monkeypatch):
     """Rank 0 refuses before it joins the others, so torchrun shows the line once."""
     monkeypatch.setenv("RANK", "0")

@@ -188,6 +188,7 @@ EVERY_MASK = MaskConfig(
     min_space=1,
     probability_schedule=((3, 0.4),),
     span_schedule=((2, 3),),
+    fill="noise",
     replace=0.2,
     keep=0.2,
     channels=ChannelMaskConfig(probability=0.3, span=2),

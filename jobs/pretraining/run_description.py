@@ -89,6 +89,7 @@ def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> Non
         )
     if hop % index.hop:
         raise ValueError(f"the encoder's hop is {hop} samples, no multiple of the shards' hop of {index.hop}")
+    config.trainer.mask.in_frames(hop, index.sample_rate)
     for spec in index.targets:
         target_stride(spec.name, spec.frame_rate, hop)
     if config.stream.batch_size % world_size:

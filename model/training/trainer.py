@@ -100,21 +100,21 @@ def train(
         validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
             numbers of them. None: no validation.
         run_config: the resolved config, saved with each checkpoint.
-        sample_rate: of the audio, Hz; for throughput only.
+        sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
         stop: polled once a step; when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
-    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, when the stream ends early or gives
-    a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
+    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
+    number of frames, when the stream ends early or gives a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
     """
     precision = resolve_precision(config.precision, device)
     set_precision(precision)
     trainee = TrainStep(
         model.to(device),
         config.optimizer,
-        config.mask,
+        config.mask.in_frames(model.encoder.hop, sample_rate),
         config.mixture,
         config.accumulation,
         precision == "bf16",
