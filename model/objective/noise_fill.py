@@ -21,11 +21,15 @@ def fill_with_noise(audio: Tensor, noised: Tensor, hop: int, seed: int, step: in
     Each row's noise is a pure function of (seed, step, key) and its mask, drawn on the CPU: so it does not depend on
     the device, on the number of ranks, or on how a batch is split.
     """
-    filled = audio.cpu().clone()
-    samples = noised.cpu().repeat_interleave(hop, dim=1)[:, : audio.shape[1]]
+    frames = noised.cpu().numpy()
+    drawn = np.zeros((*frames.shape, hop), np.float32)
     for row, key in enumerate(keys):
-        places = samples[row].nonzero()[:, 0]
         generator = np.random.default_rng(derive_seed(seed, step, "mask_noise", key))
-        noise = generator.standard_normal(len(places), dtype=np.float32) * np.float32(NOISE_DEVIATION)
-        filled[row, places] = torch.from_numpy(noise).to(filled.dtype)
-    return filled.to(audio.device)
+        noise = generator.standard_normal((frames[row].sum(), hop), dtype=np.float32)
+        drawn[row, frames[row]] = noise * np.float32(NOISE_DEVIATION)
+    filled = audio.clone()
+    covered = min(frames.shape[1] * hop, audio.shape[1])
+    stretch = torch.from_numpy(drawn).flatten(1)[:, :covered].to(audio.device, audio.dtype)
+    samples = noised.repeat_interleave(hop, dim=1)[:, :covered].to(audio.device)
+    filled[:, :covered] = torch.where(samples, stretch, audio[:, :covered])
+    return filled
