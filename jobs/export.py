@@ -2,9 +2,10 @@
 
     mert export RUN_FOLDER OUT_FOLDER
     mert export RUN_FOLDER/checkpoints/step_1000 OUT_FOLDER
+    mert export RUN_FOLDER@ema OUT_FOLDER
     mert export IMPORTED_FOLDER OUT_FOLDER
 
-A run folder means its newest whole checkpoint. An encoder with options that Hubert lacks is written as a folder of our
+@ema takes the averaged weights of a run with trainer.ema. A run folder means its newest whole checkpoint. An encoder with options that Hubert lacks is written as a folder of our
 own class, which model.interop.load.load_encoder opens; what prevents the native class is reported.
 """
 
@@ -18,7 +19,7 @@ from mert_foundry.jobs.pretraining.run_description import RunDescription
 from mert_foundry.model.interop.export import export_model
 from mert_foundry.model.interop.load import read_checkpoint, read_model
 from mert_foundry.model.interop.stored_model import StoredModel
-from mert_foundry.model.runs.checkpoint import find_checkpoint, load_config, load_state
+from mert_foundry.model.runs.checkpoint import find_checkpoint, load_config, load_state, split_average
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input, check_output
 
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("out")
     options = parser.parse_args(arguments)
-    check_input(str(options.source), RUN, CHECKPOINT, MODEL)
+    check_input(str(split_average(options.source)[0]), RUN, CHECKPOINT, MODEL)
     check_output(options.out, MODEL)
     model, card, named = read(options.source)
     unsupported = list(export_model(files.local_path(options.out), model, card))
@@ -38,10 +39,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def read(source: Path) -> tuple[StoredModel, dict, str]:
+def read(named: Path) -> tuple[StoredModel, dict, str]:
     """The model of a run, a checkpoint or an exported folder; what its card says; what it is, in words."""
+    source, averaged = split_average(named)
     if (source / "config.json").is_file():
-        return read_model(source), {"Source": f"{source.resolve().name}, exported again"}, str(source)
+        return read_model(named), {"Source": f"{source.resolve().name}, exported again"}, str(source)
     checkpoint, faults = find_checkpoint(source)
     for fault in faults:
         print(f"passed over: {fault}", file=sys.stderr)
@@ -58,9 +60,11 @@ def read(source: Path) -> tuple[StoredModel, dict, str]:
             "skipped steps": state.skipped_steps,
             "objective": config.objective.model_dump(mode="json"),
             "trainer": config.trainer.model_dump(mode="json"),
+            **({"weights": "exponential moving average"} if averaged else {}),
         },
     }
-    return read_checkpoint(checkpoint), card, f"step {state.step} of {checkpoint}"
+    words = f"{'averaged weights at ' if averaged else ''}step {state.step} of {checkpoint}"
+    return read_checkpoint(checkpoint, averaged), card, words
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ OWN = {
     "RoPE": {"transformer": {"position": "rope"}},
     "window in one layer": {"transformer": {"overrides": {"1": {"attention": {"window": 2}}}}},
     "temperature and gate": {"transformer": {"attention": {"learnable_temperature": True, "gate": True}}},
+    "convolution": {"transformer": {"convolution_kernel": 7}},
     "log-mel": {"frontend": {"kind": "log_mel", "bands": 8}},
 }
 

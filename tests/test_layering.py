@@ -53,8 +53,8 @@ ARROWS = {
     "jobs/cluster": "jobs/command model/training",
     "jobs/pretraining": "jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
     " pipeline/storage pipeline/stream",
-    "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/training pipeline/audio pipeline/features pipeline/frames"
-    " pipeline/manifest pipeline/storage",
+    "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs model/training pipeline/audio pipeline/features"
+    " pipeline/frames pipeline/manifest pipeline/storage",
     "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage",
     "jobs/probing": "jobs/command jobs/extraction jobs/inspection model/probing model/runs pipeline/audio pipeline/features"
     " pipeline/frames pipeline/probe_sets pipeline/storage",

@@ -30,12 +30,16 @@ from pretrain_run import (
 )
 from shard_fixtures import write_set
 
-from mert_foundry.jobs import demo, inspect
+from mert_foundry.jobs import demo, export, inspect
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.extraction.models import check_model
 from mert_foundry.jobs.pretraining import target_values
 from mert_foundry.jobs.pretraining.progress import TrainingReport
 from mert_foundry.jobs.pretraining.run_description import read_description
-from mert_foundry.model.runs.checkpoint import load_config, load_state
+from mert_foundry.jobs.probing.models import list_models
+from mert_foundry.jobs.probing.settings import ProbeConfig
+from mert_foundry.model.interop.load import load_encoder
+from mert_foundry.model.runs.checkpoint import load_average, load_config, load_state
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
@@ -226,6 +230,29 @@ def test_a_run_keeps_the_scales_of_its_values(shards, tmp_path, monkeypatch):
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
+def test_averaged_weights_are_exported_probed_and_begun_from_by_name(shards, finished, tmp_path, capsys):
+    out, averaged = tmp_path / "run", f"{tmp_path / 'run'}@ema"
+    assert pretrain_here(shards, out, "trainer.ema=0.9") == 0
+    average = load_average(out / "checkpoints" / "step_12")
+    encoder = {name.removeprefix("encoder."): w for name, w in average.items() if name.startswith("encoder.")}
+    found, _ = load_encoder(averaged)
+    assert all(torch.equal(weight, encoder[name]) for name, weight in found.state_dict().items())
+    assert not torch.equal(found.mask_embedding, load_encoder(out)[0].mask_embedding)
+
+    assert run(export.main, [averaged, str(tmp_path / "exported")], export.__doc__) == 0
+    assert torch.equal(load_encoder(tmp_path / "exported")[0].mask_embedding, found.mask_embedding)
+    assert "exponential moving average" in (tmp_path / "exported" / "README.md").read_text()
+    check_model(averaged)
+    probed = list_models(ProbeConfig(data=".", out=".", model=averaged, every_checkpoint=True, baselines=[]))
+    assert [model.location for model in probed] == [f"{out}/checkpoints/step_{step}@ema" for step in (10, 12)]
+    assert pretrain_here(shards, tmp_path / "next", f"initial={averaged}", "trainer.schedule.total_steps=5") == 0
+
+    capsys.readouterr()
+    for source, words in ((f"{finished}@ema", "trainer.ema null"), (f"{tmp_path}/exported@ema", "one set of weights")):
+        assert run(export.main, [source, str(tmp_path / "none")], export.__doc__) != 0
+        assert words in capsys.readouterr().err
+
+
 def test_a_finished_run_is_left_alone(shards, finished, capsys):
     def state():
         files = [path for path in (finished / "checkpoints").rglob("*") if path.is_file()]
@@ -311,6 +338,11 @@ def test_no_training_split_or_another_hop_is_refused(shards, tmp_path, capsys):
         capsys, shards, tmp_path / "run", strides
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_span_of_half_a_frame_is_refused(shards, tmp_path, capsys):
+    line = refusal(capsys, shards, tmp_path / "run", "trainer.mask.span_seconds=0.02")
+    assert line == "error: mask.span_seconds 0.02 is 1.5 frames of 0.01333 s; whole ones are 0.01333 s and 0.02667 s\n"
 
 
 def test_a_batch_the_ranks_cannot_share_is_one_line(shards, tmp_path, capsys, monkeypatch):

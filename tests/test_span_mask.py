@@ -165,6 +165,40 @@ def test_settings_that_cannot_be_are_refused(settings_, message):
         MaskConfig(**settings_)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "hop", "frames"), [(0.4, 960, 10), (0.4, 320, 30), (0.067, 320, 5), (0.037, 960, 1), (2.0, 320, 150)]
+)
+def test_a_span_in_seconds_is_the_same_mask_as_its_frames(seconds, hop, frames):
+    config = MaskConfig(span_seconds=seconds, probability=0.6, min_space=0)
+    stored = MaskConfig(**config.model_dump(mode="json"))
+    assert stored == config and "span" not in config.model_dump()
+    resolved = stored.in_frames(hop, 24_000)
+    valid = np.ones((5, 200), dtype=bool)
+    masks = draw_masks(MaskConfig(span=frames, probability=0.6, min_space=0), 0, 1, list("abcde"), valid)
+    assert np.array_equal(draw_masks(resolved, 0, 1, list("abcde"), valid), masks)
+    assert "span_seconds" not in MaskConfig(span=3).model_dump() and MaskConfig(span=3).in_frames(hop, 24_000).span == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "message"),
+    [
+        (0.1, "span_seconds 0.1 is 2.5 frames of 0.04 s; whole ones are 0.08 s and 0.12 s"),
+        (0.01, "span_seconds 0.01 is 0.25 frames of 0.04 s; whole ones are 0.04 s$"),
+    ],
+)
+def test_a_span_in_seconds_that_is_no_whole_number_of_frames_is_refused(seconds, message):
+    with pytest.raises(ValueError, match=message):
+        MaskConfig(span_seconds=seconds).in_frames(960, 24_000)
+
+
+@pytest.mark.parametrize("frames", [{"span": 5}, {"span_schedule": ((3, 4),)}])
+def test_a_span_has_one_unit(frames):
+    with pytest.raises(
+        ValueError, match="span_seconds 0.4 is given, so span and span_schedule, in frames, must not be"
+    ):
+        MaskConfig(span_seconds=0.4, **frames)
+
+
 def masking_of(config: MaskConfig, rows: int = 300, frames: int = 100, step: int = 1, width: int = 64):
     return draw_masking(config, 3, step, [str(i) for i in range(rows)], np.ones((rows, frames), dtype=bool), width)
 

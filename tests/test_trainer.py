@@ -12,12 +12,13 @@ from tiny_model import run_ranks, slice_rows, synthetic_batch, synthetic_stream,
 from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
 from mert_foundry.model.objective.span_mask import ChannelMaskConfig, MaskConfig
-from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_state, load_weights
+from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_average, load_state, load_weights
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig
 from mert_foundry.model.training.precision import resolve_precision
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.train_step import TrainStep
 from mert_foundry.model.training.trainer import TrainerConfig, TrainResult, train
+from mert_foundry.model.training.weight_average import decay_at
 
 TIMINGS = ("audio_seconds_per_second", "data_wait_share")
 MIXTURE = MixtureConfig(min_samples=500, max_samples=900)
@@ -188,6 +189,7 @@ EVERY_MASK = MaskConfig(
     min_space=1,
     probability_schedule=((3, 0.4),),
     span_schedule=((2, 3),),
+    fill="noise",
     replace=0.2,
     keep=0.2,
     channels=ChannelMaskConfig(probability=0.3, span=2),
@@ -210,6 +212,53 @@ def test_every_option_together_resumes_to_the_bit(tmp_path):
     assert all(accuracy.count(None) == 1 for accuracy in accuracies)
     assert {accuracy.index(None) for accuracy in accuracies} == {0, 1}
     assert None not in read_metrics(folders[0])[0]["accuracy"]["codes"]  # a validation uses all codebooks
+
+
+def average_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_average(folder / "checkpoints" / f"step_{step}")
+
+
+def test_the_average_is_the_formulas_and_changes_no_bit_of_training(tmp_path, uninterrupted):
+    run(tmp_path, config(ema=0.5, checkpoint_every=1, keep_checkpoints=6), layer_drop=0.3)
+    assert_same_weights(tmp_path, uninterrupted)
+    expected = {name: weight.clone() for name, weight in tiny_model(layer_drop=0.3).state_dict().items()}
+    for step in range(1, 7):
+        weights = load_weights(tmp_path / "checkpoints" / f"step_{step}")
+        decay = [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16][step - 1]
+        expected = {name: decay * value + (1 - decay) * weights[name] for name, value in expected.items()}
+        found = average_of(tmp_path, step)
+        assert found.keys() == weights.keys()
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
+    assert decay_at(0.999, 10**6) == 0.999
+
+
+def test_the_average_resumes_to_the_bit_and_may_be_asked_for_later(tmp_path, uninterrupted):
+    whole, killed, later = (tmp_path / name for name in ("whole", "killed", "later"))
+    for folder in (whole, killed, later):
+        folder.mkdir()
+    run(whole, config(ema=0.3), layer_drop=0.3)
+    for step in (3, 6):
+        with pytest.raises(Killed):
+            run(killed, config(ema=0.3), stream=stream_killed_at(step), layer_drop=0.3)
+    run(killed, config(ema=0.3), layer_drop=0.3)
+    first, second = average_of(whole, 6), average_of(killed, 6)
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert not torch.equal(first["encoder.mask_embedding"], final_weights(whole)["encoder.mask_embedding"])
+
+    with pytest.raises(Killed):
+        run(later, config(), stream=stream_killed_at(4), layer_drop=0.3)
+    with pytest.raises(ValueError, match=r"step_2 has no averaged weights \(ema.safetensors\)"):
+        average_of(later, 2)
+    run(later, config(ema=0.3), layer_drop=0.3)
+    assert_same_weights(later, uninterrupted)
+    assert average_of(later, 6).keys() == first.keys()
+
+
+def test_a_skipped_step_leaves_the_average_alone(tmp_path):
+    run(tmp_path, config(total_steps=3, ema=0.9, checkpoint_every=1), stream=poisoned_stream({3}))
+    before, after = average_of(tmp_path, 2), average_of(tmp_path, 3)
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
 
 
 def test_a_finished_run_is_left_as_it_is(uninterrupted):
@@ -377,7 +426,7 @@ def two_ranks(process_rank: int, folder: Path) -> None:
         run(folder / part, config(), layer_drop=0.3)
     for part, steps in (("options", 3), ("options", 6), ("options_whole", 6)):
         stop = (lambda: True) if steps == 3 else (lambda: False)
-        run(folder / part, config(mask=EVERY_MASK, diagnostics_every=2), stop=stop, **EVERY_OPTION)
+        run(folder / part, config(mask=EVERY_MASK, diagnostics_every=2, ema=0.4), stop=stop, **EVERY_OPTION)
     alone = lambda: validation() if process_rank == 0 else []  # noqa: E731  (rank 1 has no batch to validate on)
     run(folder / "validation", config(total_steps=3, mixture=None), validation=alone)
     run(folder / "poisoned", config(total_steps=4), stream=poisoned_stream({2}, poisoned_rank=1))

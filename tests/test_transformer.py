@@ -23,7 +23,7 @@ RICH = {
     "position": "rope",
     "memory_width": 6,
     "overrides": {
-        "0": {"attention": {"window": 2}, "heads": 4},
+        "0": {"attention": {"window": 2}, "heads": 4, "convolution_kernel": 5},
         "1": {"attention": {"learnable_temperature": True, "gate": True}, "reads_memory": True},
         "2": {"trainable": False, "feed_forward": 24},
         "3": {"attention": {"relaxation": 32.0}, "norm_epsilon": 1e-3, "reads_memory": True},
@@ -46,11 +46,13 @@ def randomised(**changes: object) -> TransformerEncoderExtend:
 
 
 @pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("kernel", [None, 5])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("norm", PLACEMENTS)
-def test_padding_never_changes_valid_frames(norm, position, kind, window):
-    transformer = randomised(norm=norm, position=position, norm_kind=kind, attention={"window": window})
+def test_padding_never_changes_valid_frames(norm, position, kind, kernel, window):
+    options = {"attention": {"window": window}, "convolution_kernel": kernel}
+    transformer = randomised(norm=norm, position=position, norm_kind=kind, **options)
     features = torch.randn(1, 12, 16)
     padded = torch.cat([features, 100 * torch.randn(1, 7, 16)], dim=1)
     valid = torch.arange(19)[None] < 12
@@ -95,6 +97,44 @@ def test_layers_equal_their_formulas(norm, kind, activation):
             else:
                 expected = normed(its_norm, alpha * expected + part(expected))
         assert torch.allclose(layer(x, None), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", PLACEMENTS)
+@pytest.mark.parametrize("kernel", [1, 3, 31])
+def test_the_convolution_part_equals_a_loop_over_frames(norm, kernel):
+    """Joined as the other parts are, between attention and feed-forward."""
+    layer = randomised(norm=norm, convolution_kernel=kernel, layers=1).layers[0]
+    hidden, valid = torch.randn(2, 9, 16), torch.arange(9)[None] < torch.tensor([[9], [6]])
+    part, first = layer.convolution, layer.placement.first
+    with torch.no_grad():
+        after_attention = layer._joined(hidden, lambda x: layer.attention(x, valid), layer.attention_norm)
+        source = layer.convolution_norm(after_attention) if first else after_attention
+        added = torch.zeros_like(source)
+        for row, length in enumerate((9, 6)):
+            left, right = part.inner(source[row, :length]).chunk(2, dim=1)
+            gated = left * right.sigmoid()
+            for frame in range(9):
+                mixed = part.depthwise.bias.clone()
+                for tap in range(kernel):
+                    place = frame + tap - kernel // 2
+                    if 0 <= place < length:
+                        mixed += part.depthwise.weight[:, 0, tap] * gated[place]
+                normed = part.norm(mixed)
+                added[row, frame] = part.outer(normed * normed.sigmoid())
+        joined = layer.placement.residual_scale * after_attention + added
+        joined = joined if first else layer.convolution_norm(joined)
+        expected = layer._joined(joined, layer.feed_forward, layer.feed_forward_norm)
+        assert torch.allclose(layer(hidden, valid)[valid], expected[valid], atol=1e-4, rtol=1e-4)
+
+
+def test_a_convolution_may_be_in_some_layers_and_has_an_odd_kernel():
+    kernels = [
+        layer.convolution and layer.convolution.depthwise.kernel_size
+        for layer in build(layers=3, convolution_kernel=7, overrides={1: {"convolution_kernel": None}}).layers
+    ]
+    assert kernels == [(7,), None, (7,)]
+    with pytest.raises(ValueError, match="overrides, layer 1, field 'convolution_kernel': .*odd .*not 4"):
+        build(overrides={1: {"convolution_kernel": 4}})
 
 
 def test_sub_norm_stands_before_the_output_projection_of_attention():

@@ -31,7 +31,7 @@ def test_every_field_of_a_layer_can_be_overridden():
     change = {
         "heads": 4, "feed_forward": 8, "norm_epsilon": 1e-3, "dropout": 0.2, "attention_dropout": 0.3,
         "activation_dropout": 0.4, "layer_drop": 0.5, "reads_memory": True, "trainable": False,
-        "learning_rate_multiplier": 0.25,
+        "learning_rate_multiplier": 0.25, "convolution_kernel": 5,
         "attention": {"window": 3, "learnable_temperature": True, "gate": True, "relaxation": 32.0},
     }  # fmt: skip
     assert change.keys() == LayerConfig.model_fields.keys()

@@ -1,4 +1,4 @@
-"""What `model=` names: a folder with a trained encoder, or a baseline."""
+"""What `model=` names: a folder with a trained encoder (FOLDER@ema: its averaged weights), or a baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from mert_foundry.model.features.feature_encoder import FeatureEncoder
 from mert_foundry.model.features.feature_model import FeatureModel, Precision
 from mert_foundry.model.interop.load import read_model
+from mert_foundry.model.runs.checkpoint import split_average
 from mert_foundry.pipeline.storage.documents import fingerprint
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
 
@@ -43,9 +44,10 @@ def check_model(name: str) -> None:
     """Raise as `open_model` for a name that nothing has, or the wrong kind of folder; nothing is read."""
     if is_baseline(name):
         return
-    if not Path(name).exists():
+    folder = split_average(name)[0]
+    if not folder.exists():
         raise ValueError(f"model {name}: no folder of that name, and no baseline; those are {', '.join(NAMES)}")
-    check_input(name, RUN, CHECKPOINT, MODEL)
+    check_input(str(folder), RUN, CHECKPOINT, MODEL)
 
 
 def model_fingerprint(model: FeatureModel) -> str:

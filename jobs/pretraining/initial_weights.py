@@ -11,7 +11,7 @@ from mert_foundry.model.interop.architecture import architecture_differences
 from mert_foundry.model.interop.load import read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
 from mert_foundry.model.objective.pretrain_model import PretrainModel
-from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints
+from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints, split_average
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.storage import files
@@ -32,7 +32,7 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
                 f"{out}: all its checkpoints are incomplete; remove them to begin again from {config.initial}"
             )
         return None
-    check_input(config.initial, RUN, CHECKPOINT, MODEL)
+    check_input(str(split_average(config.initial)[0]), RUN, CHECKPOINT, MODEL)
     initial = read_model(files.local_path(config.initial))
     if initial.sample_rate != index.sample_rate:
         raise ValueError(

@@ -44,7 +44,7 @@ class PretrainConfig(BaseModel):
     out: str = Field(description="Run folder, local")
     initial: str | None = Field(
         default=None,
-        description="Local folder with the first weights: of mert import, mert export, a run, a checkpoint; null: random",
+        description="Local folder with the first weights: of mert import, mert export, a run, a checkpoint, RUN@ema; null: random",
     )
     seed: int = Field(default=0, ge=0, description="Seed of weights, order, crops, masks, mixture and dropout")
     train_split: str = Field(default="train", description="Split to train on")
@@ -89,6 +89,7 @@ def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> Non
         )
     if hop % index.hop:
         raise ValueError(f"the encoder's hop is {hop} samples, no multiple of the shards' hop of {index.hop}")
+    config.trainer.mask.in_frames(hop, index.sample_rate)
     for spec in index.targets:
         target_stride(spec.name, spec.frame_rate, hop)
     if config.stream.batch_size % world_size:

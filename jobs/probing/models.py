@@ -3,13 +3,12 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.extraction.models import SPECTRA
 from mert_foundry.jobs.probing.settings import ProbeConfig
-from mert_foundry.model.runs.checkpoint import checkpoint_step, find_fault, list_checkpoints
+from mert_foundry.model.runs.checkpoint import OF_AVERAGE, checkpoint_step, find_fault, list_checkpoints, split_average
 
 CHECKPOINTS = "checkpoints"
 
@@ -73,7 +72,8 @@ def _named(model: str | list[str] | dict[str, str]) -> list[tuple[str, str]]:
 
 def _checkpoints(config: ProbeConfig, name: str, location: str) -> list[ProbedModel]:
     """The model itself, or the whole checkpoints of a run, oldest first; says which are not whole."""
-    folder = Path(location) / CHECKPOINTS
+    run, averaged = split_average(location)
+    folder = run / CHECKPOINTS
     if not (config.every_checkpoint and folder.is_dir()):
         return [ProbedModel(name, location)]
     faults = {path: find_fault(path) for path in reversed(list_checkpoints(folder))}
@@ -82,4 +82,4 @@ def _checkpoints(config: ProbeConfig, name: str, location: str) -> list[ProbedMo
     steps = [(checkpoint_step(path), path) for path, fault in faults.items() if fault is None]
     if not steps:
         raise UsageError(f"{folder}: no whole checkpoint to probe")
-    return [ProbedModel(f"{name} step {step}", str(path), step) for step, path in steps]
+    return [ProbedModel(f"{name} step {step}", f"{path}{OF_AVERAGE if averaged else ''}", step) for step, path in steps]

@@ -4,7 +4,7 @@
     encoder, sample_rate = load_encoder("FOLDER")
 
 FOLDER: what `mert export` or `mert import` wrote, in either form; a run folder (its newest whole checkpoint) or one of
-its checkpoints; a Hugging Face folder of Hubert or MERT.
+its checkpoints; a Hugging Face folder of Hubert or MERT. `FOLDER@ema` takes the averaged weights of a run or checkpoint.
 """
 
 from pathlib import Path
@@ -16,7 +16,15 @@ from mert_foundry.model.interop.import_hugging_face import import_hugging_face, 
 from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredModel, select
 from mert_foundry.model.interop.weight_files import load_safetensors, read_json
 from mert_foundry.model.objective.heads import HeadSpec
-from mert_foundry.model.runs.checkpoint import check_weights, find_checkpoint, load_config, load_weights
+from mert_foundry.model.runs.checkpoint import (
+    OF_AVERAGE,
+    check_weights,
+    find_checkpoint,
+    load_average,
+    load_config,
+    load_weights,
+    split_average,
+)
 from mert_foundry.model.runs.stored_config import present_names
 
 
@@ -39,17 +47,22 @@ def build_encoder(stored: StoredModel) -> MertEncoder:
 
 def read_model(folder: Path) -> StoredModel:
     """Weights and configs of any folder named above. Raises ValueError as `load_encoder`."""
+    folder, averaged = split_average(folder)
     if not (folder / "config.json").is_file():
-        return read_checkpoint(find_checkpoint(folder)[0])
+        return read_checkpoint(find_checkpoint(folder)[0], averaged)
+    if averaged:
+        raise ValueError(f"{folder} is a model with one set of weights; {OF_AVERAGE} is for runs and checkpoints")
     if read_json(folder / "config.json").get("model_type") == OWN_MODEL_TYPE:
         return _read_own(folder)
     return import_hugging_face(folder).model
 
 
-def read_checkpoint(checkpoint: Path) -> StoredModel:
-    """What a whole checkpoint holds; its config.yaml has `config.encoder`, `heads` and `data`, as jobs/pretrain.py
-    writes them."""
-    description, weights = load_config(checkpoint), load_weights(checkpoint)
+def read_checkpoint(checkpoint: Path, averaged: bool = False) -> StoredModel:
+    """What a whole checkpoint holds, its averaged weights if they are asked for (ValueError when there are none).
+
+    Its config.yaml has `config.encoder`, `heads` and `data`, as jobs/pretrain.py writes them.
+    """
+    description, weights = load_config(checkpoint), (load_average if averaged else load_weights)(checkpoint)
     data = description["data"]
     return StoredModel(
         EncoderConfig(**description["config"]["encoder"]),

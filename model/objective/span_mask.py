@@ -10,14 +10,27 @@ Where this differs from fairseq and MERT's code:
 - A validation draws masks for step 0, before any schedule: always with the first values.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.transformer.masking import Masking
+
+SPAN_TOLERANCE = (
+    0.1  # frames by which a span in seconds may miss a whole number: 0.067 s are 5 at 75 Hz, 0.1 s none at 25
+)
 
 
 class SpanConfig(BaseModel):
@@ -46,12 +59,33 @@ class MaskConfig(SpanConfig):
 
     probability: float = Field(0.8, gt=0.0, le=1.0, description="masked share of frames if no spans overlapped")
     span: int = Field(5, ge=1, description="length of a masked span, frames")
+    span_seconds: float | None = Field(
+        None, gt=0.0, description="the same in seconds, instead of `span`: a whole number of frames, to a tenth of one"
+    )
     min_spans: int = Field(2, ge=1, description="least number of spans in a row, where they fit")
     probability_schedule: tuple[tuple[int, float], ...] = Field((), description="later values of probability")
     span_schedule: tuple[tuple[int, int], ...] = Field((), description="later values of span, frames")
+    fill: Literal["embedding", "noise"] = Field(
+        "embedding",
+        description="what masked frames become: embedding: a learnt vector; noise: their samples, N(0, 0.1)",
+    )
     replace: float = Field(0.0, ge=0.0, le=1.0, description="share of masked frames that get another frame's features")
     keep: float = Field(0.0, ge=0.0, le=1.0, description="share of masked frames that keep their own features")
     channels: ChannelMaskConfig | None = Field(None, description="features masked in all frames; null for none")
+
+    @model_validator(mode="after")
+    def _one_span(self) -> "MaskConfig":
+        if self.span_seconds is not None and self.model_fields_set & {"span", "span_schedule"}:
+            raise ValueError(
+                f"span_seconds {self.span_seconds} is given, so span and span_schedule, in frames, must not be"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_span(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A stored config is read again, and only one of the two may be given.
+        left_out = {"span_seconds"} if self.span_seconds is None else {"span", "span_schedule"}
+        return {name: value for name, value in fields(self).items() if name not in left_out}
 
     @model_validator(mode="after")
     def _consistent(self) -> "MaskConfig":
@@ -66,6 +100,24 @@ class MaskConfig(SpanConfig):
                 if not (0.0 < value <= 1.0 if name == "probability" else value >= 1):
                     raise ValueError(f"{name}_schedule has {name} {value} from step {step}")
         return self
+
+    def in_frames(self, hop: int, sample_rate: int) -> "MaskConfig":
+        """The same with `span_seconds` as `span`, in frames of `hop` samples.
+
+        Raises ValueError when it is further than a tenth of a frame from a whole number of frames, or from one frame.
+        """
+        if self.span_seconds is None:
+            return self
+        frames = self.span_seconds * sample_rate / hop
+        span = max(round(frames), 1)
+        if abs(frames - span) > SPAN_TOLERANCE:
+            frame = hop / sample_rate
+            below, above = max(math.floor(frames), 1) * frame, (math.floor(frames) + 1) * frame
+            raise ValueError(
+                f"mask.span_seconds {self.span_seconds:g} is {frames:.4g} frames of {frame:.4g} s; "
+                f"whole ones are {below:.4g} s" + (f" and {above:.4g} s" if above > below else "")
+            )
+        return self.model_copy(update={"span": span, "span_seconds": None})
 
     def at_step(self, step: int) -> "MaskConfig":
         """The same with `probability` and `span` as the schedules have them at a training step."""
@@ -88,9 +140,10 @@ def draw_masking(
     embedded, source = _draw_fills(config, seed, step, keys, valid, predicted)
     return Masking(
         torch.from_numpy(predicted),
-        torch.from_numpy(embedded),
+        torch.from_numpy(np.zeros_like(embedded) if config.fill == "noise" else embedded),
         torch.from_numpy(source) if config.replace else None,
         torch.from_numpy(_draw_channels(config.channels, seed, step, keys, width)) if config.channels else None,
+        torch.from_numpy(embedded) if config.fill == "noise" else None,
     )
 
 
@@ -99,6 +152,7 @@ def draw_masks(config: MaskConfig, seed: int, step: int, keys: Sequence[str], va
 
     `valid` is [B, F] bool; only valid frames are masked, and every row with one gets at least one masked frame.
     """
+    assert config.span_seconds is None, "the caller knows the hop: `in_frames`"
     config = config.at_step(step)
     masks = np.zeros(valid.shape, dtype=bool)
     for row, key in enumerate(keys):
@@ -136,7 +190,7 @@ def _draw_starts(config: SpanConfig, num_spans: int, length: int, generator: np.
 def _draw_fills(
     config: MaskConfig, seed: int, step: int, keys: Sequence[str], valid: np.ndarray, predicted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames that the embedding replaces [B, F] bool, and whose features each frame gets [B, F] int64."""
+    """Frames that the embedding or noise replaces [B, F] bool, and whose features each frame gets [B, F] int64."""
     embedded = predicted.copy()
     source = np.tile(np.arange(predicted.shape[1]), (len(keys), 1))
     if config.replace == config.keep == 0.0:

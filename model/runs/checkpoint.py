@@ -1,6 +1,7 @@
 """Checkpoints: `checkpoints/step_{n}/`, published by rename, found again only when whole. Local paths only.
 
 model.safetensors   all weights of the PretrainModel
+ema.safetensors     their exponential moving average, where trainer.ema asks for one; opened as FOLDER@ema
 optimizer.pt        the optimiser's state dict, read back with weights_only=True
 state.json          CheckpointState
 config.yaml         the resolved config of the run
@@ -26,6 +27,8 @@ from mert_foundry.pipeline.storage.documents import file_sha256
 
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
+AVERAGE = "ema.safetensors"
+OF_AVERAGE = "@ema"  # after the name of a run or checkpoint: its averaged weights
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ def save_checkpoint(
     optimizer_state: dict[str, Any],
     run_config: dict[str, Any],
     keep: int,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Publish `folder/step_{n}` and remove all but the newest `keep` checkpoints.
+    """Publish `folder/step_{n}` and remove all but the newest `keep` checkpoints. `average`: of the weights, if there is one.
 
     An incomplete folder under the same name is replaced. Returns the folder written.
     """
@@ -61,6 +65,8 @@ def save_checkpoint(
         retire_folder(target)
     with publish_folder(target) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "model.safetensors")
+        if average is not None:
+            save_file({name: tensor.contiguous() for name, tensor in average.items()}, temporary / AVERAGE)
         torch.save(optimizer_state, temporary / "optimizer.pt")
         document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
         (temporary / "state.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
@@ -148,6 +154,26 @@ def load_config(path: Path) -> dict[str, Any]:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """All weights of the PretrainModel by name, on the CPU."""
     return load_file(path / "model.safetensors")
+
+
+def load_average(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint by name, on the CPU. Raises ValueError when it has none."""
+    if not has_average(path):
+        raise ValueError(f"{path} has no averaged weights ({AVERAGE}): its run has trainer.ema null")
+    return load_file(path / AVERAGE)
+
+
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint holds averaged weights."""
+    return (path / AVERAGE).is_file()
+
+
+def split_average(name: Path | str) -> tuple[Path, bool]:
+    """The folder that FOLDER or FOLDER@ema names, and whether its averaged weights are meant."""
+    text = str(name)
+    if text.endswith(OF_AVERAGE) and not Path(text).exists():
+        return Path(text.removesuffix(OF_AVERAGE)), True
+    return Path(text), False
 
 
 def load_optimizer_state(path: Path) -> dict[str, Any]:

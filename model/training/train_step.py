@@ -5,7 +5,7 @@ global batch is split. All randomness is seeded at the start of the step, so the
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
+from mert_foundry.model.objective.noise_fill import fill_with_noise
 from mert_foundry.model.objective.pretrain_model import Codebooks, PretrainModel, count_frames
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.objective.span_mask import MaskConfig, draw_masking
@@ -88,6 +89,7 @@ class TrainStep:
         inputs, masking = self._prepare(batch, step)
         if self.mixture is not None:
             inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
+        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
         valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
         counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
@@ -123,6 +125,7 @@ class TrainStep:
         """
         self.model.eval()
         inputs, masking = self._prepare(batch, VALIDATION_STEP)
+        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], VALIDATION_STEP)
         with torch.no_grad(), self._autocast():
             return self.model(inputs, masking)
 
@@ -139,6 +142,12 @@ class TrainStep:
         hop = audio.shape[1] // batch["valid"].shape[1]
         lengths = (batch["valid"].sum(1) * hop).tolist()
         return mix_batch(audio, lengths, batch["row"].tolist(), mixture, self.seed, step)
+
+    def _fill(self, audio: Tensor, masking: Masking, keys: Sequence[str], step: int) -> Tensor:
+        """Noise in the masked stretches, where the mask asks for it; mixed audio lies under it, so it comes last."""
+        if masking.noised is None:
+            return audio
+        return fill_with_noise(audio, masking.noised, self.model.encoder.hop, self.seed, step, keys)
 
     def _backward(
         self,

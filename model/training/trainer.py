@@ -27,7 +27,9 @@ from mert_foundry.model.runs.checkpoint import (
     CheckpointState,
     check_weights,
     checkpoint_step,
+    has_average,
     latest_checkpoint,
+    load_average,
     load_optimizer_state,
     load_state,
     load_weights,
@@ -39,6 +41,7 @@ from mert_foundry.model.training.precision import resolve_precision, set_precisi
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
+from mert_foundry.model.training.weight_average import WeightAverage
 
 Batch = dict[str, Any]
 Position = Any
@@ -55,6 +58,12 @@ class TrainerConfig(BaseModel):
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate and length of training")
     mask: MaskConfig = Field(MaskConfig(), description="span masks")
     mixture: MixtureConfig | None = Field(MixtureConfig(), description="in-batch noise mixture; null for none")
+    ema: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="decay of a moving average of all weights, stored beside them and opened as RUN@ema; null: none",
+    )
     accumulation: int = Field(1, ge=1, description="micro-batches into which a rank's batch is split")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto", description="forward arithmetic; tf32 needs a GPU; auto: bf16 on GPUs that have it, else fp32"
@@ -100,21 +109,21 @@ def train(
         validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
             numbers of them. None: no validation.
         run_config: the resolved config, saved with each checkpoint.
-        sample_rate: of the audio, Hz; for throughput only.
+        sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
         stop: polled once a step; when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
-    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, when the stream ends early or gives
-    a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
+    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
+    number of frames, when the stream ends early or gives a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
     """
     precision = resolve_precision(config.precision, device)
     set_precision(precision)
     trainee = TrainStep(
         model.to(device),
         config.optimizer,
-        config.mask,
+        config.mask.in_frames(model.encoder.hop, sample_rate),
         config.mixture,
         config.accumulation,
         precision == "bf16",
@@ -124,16 +133,17 @@ def train(
     report = report if rank() == 0 else _ignore
     checkpoints = Path(run_folder) / "checkpoints"
     state, checkpoint = _resume(trainee, checkpoints, seed, report)
+    average = _average(trainee.model, config.ema, checkpoint)
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
     with Recorder(Path(run_folder), known_until, sample_rate, report, trivial) as recorder:
-        run = _Run(trainee, validation, config, checkpoints, run_config, recorder, checkpoint)
+        run = _Run(trainee, validation, config, checkpoints, run_config, recorder, checkpoint, average)
         return run.go_on(state, stream, stop)
 
 
 @dataclass
 class _Run:
-    """The steps of a run, with the validations and checkpoints between them. `checkpoint`: the newest."""
+    """The steps of a run, with the validations and checkpoints between them. `checkpoint`: the newest; `average`: on rank 0."""
 
     trainee: TrainStep
     validation: Validation | None
@@ -142,6 +152,7 @@ class _Run:
     run_config: dict[str, Any]
     recorder: Recorder
     checkpoint: Path | None
+    average: WeightAverage | None
     validated: dict[str, Any] | None = None
 
     def go_on(self, state: CheckpointState, stream: Stream, stop: Callable[[], bool]) -> TrainResult:
@@ -171,6 +182,8 @@ class _Run:
         diagnosed = config.diagnostics_every is not None and step % config.diagnostics_every == 0
         result = self.trainee.train(batch, step, rate, extras, diagnosed)
         state = _advance(state, position, result)
+        if self.average is not None and result.finite:
+            self.average.update(step)
         logged = step == config.schedule.total_steps or step % config.log_every == 0
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
@@ -200,7 +213,8 @@ class _Run:
             if rank() == 0:
                 weights, optimizer_state = self.trainee.model.state_dict(), self.trainee.optimizer.state_dict()
                 keep = self.config.keep_checkpoints
-                save_checkpoint(self.checkpoints, state, weights, optimizer_state, self.run_config, keep)
+                average = self.average.weights if self.average is not None else None
+                save_checkpoint(self.checkpoints, state, weights, optimizer_state, self.run_config, keep, average)
             wait_for_all()
         self.checkpoint = self.checkpoints / f"step_{state.step}"
         self.recorder.checkpoint(state.step, self.checkpoint)
@@ -228,6 +242,16 @@ def _resume(
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
+
+
+def _average(model: PretrainModel, decay: float | None, checkpoint: Path | None) -> WeightAverage | None:
+    """The average of the checkpoint that a run goes on from; of the weights as they are where there is none yet."""
+    if decay is None or rank() != 0:
+        return None
+    average = WeightAverage(model, decay)
+    if checkpoint is not None and has_average(checkpoint):
+        average.load(load_average(checkpoint))
+    return average
 
 
 def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[dict[str, Any]], None]) -> int:

@@ -20,6 +20,9 @@ class LayerConfig(BaseModel):
     feed_forward: int = Field(3072, ge=1, description="inner features of the feed-forward part")
     norm_epsilon: float = Field(1e-5, gt=0.0, description="added to the variance in every norm")
     attention: AttentionConfig = Field(AttentionConfig(), description="window, learnable_temperature, gate, relaxation")
+    convolution_kernel: int | None = Field(
+        None, ge=1, description="kernel of a Conformer's depthwise convolution after attention, frames, odd; null: none"
+    )
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on input, after attention and feed-forward")
     attention_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on attention weights")
     activation_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability inside the feed-forward part")
@@ -29,6 +32,13 @@ class LayerConfig(BaseModel):
     )
     trainable: bool = Field(True, description="false: the layer's weights stay; its dropout and layer drop go on")
     learning_rate_multiplier: float = Field(1.0, gt=0.0, description="factor on the learning rate of a layer")
+
+    @field_validator("convolution_kernel")
+    @classmethod
+    def _centred(cls, kernel: int | None) -> int | None:
+        if kernel is not None and kernel % 2 == 0:
+            raise ValueError(f"a kernel must be odd to be centred on its frame, not {kernel}")
+        return kernel
 
 
 class TransformerConfig(LayerConfig):

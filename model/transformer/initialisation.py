@@ -1,8 +1,8 @@
 """The first weights of everything in the encoder; the whole initialisation is described here.
 
 linear maps              normal, standard deviation 0.02 (BERT); biases 0
-  DeepNorm and Sub-LN    in each layer Xavier normal instead: query and key with gain 1; value, output and
-                         feed-forward with the gain of model/transformer/norm.py
+  DeepNorm and Sub-LN    in each layer Xavier normal instead: query and key with gain 1; value, output, convolution's
+                         maps and feed-forward with the gain of model/transformer/norm.py
 norms                    weight 1, bias 0
 convolutions             Kaiming normal; biases 0
 positional convolution   normal, standard deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias 0
@@ -69,6 +69,7 @@ def _initialise_scaled(layer: TransformerLayer, gain: float) -> None:
     for projection in (attention.query, attention.key):
         nn.init.xavier_normal_(projection.weight)
     feed_forward = [module for module in layer.feed_forward.modules() if isinstance(module, nn.Linear)]
-    scaled: list[nn.Linear] = [attention.value, attention.out, *feed_forward]
+    convolution = [layer.convolution.inner, layer.convolution.outer] if layer.convolution is not None else []
+    scaled: list[nn.Linear] = [attention.value, attention.out, *convolution, *feed_forward]
     for linear in scaled:
         nn.init.xavier_normal_(linear.weight, gain=gain)

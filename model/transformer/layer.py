@@ -1,4 +1,4 @@
-"""One layer of the transformer: attention, memory where it reads one, feed-forward, each joined to the residual."""
+"""One layer of the transformer: attention, convolution and memory where it has them, feed-forward, each joined to the residual."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mert_foundry.model.transformer.attention import MultiheadAttentionExtend
 from mert_foundry.model.transformer.config import LayerConfig, TransformerConfig
+from mert_foundry.model.transformer.convolution import ConvolutionPart
 from mert_foundry.model.transformer.cross_attention import MemoryReader
 from mert_foundry.model.transformer.feed_forward import build_feed_forward
 from mert_foundry.model.transformer.norm import build_norm, norm_placement
@@ -36,6 +37,10 @@ class TransformerLayer(nn.Module):
             norm=inner_norm(shared.width),
         )
         self.attention_norm = norm(shared.width)
+        self.convolution: ConvolutionPart | None = None
+        if config.convolution_kernel is not None:
+            self.convolution = ConvolutionPart(shared.width, config.convolution_kernel, norm(shared.width))
+            self.convolution_norm = norm(shared.width)
         self.memory: MemoryReader | None = None
         if config.reads_memory:
             assert shared.memory_width is not None, "TransformerConfig asks for it"
@@ -59,6 +64,9 @@ class TransformerLayer(nn.Module):
         """hidden [B, F, D], valid [B, F], memory [B, M, D_m], memory_valid [B, M] -> [B, F, D]."""
         attention = functools.partial(self.attention, valid=valid)
         hidden = self._joined(hidden, attention, self.attention_norm)
+        if self.convolution is not None:
+            convolution = functools.partial(self.convolution, valid=valid)
+            hidden = self._joined(hidden, convolution, self.convolution_norm)
         if self.memory is not None:
             hidden = self.memory(hidden, memory, memory_valid)
         return self._joined(hidden, self.feed_forward, self.feed_forward_norm)

@@ -2,6 +2,7 @@
 
 Three things can happen to a masked frame, as in BERT (arXiv 1810.04805, section 3.1) and MERT's settings: the mask
 embedding takes its place, the features of another frame of the same row do, or it is kept. All three are predicted.
+A fourth has happened before: its samples are noise (model/objective/noise_fill.py), and nothing is done here.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ class Masking:
     embedded: [B, F] bool; those of them that the mask embedding replaces.
     source: [B, F] int64 or None; whose features a frame gets: the index of a frame of its row, its own for most.
     channels: [B, D] bool or None; features that are 0 in all frames of a row.
+    noised: [B, F] bool or None; masked frames whose samples are noise.
     """
 
     predicted: Tensor
     embedded: Tensor
     source: Tensor | None = None
     channels: Tensor | None = None
+    noised: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -50,6 +53,7 @@ class Masking:
             change(self.embedded),
             None if self.source is None else change(self.source),
             None if self.channels is None else change(self.channels),
+            None if self.noised is None else change(self.noised),
         )
 
 
