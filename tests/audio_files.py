@@ -1,8 +1,12 @@
 """Sounds and audio files for tests, and the `mert` command as a user starts it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -70,3 +74,33 @@ def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str
         frame.sample_rate, frame.pts = rate, 0
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             file.mux(packet)
+
+
+@contextmanager
+def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """The command at work, as leader of a process group, which is gone at the end."""
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            mert_command(*arguments),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=mert_environment(),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait(30)
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Until the condition holds; the process must not end before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "it was done before the moment came"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.01)

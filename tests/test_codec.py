@@ -1,20 +1,24 @@
 """`mert codec` and its parts: start, codebooks that stay alive, honest judgement, a folder that encodec itself opens."""
 
+import hashlib
 import json
 import math
+import os
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from audio_files import MUSIC, mert, noise, tone, write_audio
+from audio_files import MUSIC, mert, noise, started, tone, wait_until, write_audio
 from encodec.model import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from encodec.quantization.core_vq import EuclideanCodebook
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mert_foundry.jobs import codec as job
@@ -25,9 +29,16 @@ from mert_foundry.pipeline.audio.decode import open_audio
 from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.fitting import codec_training
 from mert_foundry.pipeline.fitting.codec_quality import evaluate_codec, si_sdr
+from mert_foundry.pipeline.fitting.codec_state import (
+    CodecState,
+    TrainingPosition,
+    publish_state,
+    read_position,
+    read_state,
+)
 from mert_foundry.pipeline.fitting.codec_training import (
     CodecTrainingConfig,
-    crops,
+    Crops,
     data_dependent_init,
     revive_dead_codes,
     start_codebooks,
@@ -203,6 +214,118 @@ def test_a_quiet_run_says_nothing_and_one_for_machines_one_object(manifest, tmp_
         assert "\ncodec: " in output.err and "before training: " in output.err
 
 
+# ---- stopped and resumed
+
+
+LONGER = ["steps=60", "autoencoder_steps=10", "validate_every=20", "checkpoint_every=3", "dead_code_share=0.5"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def checkpoint_step(out: Path) -> int:
+    """The step of the checkpoint that is there, however soon the next one replaces it."""
+    position = read_position(str(out.with_name(f"{out.name}.training") / "checkpoint.safetensors"))
+    return position.step if position else 0
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_killed_training_goes_on_with_the_same_losses_and_weights(manifest, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(codec_training, "KMEANS_VECTORS", 12_000)  # as in a process of its own
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    with started(["codec", *command(manifest, killed, *LONGER)], tmp_path / "log") as process:
+        wait_until(process, lambda: checkpoint_step(killed) >= 15)  # the codebooks start after 10
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    assert not killed.exists() and 15 <= checkpoint_step(killed) < 60
+    code = run(job.main, command(manifest, killed, *LONGER, "learning_rate=0.01"), "")
+    assert code == 1 and "was begun with learning_rate 0.001, it is 0.01 now" in capsys.readouterr().err
+    step = checkpoint_step(killed)
+
+    for out in (killed, undisturbed):
+        assert run(job.main, command(manifest, out, *LONGER), "") == 0
+    assert f"going on after step {step} of 60\n" in capsys.readouterr().out
+    assert contents(killed) == contents(undisturbed)
+    assert len((killed / "losses.jsonl").read_text().splitlines()) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "log", "undisturbed"]
+
+
+def test_training_goes_on_from_every_step_as_if_it_had_never_stopped(tmp_path):
+    settings, audio = config(checkpoint_every=1, dead_code_share=0.9), tones(3, 2)
+    position = TrainingPosition(step=0, batches=0, settings={}, untrained={}, history=[])
+
+    def go_on(begin: CodecState | None) -> tuple[dict, list, list]:
+        losses: list[tuple[int, dict]] = []
+        states: list[CodecState] = []
+        model = train_codec(
+            settings, audio, lambda step, each, model: losses.append((step, each)), begin, states.append
+        )
+        return model.state_dict(), losses, states
+
+    weights, losses, states = go_on(None)
+    assert [state.step for state in states] == [1, 2, 3, 4, 5, 6]
+    for state in states:
+        at = position.model_copy(update={"step": state.step, "batches": state.batches})
+        publish_state(str(tmp_path / "state"), state.tensors, at)
+        torch.manual_seed(state.step + 77)  # whatever was drawn in between
+        again, rest, later = go_on(read_state(str(tmp_path / "state"), read_position(str(tmp_path / "state"))))
+        assert rest == losses[state.step :]
+        assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
+        for before, after in zip(states[state.step :], later, strict=True):
+            assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("sizes.filters=3", "was begun with sizes.filters 2, it is 3 now"),
+        ("steps=7", "was begun with steps 6, it is 7 now"),
+        ("manifest", "was begun with manifest_sha256 "),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(manifest, trained, tmp_path, capsys, change, words):
+    out = tmp_path / "out"
+    (tmp_path / ".partial-out").write_text(
+        ""
+    )  # in the way of the folder, so that the training is done and its codec is not
+    assert run(job.main, command(manifest, out), "") == 1
+    before = contents(tmp_path / "out.training")
+    if change == "manifest":
+        manifest = shutil.copytree(manifest, tmp_path / "manifest")
+        (first, *rest), text = (
+            (manifest / "manifest.jsonl").read_text().splitlines(keepends=True),
+            manifest / "manifest.yaml",
+        )
+        digests = [hashlib.sha256("".join(lines).encode()).hexdigest() for lines in ([first, *rest], rest)]
+        (manifest / "manifest.jsonl").write_text("".join(rest))
+        text.write_text(text.read_text().replace(*digests))
+    capsys.readouterr()
+    assert run(job.main, command(manifest, out, *([] if change == "manifest" else [change])), "") == 1
+    assert words in capsys.readouterr().err
+    assert contents(tmp_path / "out.training") == before
+
+    (tmp_path / ".partial-out").unlink()
+    if change != "manifest":
+        assert run(job.main, command(manifest, out), "") == 0
+        assert contents(out) == contents(trained)
+
+
+def test_a_checkpoint_that_is_none_and_files_of_others_are_named(manifest, tmp_path, capsys):
+    folder = tmp_path / "out.training"
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").write_bytes(b"cut off")
+    assert run(job.main, command(manifest, tmp_path / "out"), "") == 1
+    assert f"{folder}/checkpoint.safetensors: not a checkpoint of mert codec" in capsys.readouterr().err
+    save_file({"weight": torch.zeros(3)}, folder / "checkpoint.safetensors")
+    assert run(job.main, command(manifest, tmp_path / "out"), "") == 1
+    assert "its metadata has no codec_training" in capsys.readouterr().err
+    (folder / "diary.txt").write_text("mine")
+    assert run(job.main, command(manifest, tmp_path / "out"), "") == 2
+    assert f"{folder} has diary.txt, which is not of mert codec" in capsys.readouterr().err
+
+
 @pytest.mark.process
 def test_an_existing_folder_is_refused_at_once(manifest, tmp_path):
     (tmp_path / "mine").write_text("precious")
@@ -223,7 +346,7 @@ def test_an_existing_folder_is_refused_at_once(manifest, tmp_path):
 def test_what_cannot_train_ends_before_training(manifest, tmp_path, capsys, change, code, words):
     assert run(job.main, command(manifest, tmp_path / "out", change), job.__doc__) == code
     assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.process
@@ -314,10 +437,10 @@ def test_codebooks_start_where_the_latents_are_and_each_level_leaves_less():
     settings = config()
     model = untrained(codebooks=4)
     audio = [to_int16(noise(3, seed=number)) for number in range(3)]
-    data_dependent_init(model, next(crops(audio, settings)))
-    start_codebooks(model, crops(audio, settings), settings)
+    data_dependent_init(model, next(Crops(audio, settings)))
+    start_codebooks(model, Crops(audio, settings), settings)
     with torch.no_grad():
-        latents = [model.encoder(batch) for batch, _ in zip(crops(audio, settings), range(8))]
+        latents = [model.encoder(batch) for batch, _ in zip(Crops(audio, settings), range(8))]
     residual = torch.cat([latent.transpose(1, 2).reshape(-1, 8) for latent in latents])
     errors = [residual.pow(2).mean()]
     for level in model.quantizer.vq.layers:

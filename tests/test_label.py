@@ -7,9 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ import pytest
 import soundfile
 import webdataset
 import yaml
-from audio_files import mert, mert_command, mert_environment, noise, tone, write_audio
+from audio_files import mert, noise, started, tone, wait_until, write_audio
 
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.label import main as label_job
@@ -114,36 +112,6 @@ def assert_no_torn_file(out: Path, whole: dict[str, bytes]) -> None:
     assert {name: whole.get(name) == content for name, content in found.items()} == dict.fromkeys(found, True)
     assert all(name.removesuffix(".json") + ".tar" in found for name in found if name.endswith(".json"))
     assert "index.json" not in found
-
-
-@contextmanager
-def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """The command at work, as leader of a process group, which is gone at the end."""
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            mert_command(*arguments),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=mert_environment(),
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait(30)
-
-
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    """Until the condition holds; the process must not end before."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, "it was done before the moment came"
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.01)
 
 
 def test_two_actors_write_the_same_bytes_as_one(manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode import open_audio
 from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.fitting.codec_quality import MelError
+from mert_foundry.pipeline.fitting.codec_state import CodecState, capture_tensors, restore_tensors
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.storage import files
@@ -65,6 +66,7 @@ class CodecTrainingConfig(BaseModel):
         default=0.1, ge=0, description="An entry used less than this share of the mean is revived"
     )
     validate_every: int = Field(default=500, gt=0, description="Steps between evaluations on held-out audio")
+    checkpoint_every: int = Field(default=100, gt=0, description="Steps between checkpoints, in OUT.training")
 
     @model_validator(mode="after")
     def _codebooks_start(self) -> "CodecTrainingConfig":
@@ -107,60 +109,101 @@ def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) 
     return decoded
 
 
-def crops(tracks: list[np.ndarray], config: CodecTrainingConfig) -> Iterator[Tensor]:
-    """Endless batches `[B, 1, T]`; the crops of a step are a pure function of (seed, step).
+class Crops(Iterator[Tensor]):
+    """Endless batches `[B, 1, T]` of int16 tracks `[T]`; batch n (from 0) is a pure function of (seed, n).
 
-    Raises ValueError when no track is as long as a crop.
+    `taken` counts the batches given, those before the first included. Raises ValueError when no track is as long as a crop.
     """
-    length = round(config.crop_seconds * SAMPLE_RATE)
-    long_enough = [track for track in tracks if len(track) >= length]
-    if not long_enough:
-        raise ValueError(f"none of {len(tracks)} training tracks is as long as a crop of {config.crop_seconds} s")
-    weights = np.array([len(track) for track in long_enough], float)
-    step = 0
-    while True:
-        generator = np.random.default_rng([config.seed, 1, step])
+
+    def __init__(self, tracks: list[np.ndarray], config: CodecTrainingConfig, taken: int = 0):
+        self.length = round(config.crop_seconds * SAMPLE_RATE)
+        self.tracks = [track for track in tracks if len(track) >= self.length]
+        if not self.tracks:
+            raise ValueError(f"none of {len(tracks)} training tracks is as long as a crop of {config.crop_seconds} s")
+        weights = np.array([len(track) for track in self.tracks], float)
+        self.probabilities = weights / weights.sum()
+        self.config = config
+        self.taken = taken
+
+    def __next__(self) -> Tensor:
+        generator = np.random.default_rng([self.config.seed, 1, self.taken])
+        self.taken += 1
         rows = []
-        for index in generator.choice(len(long_enough), config.batch_size, p=weights / weights.sum()):
-            start = generator.integers(len(long_enough[index]) - length + 1)
-            rows.append(to_float(long_enough[index][start : start + length]))
-        yield torch.from_numpy(np.stack(rows))[:, None]
-        step += 1
+        for index in generator.choice(len(self.tracks), self.config.batch_size, p=self.probabilities):
+            start = generator.integers(len(self.tracks[index]) - self.length + 1)
+            rows.append(to_float(self.tracks[index][start : start + self.length]))
+        return torch.from_numpy(np.stack(rows))[:, None]
 
 
 def train_codec(
-    config: CodecTrainingConfig, tracks: list[np.ndarray], report: Callable[[int, dict, EncodecModel], None]
+    config: CodecTrainingConfig,
+    tracks: list[np.ndarray],
+    report: Callable[[int, dict, EncodecModel], None],
+    begin: CodecState | None = None,
+    checkpoint: Callable[[CodecState], None] = lambda state: None,
 ) -> EncodecModel:
-    """Train on int16 tracks `[T]`. `report` is called after every step with its number (from 1), its losses and the model."""
-    torch.manual_seed(config.seed)
-    model = build_codec(config.sizes).train()
-    batches = crops(tracks, config)
-    data_dependent_init(model, next(batches))
-    codebooks = [level._codebook for level in model.quantizer.vq.layers]
-    inputs = record_inputs(codebooks)
-    mel_error = MelError()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    for step in range(1, config.steps + 1):
-        if step == config.autoencoder_steps + 1:
-            start_codebooks(model, batches, config)
-        audio = next(batches)
-        losses = codec_losses(model, audio, mel_error, quantize=step > config.autoencoder_steps)
+    """Train on int16 tracks `[T]`, from the start or from a state of the same settings and tracks.
+
+    `report` is called after every step with its number (from 1), its losses and the model; then `checkpoint` with the state,
+    every `checkpoint_every` steps and after the last. From such a state, and with the same number of threads, the steps that
+    follow are the same bit for bit.
+    """
+    training = CodecTraining(config, tracks, begin)
+    while training.step < config.steps:
+        losses = training.advance()
+        report(training.step, losses, training.model)
+        if training.step % config.checkpoint_every == 0 or training.step == config.steps:
+            checkpoint(training.state())
+    return training.model.eval()
+
+
+class CodecTraining:
+    """A codec in training after `step` steps: the model, its optimiser, and the crops to come."""
+
+    def __init__(self, config: CodecTrainingConfig, tracks: list[np.ndarray], begin: CodecState | None):
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.model = build_codec(config.sizes).train()
+        self.crops = Crops(tracks, config, begin.batches if begin else 0)
+        if begin is None:
+            data_dependent_init(self.model, next(self.crops))
+        self.inputs = record_inputs([level._codebook for level in self.model.quantizer.vq.layers])
+        self.mel_error = MelError()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.step = 0
+        if begin is not None:
+            self.step = begin.step
+            restore_tensors(begin.tensors, self.model, self.optimizer)
+
+    def state(self) -> CodecState:
+        """A copy of all that changes from step to step."""
+        return CodecState(self.step, self.crops.taken, capture_tensors(self.model, self.optimizer))
+
+    def advance(self) -> dict[str, float]:
+        """Do a step; returns its losses by name."""
+        config = self.config
+        if self.step == config.autoencoder_steps:
+            start_codebooks(self.model, self.crops, config)
+        quantize = self.step >= config.autoencoder_steps
+        losses = codec_losses(self.model, next(self.crops), self.mel_error, quantize)
         total = (
             config.waveform_weight * losses["waveform"]
             + config.mel_weight * losses["mel"]
             + config.commitment_weight * losses["commitment"]
         )
-        optimizer.zero_grad()
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
+        self.optimizer.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step > config.autoencoder_steps:
-            for codebook in codebooks:
-                revive_dead_codes(cast(Codebook, codebook), inputs[codebook], config.dead_code_share)
-        report(step, {name: loss.item() for name, loss in losses.items()}, model)
-    return model.eval()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        if quantize:
+            for level in self.model.quantizer.vq.layers:
+                revive_dead_codes(cast(Codebook, level._codebook), self.inputs[level._codebook], config.dead_code_share)
+        self.step += 1
+        return {name: loss.item() for name, loss in losses.items()}
 
 
 @torch.no_grad()
