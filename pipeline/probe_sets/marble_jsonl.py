@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from mert_foundry.pipeline.probe_sets import emomusic, giantsteps_key, gtzan, magnatagatune, mtg_jamendo
+from mert_foundry.pipeline.probe_sets import emomusic, gtzan, magnatagatune, mtg_jamendo
 from mert_foundry.pipeline.probe_sets.checks import check_audio, check_clips
 from mert_foundry.pipeline.probe_sets.chord_labels import CHORDS, chord_class
+from mert_foundry.pipeline.probe_sets.pitch_names import KEYS
 from mert_foundry.pipeline.probe_sets.tables import find, read_json_lines
 from mert_foundry.pipeline.probe_sets.task import (
     Beats,
@@ -69,7 +70,7 @@ class Known:
 KEY_METRICS: tuple[Metric, ...] = ("weighted_key_score", "accuracy")
 KNOWN = {
     "MTT": Known("multilabel", magnatagatune.TAGS, 30),
-    "GS": Known("multiclass", giantsteps_key.KEYS, 30, metrics=KEY_METRICS, joins=True),
+    "GS": Known("multiclass", KEYS, 30, metrics=KEY_METRICS, joins=True),
     "EMO": Known("regression", emomusic.VALUES, 15),
     "GTZANGenre": Known("multiclass", gtzan.GENRES, 30.2),
     "GTZANBeatTracking": Known("beats"),
@@ -78,7 +79,7 @@ KNOWN = {
     "MTGGenre": Known("multilabel", mtg_jamendo.GENRES, 30),
     "MTGTop50": Known("multilabel", mtg_jamendo.TOP_50, 30),
     "Chords1217": Known("frame_classes", CHORDS),
-    "HookTheoryKey": Known("multiclass", giantsteps_key.KEYS, 15, metrics=KEY_METRICS, drops=True),
+    "HookTheoryKey": Known("multiclass", KEYS, 15, metrics=KEY_METRICS, drops=True),
     "HookTheoryStructure": Known("multiclass", SECTIONS, 15, clip_minimum=0.1, same=SAME_SECTION),
 }
 Line = tuple[Split, Path, int, dict]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mert_foundry.pipeline.probe_sets.published import PublishedTask, share_of_hash
 from mert_foundry.pipeline.probe_sets.tables import find, read_text
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 
 TECHNIQUES = tuple("belt breathy inhaled lip_trill spoken straight trill trillo vibrato vocal_fry".split())
@@ -31,7 +31,6 @@ LEFT_OUT = {
     "f2_scales_vibrato_a(1).wav", "caro_vibrato.wav", "dona_vibrato.wav", "row_vibrato.wav", "slow_vibrato_arps.wav"
 }  # fmt: skip
 TRAIN_SHARE, VALID_SHARE = 0.48, 0.32  # of recordings, for singers
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 def read_clips(root: Path, target: str) -> list[ProbeClip]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mert_foundry.pipeline.probe_sets.pitch_names import NO_CHORD, TONICS, TRIADS
 from mert_foundry.pipeline.probe_sets.task import Beats, Segment
 from mert_foundry.pipeline.suite.fonts import font_path
 from mert_foundry.pipeline.suite.rendering import DRUM_CHANNEL, TimedMessage, read_midi, render, with_programs
-from mert_foundry.pipeline.suite.scores import TONICS
 from mert_foundry.pipeline.suite.sources import Sources, run_mma
 
 LIBRARY = "usr/share/mma/lib/stdlib"
@@ -30,8 +30,7 @@ STYLES = {
 }
 NOT_A_GROOVE = re.compile(r"(intro|end|ending|fill|break)\d*$", re.IGNORECASE)
 TEMPO_BPM = (60.0, 200.0)
-NO_CHORD = "N"
-CHORD_CLASSES = (NO_CHORD, *(f"{tonic}:{quality}" for quality in ("maj", "min") for tonic in TONICS))
+CHORD_CLASSES = (NO_CHORD, *TRIADS)
 REST_SHARE = 0.3  # of the pieces have a bar of drums alone
 HALF_BAR_SHARE = 0.3  # of the bars have two chords
 # By scale: the degrees (semitones above the tonic, quality) and which may follow which.

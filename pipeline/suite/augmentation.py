@@ -108,14 +108,19 @@ def fade(audio: np.ndarray) -> np.ndarray:
     return faded
 
 
+def encode(file: soundfile.SoundFile, samples: np.ndarray) -> None:
+    """Write samples `[T]` second by second: libsndfile's stack overflows on long blocks of Vorbis."""
+    for start in range(0, len(samples), SAMPLE_RATE):
+        file.write(samples[start : start + SAMPLE_RATE])
+
+
 def pass_codec(audio: np.ndarray, container: str, subtype: str, compression: float) -> np.ndarray:
     """Encode and decode, at the same length."""
     file = io.BytesIO()
     with soundfile.SoundFile(
         file, "w", SAMPLE_RATE, 1, subtype, format=container, compression_level=compression
     ) as encoder:
-        for start in range(0, len(audio), SAMPLE_RATE):  # libsndfile's stack overflows on long blocks of Vorbis
-            encoder.write(audio[start : start + SAMPLE_RATE])
+        encode(encoder, audio)
     file.seek(0)
     decoded = soundfile.read(file, dtype="float32")[0]
     return np.pad(decoded, (0, max(0, len(audio) - len(decoded))))[: len(audio)]

@@ -1,9 +1,8 @@
 """The dance a tune is for: jig, reel, hornpipe, slip jig or strathspey, all at the same rates of notes."""
 
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.suite.augmentation import ROOM
 from mert_foundry.pipeline.suite.clip import (
-    SPLITS,
     AudioPlan,
     FamilyPlan,
     Plans,

@@ -25,7 +25,7 @@ OTHER_FONT = "opl3"  # the condition of test clips that are rendered by FM synth
 FONT_PACKAGES = tuple(package for package, _ in FONTS.values())
 
 # General MIDI has 16 families of 8 programs. Sound effects and percussion name no pitch, so they are absent.
-FAMILIES = {
+INSTRUMENT_FAMILIES = {
     "piano": 0,
     "chromatic_percussion": 1,
     "organ": 2,
@@ -54,7 +54,7 @@ FAINT = {"musescore": frozenset({0, 1, 3})}
 
 def pitched_programs(family: str) -> list[int]:
     """The programs of a family that sound as written, over the whole range, in every font."""
-    first = 8 * FAMILIES[family]
+    first = 8 * INSTRUMENT_FAMILIES[family]
     return sorted(set(range(first, first + 8)) - OFF_PITCH - WITHOUT_SOME_NOTES)
 
 
