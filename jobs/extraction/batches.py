@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mert_foundry.model.features.windows import Window
-from mert_foundry.pipeline.features.plan import Piece
+from mert_foundry.pipeline.features.plan import TrackSpan
 
 HELD_BATCHES = 16  # that windows are sorted over
 MOST_PADDING = 1.1  # longest to shortest window of a batch
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 class WindowAudio(NamedTuple):
     """A window to encode: audio int16 `[num_samples]`."""
 
-    piece: Piece
+    span: TrackSpan
     window: Window
     audio: np.ndarray
 

@@ -35,7 +35,7 @@ class MusicnnBaseline:
     """
 
     sample_rate = SAMPLE_RATE
-    geometry = FrameGeometry(hop=PATCH * HOP, reach=SHORTEST)
+    geometry = FrameGeometry(hop=PATCH * HOP, receptive_field=SHORTEST)
     num_layers = 0
     width = WIDTH
 

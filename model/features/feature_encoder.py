@@ -114,6 +114,6 @@ def normalise(audio: Tensor, lengths: Sequence[int]) -> Tensor:
     result = torch.zeros_like(audio)
     for row, length in enumerate(lengths):
         own = audio[row, :length]
-        deviation = torch.sqrt(own.var(unbiased=False) + NORMALISATION_EPSILON)
-        result[row, :length] = (own - own.mean()) / deviation
+        std = torch.sqrt(own.var(unbiased=False) + NORMALISATION_EPSILON)
+        result[row, :length] = (own - own.mean()) / std
     return result

@@ -34,18 +34,18 @@ class WindowConfig(BaseModel):
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """Where an encoder's frames lie: frame i begins at sample i * hop; `reach` samples make one frame."""
+    """Where an encoder's frames lie: frame i begins at sample i * hop; `receptive_field` samples make one frame."""
 
     hop: int
-    reach: int
+    receptive_field: int
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of so many samples; 0 if they are too few for one."""
-        return max(0, (num_samples - self.reach) // self.hop + 1)
+        return max(0, (num_samples - self.receptive_field) // self.hop + 1)
 
     def num_samples(self, num_frames: int) -> int:
         """The fewest samples that make so many frames."""
-        return (num_frames - 1) * self.hop + self.reach
+        return (num_frames - 1) * self.hop + self.receptive_field
 
 
 def measure_frames(num_frames: Callable[[int], int], hop: int) -> FrameGeometry:

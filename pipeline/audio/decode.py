@@ -17,7 +17,7 @@ from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
 from mert_foundry.pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, check_voc, claimed_alac_samples
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import MediaFile
-from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
+from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, MpegPart, read_mpeg_parts
 from mert_foundry.pipeline.audio.ogg_pages import check_ogg_pages
 from mert_foundry.pipeline.audio.pcm_layout import PcmLayout, read_pcm_layout
 from mert_foundry.pipeline.audio.sound_file import PcmFile, SoundFile
@@ -81,7 +81,7 @@ def _open_known(path: Path, start: int, audio: Ranges, content: ByteRanges) -> A
     return None
 
 
-def _open_mpeg(path: Path, parts: list[Part]) -> AudioFile:
+def _open_mpeg(path: Path, parts: list[MpegPart]) -> AudioFile:
     """MPEG audio whose frames were counted; where files were joined, each part as a file of its own."""
     files = [
         MediaFile(

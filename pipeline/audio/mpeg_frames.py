@@ -43,7 +43,7 @@ class FrameHeader(NamedTuple):
 
 
 @dataclass
-class Part:
+class MpegPart:
     """Frames that belong together, bytes [start, stop).
 
     `samples`: of a frame, per channel. `claimed`: frames by the count in the first one, None without one. `found`: frames that
@@ -66,7 +66,7 @@ class Part:
         return self.found * self.samples - self.delay - self.padding
 
 
-def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
+def read_mpeg_parts(path: Path, start: int, stop: int) -> list[MpegPart]:
     """The parts of an MPEG audio file from its frame headers; more than one where files were joined.
 
     Empty where there is no frame, as in a file of the free bit rate, whose frames cannot be counted.
@@ -76,7 +76,7 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
             other bytes stand between its frames.
     """
     with open(path, "rb", buffering=BUFFER_BYTES) as file:
-        parts: list[Part] = []
+        parts: list[MpegPart] = []
         place, gap, is_tag = start, None, True
         while place + 4 <= stop:
             file.seek(place)
@@ -105,7 +105,7 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
     return parts
 
 
-def _check_count(part: Part) -> None:
+def _check_count(part: MpegPart) -> None:
     is_cut = part.is_partial and part.claimed is not None and part.found < part.claimed
     if part.claimed is None or abs(part.found - part.claimed) <= COUNT_ERROR and not is_cut:
         return
@@ -134,13 +134,15 @@ def read_header(head: bytes) -> FrameHeader | None:
     return FrameHeader(size, samples, sample_rate, 1 if head[3] >> 6 == 3 else 2, layer, is_mpeg1)
 
 
-def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool) -> None:
+def _add_frame(
+    parts: list[MpegPart], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool
+) -> None:
     """Count a frame, into a new part when it holds a count, or stands behind tags, or when all that were promised are there.
 
     `gap`: where the last frame ended, when it was not here; `is_tag`: whether only tags lie between. Raises DecodeError
     `unreadable` for any other gap.
     """
-    new = Part(place, place + header.size, header.samples)
+    new = MpegPart(place, place + header.size, header.samples)
     if _read_count(new, header, frame):
         if parts and parts[-1].found == 0:  # some tools put their own count before an older one
             parts.pop()
@@ -155,7 +157,7 @@ def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes,
     parts[-1].stop = new.stop
 
 
-def _read_count(part: Part, header: FrameHeader, frame: bytes) -> bool:
+def _read_count(part: MpegPart, header: FrameHeader, frame: bytes) -> bool:
     """Whether a frame holds a count of frames instead of audio, which makes it the first of a part; its claim goes there."""
     if header.layer != 3:
         return False
@@ -170,7 +172,7 @@ def _read_count(part: Part, header: FrameHeader, frame: bytes) -> bool:
     return False
 
 
-def _read_xing(part: Part, tag: bytes) -> None:
+def _read_xing(part: MpegPart, tag: bytes) -> None:
     flags = int.from_bytes(tag[4:8], "big")
     place = 8
     if flags & 1:

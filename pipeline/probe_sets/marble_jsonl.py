@@ -50,7 +50,7 @@ SAME_SECTION = {
 
 
 @dataclass(frozen=True)
-class Known:
+class MarbleSet:
     """One of MARBLE's own sets: what its lines do not say.
 
     drops: labels outside the classes are left out, not refused. same: labels that count as another. joins: predictions of
@@ -68,19 +68,19 @@ class Known:
 
 
 KEY_METRICS: tuple[Metric, ...] = ("weighted_key_score", "accuracy")
-KNOWN = {
-    "MTT": Known("multilabel", magnatagatune.TAGS, 30),
-    "GS": Known("multiclass", KEYS, 30, metrics=KEY_METRICS, joins=True),
-    "EMO": Known("regression", emomusic.VALUES, 15),
-    "GTZANGenre": Known("multiclass", gtzan.GENRES, 30.2),
-    "GTZANBeatTracking": Known("beats"),
-    "MTGInstrument": Known("multilabel", mtg_jamendo.INSTRUMENTS, 30),
-    "MTGMood": Known("multilabel", mtg_jamendo.MOODS, 30),
-    "MTGGenre": Known("multilabel", mtg_jamendo.GENRES, 30),
-    "MTGTop50": Known("multilabel", mtg_jamendo.TOP_50, 30),
-    "Chords1217": Known("frame_classes", CHORDS),
-    "HookTheoryKey": Known("multiclass", KEYS, 15, metrics=KEY_METRICS, drops=True),
-    "HookTheoryStructure": Known("multiclass", SECTIONS, 15, clip_minimum=0.1, same=SAME_SECTION),
+MARBLE_SETS = {
+    "MTT": MarbleSet("multilabel", magnatagatune.TAGS, 30),
+    "GS": MarbleSet("multiclass", KEYS, 30, metrics=KEY_METRICS, joins=True),
+    "EMO": MarbleSet("regression", emomusic.VALUES, 15),
+    "GTZANGenre": MarbleSet("multiclass", gtzan.GENRES, 30.2),
+    "GTZANBeatTracking": MarbleSet("beats"),
+    "MTGInstrument": MarbleSet("multilabel", mtg_jamendo.INSTRUMENTS, 30),
+    "MTGMood": MarbleSet("multilabel", mtg_jamendo.MOODS, 30),
+    "MTGGenre": MarbleSet("multilabel", mtg_jamendo.GENRES, 30),
+    "MTGTop50": MarbleSet("multilabel", mtg_jamendo.TOP_50, 30),
+    "Chords1217": MarbleSet("frame_classes", CHORDS),
+    "HookTheoryKey": MarbleSet("multiclass", KEYS, 15, metrics=KEY_METRICS, drops=True),
+    "HookTheoryStructure": MarbleSet("multiclass", SECTIONS, 15, clip_minimum=0.1, same=SAME_SECTION),
 }
 Line = tuple[Split, Path, int, dict]
 
@@ -109,23 +109,23 @@ def read_marble(folder: Path, name: str) -> LabelledSet:
         for path in (find(folder, f"{name}.{suffix}.jsonl"),)
         for number, line in read_json_lines(path)
     ]
-    known = KNOWN.get(name) or _guess(lines, folder / f"{name}.train.jsonl")
+    marble_set = MARBLE_SETS.get(name) or _guess(lines, folder / f"{name}.train.jsonl")
     task = ProbeTask(
         name=task_name(name),
-        kind=known.kind,
-        classes=known.classes,
-        metrics=known.metrics or METRICS[known.kind],
-        clip_seconds=known.clip_seconds,
-        clip_minimum=known.clip_minimum,
+        kind=marble_set.kind,
+        classes=marble_set.classes,
+        metrics=marble_set.metrics or METRICS[marble_set.kind],
+        clip_seconds=marble_set.clip_seconds,
+        clip_minimum=marble_set.clip_minimum,
         published_as=f"MARBLE v2 {name}",
     )
     dropped = _folders_above(folder, lines)
     clips, places = [], []
     for split, path, number, line in lines:
         try:
-            label = _label(known, line["label"])
+            label = _label(marble_set, line["label"])
             if label is not None:
-                clips.append(_clip(known, line, label, split, dropped))
+                clips.append(_clip(marble_set, line, label, split, dropped))
                 places.append(f"{path} line {number}")
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path} line {number}: {_fault(error)}") from error
@@ -134,7 +134,7 @@ def read_marble(folder: Path, name: str) -> LabelledSet:
     return LabelledSet(task=task, root=str(folder), clips=tuple(clips))
 
 
-def _clip(known: Known, line: dict, label: Label, split: Split, dropped: int) -> ProbeClip:
+def _clip(marble_set: MarbleSet, line: dict, label: Label, split: Split, dropped: int) -> ProbeClip:
     path = "/".join(PurePosixPath(line["audio_path"]).parts[dropped:])
     # The same song may be in two of the published splits.
     song = f"{split}: {line.get('ori_uid', path)}"
@@ -142,9 +142,9 @@ def _clip(known: Known, line: dict, label: Label, split: Split, dropped: int) ->
         path=path,
         label=label,
         split=split,
-        track=song if known.joins else path,
+        track=song if marble_set.joins else path,
         group=song,
-        end=line["num_samples"] / line["sample_rate"] if known.clip_seconds else None,
+        end=line["num_samples"] / line["sample_rate"] if marble_set.clip_seconds else None,
     )
 
 
@@ -159,21 +159,21 @@ def _folders_above(folder: Path, lines: list[Line]) -> int:
     return 2
 
 
-def _label(known: Known, label: object) -> Label | None:
+def _label(marble_set: MarbleSet, label: object) -> Label | None:
     """A line's label in our form; None where it is left out."""
-    if known.kind == "multiclass":
+    if marble_set.kind == "multiclass":
         name = "_".join(label) if isinstance(label, list) else str(label)
-        name = known.same.get(name, name)
-        return None if known.drops and name not in known.classes else name
-    if known.kind == "beats":
+        name = marble_set.same.get(name, name)
+        return None if marble_set.drops and name not in marble_set.classes else name
+    if marble_set.kind == "beats":
         if not isinstance(label, dict):
             raise ValueError(f"a label of beats is {{beat, tempo}}, not {label!r}")
         return Beats(times=tuple(sorted(set(map(float, label["beat"])))), tempo=label.get("tempo") or None)
     if not isinstance(label, list):
-        raise ValueError(f"a label of {known.kind} is a list, not {label!r}")
-    if known.kind == "frame_classes":
+        raise ValueError(f"a label of {marble_set.kind} is a list, not {label!r}")
+    if marble_set.kind == "frame_classes":
         return tuple(_segments(label))
-    return tuple(map(float, label)) if known.kind == "regression" else tuple(map(str, label))
+    return tuple(map(float, label)) if marble_set.kind == "regression" else tuple(map(str, label))
 
 
 def _segments(label: list[dict]) -> Iterator[Segment]:
@@ -184,7 +184,7 @@ def _segments(label: list[dict]) -> Iterator[Segment]:
             yield Segment(start=segment["start_time"], end=segment["end_time"], label=chord)
 
 
-def _guess(lines: list[Line], path: Path) -> Known:
+def _guess(lines: list[Line], path: Path) -> MarbleSet:
     """Kind and classes of a set that is not MARBLE's own, from its labels."""
     labels = [line.get("label") for _, _, _, line in lines]
     first = labels[0] if labels else None
@@ -201,13 +201,13 @@ def _guess(lines: list[Line], path: Path) -> Known:
     songs = {(split, line.get("ori_uid"), str(line.get("label"))) for split, _, _, line in lines if "ori_uid" in line}
     joins = len({song[:2] for song in songs}) == len(songs)  # no song has two labels
     if kind == "multiclass":
-        return Known(kind, tuple(sorted({str(label) for label in labels})), joins=joins)
+        return MarbleSet(kind, tuple(sorted({str(label) for label in labels})), joins=joins)
     if kind == "multilabel":
         names = {str(name) for label in labels if isinstance(label, list) for name in label}
-        return Known(kind, tuple(sorted(names)), joins=joins)
+        return MarbleSet(kind, tuple(sorted(names)), joins=joins)
     if kind == "regression" and isinstance(first, list):
-        return Known(kind, tuple(f"value_{index}" for index in range(len(first))), joins=joins)
-    return Known(kind, CHORDS if kind == "frame_classes" else ())
+        return MarbleSet(kind, tuple(f"value_{index}" for index in range(len(first))), joins=joins)
+    return MarbleSet(kind, CHORDS if kind == "frame_classes" else ())
 
 
 def _fault(error: Exception) -> str:

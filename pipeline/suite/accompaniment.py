@@ -66,7 +66,7 @@ class Groove:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Accompaniment:
     """What MMA is given, and what is then known. chords: (start beat, end beat, class)."""
 
     groove: Groove
@@ -114,7 +114,7 @@ def read_grooves(sources: Sources) -> tuple[Groove, ...]:
     return tuple(grooves)
 
 
-def draw_piece(groove: Groove, seconds: float, random: np.random.Generator) -> Piece:
+def draw_piece(groove: Groove, seconds: float, random: np.random.Generator) -> Accompaniment:
     """A piece of at least `seconds` and three bars, its tempo uniform in the logarithm."""
     tempo = round(float(np.exp(random.uniform(*np.log(TEMPO_BPM)))), 2)
     count = int(np.ceil(seconds * tempo / 60 / groove.beats)) + 3
@@ -134,7 +134,7 @@ def draw_piece(groove: Groove, seconds: float, random: np.random.Generator) -> P
             following = steps[degree]
             degree = following[int(random.integers(len(following)))]
         bars.append("z" if bar == rest else " / ".join(names))
-    return Piece(groove, tempo, int(random.integers(1, 2**31)), tuple(bars), tuple(chords))
+    return Accompaniment(groove, tempo, int(random.integers(1, 2**31)), tuple(bars), tuple(chords))
 
 
 def _name_chord(tonic: int, degree: tuple[int, str], random: np.random.Generator) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _name_chord(tonic: int, degree: tuple[int, str], random: np.random.Generator
     return f"{root}:{quality}", root + str(random.choice(SPELLINGS[quality]))
 
 
-def accompany(sources: Sources, piece: Piece) -> list[TimedMessage]:
+def accompany(sources: Sources, piece: Accompaniment) -> list[TimedMessage]:
     """The messages that MMA writes for a piece."""
     with tempfile.TemporaryDirectory(prefix="mert-mma-") as folder:
         source, target = Path(folder) / "piece.mma", Path(folder) / "piece.mid"
@@ -158,7 +158,7 @@ class AccompanimentRecipe:
     """A window of a piece: as the groove has it, with other programs, or without drums."""
 
     font: str
-    piece: Piece
+    piece: Accompaniment
     start: float
     seconds: float
     programs: tuple[int, ...] = ()
