@@ -26,9 +26,9 @@ KBIT = {  # kbit/s by the four bits of a header, from 1 on; keys: (is MPEG 1, la
 BUFFER_BYTES = 1 << 20
 FRAME_START = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)  # sync, a layer, a bit rate
 COUNT_BYTES = 200  # from the start of a frame to the end of the count and the delays in it
-COUNT_ERROR = 2  # frames; some encoders count the one that holds the count, or not the last
+COUNT_ERROR = 2  # frames: some encoders count the one that holds the count, others do not count the last
 LEAST_FRAMES = 10
-DECODER_DELAY = 529  # samples that a decoder of layer 3 is late, over the encoder's own delay
+DECODER_DELAY = 529  # samples of delay that a decoder of layer 3 adds to the encoder's
 
 
 class FrameHeader(NamedTuple):
@@ -62,7 +62,7 @@ class MpegPart:
 
     @property
     def num_samples(self) -> int:
-        """Samples per channel that a decoder should give of it."""
+        """Samples per channel that a decoder should give."""
         return self.found * self.samples - self.delay - self.padding
 
 
@@ -94,7 +94,7 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[MpegPart]:
                 break
             _add_frame(parts, place, header, frame[: header.size], gap, is_tag)
             place, gap, is_tag = place + header.size, None, True
-    # A part without a count and of few frames is bytes that look like frames.
+    # A part of few frames without a count is random bytes that look like frames.
     parts = [
         part
         for number, part in enumerate(parts)
@@ -137,14 +137,14 @@ def read_header(head: bytes) -> FrameHeader | None:
 def _add_frame(
     parts: list[MpegPart], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool
 ) -> None:
-    """Count a frame, into a new part when it holds a count, or stands behind tags, or when all that were promised are there.
+    """Count a frame. A new part begins when the frame holds a count, follows tags, or follows all frames that the part claims.
 
     `gap`: where the last frame ended, when it was not here; `is_tag`: whether only tags lie between. Raises DecodeError
     `unreadable` for any other gap.
     """
     new = MpegPart(place, place + header.size, header.samples)
     if _read_count(new, header, frame):
-        if parts and parts[-1].found == 0:  # some tools put their own count before an older one
+        if parts and parts[-1].found == 0:  # some tools write their own count in front of an older one
             parts.pop()
         parts.append(new)
         return
@@ -162,7 +162,7 @@ def _read_count(part: MpegPart, header: FrameHeader, frame: bytes) -> bool:
     if header.layer != 3:
         return False
     side = {(True, 1): 17, (True, 2): 32, (False, 1): 9, (False, 2): 17}[header.is_mpeg1, header.channels]
-    for offset in (4 + side, 6 + side):  # behind a checksum
+    for offset in (4 + side, 6 + side):  # without and with a checksum
         if frame[offset : offset + 4] in (b"Xing", b"Info"):
             _read_xing(part, frame[offset:])
             return True
@@ -176,7 +176,7 @@ def _read_xing(part: MpegPart, tag: bytes) -> None:
     flags = int.from_bytes(tag[4:8], "big")
     place = 8
     if flags & 1:
-        part.claimed = int.from_bytes(tag[place : place + 4], "big") or None  # 0 by a writer that could not go back
+        part.claimed = int.from_bytes(tag[place : place + 4], "big") or None  # a streaming writer leaves 0
     place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
     delays = tag[place + 21 : place + 24]
     if tag[place : place + 4] in (b"LAME", b"Lavf", b"Lavc") and len(delays) == 3:
