@@ -1,4 +1,4 @@
-"""What feature stores that were made before their settings had the present names say in these."""
+"""Settings of older feature stores under their present names."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -21,12 +21,12 @@ class PartRows(Protocol):
 
 
 def part_rows(part: Part, layout: StoreLayout) -> PartRows:
-    """What fits the layout."""
+    """Rows of frames or pooled rows, as the layout says."""
     return FrameRows(part, layout) if layout.row == "frame" else PooledRows(part, layout)
 
 
 class FrameRows:
-    """Every frame is a row; frames of the track outside the span are left out."""
+    """Every frame is a row; frames of the track outside the span are ignored."""
 
     def __init__(self, part: Part, layout: StoreLayout):
         self._arrays = layout.empty_part(part.rows)
@@ -44,7 +44,7 @@ class FrameRows:
 
 
 class PooledRows:
-    """A track is a row: mean, and if asked for standard deviation, over its frames, summed up in float64 where they are."""
+    """A track is a row: mean and, where the layout has it, standard deviation over its frames, summed in float64 on the device of the states."""
 
     def __init__(self, part: Part, layout: StoreLayout):
         self._part = part

@@ -103,7 +103,7 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
         vectors = _read_frames(array, [(table["offset"][track], table["length"][track]) for track in chosen], sums)
     else:
         vectors = _read_pooled(array, chosen, sums)
-    described = present_names(group.attrs.asdict())  # of an older store too
+    described = present_names(group.attrs.asdict())  # an older store may have older names
     summary = FeatureSummary(
         location=location,
         array=array.basename,

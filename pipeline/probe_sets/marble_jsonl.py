@@ -1,7 +1,7 @@
 """Any set in the JSONL of MARBLE v2: `NAME.train.jsonl`, `NAME.val.jsonl`, `NAME.test.jsonl`, one line a file.
 
 A line has `audio_path`, `label`, `num_samples`, `sample_rate`, and `ori_uid` where several files are of one song. Paths begin at
-the folder that MARBLE is started in (`data/GTZAN/...`), so leading folders are left out until the first file is found below the
+the folder that MARBLE is started in (`data/GTZAN/...`), so leading folders are removed until the first file is found below the
 set's own folder. Names, classes and lengths of clips of MARBLE's own sets stand below; of another set the form of the labels
 tells the kind, and the labels of all three files are its classes. The task is called `marble_` and the name in small letters.
 
@@ -53,7 +53,7 @@ SAME_SECTION = {
 class MarbleSet:
     """One of MARBLE's own sets: what its lines do not say.
 
-    drops: labels outside the classes are left out, not refused. same: labels that count as another. joins: predictions of
+    drops: lines with labels outside the classes are skipped, not refused. same: labels that count as another. joins: predictions of
     files with the same `ori_uid` are averaged; elsewhere they are one piece, but each has its own label.
     """
 
@@ -155,12 +155,12 @@ def _folders_above(folder: Path, lines: list[Line]) -> int:
         for count in range(len(parts)):
             if folder.joinpath(*parts[count:]).exists() and not parts[count].startswith("/"):
                 return count
-    # None is there: say so about the part behind data/SET/, which is what MARBLE's own lists have in front.
+    # No file is there. MARBLE's own lists begin with data/SET/, so the error is about the path after these two folders.
     return 2
 
 
 def _label(marble_set: MarbleSet, label: object) -> Label | None:
-    """A line's label in our form; None where it is left out."""
+    """A line's label in our form; None for a line that is skipped."""
     if marble_set.kind == "multiclass":
         name = "_".join(label) if isinstance(label, list) else str(label)
         name = marble_set.same.get(name, name)

@@ -67,7 +67,7 @@ class Groove:
 
 @dataclass(frozen=True)
 class Accompaniment:
-    """What MMA is given, and what is then known. chords: (start beat, end beat, class)."""
+    """A piece as MMA gets it, with its labels. chords: (start beat, end beat, class)."""
 
     groove: Groove
     tempo: float
@@ -106,7 +106,7 @@ def read_grooves(sources: Sources) -> tuple[Groove, ...]:
             text = sources.path("mma", LIBRARY, f"{file}.mma").read_text(encoding="latin-1")
             beats = 3 if style == "waltz" else 4
             stated = {int(value) for value in re.findall(r"^\s*Time\s+(\d+)", text, flags=re.MULTILINE)}
-            if not stated <= {beats}:  # a file that builds on another states none
+            if not stated <= {beats}:  # a file that extends another one states none
                 raise ValueError(f"mma: {file}.mma has bars of {sorted(stated)} beats, not of {beats}")
             names = re.findall(r"^\s*DefGroove\s+(\S+)", text, flags=re.MULTILINE)
             kept = [name for name in names if not NOT_A_GROOVE.search(name)]

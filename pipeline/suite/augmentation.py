@@ -1,4 +1,4 @@
-"""What happens to every clip after it is rendered, so that neither level nor codec can be the label."""
+"""Room, noise, loudness and codec of every clip after it is rendered, so that neither level nor codec tells the label."""
 
 import io
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def set_loudness(audio: np.ndarray, lufs: float) -> np.ndarray:
     peak = float(np.abs(audio).max())
     if peak < SILENT_PEAK:
         raise ValueError(f"a clip of {len(audio)} samples is silent")
-    even = audio.astype(np.float64) / peak  # the meter takes nothing below -70 LUFS for sound
+    even = audio.astype(np.float64) / peak  # the meter ignores everything below -70 LUFS
     loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(even)
     scaled = even * 10 ** ((lufs - loudness) / 20)
     return (scaled * min(1.0, PEAK / np.abs(scaled).max())).astype(np.float32)

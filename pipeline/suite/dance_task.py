@@ -37,7 +37,7 @@ CLASSES = ("jig", "reel", "hornpipe", "slip_jig", "strathspey")
 
 
 def plan(plans: Plans) -> FamilyPlan:
-    """Every dance equally often; a melody that stands twice in the books is on one side."""
+    """Every dance equally often; a melody that is in the books twice is in one split."""
     audio: list[AudioPlan] = []
     clips: list[ProbeClip] = []
     for dance, tunes in tunes_by_dance().items():

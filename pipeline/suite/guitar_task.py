@@ -1,4 +1,4 @@
-"""Where a guitar plays: eight real songs whose guitar has a track of its own, muted at times; one song left out at a time."""
+"""Where a guitar plays: eight real songs whose guitar has a track of its own, muted at times; cross-validated over songs."""
 
 from dataclasses import dataclass
 
