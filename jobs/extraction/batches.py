@@ -1,4 +1,4 @@
-"""Windows of many lengths to batches of nearly one length, made ahead of the model that encodes them."""
+"""Windows of many lengths to batches of nearly equal length, prepared in a thread ahead of the model."""
 
 from collections.abc import Iterator
 from queue import Queue
@@ -66,7 +66,7 @@ def padded(batch: list[WindowAudio]) -> tuple[np.ndarray, list[int]]:
 
 
 def made_ahead(items: Iterator[Item], most: int) -> Iterator[Item]:
-    """The same items; a thread makes up to `most` of them in advance. An error is raised in its turn."""
+    """The same items; a thread makes up to `most` of them in advance. An error is raised after the items before it."""
     queue: Queue[tuple[bool, Item | BaseException | None]] = Queue(most)
     stopped = False
 

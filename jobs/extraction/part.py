@@ -47,7 +47,7 @@ class ExtractionOrder(BaseModel):
 
 @dataclass
 class TrackFindings:
-    """What is found out of a part's tracks while they are decoded.
+    """What decoding a part's tracks shows.
 
     dropped: tracks that cannot be used, by key, with the reason. samples: of tracks whose length at the model's rate was
     not known, or another one.
@@ -64,7 +64,7 @@ class PartExtractor:
     """
 
     def __init__(self, order: ExtractionOrder, device: str):
-        # Another number of threads would add in another order, and so write other bytes.
+        # With another number of threads sums have another order, so the bytes would differ.
         torch.set_num_threads(1)
         self.order = order
         self.device = torch.device(device)

@@ -1,4 +1,4 @@
-"""All of an extraction that is decided before the first part."""
+"""The plan of an extraction: everything that is decided before the first part."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -81,7 +81,7 @@ def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
     Raises ValueError when there is no track with a frame.
     """
     lengths = frames_of(found.tracks, model)
-    # Too short for a frame: there is nothing to keep of it. A table has a row for each of its lines all the same.
+    # A track too short for a frame has no row, except in a table, which has a row for each of its lines.
     kept = [place for place, frames in enumerate(lengths) if found.kind == "table" or frames != 0]
     if all(lengths[place] == 0 for place in kept):
         raise ValueError(
@@ -237,7 +237,7 @@ def make_layout(
 
 
 def tracks_of_a_part(tracks: list[SourceTrack]) -> int:
-    """How many of them are about half an hour of audio; not too few and not too many."""
+    """How many of them are about half an hour of audio, within FEWEST_TRACKS and MOST_TRACKS."""
     if any(track.num_samples is None for track in tracks):
         return TRACKS_OF_UNKNOWN_LENGTH
     mean = sum(track.seconds for track in tracks) / len(tracks)

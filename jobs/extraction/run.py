@@ -82,7 +82,7 @@ class Extraction:
 
 # Does parts; returns the message of each that failed, by its name.
 DoParts = Callable[[Plan, list[Part]], dict[str, str]]
-# Is told the plan, what was found in the input, and the parts to do.
+# Reports the plan, what was found in the input, and the parts to do.
 Report = Callable[[Plan, Input, list[Part]], None]
 
 

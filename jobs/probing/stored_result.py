@@ -1,4 +1,4 @@
-"""The result of one model on one task on disk, so that a probe goes on where it was stopped.
+"""The result of one model on one task on disk, so that a stopped probe can go on.
 
 result.json      ProbeResult without its predictions, the fingerprint of what it follows from
 CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `-plain.npz` for the plain one

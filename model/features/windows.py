@@ -2,8 +2,8 @@
 
 A track of at most a window is encoded whole, as it stands. A longer one is cut into windows of exactly the same
 number of frames, each starting on the track's own frame grid; the last one ends with the track. Where two windows
-overlap, the seam is the middle: frames before it come from the first, the others from the second. So no frame of a
-long track lies nearer than half the overlap to a window's end, but at the ends of the track itself.
+overlap, the seam is the middle: frames before it come from the first, the others from the second. So every frame of a
+long track lies at least half the overlap from the ends of its window, except at the ends of the track itself.
 """
 
 import bisect
@@ -34,7 +34,7 @@ class WindowConfig(BaseModel):
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """Where an encoder's frames lie: frame i begins at sample i * hop; `receptive_field` samples make one frame."""
+    """Where an encoder's frames lie: frame i begins at sample i * hop; the first frame needs `receptive_field` samples."""
 
     hop: int
     receptive_field: int
