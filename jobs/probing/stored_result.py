@@ -76,7 +76,7 @@ def save_result(folder: Path, result: ProbeResult, fingerprint: str) -> None:
 
 
 def load_result(folder: Path, fingerprint: str) -> ProbeResult | None:
-    """The result that was saved under this fingerprint; None where there is none, or another one."""
+    """The result that was saved under this fingerprint; None when there is no result, or one of another fingerprint."""
     path = folder / RESULT
     if not path.exists():
         return None

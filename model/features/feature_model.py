@@ -44,7 +44,7 @@ class FeatureModel(Protocol):
 
 
 def check_layers(layers: Sequence[int] | None, num_layers: int, name: str) -> tuple[int, ...]:
-    """The layers that are asked for, None for all. Raises ValueError when there is no such layer, or one stands twice."""
+    """The chosen layers; None chooses all. Raises ValueError for a layer that the model does not have, or that is listed twice."""
     chosen = tuple(range(num_layers + 1)) if layers is None else tuple(layers)
     unknown = [layer for layer in chosen if not 0 <= layer <= num_layers]
     if unknown or not chosen or len(set(chosen)) < len(chosen):

@@ -1,6 +1,6 @@
 """Overlapping windows over a track of any length, and which of its frames come from which window.
 
-A track of at most a window is encoded whole, as it stands. A longer one is cut into windows of exactly the same
+A track of at most one window is encoded whole. A longer one is cut into windows of exactly the same
 number of frames, each starting on the track's own frame grid; the last one ends with the track. Where two windows
 overlap, the seam is the middle: frames before it come from the first, the others from the second. So every frame of a
 long track lies at least half the overlap from the ends of its window, except at the ends of the track itself.

@@ -52,7 +52,7 @@ class AudioFile(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:

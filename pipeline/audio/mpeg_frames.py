@@ -116,7 +116,7 @@ def _check_count(part: MpegPart) -> None:
 
 
 def read_header(head: bytes) -> FrameHeader | None:
-    """Read a frame header of four bytes; None when it is none, or of the free bit rate."""
+    """Read a frame header of four bytes; None for other bytes, and for a frame of the free bit rate."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, LAYERS.get(head[1] >> 1 & 3)

@@ -374,7 +374,7 @@ def _needed(form: PcmForm | None, name: str) -> PcmForm:
 
 
 def _extended(digits: bytes) -> int:
-    """An 80-bit IEEE float as a whole number of Hz. Raises DecodeError when it is none."""
+    """An 80-bit IEEE float as a whole number of Hz. Raises DecodeError when it is not a whole number."""
     exponent, mantissa = struct.unpack(">HQ", digits)
     shift = 63 - (exponent - 16383)
     if not 0 <= shift <= 63 or mantissa & ((1 << shift) - 1):

@@ -48,7 +48,7 @@ def read_again(path: Path, format: str, notes: list[str]) -> SecondReading | Non
 
 def _read_by_libsndfile(path: Path, format: str) -> SecondReading | None:
     file = SoundFile(path, [audio_range(path)])
-    if format == "ogg/opus" and file.header.sample_rate != OPUS_RATE:  # it goes by the header
+    if format == "ogg/opus" and file.header.sample_rate != OPUS_RATE:  # libsndfile takes the header's rate
         file.close()
         return None
 

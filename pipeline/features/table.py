@@ -121,7 +121,7 @@ def _texts(table: ClipTable, name: str) -> list[str]:
 
 
 def _one_kind(values: list[JsonValue]) -> list:
-    """A column of one type: truth values, whole numbers, numbers (NaN where there is none), else text."""
+    """A column of one type: booleans, integers, floats (NaN for an absent value), else text."""
     kinds = {type(value) for value in values}
     if kinds in ({bool}, {str}) or (kinds == {int} and all(-MOST_INT <= value < MOST_INT for value in values)):  # type: ignore[operator]
         return values

@@ -1,4 +1,4 @@
-"""What must hold of the clips of a task, whoever lists them."""
+"""Checks of the clips of any task: labels, splits, groups, paths, and whether the audio is there."""
 
 import math
 import os

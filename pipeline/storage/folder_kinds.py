@@ -61,7 +61,7 @@ def find_kind(location: str, *wanted: FolderKind) -> tuple[FolderKind, str] | No
 
 
 def check_input(location: str, *kinds: FolderKind) -> FolderKind | None:
-    """Which of `kinds` a folder to read is; None when nothing tells, so that whoever reads it must say what is missing.
+    """Which of `kinds` a folder to read is; None for a folder of no known kind, whose reader then says what is missing.
 
     Raises:
         FolderError: it is of another kind.

@@ -72,7 +72,7 @@ class StreamPosition(BaseModel):
 
 
 class BatchStream:
-    """This rank's batches for ever: `for batch, position in stream`; a context manager.
+    """This rank's endless batches: `for batch, position in stream`; a context manager.
 
     Args:
         folder: shard folder, a local path or fsspec URL.
