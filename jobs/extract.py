@@ -36,7 +36,7 @@ from mert_foundry.jobs.extraction.plan import Plan
 from mert_foundry.jobs.extraction.run import (
     Extraction,
     Ranks,
-    Result,
+    StoreResult,
     missing_parts,
     resolve,
     run_extraction,
@@ -129,7 +129,7 @@ def end(config: ExtractConfig, done: Extraction) -> int:
     return 0
 
 
-def report_result(config: ExtractConfig, plan: Plan, result: Result) -> None:
+def report_result(config: ExtractConfig, plan: Plan, result: StoreResult) -> None:
     """What was made."""
     layout = plan.order.layout
     raw = layout.rows * len(layout.layers) * layout.width * (2 if layout.dtype == "float16" else 4) * len(layout.arrays)

@@ -32,7 +32,6 @@ from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.inspection.as_text import as_text
-from mert_foundry.jobs.inspection.document import Document
 from mert_foundry.jobs.inspection.options import (
     AnyOptions,
     FeatureOptions,
@@ -41,25 +40,26 @@ from mert_foundry.jobs.inspection.options import (
     RunOptions,
     ShardOptions,
 )
+from mert_foundry.jobs.inspection.view import View
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import FEATURES, MANIFEST, PROBE, RUN, SHARDS, FolderKind, find_kind
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of folder that can be inspected: its options, and the module whose `build_document` takes them."""
+class InspectedKind:
+    """A kind of folder that can be inspected: its options, and the module whose `build_view` takes them."""
 
     folder: FolderKind
     options: type[AnyOptions]
     module: str
 
 
-KINDS = {
-    "shards": Kind(SHARDS, ShardOptions, "mert_foundry.jobs.inspection.shards"),
-    "manifest": Kind(MANIFEST, ManifestOptions, "mert_foundry.jobs.inspection.manifest"),
-    "run": Kind(RUN, RunOptions, "mert_foundry.jobs.inspection.run"),
-    "features": Kind(FEATURES, FeatureOptions, "mert_foundry.jobs.inspection.features"),
-    "probe": Kind(PROBE, ProbeOptions, "mert_foundry.jobs.probing.document"),
+INSPECTED = {
+    "shards": InspectedKind(SHARDS, ShardOptions, "mert_foundry.jobs.inspection.shards"),
+    "manifest": InspectedKind(MANIFEST, ManifestOptions, "mert_foundry.jobs.inspection.manifest"),
+    "run": InspectedKind(RUN, RunOptions, "mert_foundry.jobs.inspection.run"),
+    "features": InspectedKind(FEATURES, FeatureOptions, "mert_foundry.jobs.inspection.features"),
+    "probe": InspectedKind(PROBE, ProbeOptions, "mert_foundry.jobs.probing.view"),
 }
 FOLDERS_WITHIN = ("manifest", "shards", "run")  # of a folder that holds a whole job
 PAGE_OPTIONS = {"examples", "keys", "seed", "codec"}
@@ -70,7 +70,7 @@ NARROWS = {"shard": {"html", "diff"}, "manifest": {"diff", "example", "export", 
 
 def main(arguments: list[str]) -> int:
     name, locations, given = parse(arguments)
-    kind = KINDS[name] if name else find_common_kind(locations)
+    kind = INSPECTED[name] if name else find_common_kind(locations)
     check_locations(kind, locations)
     check_options(kind, given)
     if "diff" in given:
@@ -78,13 +78,11 @@ def main(arguments: list[str]) -> int:
     html = given.pop("html", None)
     if html:
         check_page(html)
-    document: Document = importlib.import_module(kind.module).build_document(
-        kind.options(locations=tuple(locations), **given)
-    )
+    view: View = importlib.import_module(kind.module).build_view(kind.options(locations=tuple(locations), **given))
     if html:
-        write_page(Path(html), document, shlex.join(["mert", "inspect", *arguments]))
+        write_page(Path(html), view, shlex.join(["mert", "inspect", *arguments]))
     else:
-        console.answer(document.data, as_text(document))
+        console.answer(view.data, as_text(view))
     return 0
 
 
@@ -115,13 +113,13 @@ def parse(arguments: list[str]) -> tuple[str | None, list[str], dict[str, Any]]:
         given["export"] = tuple(given["export"])
     locations = given.pop("locations")
     # A first word such as `run` names the kind when a location follows; alone it is the folder of that name.
-    name = locations.pop(0) if len(locations) > 1 and locations[0] in KINDS else None
+    name = locations.pop(0) if len(locations) > 1 and locations[0] in INSPECTED else None
     if name and files.exists(name) and Path(name) not in map(Path, locations):
         console.warn(f"{name} is taken for the kind of folder; ./{name} is the folder of that name")
     return name, locations, given
 
 
-def find_common_kind(locations: list[str]) -> Kind:
+def find_common_kind(locations: list[str]) -> InspectedKind:
     """What all locations are. Raises UsageError when they differ, or one is nothing that can be inspected."""
     kinds = {location: find_inspected_kind(location) for location in locations}
     if len({kind.folder.name for kind in kinds.values()}) > 1:
@@ -130,16 +128,16 @@ def find_common_kind(locations: list[str]) -> Kind:
     return kinds[locations[0]]
 
 
-def find_inspected_kind(location: str) -> Kind:
+def find_inspected_kind(location: str) -> InspectedKind:
     """What a location is. Raises UsageError when it is nothing that can be inspected."""
-    for kind in KINDS.values():
+    for kind in INSPECTED.values():
         if is_of_kind(location, kind):
             return kind
-    known = ", ".join(f"{kind.folder.name} ({kind.folder.marker})" for kind in KINDS.values())
+    known = ", ".join(f"{kind.folder.name} ({kind.folder.marker})" for kind in INSPECTED.values())
     if not files.exists(location):
         raise UsageError(f"{location}: there is no such folder; mert inspect reads a {known}")
     found = find_kind(location)
-    if found and found[0] not in [kind.folder for kind in KINDS.values()]:
+    if found and found[0] not in [kind.folder for kind in INSPECTED.values()]:
         raise UsageError(f"{location} is a {found[0].name} (it has {found[1]}); mert inspect reads a {known}")
     below = [files.join(location, name) for name in FOLDERS_WITHIN if files.exists(files.join(location, name))]
     hint = f"; did you mean {' or '.join(below)}?" if below else ""
@@ -148,12 +146,12 @@ def find_inspected_kind(location: str) -> Kind:
     raise UsageError(f"{location}: none of {known}{hint}")
 
 
-def is_of_kind(location: str, kind: Kind) -> bool:
+def is_of_kind(location: str, kind: InspectedKind) -> bool:
     """Whether there is what a reader of such a folder reads first."""
     return files.exists(files.join(location, kind.folder.marker))
 
 
-def check_locations(kind: Kind, locations: list[str]) -> None:
+def check_locations(kind: InspectedKind, locations: list[str]) -> None:
     """Raise UsageError when a location is not of the kind, or there are more than the kind can show together."""
     for location in locations:
         if not is_of_kind(location, kind):
@@ -164,7 +162,7 @@ def check_locations(kind: Kind, locations: list[str]) -> None:
         raise UsageError(f"only runs are shown together; {locations[0]} is a {kind.folder.name}{hint}")
 
 
-def check_other(kind: Kind, locations: list[str], other: str) -> None:
+def check_other(kind: InspectedKind, locations: list[str], other: str) -> None:
     """Raise UsageError when --diff does not compare two of a kind."""
     if len(locations) > 1:
         raise UsageError("--diff compares one location with one other")
@@ -173,12 +171,12 @@ def check_other(kind: Kind, locations: list[str], other: str) -> None:
         raise UsageError(f"--diff compares two of a kind: {locations[0]} is a {kind.folder.name}, {other} is a {found}")
 
 
-def option_names(kind: Kind) -> set[str]:
+def option_names(kind: InspectedKind) -> set[str]:
     """Names of the options that mean something on a kind."""
     return {field.name for field in fields(kind.options)} - {"locations"} | {"html"}
 
 
-def check_options(kind: Kind, given: Mapping[str, Any]) -> None:
+def check_options(kind: InspectedKind, given: Mapping[str, Any]) -> None:
     """Raise UsageError for an option that means nothing on this kind of folder, or two that exclude each other."""
     foreign = sorted(set(given) - option_names(kind))
     if foreign:
@@ -211,11 +209,11 @@ def check_page(path: str) -> None:
     check_writable(Path(path))
 
 
-def write_page(path: Path, document: Document, command: str) -> None:
+def write_page(path: Path, view: View, command: str) -> None:
     """Publish the page whole, in place of an older one."""
     from mert_foundry.jobs.inspection.as_page import as_page  # text needs no jinja2
 
-    page = as_page(document, command)
+    page = as_page(view, command)
     files.publish_bytes(str(path.absolute()), page)
     console.say(f"report: {path}, {len(page) / 1e6:.1f} MB")
 

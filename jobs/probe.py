@@ -26,12 +26,12 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_precision, check_writable, locked, resolve_device
 from mert_foundry.jobs.inspection.as_page import as_page
 from mert_foundry.jobs.inspection.as_text import as_text
-from mert_foundry.jobs.probing.document import as_document
 from mert_foundry.jobs.probing.follow import follow
 from mert_foundry.jobs.probing.models import list_models
 from mert_foundry.jobs.probing.report import REPORT
 from mert_foundry.jobs.probing.run import run_probe
 from mert_foundry.jobs.probing.settings import ProbeConfig
+from mert_foundry.jobs.probing.view import as_view
 from mert_foundry.pipeline.storage.documents import json_bytes
 from mert_foundry.pipeline.storage.files import publish_bytes
 from mert_foundry.pipeline.storage.folder_kinds import PROBE, check_output
@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> int:
             )
             return 0
         report = run_probe(config, list_models(config))
-        document = as_document(report, config.out)
-        publish_bytes(str(out / REPORT), json_bytes(document.data))
-        publish_bytes(str(out / PAGE), as_page(document, shlex.join(["mert", "probe", *arguments])))
-    console.finish(document.data, [*as_text(document), f"report: {out / PAGE}"])
+        view = as_view(report, config.out)
+        publish_bytes(str(out / REPORT), json_bytes(view.data))
+        publish_bytes(str(out / PAGE), as_page(view, shlex.join(["mert", "probe", *arguments])))
+    console.finish(view.data, [*as_text(view), f"report: {out / PAGE}"])
     if report.unscored:
         pairs = ", ".join(f"{row.model} on {row.task}" for row in report.unscored)
         console.warn(f"not scored: {pairs}; the report says why")

@@ -13,7 +13,7 @@ from audio_files import mert, noise, tone, write_audio
 
 from mert_foundry.jobs.bench import main as bench
 from mert_foundry.jobs.benchmarks.label_benchmark import find_audio
-from mert_foundry.jobs.benchmarks.label_workers import STAGES, FileLabels, Job, OurLabeller, Side
+from mert_foundry.jobs.benchmarks.label_workers import STAGES, Contender, FileLabels, Job, OurLabeller
 from mert_foundry.jobs.benchmarks.measurement import StageClock
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.line import run
@@ -124,8 +124,10 @@ def test_what_is_wrong_with_the_codec_is_told_in_one_line(
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
 def test_the_processes_of_a_killed_bench_end():
-    code = "import os, time; from mert_foundry.jobs.benchmarks.label_workers import Side; from test_bench_label import ForgetfulLabeller\n"
-    code += "side = Side(ForgetfulLabeller, 1); print(*side._pool._processes, flush=True); time.sleep(300)"
+    code = "import os, time; from mert_foundry.jobs.benchmarks.label_workers import Contender; from test_bench_label import ForgetfulLabeller\n"
+    code += (
+        "contender = Contender(ForgetfulLabeller, 1); print(*contender._pool._processes, flush=True); time.sleep(300)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
     ) as parent:
@@ -149,10 +151,10 @@ class ForgetfulLabeller:
 
 @pytest.mark.process
 def test_a_path_that_fails_says_so_and_is_left_out():
-    side = Side(ForgetfulLabeller, 1)
-    assert side.label([Job(Path("a"), Path("b"))]) == [] and "10 TB" in side.failure
-    assert side.label([Job(Path("c"), Path("d"))]) == [] and side.rates() == {}
-    side.close()
+    contender = Contender(ForgetfulLabeller, 1)
+    assert contender.label([Job(Path("a"), Path("b"))]) == [] and "10 TB" in contender.failure
+    assert contender.label([Job(Path("c"), Path("d"))]) == [] and contender.rates() == {}
+    contender.close()
 
 
 def test_what_is_asked_for_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture):

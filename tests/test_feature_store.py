@@ -217,11 +217,11 @@ def test_parts_hold_every_frame_once_and_in_place(lengths: list[int], part_rows:
     rows = []
     for part in plan_frame_parts(tracks, lengths, part_rows, 75.0):
         assert part.rows <= part_rows and part.seconds == pytest.approx(part.rows / 75)
-        for piece in part.pieces:
-            track = tracks.index(piece.track)
-            first = part.number * part_rows + piece.row
-            assert first == offsets[track] + piece.start and piece.stop <= lengths[track]
-            rows.extend(range(first, first + piece.stop - piece.start))
+        for span in part.spans:
+            track = tracks.index(span.track)
+            first = part.number * part_rows + span.row
+            assert first == offsets[track] + span.start and span.stop <= lengths[track]
+            rows.extend(range(first, first + span.stop - span.start))
     assert rows == list(range(sum(lengths)))
 
 
@@ -229,6 +229,6 @@ def test_parts_hold_every_frame_once_and_in_place(lengths: list[int], part_rows:
 def test_pooled_parts_hold_every_track_once(lengths: list[int], part_rows: int):
     tracks = [source_track(number) for number in range(len(lengths))]
     parts = plan_track_parts(tracks, lengths, part_rows, 75.0)
-    rows = [part.number * part_rows + piece.row for part in parts for piece in part.pieces]
+    rows = [part.number * part_rows + span.row for part in parts for span in part.spans]
     assert rows == list(range(len(tracks))) and sum(part.rows for part in parts) == len(tracks)
-    assert [(piece.start, piece.stop) for part in parts for piece in part.pieces] == [(0, length) for length in lengths]
+    assert [(span.start, span.stop) for part in parts for span in part.spans] == [(0, length) for length in lengths]

@@ -10,7 +10,7 @@ from mert_foundry.model.frontend.choice import build_frontend
 from mert_foundry.model.frontend.convolution import ConvFrontend, FrontendConfig
 from mert_foundry.model.frontend.log_mel import LogMelFrontendConfig
 
-GEOMETRY = FrameGeometry(hop=320, reach=400)
+GEOMETRY = FrameGeometry(hop=320, receptive_field=400)
 
 
 @given(

@@ -105,7 +105,7 @@ def test_statistics_of_each_layer_against_naive_ones(store, say):
     for place, layer in enumerate(found["layers"]):
         values = rows[:, place]
         assert layer["mean"] == pytest.approx(values.mean())
-        assert layer["deviation"] == pytest.approx(values.std())
+        assert layer["standard_deviation"] == pytest.approx(values.std())
         assert layer["largest"] == pytest.approx(np.abs(values).max())
         singular = np.linalg.svd(values - values.mean(axis=0), compute_uv=False)
         shares = singular[singular > 1e-6 * singular[0]] / singular.sum()

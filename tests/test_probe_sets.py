@@ -37,7 +37,7 @@ from mert_foundry.pipeline.probe_sets.chord_labels import CHORDS, chord_class
 from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure, find_late_start
 from mert_foundry.pipeline.probe_sets.durations import audio_seconds
 from mert_foundry.pipeline.probe_sets.giantsteps_key import KEYS, split_artists
-from mert_foundry.pipeline.probe_sets.marble_jsonl import KNOWN, task_name
+from mert_foundry.pipeline.probe_sets.marble_jsonl import MARBLE_SETS, task_name
 from mert_foundry.pipeline.probe_sets.registry import PUBLISHED, load_tasks
 from mert_foundry.pipeline.probe_sets.task import Beats, LabelledSet, ProbeClip, ProbeTask, Segment
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
@@ -365,7 +365,7 @@ def test_damaged_tables_are_named(tmp_path: Path):
 # MARBLE v2
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", MARBLE_SETS)
 def test_a_set_of_marble_by_its_name(tmp_path: Path, name: str):
     make_marble(tmp_path / "data/GTZAN", name)
     [labelled] = load_tasks(str(tmp_path / "data"), [])
@@ -520,7 +520,7 @@ def test_the_table_of_the_guide_is_that_of_the_registry():
         counts = " / ".join(f"{count:,}" for count in task.counts)
         assert f"| `{name}` | `{task.folder}` | {files} | {task.split} | {counts} | {task.page} |" in guide
     assert set(re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE)) == set(PUBLISHED)
-    assert all(name in guide for name in KNOWN)
+    assert all(name in guide for name in MARBLE_SETS)
 
 
 # Clips

@@ -4,14 +4,15 @@
     mert bench label --codec official --backend openvino --minutes 60 --json MUSIC_FOLDER
 
 The published path labels one file after the other, with all cores in each operation; ours runs one labeller a
-core with one thread each, as `mert label` does, or on a GPU one that labels several files side by side. Rates are
-seconds of audio a second of time (on a GPU: hours an hour), those of a stage as if nothing else were done. Both
-label the very same samples: ours, rounded to 16 bits. On a GPU the published path computes in full fp32, since its labels
+core with one thread each, as `mert label` does, or on a GPU one that labels several files together. Rates are
+seconds of audio per second of time; that of a stage counts the time of the stage alone. Both label exactly the same
+samples: ours, rounded to 16 bits. On a GPU the published path computes in full fp32, since its labels
 are what ours are compared with; torch by itself would let it use TF32, which is faster.
 """
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,14 @@ import numpy as np
 import torch
 
 from mert_foundry.jobs.benchmarks.code_agreement import CodeAgreement, compare_codes
-from mert_foundry.jobs.benchmarks.label_workers import STAGES, FileLabels, Job, OurLabeller, ReferenceLabeller, Side
+from mert_foundry.jobs.benchmarks.label_workers import (
+    STAGES,
+    Contender,
+    FileLabels,
+    Job,
+    OurLabeller,
+    ReferenceLabeller,
+)
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
@@ -35,8 +43,8 @@ from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 from mert_foundry.pipeline.teachers.registry import build_teachers
 
-# In a batch: few enough to alternate often, enough to keep all lanes of all labellers busy. One batch is the least there is.
-FILES_A_LANE = 2
+# Files of a batch for each batch slot: few, so that the paths alternate often, and enough to keep all slots busy.
+FILES_A_SLOT = 2
 COMPARED_ROWS = 1 << 14  # at a time
 
 
@@ -132,44 +140,50 @@ def compare(
     Raises:
         ValueError: no file can be read, our path fails, or as the teachers do.
     """
-    encodec, _ = build_teachers([codec, cqt], device)  # here first, so that what is wrong with them is told in one line
+    encodec, _ = build_teachers([codec, cqt], device)  # here first, so that what is wrong with them is one line
     cores = len(os.sched_getaffinity(0))
     labellers = cores if device == "cpu" else 1
     agreement = Agreement(encodec.quantizer.codebooks.cpu().numpy(), cqt)
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mert-bench-") as folder, ExitStack() as stack:
-        ours = Side(OurLabeller, labellers, codec, cqt, device)
+        ours = Contender(OurLabeller, labellers, codec, cqt, device)
         stack.callback(ours.close)
-        reference = Side(ReferenceLabeller, 1, codec, cqt, device)
+        reference = Contender(ReferenceLabeller, 1, codec, cqt, device)
         stack.callback(reference.close)
-        for number, batch in enumerate(_batches(files, labellers * BATCH_SLOTS[device] * FILES_A_LANE)):
-            places = [Path(folder) / f"{number}-{position}" for position in range(len(batch))]
-            outcomes = ours.label([Job(path, place.with_suffix(".ours")) for path, place in zip(batch, places)])
-            if ours.failure:
-                raise ValueError(f"{batch[0]} and the files after it: {ours.failure}")
-            skipped |= {
-                str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)
-            }
-            labelled = [labels for labels in zip(batch, places, outcomes) if str(labels[0]) not in skipped]
-            theirs = reference.label(
-                [Job(path, place.with_suffix(".reference"), mine.folder / "audio") for path, place, mine in labelled]
-            )
-            for (_, _, mine), their in zip(labelled, theirs):
-                agreement.add(mine, their)
-                their.remove()
-            for _, _, mine in labelled:
-                mine.remove()
+        for number, batch in enumerate(_batches(files, labellers * BATCH_SLOTS[device] * FILES_A_SLOT)):
+            skipped |= _label_batch(batch, Path(folder) / str(number), ours, reference, agreement)
             if ours.audio >= seconds:
                 break
         if not ours.audio:
-            raise ValueError(
-                f"none of {len(skipped)} files can be used; {next(': '.join(each) for each in skipped.items())}"
-            )
+            first = next(": ".join(each) for each in skipped.items())
+            raise ValueError(f"none of {len(skipped)} files can be used; {first}")
         return _report(ours, reference, agreement, codec, device, cores) | {"skipped": skipped}
 
 
+def _label_batch(
+    batch: Sequence[Path], folder: Path, ours: Contender, reference: Contender, agreement: Agreement
+) -> dict[str, str]:
+    """Label files by ours, then by the reference on our audio, and compare; returns the files that cannot be used."""
+    folder.mkdir()
+    places = [folder / str(position) for position in range(len(batch))]
+    outcomes = ours.label([Job(path, place.with_suffix(".ours")) for path, place in zip(batch, places)])
+    if ours.failure:
+        raise ValueError(f"{batch[0]} and the files after it: {ours.failure}")
+    skipped = {str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)}
+    labelled = [
+        (path, place, labels) for path, place, labels in zip(batch, places, outcomes) if str(path) not in skipped
+    ]
+    theirs = reference.label(
+        [Job(path, place.with_suffix(".reference"), labels.folder / "audio") for path, place, labels in labelled]
+    )
+    for (_, _, mine), their in zip(labelled, theirs):
+        agreement.add(mine, their)
+    shutil.rmtree(folder)
+    return skipped
+
+
 def _report(
-    ours: Side, reference: Side, agreement: Agreement, codec: EncodecTeacherConfig, device: str, cores: int
+    ours: Contender, reference: Contender, agreement: Agreement, codec: EncodecTeacherConfig, device: str, cores: int
 ) -> dict[str, Any]:
     rates, published = ours.rates(), reference.rates()
     return {

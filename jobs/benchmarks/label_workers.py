@@ -1,12 +1,11 @@
 """The two labelling paths of `mert bench label`, each in processes of its own that time their stages.
 
-The published one is gone about as MERT's scripts do: whole files through `encodec` and nnAudio, one after the other.
+The published path works as MERT's scripts do: whole files through `encodec` and nnAudio, one after the other.
 """
 
 import multiprocessing
 import os
 import resource
-import shutil
 import threading
 import time
 from collections import Counter
@@ -58,14 +57,10 @@ class FileLabels:
         """`audio` int16 `[T, 1]`, `codes` uint16 `[F, K]`, `cqt` float32 `[F, bins]` or `latents` float32 `[F, D]`."""
         return np.memmap(self.folder / name, DTYPES[name], "r").reshape(-1, self.columns[name])
 
-    def remove(self) -> None:
-        """Delete the arrays."""
-        shutil.rmtree(self.folder)
-
 
 @dataclass(frozen=True)
 class Job:
-    """A file to label into a folder that is made; `audio` is the int16 file to hear, if another path made it."""
+    """A file to label into a new folder; `audio` is the int16 file that teachers hear, if another path decoded it."""
 
     path: Path
     folder: Path
@@ -136,8 +131,8 @@ class OurLabeller:
         for batch, pieces in self.clock.follow("encodec", ((_finished(batch), pieces) for batch, pieces in latents)):
             with self.clock.stage("quantiser"):
                 codes = self.encodec.quantizer.encode(batch).cpu().numpy()
-            for lane, piece in pieces.items():
-                tracks[piece.track][1].append("codes", codes[:, lane, : len(piece.samples) // HOP].T)
+            for slot, piece in pieces.items():
+                tracks[piece.track][1].append("codes", codes[:, slot, : len(piece.samples) // HOP].T)
 
     def _cqt(self, track: TrackAudio, output: Output) -> None:
         for magnitudes in self.clock.follow("cqt", self.cqt.transform.stream(track.blocks(), self.cqt.chunk_frames)):
@@ -174,10 +169,10 @@ class ReferenceLabeller:
     def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str):
         self.device = device
         if device == "cpu":
-            # A long file asks for more than there is: an error then, where the system would kill what it finds.
+            # A long file may need more memory than there is. With a limit that is an error; without, the system kills a process.
             available = psutil.virtual_memory().available
             resource.setrlimit(resource.RLIMIT_DATA, (available, available))
-        # What torch allows by itself would round on a GPU, and these labels are what ours are compared with.
+        # By default torch rounds to TF32 on a GPU, and these labels are what ours are compared with.
         torch.backends.cudnn.allow_tf32 = False
         self.clock = StageClock()
         self.codec = load_codec(codec.weights).to(device)
@@ -237,8 +232,8 @@ def _finished(output: Tensor) -> Tensor:
     return output
 
 
-class Side:
-    """One path's processes, and the sums of what they did."""
+class Contender:
+    """One of the paths that are compared: its processes, and the sums of what they did."""
 
     def __init__(self, labeller: Callable[..., Labeller], processes: int, *arguments: object):
         spawn = multiprocessing.get_context("spawn")
@@ -255,7 +250,7 @@ class Side:
         """Label files; none once the path has failed, as for want of memory."""
         if self.failure:
             return []
-        # Several are given one file at a time, so that none waits for the others; one alone may label all side by side.
+        # Several are given one file at a time, so that none waits for the others; one alone may label all of them together.
         calls = [[job] for job in jobs] if self.processes > 1 else [jobs]
         self.busy = max(self.busy, min(self.processes, len(calls)))
         start = time.perf_counter()

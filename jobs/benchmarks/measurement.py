@@ -1,6 +1,6 @@
 """How the benchmarks measure: variants take turns in rounds, each run in a process of its own, medians are reported.
 
-Taking turns spreads what else the machine does over all variants alike; quote ratios of one run, not its times.
+Taking turns spreads other load of the machine over all variants alike; quote ratios of one run, not its times.
 A process of its own makes peak memory that of one variant.
 """
 

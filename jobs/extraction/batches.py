@@ -1,4 +1,4 @@
-"""Windows of many lengths to batches of nearly one length, made ahead of the model that encodes them."""
+"""Windows of many lengths to batches of nearly equal length, prepared in a thread ahead of the model."""
 
 from collections.abc import Iterator
 from queue import Queue
@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mert_foundry.model.features.windows import Window
-from mert_foundry.pipeline.features.plan import Piece
+from mert_foundry.pipeline.features.plan import TrackSpan
 
 HELD_BATCHES = 16  # that windows are sorted over
 MOST_PADDING = 1.1  # longest to shortest window of a batch
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 class WindowAudio(NamedTuple):
     """A window to encode: audio int16 `[num_samples]`."""
 
-    piece: Piece
+    span: TrackSpan
     window: Window
     audio: np.ndarray
 
@@ -66,7 +66,7 @@ def padded(batch: list[WindowAudio]) -> tuple[np.ndarray, list[int]]:
 
 
 def made_ahead(items: Iterator[Item], most: int) -> Iterator[Item]:
-    """The same items; a thread makes up to `most` of them in advance. An error is raised in its turn."""
+    """The same items; a thread makes up to `most` of them in advance. An error is raised after the items before it."""
     queue: Queue[tuple[bool, Item | BaseException | None]] = Queue(most)
     stopped = False
 

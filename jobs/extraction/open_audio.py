@@ -12,7 +12,7 @@ from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
 InputKind = Literal["shards", "manifest", "folder", "table"]
 
 
-class Tracks(Protocol):
+class TrackOpener(Protocol):
     """Opens the tracks of an input."""
 
     def open(self, track: SourceTrack) -> TrackAudio | SegmentedAudio:
@@ -20,7 +20,7 @@ class Tracks(Protocol):
         ...
 
 
-def open_tracks(kind: InputKind, audio: str) -> Tracks:
+def open_tracks(kind: InputKind, audio: str) -> TrackOpener:
     """What opens the tracks of an input of a kind; `audio` is the shard folder, or the root of the files."""
     if kind == "shards":
         return ShardTracks(audio)

@@ -21,12 +21,12 @@ from mert_foundry.model.features.windows import Window, plan_windows
 from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.read_ahead import read_ahead
-from mert_foundry.pipeline.features.plan import Part, Piece, SourceTrack, StoreLayout
+from mert_foundry.pipeline.features.plan import Part, SourceTrack, StoreLayout, TrackSpan
 from mert_foundry.pipeline.features.rows import PartRows, part_rows
 from mert_foundry.pipeline.features.store import publish_part
 
 
-class WorkOrder(BaseModel):
+class ExtractionOrder(BaseModel):
     """What a worker must know besides its parts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,8 +46,8 @@ class WorkOrder(BaseModel):
 
 
 @dataclass
-class Findings:
-    """What is found out of a part's tracks while they are decoded.
+class TrackFindings:
+    """What decoding a part's tracks shows.
 
     dropped: tracks that cannot be used, by key, with the reason. samples: of tracks whose length at the model's rate was
     not known, or another one.
@@ -63,8 +63,8 @@ class PartExtractor:
     Raises ValueError when the model is not the one the work was planned for.
     """
 
-    def __init__(self, order: WorkOrder, device: str):
-        # Another number of threads would add in another order, and so write other bytes.
+    def __init__(self, order: ExtractionOrder, device: str):
+        # With another number of threads sums have another order, so the bytes would differ.
         torch.set_num_threads(1)
         self.order = order
         self.device = torch.device(device)
@@ -89,7 +89,7 @@ class PartExtractor:
             ValueError: a damaged shard, or features that the store's type cannot hold.
         """
         self.seconds = 0.0
-        rows, found = part_rows(part, self.order.layout), Findings()
+        rows, found = part_rows(part, self.order.layout), TrackFindings()
         batches = batches_of_like_length(self._windows(part, found), self.order.batch_samples)
         for batch in made_ahead(batches, HELD_BATCHES):
             self._encode(batch, rows)
@@ -116,47 +116,47 @@ class PartExtractor:
     def _encode(self, batch: list[WindowAudio], rows: PartRows) -> None:
         samples, lengths = padded(batch)
         states = self.model.encode(torch.from_numpy(to_float(samples)), lengths)
-        for (piece, window, _), own in zip(batch, states):
+        for (span, window, _), own in zip(batch, states):
             first, stop = window.keep_start - window.start_frame, window.keep_stop - window.start_frame
-            rows.add(piece, window.keep_start, own[first:stop])
+            rows.add(span, window.keep_start, own[first:stop])
 
-    def _windows(self, part: Part, found: Findings) -> Iterator[WindowAudio]:
-        """The windows of a part. A file is decoded once for all pieces of it, short files first."""
-        by_source: dict[str, list[Piece]] = {}
-        for piece in part.pieces:
-            by_source.setdefault(piece.track.source, []).append(piece)
+    def _windows(self, part: Part, found: TrackFindings) -> Iterator[WindowAudio]:
+        """The windows of a part. A file is decoded once for all spans of it, short files first."""
+        by_source: dict[str, list[TrackSpan]] = {}
+        for span in part.spans:
+            by_source.setdefault(span.track.source, []).append(span)
         rate = self.model.sample_rate
-        sources = sorted(by_source.values(), key=lambda pieces: pieces[0].track.samples_at(rate) or 0)
-        opened = read_ahead(sources, lambda pieces: self._open(pieces[0].track), self.order.decode_threads)
-        for pieces, audio in opened:
+        sources = sorted(by_source.values(), key=lambda spans: spans[0].track.samples_at(rate) or 0)
+        opened = read_ahead(sources, lambda spans: self._open(spans[0].track), self.order.decode_threads)
+        for spans, audio in opened:
             if isinstance(audio, DecodeError):
-                found.dropped |= {piece.track.key: str(audio) for piece in pieces}
+                found.dropped |= {span.track.key: str(audio) for span in spans}
                 continue
             with audio:
-                for piece in pieces:
-                    yield from self._windows_of(piece, audio, found)
+                for span in spans:
+                    yield from self._windows_of(span, audio, found)
 
-    def _windows_of(self, piece: Piece, audio: OpenAudio, found: Findings) -> Iterator[WindowAudio]:
-        """The windows of the track that give frames of the piece, from the track's audio or that of its file."""
-        planned = piece.track.samples_at(self.model.sample_rate)
-        first, count = audio.stretch(piece.track)
+    def _windows_of(self, span: TrackSpan, audio: OpenAudio, found: TrackFindings) -> Iterator[WindowAudio]:
+        """The windows of the track that give frames of the span, from the track's audio or that of its file."""
+        planned = span.track.samples_at(self.model.sample_rate)
+        first, count = audio.stretch(span.track)
         if count != planned:
-            found.samples[piece.track.key] = count
+            found.samples[span.track.key] = count
         windows = plan_windows(count, self.model.geometry, self.order.window_frames, self.order.overlap_frames)
         if not windows:
-            found.dropped[piece.track.key] = f"too_short: {count} samples are there, too few for a frame of the model"
+            found.dropped[span.track.key] = f"too_short: {count} samples are there, too few for a frame of the model"
         for window in windows:
-            if not (piece.start < window.keep_stop and (piece.stop is None or window.keep_start < piece.stop)):
+            if not (span.start < window.keep_stop and (span.stop is None or window.keep_start < span.stop)):
                 continue
             samples = audio.read(first + window.start_sample, window.num_samples)
             if len(samples) != window.num_samples:
-                raise ValueError(f"{piece.track.key}: shorter than the {planned} samples it was planned with")
-            yield WindowAudio(piece, window, samples)
+                raise ValueError(f"{span.track.key}: shorter than the {planned} samples it was planned with")
+            yield WindowAudio(span, window, samples)
 
     def _kept_seconds(self, item: WindowAudio) -> float:
         window: Window = item.window
-        stop = window.keep_stop if item.piece.stop is None else min(window.keep_stop, item.piece.stop)
-        frames = max(0, stop - max(window.keep_start, item.piece.start))
+        stop = window.keep_stop if item.span.stop is None else min(window.keep_stop, item.span.stop)
+        frames = max(0, stop - max(window.keep_start, item.span.start))
         return frames * self.model.geometry.hop / self.model.sample_rate
 
     def _open(self, track: SourceTrack) -> OpenAudio | DecodeError:

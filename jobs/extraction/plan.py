@@ -1,4 +1,4 @@
-"""All of an extraction that is decided before the first part."""
+"""The plan of an extraction: everything that is decided before the first part."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.jobs.extraction.models import model_fingerprint
-from mert_foundry.jobs.extraction.part import WorkOrder
+from mert_foundry.jobs.extraction.part import ExtractionOrder
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import Input
 from mert_foundry.model.features.feature_model import FeatureModel
@@ -45,7 +45,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    order: WorkOrder = Field(description="What each worker must know")
+    order: ExtractionOrder = Field(description="What each worker must know")
     description: dict[str, Any] = Field(description="Attributes of the store")
     table: dict[str, list[Any]] = Field(description="The track table, without `dropped`, as far as it is known")
     parts: list[Part] = Field(description="Every part")
@@ -57,7 +57,7 @@ class Plan(BaseModel):
     @property
     def seconds(self) -> float | None:
         """Audio seconds in all; None when lengths are not known before they are decoded."""
-        known = all(piece.stop is not None for part in self.parts for piece in part.pieces)
+        known = all(span.stop is not None for part in self.parts for span in part.spans)
         return sum(part.seconds for part in self.parts) if known else None
 
     def finished_table(self, records: Iterable[PartRecord]) -> tuple[dict[str, list[Any]], dict[str, str]]:
@@ -81,7 +81,7 @@ def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
     Raises ValueError when there is no track with a frame.
     """
     lengths = frames_of(found.tracks, model)
-    # Too short for a frame: there is nothing to keep of it. A table has a row for each of its lines all the same.
+    # A track too short for a frame has no row, except in a table, which has a row for each of its lines.
     kept = [place for place, frames in enumerate(lengths) if found.kind == "table" or frames != 0]
     if all(lengths[place] == 0 for place in kept):
         raise ValueError(
@@ -100,7 +100,7 @@ def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
         description=description,
         table=make_table(tracks, frames) | {name: [column[i] for i in kept] for name, column in found.columns.items()},
         parts=parts,
-        samples_of_a_frame=model.geometry.reach,
+        samples_of_a_frame=model.geometry.receptive_field,
         hop=model.geometry.hop,
         sample_rate=model.sample_rate,
         dropped={track.key: TOO_SHORT for track, length in zip(tracks, frames) if length == 0} | found.dropped,
@@ -157,7 +157,7 @@ def describe_store(config: ExtractConfig, model: FeatureModel, found: Input, lay
         "sample_rate": rate,
         "frame_rate": rate / geometry.hop,
         "hop": geometry.hop,
-        "samples_of_a_frame": geometry.reach,
+        "samples_of_a_frame": geometry.receptive_field,
         "seams": SEAMS,
         "input": {
             "kind": found.kind,
@@ -179,10 +179,10 @@ def window_sizes(config: ExtractConfig, model: FeatureModel) -> tuple[int, int]:
 
 def make_order(
     config: ExtractConfig, model: FeatureModel, found: Input, layout: StoreLayout, description: dict[str, Any]
-) -> WorkOrder:
+) -> ExtractionOrder:
     """What each worker must know."""
     window_frames, overlap_frames = window_sizes(config, model)
-    return WorkOrder(
+    return ExtractionOrder(
         model=config.model,
         model_fingerprint=description["model"]["fingerprint"],
         audio=found.audio,
@@ -237,7 +237,7 @@ def make_layout(
 
 
 def tracks_of_a_part(tracks: list[SourceTrack]) -> int:
-    """How many of them are about half an hour of audio; not too few and not too many."""
+    """How many of them are about half an hour of audio, within FEWEST_TRACKS and MOST_TRACKS."""
     if any(track.num_samples is None for track in tracks):
         return TRACKS_OF_UNKNOWN_LENGTH
     mean = sum(track.seconds for track in tracks) / len(tracks)

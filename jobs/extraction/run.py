@@ -16,7 +16,7 @@ from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 from mert_foundry.jobs.command.preflight import check_cuda, check_precision, check_writable, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.extraction.models import open_model
-from mert_foundry.jobs.extraction.part import PartExtractor, WorkOrder
+from mert_foundry.jobs.extraction.part import ExtractionOrder, PartExtractor
 from mert_foundry.jobs.extraction.plan import Plan, in_stored_names, make_plan
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import Input, read_input
@@ -45,7 +45,7 @@ class ExtractionError(ValueError):
     """Parts of a store could not be made; what was published is whole, and the same call does just the others."""
 
 
-class Result(BaseModel):
+class StoreResult(BaseModel):
     """A finished store."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,12 +77,12 @@ class Extraction:
 
     plan: Plan
     failures: dict[str, str]
-    result: Result | None
+    result: StoreResult | None
 
 
 # Does parts; returns the message of each that failed, by its name.
 DoParts = Callable[[Plan, list[Part]], dict[str, str]]
-# Is told the plan, what was found in the input, and the parts to do.
+# Reports the plan, what was found in the input, and the parts to do.
 Report = Callable[[Plan, Input, list[Part]], None]
 
 
@@ -220,7 +220,7 @@ def work_here(plan: Plan, parts: list[Part], device: str, title: str | None, pro
 
 
 def in_processes(
-    order: WorkOrder, parts: list[Part], device: str, processes: int
+    order: ExtractionOrder, parts: list[Part], device: str, processes: int
 ) -> Iterator[tuple[float, str | None]]:
     """For each part its audio seconds, and the message if it failed."""
     work = partial(run_part, order.model_dump_json(), device)
@@ -240,7 +240,7 @@ def run_part(order: str, device: str, part: Part) -> tuple[float, str | None]:
 @lru_cache(maxsize=1)
 def extractor_of(order: str, device: str) -> PartExtractor:
     """The extractor of this process."""
-    return PartExtractor(WorkOrder.model_validate_json(order), device)
+    return PartExtractor(ExtractionOrder.model_validate_json(order), device)
 
 
 def part_crashed(part: Part) -> tuple[float, str | None]:
@@ -267,7 +267,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def finish(config: ExtractConfig, plan: Plan) -> Result | None:
+def finish(config: ExtractConfig, plan: Plan) -> StoreResult | None:
     """Complete the store when all parts are there, with a track table that fits the input; None when one is missing."""
     records = find_finished(config.out, plan.order.layout, plan.order.digest)
     if len(records) < len(plan.parts):
@@ -276,4 +276,4 @@ def finish(config: ExtractConfig, plan: Plan) -> Result | None:
     if not has_table(config.out, table_digest(table)):
         finish_store(config.out, plan.order.layout, plan.description, table, dropped)
     stored = sum(size for record in records.values() for size, _ in record.files.values())
-    return Result(dropped=dropped, bytes=stored)
+    return StoreResult(dropped=dropped, bytes=stored)

@@ -23,8 +23,8 @@ class StorageConfig(BaseModel):
     part_tracks: int | None = Field(
         default=None,
         gt=0,
-        description="Tracks of a part when features are pooled; null: about half an hour of audio, 64 to 512 tracks, or what"
-        " the store was begun with",
+        description="Tracks of a part when features are pooled; null: about half an hour of audio, 64 to 512 tracks, or"
+        " the size that the store has",
     )
 
 

@@ -1,4 +1,4 @@
-"""A document as one HTML file that opens from disk and loads nothing.
+"""A view as one HTML file that opens from disk and loads nothing.
 
 The template escapes all text. The script gets its data as JSON and writes text nodes alone, so nothing in a file name
 is ever markup. A Content-Security-Policy allows this page's own script and style by their hashes, and no network.
@@ -17,16 +17,16 @@ from jinja2 import Environment, FileSystemLoader
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.text import is_number
 from mert_foundry.jobs.inspection.cells import cell_text, row_texts
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.view import (
     Block,
-    Document,
-    Examples,
+    ExamplePlayers,
     Facts,
     Figures,
     Note,
     OnPage,
     Plots,
     Table,
+    View,
 )
 
 MOST_BYTES = 12_000_000
@@ -36,8 +36,8 @@ FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("plots.js", "heatmaps.js", "examples.js", "page.js")
 
 
-def as_page(document: Document, command: str) -> bytes:
-    """The page, which names the command that made it. Warnings of the document go to standard error too.
+def as_page(view: View, command: str) -> bytes:
+    """The page, which names the command that made it. Warnings of the view go to standard error too.
 
     Raises:
         ValueError: it would have more than 12 MB.
@@ -47,9 +47,9 @@ def as_page(document: Document, command: str) -> bytes:
     style = (FOLDER / "report.css").read_text()
     script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     data: dict[str, Any] = {"plots": {}, "examples": []}
-    written = [(section.title, list(write_blocks(section.blocks, data))) for section in document.sections]
+    written = [(section.title, list(write_blocks(section.blocks, data))) for section in view.sections]
     page = environment.get_template("page.html").render(
-        document=document,
+        view=view,
         command=command,
         sections=[(title, blocks) for title, blocks in written if blocks],
         data=data,
@@ -84,7 +84,7 @@ def write_blocks(blocks: Iterable[Block], data: dict[str, Any]) -> Iterator[dict
                 names = [f"plot-{len(data['plots']) + number}" for number in range(len(block.plots))]
                 data["plots"] |= zip(names, map(script_value, block.plots), strict=True)
                 yield {"plots": names}
-            case Examples():
+            case ExamplePlayers():
                 yield from write_blocks(write_examples(block, data), data)
                 yield {"examples": True}
 
@@ -99,7 +99,7 @@ def write_table(block: Table) -> dict[str, Any]:
     return {"header": block.header, "rows": rows, "caption": caption, "numeric": numeric}
 
 
-def write_examples(block: Examples, data: dict[str, Any]) -> Sequence[Block]:
+def write_examples(block: ExamplePlayers, data: dict[str, Any]) -> Sequence[Block]:
     """Put examples into `data` while the page has room; a warning says when there was none for all."""
     data["shares"] = script_value(block.shares)
     room = MOST_BYTES - ROOM_OF_THE_REST - len(json.dumps(data))

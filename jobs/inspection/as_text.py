@@ -1,17 +1,17 @@
-"""A document as lines of plain text, for a terminal or a pipe."""
+"""A view as lines of plain text, for a terminal or a pipe."""
 
 from mert_foundry.jobs.command.text import pairs, printable, table
 from mert_foundry.jobs.inspection.cells import cell_text, row_texts
-from mert_foundry.jobs.inspection.document import Block, Document, Facts, Figures, Note, Table
+from mert_foundry.jobs.inspection.view import Block, Facts, Figures, Note, Table, View
 
 MOST_ROWS = 20
 INDENT = "  "
 
 
-def as_text(document: Document) -> list[str]:
+def as_text(view: View) -> list[str]:
     """Lines without control characters. A section that is for the page alone is not there."""
-    lines = [f"{document.kind} {document.title}"]
-    for place, section in enumerate(document.sections):
+    lines = [f"{view.kind} {view.title}"]
+    for place, section in enumerate(view.sections):
         paragraphs = [(block, found) for block in section.blocks if (found := block_lines(block))]
         if paragraphs and place:
             lines += ["", section.title]

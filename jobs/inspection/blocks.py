@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mert_foundry.jobs.command.text import number
-from mert_foundry.jobs.inspection.document import Axis, BarPlot, Bars, Cell, HistogramPlot, Table
+from mert_foundry.jobs.inspection.view import Axis, BarPlot, Bars, Cell, HistogramPlot, Table
 from mert_foundry.pipeline.inspection.spread import Spread, histogram
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mert_foundry.jobs.command.text import number
-from mert_foundry.jobs.inspection.document import Cell, Estimate
+from mert_foundry.jobs.inspection.view import Cell, Estimate
 
 
 def row_texts(rows: Sequence[Sequence[Cell]]) -> list[list[str]]:

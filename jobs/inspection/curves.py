@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 
-from mert_foundry.jobs.inspection.document import Axis, Block, Line, LinePlot, OnPage, Plots, Section
+from mert_foundry.jobs.inspection.view import Axis, Block, Line, LinePlot, OnPage, Plots, Section
 from mert_foundry.model.runs.history import Curve, RunHistory, curves
 
 MOST_POINTS = 1500  # of a curve on the page

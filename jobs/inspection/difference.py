@@ -1,12 +1,12 @@
 """What mert inspect --diff shows: how two manifests, shard sets or runs differ."""
 
-from mert_foundry.jobs.inspection.document import Block, Document, Note, Section, Table
+from mert_foundry.jobs.inspection.view import Block, Note, Section, Table, View
 from mert_foundry.pipeline.inspection.difference import Difference
 
 LONGEST_VALUE = 70  # characters: a SHA-256 has 64
 
 
-def difference_document(difference: Difference) -> Document:
+def difference_view(difference: Difference) -> View:
     """Settings that differ, and keys with `+` added, `-` removed, `~` changed."""
     blocks: list[Block] = [Note("no difference")]
     if not difference.same:
@@ -21,7 +21,7 @@ def difference_document(difference: Difference) -> Document:
             Table(("changed", "what"), changed, may_be_long=True),
         ]
     title = f"from {difference.first} to {difference.second}"
-    return Document(difference.kind, title, [Section("Overview", blocks)], difference.model_dump(mode="json"))
+    return View(difference.kind, title, [Section("Overview", blocks)], difference.model_dump(mode="json"))
 
 
 def _value(value: object) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mert_foundry.jobs.command.text import number
-from mert_foundry.jobs.inspection.document import Block, Document, Facts, Note, Pitch, Section, Table
+from mert_foundry.jobs.inspection.view import Block, Facts, Note, Pitch, Section, Table, View
 from mert_foundry.pipeline.inspection.examples import (
     ExampleSummary,
     MemberSummary,
@@ -19,21 +19,21 @@ from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
 from mert_foundry.pipeline.shards.target import TargetSpec, octave_layout
 
 
-def example_document(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str) -> Document:
+def example_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str) -> View:
     """Where one example comes from, and its members. Raises as `find_examples` and `read_example`."""
     stored = find_examples(folder, shards, [key])[0]
     summary = summarise_example(index, stored, read_example(folder, index, stored)[0])
     beginnings = [table for member in summary.members for table in first_values(member)]
     sections = [Section("Overview", [example_facts(summary), *member_blocks(summary.members), *beginnings])]
-    return Document("example", key, sections, summary.model_dump(mode="json"))
+    return View("example", key, sections, summary.model_dump(mode="json"))
 
 
-def export_document(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str, out: Path) -> Document:
+def export_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str, out: Path) -> View:
     """Write the files of one example into the folder `out`, and name them. Raises as `export_example`."""
     stored = find_examples(folder, shards, [key])[0]
     files = [str(path) for path in export_example(*read_example(folder, index, stored), out)]
     written = Table(("file",), [(file,) for file in files])
-    return Document("export", key, [Section("Files", [written])], {"kind": "export", "key": key, "files": [*files]})
+    return View("export", key, [Section("Files", [written])], {"kind": "export", "key": key, "files": [*files]})
 
 
 def example_facts(summary: ExampleSummary) -> Facts:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from mert_foundry.jobs.inspection.blocks import settings_text
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.options import FeatureOptions
+from mert_foundry.jobs.inspection.view import (
     Axis,
     Block,
     Cell,
-    Document,
     Facts,
     Figures,
     Line,
@@ -24,8 +24,8 @@ from mert_foundry.jobs.inspection.document import (
     Points,
     Section,
     Table,
+    View,
 )
-from mert_foundry.jobs.inspection.options import FeatureOptions
 from mert_foundry.pipeline.inspection.feature_summary import FeatureRows, FeatureSummary, read_features
 from mert_foundry.pipeline.inspection.neighbours import Neighbour, NeighbourSummary, nearest, project
 from mert_foundry.pipeline.manifest.rows import load_manifest
@@ -37,18 +37,18 @@ MOST_POINTS = 1500  # of a plot of tracks
 VALUES = Axis("value", zero=True)
 # Plots of the layers: title, axis, and lines by label and field.
 LAYER_PLOTS = (
-    ("Mean and standard deviation", VALUES, {"mean": "mean", "standard deviation": "deviation"}),
+    ("Mean and standard deviation", VALUES, {"mean": "mean", "standard deviation": "standard_deviation"}),
     ("Largest magnitude", VALUES, {"largest": "largest"}),
     ("Effective rank", Axis("dimensions", zero=True), {"effective rank": "effective_rank"}),
     ("Dead dimensions", Axis("share of dimensions", "percent", zero=True), {"dead": "dead_share"}),
 )
 
 
-def build_document(options: FeatureOptions) -> Document:
+def build_view(options: FeatureOptions) -> View:
     """The store, or the neighbours of one track. Raises as `read_store`, and ValueError for an unknown key."""
     read = read_store(options)
     if options.track:
-        return neighbour_document(nearest(read, options.track))
+        return neighbour_view(nearest(read, options.track))
     summary = read.summary
     sections = [
         overview(summary),
@@ -57,7 +57,7 @@ def build_document(options: FeatureOptions) -> Document:
         Section("Nearest neighbours", [OnPage(lambda: neighbour_blocks(read, options))]),
         dropped(summary),
     ]
-    return Document("features", summary.location.rstrip("/"), sections, summary.model_dump(mode="json"))
+    return View("features", summary.location.rstrip("/"), sections, summary.model_dump(mode="json"))
 
 
 def read_store(options: FeatureOptions) -> FeatureRows:
@@ -111,7 +111,7 @@ def layers(summary: FeatureSummary) -> Section:
         (
             each.layer,
             each.mean,
-            each.deviation,
+            each.standard_deviation,
             each.largest,
             f"{each.effective_rank:.1f}",
             f"{each.dead_share:.1%}",
@@ -191,7 +191,7 @@ def neighbour_table(neighbours: Sequence[Neighbour], caption: str = "") -> Table
     return Table(("nearest over all layers", "group", "cosine"), rows, caption)
 
 
-def neighbour_document(neighbours: NeighbourSummary) -> Document:
+def neighbour_view(neighbours: NeighbourSummary) -> View:
     """The nearest tracks of one, over all layers and in each."""
     rows: list[Sequence[Cell]] = [
         (layer, *(f"{each.key} {each.similarity:.2f}" for each in found[:3]))
@@ -200,4 +200,4 @@ def neighbour_document(neighbours: NeighbourSummary) -> Document:
     ranks = ("nearest", "second", "third")[: min(3, neighbours.compared)]
     title = f"{neighbours.key} of group {neighbours.group or '-'}, among {neighbours.compared} others"
     blocks = [neighbour_table(neighbours.nearest), Table(("layer", *ranks), rows)]
-    return Document("track", title, [Section("Neighbours", blocks)], neighbours.model_dump(mode="json"))
+    return View("track", title, [Section("Neighbours", blocks)], neighbours.model_dump(mode="json"))

@@ -10,10 +10,10 @@ from mert_foundry.jobs.inspection.blocks import (
     settings_text,
     spread_table,
 )
-from mert_foundry.jobs.inspection.difference import difference_document
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.difference import difference_view
+from mert_foundry.jobs.inspection.options import ManifestOptions
+from mert_foundry.jobs.inspection.view import (
     Block,
-    Document,
     Facts,
     Figures,
     HistogramPlot,
@@ -22,8 +22,8 @@ from mert_foundry.jobs.inspection.document import (
     Plots,
     Section,
     Table,
+    View,
 )
-from mert_foundry.jobs.inspection.options import ManifestOptions
 from mert_foundry.pipeline.inspection.manifest_summary import (
     ManifestFolder,
     ManifestSummary,
@@ -34,11 +34,11 @@ from mert_foundry.pipeline.inspection.manifest_summary import (
 )
 
 
-def build_document(options: ManifestOptions) -> Document:
+def build_view(options: ManifestOptions) -> View:
     """The manifest, or how two differ. Raises as `load_manifest_folder`."""
     read = load_manifest_folder(options.locations[0])
     if options.diff:
-        return difference_document(compare_manifests(read, load_manifest_folder(options.diff)))
+        return difference_view(compare_manifests(read, load_manifest_folder(options.diff)))
     summary = summarise_manifest(read)
     sections = [
         overview(summary),
@@ -46,7 +46,7 @@ def build_document(options: ManifestOptions) -> Document:
         lengths_and_levels(read, summary),
         rejected(summary),
     ]
-    return Document("manifest", read.folder.rstrip("/"), sections, summary.model_dump(mode="json"))
+    return View("manifest", read.folder.rstrip("/"), sections, summary.model_dump(mode="json"))
 
 
 def overview(summary: ManifestSummary) -> Section:

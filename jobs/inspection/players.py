@@ -8,19 +8,19 @@ import numpy as np
 from mert_foundry.jobs.command.line import missing_package
 from mert_foundry.jobs.command.text import number
 from mert_foundry.jobs.inspection.blocks import histogram_plot
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.examples import pitch_of_bins
+from mert_foundry.jobs.inspection.options import ShardOptions
+from mert_foundry.jobs.inspection.view import (
     Block,
     CodePanel,
-    Example,
-    Examples,
+    ExamplePlayer,
+    ExamplePlayers,
     HistogramPlot,
     LevelPanel,
     LevelScale,
     Note,
     Sound,
 )
-from mert_foundry.jobs.inspection.examples import pitch_of_bins
-from mert_foundry.jobs.inspection.options import ShardOptions
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.inspection.example_media import (
     OUTLINE_SAMPLES,
@@ -34,7 +34,7 @@ from mert_foundry.pipeline.inspection.example_media import (
 from mert_foundry.pipeline.inspection.examples import StoredExample, find_examples, read_audio, read_example
 from mert_foundry.pipeline.inspection.shard_summary import ShardSet
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.shards.format import Example as ShardExample
+from mert_foundry.pipeline.shards.format import Example
 from mert_foundry.pipeline.shards.statistics import ContinuousSummary, DiscreteCounts
 from mert_foundry.pipeline.shards.target import TargetSpec
 
@@ -86,7 +86,7 @@ def player_blocks(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
         for name, partial in shard_set.partials.items()
         if isinstance(partial, DiscreteCounts)
     }
-    return [*notes, Examples(len(chosen), lambda: examples(shard_set, chosen, decoders, paths), shares)]
+    return [*notes, ExamplePlayers(len(chosen), lambda: examples(shard_set, chosen, decoders, paths), shares)]
 
 
 def load_decoder(folder: str, spec: TargetSpec, weights: str | None) -> Decode:
@@ -113,11 +113,11 @@ def code_shares(counts: list[list[int]]) -> np.ndarray:
 
 def examples(
     shard_set: ShardSet, chosen: Iterable[StoredExample], decoders: Mapping[str, Decode], paths: Mapping[str, str]
-) -> Iterator[Example]:
+) -> Iterator[ExamplePlayer]:
     """Each example with its sounds, and a picture of every target; `paths` are those of tracks by key."""
     for stored in chosen:
         example, _ = read_example(shard_set.folder, shard_set.index, stored)
-        yield Example(
+        yield ExamplePlayer(
             title=paths.get(example.info.track, example.info.track),
             meta=origin(example, stored),
             seconds=example.info.num_samples / SAMPLE_RATE,
@@ -129,7 +129,7 @@ def examples(
         )
 
 
-def origin(example: ShardExample, stored: StoredExample) -> str:
+def origin(example: Example, stored: StoredExample) -> str:
     """Key, shard, split, loudness, and which part of the track it is."""
     info = example.info
     start, end = (sample / info.sample_rate for sample in (info.start_sample, info.start_sample + info.num_samples))
@@ -139,7 +139,7 @@ def origin(example: ShardExample, stored: StoredExample) -> str:
     return " · ".join(parts + ([f"{level:.1f} LUFS"] if level is not None else []))
 
 
-def sounds(example: ShardExample, decoders: Mapping[str, Decode]) -> list[Sound]:
+def sounds(example: Example, decoders: Mapping[str, Decode]) -> list[Sound]:
     """The original, and what each codec makes of its codes."""
     heard = {"Original": example.audio}
     heard |= {f"From {name}": decode(example.targets[name]) for name, decode in decoders.items()}

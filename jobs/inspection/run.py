@@ -8,19 +8,19 @@ from pydantic import JsonValue
 
 from mert_foundry.jobs.command.text import number
 from mert_foundry.jobs.inspection.curves import curve_sections
-from mert_foundry.jobs.inspection.difference import difference_document
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.difference import difference_view
+from mert_foundry.jobs.inspection.options import RunOptions
+from mert_foundry.jobs.inspection.view import (
     Block,
     Cell,
-    Document,
     Facts,
     Figures,
     Note,
     OnPage,
     Section,
     Table,
+    View,
 )
-from mert_foundry.jobs.inspection.options import RunOptions
 from mert_foundry.model.runs.history import (
     MOST_FREQUENT,
     TRIVIAL,
@@ -35,11 +35,11 @@ from mert_foundry.pipeline.inspection.difference import Difference, compare_sett
 from mert_foundry.pipeline.storage.files import local_path
 
 
-def build_document(options: RunOptions) -> Document:
+def build_view(options: RunOptions) -> View:
     """One run, several, or how two differ. Raises as `load_run`."""
     histories = [load_run(local_path(location)) for location in options.locations]
     if options.diff:
-        return difference_document(compare_runs(histories[0], load_run(local_path(options.diff))))
+        return difference_view(compare_runs(histories[0], load_run(local_path(options.diff))))
     summaries = [summarise_run(history) for history in histories]
     names = run_names([history.folder for history in histories])
     if len(summaries) == 1:
@@ -50,7 +50,7 @@ def build_document(options: RunOptions) -> Document:
         data = {"kind": "runs", "runs": [summary.model_dump(mode="json") for summary in summaries]}
         sections = [side_by_side(names, summaries)]
     settings = Section("Settings", [OnPage(lambda: settings_blocks(names, histories))])
-    return Document(kind, title, [*sections, *curve_sections(names, histories), settings], data)
+    return View(kind, title, [*sections, *curve_sections(names, histories), settings], data)
 
 
 def compare_runs(first: RunHistory, second: RunHistory) -> Difference:

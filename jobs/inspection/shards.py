@@ -8,14 +8,15 @@ import numpy as np
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.text import human_bytes, number
 from mert_foundry.jobs.inspection.blocks import histogram_plot, reasons_plot, reasons_text, spread_table
-from mert_foundry.jobs.inspection.difference import difference_document
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.difference import difference_view
+from mert_foundry.jobs.inspection.examples import example_view, export_view, pitch_of_bins
+from mert_foundry.jobs.inspection.options import ShardOptions
+from mert_foundry.jobs.inspection.view import (
     Axis,
     BarPlot,
     Bars,
     Block,
     Cell,
-    Document,
     Facts,
     Figures,
     Line,
@@ -26,9 +27,8 @@ from mert_foundry.jobs.inspection.document import (
     Plots,
     Section,
     Table,
+    View,
 )
-from mert_foundry.jobs.inspection.examples import example_document, export_document, pitch_of_bins
-from mert_foundry.jobs.inspection.options import ShardOptions
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.inspection.manifest_summary import count_by_reason, load_manifest_folder
 from mert_foundry.pipeline.inspection.shard_summary import (
@@ -46,21 +46,21 @@ from mert_foundry.pipeline.shards.statistics import ContinuousSummary, DiscreteC
 MOST_RANKS = 80  # points of a curve
 
 
-def build_document(options: ShardOptions) -> Document:
+def build_view(options: ShardOptions) -> View:
     """What the options ask for. Raises as reading does, UsageError for an unknown shard, ValueError for an unknown key."""
     folder = options.locations[0]
     if options.diff:
-        return difference_document(compare_shard_sets(folder, options.diff))
+        return difference_view(compare_shard_sets(folder, options.diff))
     if options.export or options.example or options.shard:
         index = load_index(folder)
         shards = [named_shard(index, options.shard)] if options.shard else index.shardlist
         if options.export:
             key, out = options.export
-            return export_document(folder, index, shards, key, Path(out))
+            return export_view(folder, index, shards, key, Path(out))
         if options.example:
-            return example_document(folder, index, shards, options.example)
-        return shard_document(load_listed_record(folder, shards[0]))
-    return set_document(options)
+            return example_view(folder, index, shards, options.example)
+        return shard_view(load_listed_record(folder, shards[0]))
+    return set_view(options)
 
 
 def named_shard(index: ShardIndex, name: str) -> ShardEntry:
@@ -72,7 +72,7 @@ def named_shard(index: ShardIndex, name: str) -> ShardEntry:
     raise UsageError(f"--shard {name}: not one of {len(index.shardlist)} shards ({begin}, ...)")
 
 
-def set_document(options: ShardOptions) -> Document:
+def set_view(options: ShardOptions) -> View:
     """The whole set."""
     shard_set = load_shard_set(options.locations[0])
     summary = summarise_shard_set(shard_set, rejected_by(options.manifest, shard_set.index))
@@ -83,7 +83,7 @@ def set_document(options: ShardOptions) -> Document:
         dropped_and_rejected(summary),
         Section("Examples", [OnPage(lambda: examples_to_hear(shard_set, options))]),
     ]
-    return Document("shards", shard_set.folder.rstrip("/"), sections, summary.model_dump(mode="json"))
+    return View("shards", shard_set.folder.rstrip("/"), sections, summary.model_dump(mode="json"))
 
 
 def rejected_by(manifest_folder: str | None, index: ShardIndex) -> dict[str, int] | None:
@@ -307,7 +307,7 @@ def dropped_and_rejected(summary: ShardSummary) -> Section:
     return Section("Dropped and rejected", blocks)
 
 
-def shard_document(record: ShardRecord) -> Document:
+def shard_view(record: ShardRecord) -> View:
     """One shard: what it holds, and its examples."""
     facts = Facts(
         [
@@ -331,4 +331,4 @@ def shard_document(record: ShardRecord) -> Document:
         for entry in record.members
     ]
     table = Table(("example", "frames", "seconds", *(f"{suffix}, bytes" for suffix in suffixes)), rows)
-    return Document("shard", record.name, [Section("Overview", [facts, table])], record.model_dump(mode="json"))
+    return View("shard", record.name, [Section("Overview", [facts, table])], record.model_dump(mode="json"))

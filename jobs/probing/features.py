@@ -148,7 +148,7 @@ def read_frames(probed: ProbedTask, table: FeatureTable) -> FrameFeatures:
 
 
 def drop_faults(probed: ProbedTask, tables: Sequence[FeatureTable]) -> tuple[ProbedTask, list[FeatureTable]]:
-    """Take out, for every model, the clips that any of them has no features for: all are scored on the same clips."""
+    """Drop, for every model, the clips for which one of them has no features: all are scored on the same clips."""
     faults = {number: reason for table in tables for number, reason in table.faults().items()}
     rows = np.array([number for number in range(len(probed.labelled.clips)) if number not in faults])
     return probed.without(faults), [replace(table, rows=rows) for table in tables]

@@ -103,12 +103,12 @@ def keep_best(run: Path, held: Path, scores: dict[str, float | None]) -> None:
 
 
 def check_settings(config: ProbeConfig) -> None:
-    """Raise UsageError for what a run that is followed has no use for."""
+    """Raise UsageError for settings that do not go together with --follow."""
     if config.score != "valid":
         raise UsageError("--follow chooses a checkpoint, so it must not see test clips: score=valid is needed")
     if config.model or config.baselines or config.every_checkpoint:
         raise UsageError(
-            "--follow probes the checkpoints of one run: leave out model, every_checkpoint and baselines=[]"
+            "--follow probes the checkpoints of one run: do not set model and every_checkpoint, and set baselines=[]"
         )
 
 

@@ -38,7 +38,7 @@ RESULTS = "results"
 
 
 @dataclass
-class Findings:
+class ProbeFindings:
     """What a probe has found so far.
 
     fingerprints: of the models that were scored, by name. results: by task and model.
@@ -61,14 +61,14 @@ def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
     for model in models:
         check_model(model.location)  # before the features of others take their time
     cut_tasks = load_cut_tasks(config)  # all of them, before the features of the first
-    found = Findings()
+    found = ProbeFindings()
     for number, probed in enumerate(cut_tasks, 1):
         console.say(f"task {number} of {len(cut_tasks)}: {probed.labelled.task.name}")
         score_models(probed, models, config, found)
     return make_report(config, models, compared, found)
 
 
-def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeConfig, found: Findings) -> None:
+def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeConfig, found: ProbeFindings) -> None:
     """Score on one task every model whose features fit it."""
     task = probed.labelled.task
     misfits = {model.name: reason for model in models if (reason := misfit(task, model, config))}
@@ -81,7 +81,9 @@ def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeCon
         found.results[task.name, model.name] = probe_task(probed, table, model, config)
 
 
-def make_report(config: ProbeConfig, models: list[ProbedModel], compared: ProbedModel, found: Findings) -> ProbeReport:
+def make_report(
+    config: ProbeConfig, models: list[ProbedModel], compared: ProbedModel, found: ProbeFindings
+) -> ProbeReport:
     """All that was found as the rows of a report."""
     by_name = {model.name: model for model in models}
     scored = [(by_name[name], result) for (_, name), result in found.results.items()]

@@ -1,4 +1,4 @@
-"""The result of one model on one task on disk, so that a probe goes on where it was stopped.
+"""The result of one model on one task on disk, so that a stopped probe can go on.
 
 result.json      ProbeResult without its predictions, the fingerprint of what it follows from
 CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `-plain.npz` for the plain one
@@ -76,7 +76,7 @@ def save_result(folder: Path, result: ProbeResult, fingerprint: str) -> None:
 
 
 def load_result(folder: Path, fingerprint: str) -> ProbeResult | None:
-    """The result that was saved under this fingerprint; None where there is none, or another one."""
+    """The result that was saved under this fingerprint; None when there is no result, or one of another fingerprint."""
     path = folder / RESULT
     if not path.exists():
         return None

@@ -10,14 +10,16 @@ HELD_OUT = 8  # one group of so many is held out of training
 def on_validation(labelled: LabelledSet) -> LabelledSet:
     """The task without its test clips: the validation clips are tested, one training group of 8 validates in their place.
 
-    Which group that is follows from its name alone, so that it is the same for every model and every checkpoint.
+    The group is chosen by a hash of its name, so that it is the same for every model and every checkpoint.
 
     Raises:
         ValueError: the task has folds, in which every clip is tested.
     """
     task = labelled.task
     if task.folds:
-        raise ValueError(f"task {task.name} has {task.folds} folds and no validation clips; score=valid cannot be had")
+        raise ValueError(
+            f"task {task.name} has {task.folds} folds and no validation clips, so score=valid is not possible"
+        )
     groups = sorted({clip.group for clip in labelled.clips if clip.split == "train"}, key=_digest)
     held_out = set(groups[: -(-len(groups) // HELD_OUT)])
     clips = tuple(_moved(clip, held_out) for clip in labelled.clips if clip.split != "test")

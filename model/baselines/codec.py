@@ -1,4 +1,4 @@
-"""Latents of an EnCodec codec: what a probe reads from what MERT's acoustic teacher quantises."""
+"""Latents of an EnCodec codec, which MERT's acoustic teacher quantises, as a baseline."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ class CodecBaseline(StreamModel):
             raise ValueError(
                 f"codec {weights}: {codec.sample_rate} Hz and hop {codec.encoder.hop_length}, {SAMPLE_RATE} and {HOP} are needed"
             )
-        # As they are stored: below, the weight norm is folded in place.
+        # A copy as they are stored, since the next line folds the weight norm in place.
         stored = {
             name: tensor.detach().clone() for name, tensor in codec.state_dict().items() if name.startswith("encoder.")
         }

@@ -1,4 +1,4 @@
-"""Constant-Q transform: what a probe reads from the spectrum that MERT's musical teacher gives."""
+"""The constant-Q transform of MERT's musical teacher as a baseline."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,7 @@ class MfccBaseline(StreamModel):
     def __init__(self, device: torch.device, layers: Sequence[int] | None = None):
         spectrum = {"n_fft": WINDOW_LENGTH, "hop_length": HOP, "n_mels": BANDS, "pad_mode": "constant"}
         self.transform = MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)
-        # Relative to the loudest value of what it is given, torchaudio's default, a frame would depend on the window.
+        # torchaudio's default limits values relative to the loudest one of its input, so a frame would depend on its window.
         self.transform.amplitude_to_DB.top_db = None
         self.device = device
         settings: dict[str, object] = {
@@ -32,6 +32,6 @@ class MfccBaseline(StreamModel):
         super().__init__("mfcc", settings, COEFFICIENTS, layers)
 
     def frames(self, samples: Tensor) -> Tensor:
-        # Frame i is centred on sample 320 i; the one after the last hop is left out, as in every spectrum here.
+        # Frame i is centred on sample 320 i; the frame after the last hop is dropped, as in every spectrum here.
         coefficients: Tensor = self.transform(samples.to(self.device))
         return coefficients.T[: len(samples) // HOP]

@@ -19,7 +19,7 @@ from mert_foundry.model.features.windows import FrameGeometry
 WEIGHTS = Path(__file__).parent / "shipped" / "musicnn.safetensors"
 SAMPLE_RATE, WINDOW, HOP, BANDS = 16_000, 512, 256, 96
 PATCH = 187  # spectra: 3 s
-SHORTEST = 8_000  # samples: what is left of a track after whole patches is a shorter patch, if it is at least so long
+SHORTEST = 8_000  # samples: the remainder of a track after whole patches is a shorter patch, if it is at least as long
 WIDTH = 200
 TEMPORAL = ("conv2d_2", "conv2d_3", "conv2d_4")  # 128, 64 and 32 spectra long
 
@@ -27,15 +27,15 @@ TEMPORAL = ("conv2d_2", "conv2d_3", "conv2d_4")  # 128, 64 and 32 spectra long
 class MusicnnBaseline:
     """The 200 values before musicnn's output layer, one frame for every 3 s; a `FeatureModel` with layer 0.
 
-    Audio goes through patches of 187 log-mel spectra, one after the other, as in the published extractor. A frame may be of
-    a shorter patch, of half a second at least, where a track ends.
+    Audio goes through patches of 187 log-mel spectra, one after the other, as in the published extractor. The last frame of a
+    track may be of a shorter patch, of at least half a second.
 
     Raises:
         ValueError: another layer is asked for.
     """
 
     sample_rate = SAMPLE_RATE
-    geometry = FrameGeometry(hop=PATCH * HOP, reach=SHORTEST)
+    geometry = FrameGeometry(hop=PATCH * HOP, receptive_field=SHORTEST)
     num_layers = 0
     width = WIDTH
 

@@ -1,4 +1,4 @@
-"""The baselines by the names that `model=` gives them. Each is imported when it is asked for: their packages differ."""
+"""The baselines by their names in `model=`. Each is imported only when it is used, since their packages differ."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ import torch
 
 from mert_foundry.model.features.feature_model import FeatureModel, Precision
 
-# Module and class of those that take nothing but device and layers.
+# Module and class of the baselines that take only device and layers.
 PLAIN = {
     "log_mel": ("spectra", "LogMelBaseline"),
     "cqt": ("cqt", "CqtBaseline"),

@@ -1,4 +1,4 @@
-"""Log-mel spectrum and chroma: what a probe reads from loudness in bands, and from pitch classes alone."""
+"""Log-mel spectrum (energy in bands) and chroma (energy by pitch class) as baselines."""
 
 from collections.abc import Sequence
 

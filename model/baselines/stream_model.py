@@ -25,7 +25,7 @@ class StreamModel(ABC):
     """
 
     sample_rate = SAMPLE_RATE
-    geometry = FrameGeometry(hop=HOP, reach=HOP)
+    geometry = FrameGeometry(hop=HOP, receptive_field=HOP)
     num_layers = 0
 
     def __init__(

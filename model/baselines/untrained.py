@@ -1,4 +1,4 @@
-"""An encoder as it is before training: what the architecture alone, with random weights, gives a probe."""
+"""An encoder before training: a baseline for the architecture alone, with random weights."""
 
 from collections.abc import Sequence
 from pathlib import Path

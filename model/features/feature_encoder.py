@@ -1,4 +1,4 @@
-"""Hidden states of any encoder, ready to be kept: chosen layers, a stated precision, rows of several lengths together."""
+"""Hidden states of any encoder for a feature store: chosen layers, a stated precision, rows of several lengths together."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +30,7 @@ class FeatureEncoder:
         precision: fp32; tf32: fp32 with matrix products of 10-bit mantissas (CUDA); bf16: autocast.
         layers: which hidden states; None: all.
 
-    architecture: what of its config is not MERT 95M's, by dotted key. weights: float32, on the CPU, by name; the
+    architecture: settings that differ from MERT 95M's, by dotted key. weights: float32, on the CPU, by name; the
     same for a checkpoint and its exports.
 
     Raises:
@@ -55,7 +55,7 @@ class FeatureEncoder:
         encoder = build_encoder(stored)
         self.num_layers = len(encoder.transformer.layers)
         self.layers = check_layers(layers, self.num_layers, name)
-        # What lies above the last layer that is asked for would be computed for nothing.
+        # Layers above the last chosen one need not be computed.
         encoder.transformer.layers = nn.ModuleList(list(encoder.transformer.layers)[: max(self.layers)])
         self.encoder = encoder.to(device).float().eval()
         self.device = device
@@ -69,8 +69,8 @@ class FeatureEncoder:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
-        """See FeatureModel. Rows of other lengths are nothing to a row: no frame attends to padding, and front-ends that
-        would hear it are treated as model/features/padded_frontend.py tells.
+        """See FeatureModel. A row does not depend on the lengths of the others: no frame attends to padding, and
+        model/features/padded_frontend.py keeps front-ends from seeing it.
         """
         lengths = [audio.shape[1]] * len(audio) if num_samples is None else list(num_samples)
         audio = audio.to(self.device)
@@ -87,7 +87,7 @@ class FeatureEncoder:
         return torch.stack([states[layer].float() for layer in self.layers], dim=2)
 
     def _padded(self, audio: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
-        """Hidden states of rows of several lengths, padded to one of few lengths: oneDNN compiles for each one it meets."""
+        """Hidden states of rows of several lengths, padded to one of few lengths, since oneDNN compiles for each length."""
         step = self.geometry.hop * PADDED_TO_FRAMES
         audio = nn.functional.pad(audio, (0, -audio.shape[1] % step))
         hidden = self.encoder.projection(padded_features(self.encoder, audio, lengths))
@@ -114,6 +114,6 @@ def normalise(audio: Tensor, lengths: Sequence[int]) -> Tensor:
     result = torch.zeros_like(audio)
     for row, length in enumerate(lengths):
         own = audio[row, :length]
-        deviation = torch.sqrt(own.var(unbiased=False) + NORMALISATION_EPSILON)
-        result[row, :length] = (own - own.mean()) / deviation
+        std = torch.sqrt(own.var(unbiased=False) + NORMALISATION_EPSILON)
+        result[row, :length] = (own - own.mean()) / std
     return result

@@ -1,4 +1,4 @@
-"""What features can be taken of: a trained encoder, or something that encoders are compared with."""
+"""Models that give features: a trained encoder, or a baseline that encoders are compared with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
@@ -15,7 +15,7 @@ class FeatureModel(Protocol):
 
     sample_rate: Hz of the audio it takes. geometry: where its frames lie.
     num_layers: number of its last layer. layers: those that `encode` gives. width: features of a layer.
-    settings, weights: all that makes its features what they are, for a fingerprint; settings as JSON has them, weights on
+    settings, weights: everything that its features depend on, for a fingerprint; settings as JSON has them, weights on
         the CPU, by name.
     """
 
@@ -38,13 +38,13 @@ class FeatureModel(Protocol):
             num_samples: samples of each row; after them it holds zeros. None: all rows have T.
 
         The first `geometry.num_frames(num_samples[i])` frames of row i are its own, and do not depend on the other rows or
-        on T (to rounding); what follows means nothing.
+        on T (up to rounding); frames after them are padding.
         """
         ...
 
 
 def check_layers(layers: Sequence[int] | None, num_layers: int, name: str) -> tuple[int, ...]:
-    """The layers that are asked for, None for all. Raises ValueError when there is no such layer, or one stands twice."""
+    """The chosen layers; None chooses all. Raises ValueError for a layer that the model does not have, or that is listed twice."""
     chosen = tuple(range(num_layers + 1)) if layers is None else tuple(layers)
     unknown = [layer for layer in chosen if not 0 <= layer <= num_layers]
     if unknown or not chosen or len(set(chosen)) < len(chosen):

@@ -1,8 +1,8 @@
 """A front-end over rows of several lengths: the features of each as if it were alone, to rounding.
 
-Convolutions look at the samples of a frame and no further, so what lies after a row changes none of its frames. Group norm
-takes statistics over the row; it alone is given each row by itself. The other front-ends look beyond a frame, or not at all,
-as `padding_invariant` says.
+A convolution sees only the samples of its frame, so padding after a row changes none of its frames. Group norm takes
+statistics over the row, so it is applied to each row alone. Other front-ends say by `padding_invariant` whether padding
+changes a frame; if it does, rows of one length go through together.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def _convolve(frontend: ConvFrontend, audio: Tensor, num_samples: Sequence[int])
 
 
 def _norm_each(norm: nn.GroupNorm, signal: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Group norm of the first steps of each row of [B, C, T], in place; what is after them, no frame of a row sees."""
+    """Group norm of the first steps of each row of [B, C, T], in place; later steps are padding that no frame sees."""
     for row, length in enumerate(lengths):
         own = signal[row : row + 1, :, :length]
         own.copy_(norm(own))

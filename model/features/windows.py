@@ -1,9 +1,9 @@
 """Overlapping windows over a track of any length, and which of its frames come from which window.
 
-A track of at most a window is encoded whole, as it stands. A longer one is cut into windows of exactly the same
+A track of at most one window is encoded whole. A longer one is cut into windows of exactly the same
 number of frames, each starting on the track's own frame grid; the last one ends with the track. Where two windows
-overlap, the seam is the middle: frames before it come from the first, the others from the second. So no frame of a
-long track lies nearer than half the overlap to a window's end, but at the ends of the track itself.
+overlap, the seam is the middle: frames before it come from the first, the others from the second. So every frame of a
+long track lies at least half the overlap from the ends of its window, except at the ends of the track itself.
 """
 
 import bisect
@@ -34,18 +34,18 @@ class WindowConfig(BaseModel):
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """Where an encoder's frames lie: frame i begins at sample i * hop; `reach` samples make one frame."""
+    """Where an encoder's frames lie: frame i begins at sample i * hop; the first frame needs `receptive_field` samples."""
 
     hop: int
-    reach: int
+    receptive_field: int
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of so many samples; 0 if they are too few for one."""
-        return max(0, (num_samples - self.reach) // self.hop + 1)
+        return max(0, (num_samples - self.receptive_field) // self.hop + 1)
 
     def num_samples(self, num_frames: int) -> int:
         """The fewest samples that make so many frames."""
-        return (num_frames - 1) * self.hop + self.reach
+        return (num_frames - 1) * self.hop + self.receptive_field
 
 
 def measure_frames(num_frames: Callable[[int], int], hop: int) -> FrameGeometry:

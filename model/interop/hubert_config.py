@@ -14,7 +14,7 @@ from mert_foundry.model.interop.architecture import architecture_differences
 from mert_foundry.model.transformer.config import explain
 
 ACTIVATIONS = ("gelu", "relu")  # of the feed-forward part
-# Keys of config.json under which Hubert or MERT is another architecture, with the value that stands for ours.
+# Keys of config.json that make Hubert or MERT another architecture, with the value that ours has.
 REQUIRED = {
     "feat_extract_activation": "gelu",
     "feat_proj_layer_norm": True,
@@ -107,7 +107,7 @@ def _theirs(config: BaseModel, keys: Mapping[str, str]) -> dict[str, Any]:
 def encoder_from_hubert(config: Mapping[str, Any]) -> EncoderConfig:
     """The architecture that a config.json of Hubert or MERT describes.
 
-    MERT's `attention_relax` is an identity and is left out. Raises ValueError naming the key and its value where
+    MERT's `attention_relax` is an identity and is ignored. Raises ValueError naming the key and its value where
     MertEncoder cannot be the same.
     """
     for key, value in REQUIRED.items():
@@ -135,7 +135,7 @@ def _renamed(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, An
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
-    """Keys of a config.json of which it is not known here what they mean."""
+    """Keys of a config.json whose meaning is not known here."""
     return [key for key in config if key not in DEFAULTS | REQUIRED and not key.startswith(WITHOUT_MEANING)]
 
 

@@ -60,7 +60,7 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def import_fairseq(path: Path, sample_rate: int | None = None) -> Imported:
-    """Read the encoder of a checkpoint. Heads (final_proj, label_embs_concat, ...) are left out and noted.
+    """Read the encoder of a checkpoint. Heads (final_proj, label_embs_concat, ...) are not imported, which is noted.
 
     Raises ValueError as `import_hugging_face` does, and for a file that holds objects of other classes.
     """
@@ -151,7 +151,7 @@ def _settings(checkpoint: Mapping[str, Any], path: Path) -> tuple[Mapping[str, A
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as they are; of others the type alone, since what is nested deep takes for ever to compare or print."""
+    """Plain values as they are; of others only the type, since deeply nested ones take very long to compare or print."""
     plain = str | int | float | bool | None
     return {key: value if isinstance(value, plain) else type(value) for key, value in settings.items()}
 

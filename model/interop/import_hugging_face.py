@@ -27,7 +27,7 @@ OLDER_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "par
 
 @dataclass(frozen=True)
 class Imported:
-    """What was read, and in one line each what a person should know: weights left out, keys not understood."""
+    """The model, and notes of one line each: weights that were not imported, keys that are not known."""
 
     model: StoredModel
     notes: list[str]
@@ -73,7 +73,7 @@ def import_hugging_face(folder: Path, sample_rate: int | None = None) -> Importe
 def fit_weights(
     encoder: EncoderConfig, found: Mapping[str, Tensor], names: Names, source: Path
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights under the names of MertEncoder in float32, and notes on what was left out or converted.
+    """Weights under the names of MertEncoder in float32, and notes on weights that were not imported or were converted.
 
     `names` leads to those of the source, which may have a prefix and the older names of weight norm.
     Raises ValueError naming what is missing, or the weight with another shape and both shapes.

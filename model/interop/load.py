@@ -75,7 +75,7 @@ def read_checkpoint(checkpoint: Path, averaged: bool = False) -> StoredModel:
 
 
 def _read_own(folder: Path) -> StoredModel:
-    config = present_names(read_json(folder / "config.json"))  # of an older export too
+    config = present_names(read_json(folder / "config.json"))  # an older export may have older names
     try:
         encoder = EncoderConfig(**config["encoder"])
         sample_rate = int(config["sample_rate"])

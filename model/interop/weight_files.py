@@ -44,7 +44,7 @@ def load_safely(path: Path) -> Any:
     """torch.load without running code of the file. Raises ValueError naming the classes it would need."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch errors alike mean that the file cannot be had
+    except Exception as error:  # pickle, zip and torch have errors of their own for a file that cannot be loaded
         raise ValueError(f"{path}: not loaded, {_reason(path, error)}") from error
 
 

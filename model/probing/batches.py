@@ -25,7 +25,7 @@ class Scaling:
 
     @classmethod
     def fitted(cls, values: FloatArray, rows: IntArray) -> "Scaling":
-        """That makes these rows of `values` [.., layers, dim] of mean 0 and standard deviation 1; constant dimensions become 0."""
+        """Brings these rows of `values` [.., layers, dim] to mean 0 and standard deviation 1; constant dimensions become 0."""
         total = np.zeros(values.shape[1:], dtype=np.float64)
         for part in _parts(rows):
             total += values[part].sum(axis=0, dtype=np.float64)
@@ -34,13 +34,13 @@ class Scaling:
         for part in _parts(rows):
             squares += np.square(values[part] - mean).sum(axis=0)
         std = np.sqrt(squares / len(rows))
-        # What rounding leaves of a constant is no spread.
+        # A standard deviation as small as rounding errors is that of a constant.
         constant = std <= 1e-6 * np.abs(mean)
         return cls(mean.astype(np.float32), np.where(constant, np.inf, std).astype(np.float32))
 
     @classmethod
     def none(cls, values: FloatArray) -> "Scaling":
-        """That leaves features as they are."""
+        """Changes nothing."""
         shape = values.shape[1:]
         return cls(np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32))
 
@@ -57,8 +57,8 @@ def _parts(rows: IntArray) -> list[IntArray]:
 class BatchSource:
     """Batches of training clips, and a score on validation clips; see `TrainingSource`.
 
-    With `frames` a batch has `frames_per_clip` frames of each of its clips, drawn anew each time. A head sees one frame at a
-    time, so frames from anywhere in a clip serve it as well as a crop of as many in a row, and they differ more.
+    With `frames` a batch has `frames_per_clip` frames of each of its clips, drawn for every batch. A head sees one frame at a
+    time, so frames from anywhere in a clip serve it as well as consecutive ones, and they differ more.
 
     Attributes:
         values: float32 [N, layers, dim]: of all clips, or of the frames of all clips.

@@ -46,7 +46,7 @@ def drawn_scores(scores: FloatArray, shares: FloatArray) -> FloatArray:
 
 
 def interval(scores: FloatArray, confidence: float) -> Interval:
-    """The middle `confidence` (0 to 1) of the draws' scores [draws]; draws that could not be scored (NaN) are left out."""
+    """The middle `confidence` (0 to 1) of the draws' scores [draws]; draws that could not be scored (NaN) do not count."""
     known = scores[~np.isnan(scores)]
     if not len(known):
         return Interval(float("nan"), float("nan"))

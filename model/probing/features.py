@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mert_foundry.pipeline.probe_sets.task import LabelledSet
+from mert_foundry.pipeline.probe_sets.task import SPLITS, LabelledSet
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
@@ -107,9 +107,7 @@ def partitions(labelled: LabelledSet) -> tuple[Partition, ...]:
     """
     task, clips = labelled.task, labelled.clips
     if not task.folds:
-        parts: list[list[int]] = [
-            [i for i, clip in enumerate(clips) if clip.split == split] for split in ("train", "valid", "test")
-        ]
+        parts: list[list[int]] = [[i for i, clip in enumerate(clips) if clip.split == split] for split in SPLITS]
         result = [Partition(*(np.array(part, dtype=np.int64) for part in parts))]
     else:
         fold = np.array([clip.fold for clip in clips])

@@ -1,7 +1,7 @@
 """Probe frames: classes over time (chords, activity), and beats.
 
-The head is that of pooled features, on one frame at a time. The epoch of a head is chosen on frames of the validation clips drawn
-once: by the first metric (frame classes), or by the cross-entropy (beats), since decoding beats after each epoch would take longer
+The head is that of pooled features, on one frame at a time. The epoch of a head is chosen on frames that are drawn once from the
+validation clips: by the first metric (frame classes), or by the cross-entropy (beats), since decoding beats after each epoch would take longer
 than the training. Learning rate and layer are chosen by the first metric on all validation frames.
 """
 

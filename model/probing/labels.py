@@ -44,12 +44,12 @@ def frame_classes(features: FrameFeatures) -> IntArray:
 def beat_targets(features: FrameFeatures) -> FloatArray:
     """float32 [frames of all clips]: 1 in the frame of a beat and in those within `WIDENED_BY` of it, else 0."""
     offsets = features.offsets
-    reach = round(WIDENED_BY * features.frame_rate)
+    margin = round(WIDENED_BY * features.frame_rate)
     result = np.zeros(len(features.values), dtype=np.float32)
     for clip in range(len(features.lengths)):
         view = result[offsets[clip] : offsets[clip + 1]]
         frames = np.floor(beats_of_clip(features, clip) * features.frame_rate).astype(int)
-        widened = (frames[:, None] + np.arange(-reach, reach + 1)).ravel()
+        widened = (frames[:, None] + np.arange(-margin, margin + 1)).ravel()
         view[widened[(widened >= 0) & (widened < len(view))]] = 1
     return result
 

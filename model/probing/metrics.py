@@ -117,7 +117,7 @@ def weighted_scores(
         weights: [B, N], how often each of the N is drawn.
         of: only this value of a regression, or stem of a separation.
 
-    A draw in which nothing can be scored gives NaN. A class without a positive or a negative in a draw is left out of it.
+    A draw in which nothing can be scored gives NaN. A class without a positive or a negative in a draw does not count in it.
     """
     if metric in ("accuracy", "frame_accuracy", "weighted_key_score", "octave_free_accuracy"):
         return _mean(agreement(metric, classes)[truth, outputs.argmax(axis=2)], weights)

@@ -206,7 +206,7 @@ def gathered(
 
 @dataclass(frozen=True)
 class TargetScaling:
-    """Values of a regression are learnt at mean 0 and standard deviation 1 over training clips, and predicted in their own target_scaling."""
+    """Values of a regression are learnt at mean 0 and standard deviation 1 over training clips, and predicted in their own unit."""
 
     mean: FloatArray | float = 0.0
     std: FloatArray | float = 1.0

@@ -1,4 +1,4 @@
-"""What a probe found: scores with intervals, choices, and the predictions behind them."""
+"""What a probe found: scores with intervals, choices, and predictions."""
 
 from dataclasses import dataclass
 from pathlib import Path

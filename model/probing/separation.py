@@ -3,9 +3,9 @@
 The network is MARBLE's, after Open-Unmix (JOSS 2019): a linear layer to 512 units with batch norm and tanh, a 3-layer LSTM with
 dropout 0.4, its output beside its input, a linear layer with batch norm and ReLU, and one to the bins of the spectrogram. The
 result is a mask: times the magnitude of the mixture it is the stem's, learnt by mean squared error. The stem is the inverse
-transform of that magnitude with the phase of the mixture. MARBLE filters the stems with one more step, an iteration of a
-multichannel Wiener filter, and mixes stems of several songs anew in training; features computed beforehand allow no new mixtures,
-so neither is done here, and values compare between models probed here, not with its table.
+transform of that magnitude with the phase of the mixture. MARBLE also applies one iteration of a multichannel Wiener filter, and
+makes new mixtures of stems of several songs in training. Features are computed beforehand here, so new mixtures are not possible,
+and neither is done: compare values between models probed here, not with MARBLE's table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -106,7 +106,7 @@ def spectrogram(audio: Tensor, frames: int) -> Tensor:
 def waveform(spectra: Tensor, samples: int) -> Tensor:
     """The audio [..., samples] that `spectrogram` was made of; silence beyond what the last frame reaches."""
     window = torch.hann_window(FFT, device=spectra.device)
-    # The window fades out: its last HOP samples are too faint to be divided by.
+    # The window fades out, and the inverse transform divides by it: its last HOP samples are too close to 0.
     reached = min(samples, (spectra.shape[-2] - 1) * HOP + FFT // 2 - HOP)
     audio = torch.istft(spectra.transpose(-1, -2), FFT, HOP, window=window, normalized=True, length=reached)
     return nn.functional.pad(audio, (0, samples - reached))
@@ -122,7 +122,7 @@ def probe_separation(
     """One network a stem, rate and seed; validation error chooses epoch and rate; test SDR in dB over whole clips.
 
     The SDR is global, 10 log10 of the energy of the stem over that of the error, by torchmetrics (`signal_noise_ratio`), for each
-    clip and stem. Clips and stems count alike, but a silent stem has no SDR and is left out. Chance is a uniformly random mask; the
+    clip and stem. Clips and stems count alike, but a silent stem has no SDR and does not count. Chance is a uniformly random mask; the
     constant answer is the mixture itself.
 
     Raises:

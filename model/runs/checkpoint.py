@@ -107,7 +107,7 @@ def find_fault(path: Path) -> str | None:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint (None if there is none), and the faults of incomplete ones passed over on the way."""
+    """The newest whole checkpoint (None if there is none), and the faults of newer, incomplete ones."""
     faults: list[str] = []
     for path in list_checkpoints(folder):
         fault = find_fault(path)

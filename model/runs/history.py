@@ -91,7 +91,7 @@ def read_probes(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_run(folder: Path) -> RunHistory:
-    """Read a run folder. Raises FileNotFoundError, or ValueError without any record, or for a config that is none."""
+    """Read a run folder. Raises FileNotFoundError, ValueError without any record, or for a config.yaml that is not a mapping."""
     records, unreadable = [], 0
     for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
         record = _parse(line)

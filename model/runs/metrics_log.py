@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics.jsonl, TensorBoard, throughput."""
+"""The metrics of a run: metrics.jsonl and TensorBoard."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from mert_foundry.pipeline.storage.files import publish_bytes, sweep_temporary
 class MetricsLog:
     """One JSON object a line in `metrics.jsonl`, the same numbers in TensorBoard events under `tensorboard/`.
 
-    Opening it at `step` forgets every line beyond that step: they come from work that a kill undid, and will be
+    Opening it at `step` removes every line after that step: they are from steps that a kill lost, which will be
     done again. Non-finite numbers are written as null.
     """
 
@@ -35,7 +35,7 @@ class MetricsLog:
                 self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def holds(self, kind: str, step: int) -> bool:
-        """Whether a record was there when the log was opened, and not forgotten."""
+        """Whether a record was there when the log was opened, and was kept."""
         return (kind, step) in self._held
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ def _finite_or_null(value: Any) -> Any:
 
 
 def _flatten(value: Any, name: str = "") -> list[tuple[str, float]]:
-    """Numbers of a nested record with their paths; strings, booleans and nulls are left out."""
+    """Numbers of a nested record with their paths; strings, booleans and nulls are skipped."""
     parts: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         parts = value.items()

@@ -9,7 +9,7 @@ import numpy as np
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 LOWEST_RATE = 1000  # Hz
-HIGHEST_RATE = 1 << 24  # Hz; DSD of the quadruple rate has 11.3 MHz, of which ffmpeg gives an eighth
+HIGHEST_RATE = 1 << 24  # Hz; DSD256 has 11.3 MHz, and ffmpeg decodes it to an eighth of that
 MOST_CHANNELS = 64  # of ffmpeg's sample converter
 NO_AUDIO = "no audio could be decoded"
 Ranges = Sequence[tuple[int, int]]  # bytes [start, stop)
@@ -19,11 +19,11 @@ Ranges = Sequence[tuple[int, int]]  # bytes [start, stop)
 class AudioHeader:
     """What the container claims.
 
-    `num_samples`: samples per channel, None where it gives no length or only a guessed one. `slack`: samples by which the
-    decoded length may differ from it, None where `length_tolerance_seconds` says so. `stream`: which of several streams this
+    `num_samples`: samples per channel, None where it states no length or ffmpeg guessed it. `slack`: samples by which the
+    decoded length may differ from it, None where the setting `length_tolerance_seconds` applies. `stream`: which of several streams this
     is, empty when there is one. `notes`: `repaired` or `joined`.
 
-    Raises DecodeError for a rate or a number of channels that no audio has.
+    Raises DecodeError for an impossible rate or number of channels.
     """
 
     sample_rate: int
@@ -52,7 +52,7 @@ class AudioFile(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Samples as float and as 16 bits, and streams of them cut anew, which keeps memory bounded for tracks of any length."""
+"""Samples as float and as 16 bits, and streams of blocks cut to other lengths, so that memory is bounded for any track."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ def to_float(audio: np.ndarray) -> np.ndarray:
 
 
 def peak_of(audio: np.ndarray) -> int:
-    """The largest magnitude in int16 samples `[T]`, T > 0; up to 32768, which int16 itself has not."""
+    """The largest magnitude in int16 samples `[T]`, T > 0; up to 32768, one more than int16 can hold."""
     return max(int(audio.max()), -int(audio.min()))
 
 
@@ -40,7 +40,7 @@ def to_dbfs(peak: int) -> float:
 def recut(arrays: Iterable[np.ndarray], lengths: Iterable[int], axis: int = 0) -> Iterator[np.ndarray]:
     """Cut a stream of arrays into consecutive pieces of the given lengths along `axis`.
 
-    Ends with the lengths or with the arrays, whichever is first; a last piece may be shorter than asked for.
+    Ends with the lengths or with the arrays, whichever end first; the last piece may be shorter.
     """
     source = iter(arrays)
     held: list[np.ndarray] = []
@@ -52,8 +52,8 @@ def recut(arrays: Iterable[np.ndarray], lengths: Iterable[int], axis: int = 0) -
         if not available:
             return
         joined = held[0] if len(held) == 1 else np.concatenate(held, axis)
-        piece, rest = np.split(joined, [length], axis)
-        held = [rest] if rest.shape[axis] else []
+        piece, remainder = np.split(joined, [length], axis)
+        held = [remainder] if remainder.shape[axis] else []
         yield piece
 
 

@@ -1,4 +1,4 @@
-"""Parts of a file as a file of their own, for libraries that would stumble over what stands around and between them."""
+"""Byte ranges of a file as one file, for libraries that fail on the bytes around and between them."""
 
 import io
 import os
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 class ByteRanges(io.RawIOBase):
     """Bytes [start, stop) of a local file, one range after the other, read only.
 
-    Where the file cannot be read, these bytes end: an exception would be lost within a library written in C. The error is kept,
-    and whoever has come to an end must `check`.
+    A read error looks like the end of the file, since a library written in C would lose an exception. The error is kept: call
+    `check` at the end.
 
     Raises:
         OSError: as `open`.

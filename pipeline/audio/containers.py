@@ -1,4 +1,4 @@
-"""What libraries keep silent about in containers of compressed audio: an end before the sizes they state are used up."""
+"""Truncated containers of compressed audio, which libraries read without an error: sizes that reach beyond the end of the file."""
 
 import os
 import struct
@@ -28,7 +28,7 @@ LAST_VOC_BLOCK = 9
 VOC_SAMPLES = {1, 2, 9}  # blocks with samples
 VOC_MARK = b"Creative Voice File\x1a"
 EBML_MARK, SEGMENT_MARK = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
-SLOPPY_BYTES = 8  # writers differ in whether a size counts its own head, and its padding
+SLOPPY_BYTES = 8  # some writers count the head of a chunk or its padding in its size, others do not
 
 
 def check_sizes(file: Seekable) -> None:
@@ -67,14 +67,14 @@ def _mp4_boxes(file: Seekable, length: int) -> Iterator[tuple[str, int]]:
         head = read_at(file, start, 16)
         size = int.from_bytes(head[:4], "big")
         size = int.from_bytes(head[8:], "big") if size == 1 else size
-        if size < 8 or head[4:8] not in MP4_BOXES:  # to the end, or what stands behind the boxes
+        if size < 8 or head[4:8] not in MP4_BOXES:  # a box up to the end of the file, or bytes after the last box
             return
         start += size
         yield f"{head[4:8].decode()} box", start
 
 
 def _matroska_segment(file: Seekable) -> Iterator[tuple[str, int]]:
-    """The segment behind the EBML head (https://www.rfc-editor.org/rfc/rfc9559): one of unknown size claims nothing."""
+    """The segment after the EBML head (https://www.rfc-editor.org/rfc/rfc9559): one of unknown size claims nothing."""
     place, size = _ebml_size(file, len(EBML_MARK))
     place += size or 0
     if read_at(file, place, 4) == SEGMENT_MARK:
@@ -92,7 +92,7 @@ def _ebml_size(file: Seekable, place: int) -> tuple[int, int | None]:
 
 
 def _voc_blocks(file: Seekable, length: int) -> Iterator[tuple[int, int]]:
-    """Type and end of the blocks up to the end mark, or to what is none: some writers (SoX) state a few bytes less than they write."""
+    """Type and end of the blocks up to the end mark, or to bytes that are no block: some writers (SoX) state a few bytes less than they write."""
     place = int.from_bytes(read_at(file, 20, 2), "little")
     while 20 < place < length and 0 < (kind := read_at(file, place, 1)[0]) <= LAST_VOC_BLOCK:
         place += 4 + int.from_bytes(read_at(file, place + 1, 3), "little")

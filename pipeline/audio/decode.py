@@ -1,7 +1,7 @@
-"""Audio file to float32 blocks at the file's own rate: which library reads it, and what is checked beside it.
+"""Audio file to float32 blocks at the file's own rate: which library reads it, and what is checked as well.
 
-README.md beside this lists who reads what. The length that counts is what was really decoded; what the header claims is kept
-beside it, so that a wrong header shows.
+README.md in this folder lists which library reads what. The length of a track is the decoded one; the header's is kept too,
+so that a wrong header shows.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
 from mert_foundry.pipeline.audio.containers import VOC_MARK, ClaimedAlac, check_sizes, check_voc, claimed_alac_samples
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.media_file import MediaFile
-from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, Part, read_mpeg_parts
+from mert_foundry.pipeline.audio.mpeg_frames import COUNT_ERROR, MpegPart, read_mpeg_parts
 from mert_foundry.pipeline.audio.ogg_pages import check_ogg_pages
 from mert_foundry.pipeline.audio.pcm_layout import PcmLayout, read_pcm_layout
 from mert_foundry.pipeline.audio.sound_file import PcmFile, SoundFile
 from mert_foundry.pipeline.audio.tags import audio_range
 
-# Samples that encoders put before the audio and players cut, for which lossy headers may or may not allow: 2,112 of AAC,
+# Samples that encoders add before the audio and players cut; lossy headers may or may not count them: 2,112 of AAC,
 # 5,186 of HE-AAC (Apple Technical Note TN2258).
 PRIMING_SAMPLES = 5186
-LOUDEST = 2.0**31  # float samples in [-1, 1) may overshoot, or be integers by mistake; beyond is damage
-# How compressed audio begins that passes for PCM: DTS in 16 and 14 bits, IEC 61937 bursts, each in both byte orders.
+LOUDEST = 2.0**31  # float samples may overshoot [-1, 1), or be integers by mistake; larger ones are damage
+# How compressed audio within PCM begins: DTS in 16 and 14 bits, IEC 61937 bursts, each in both byte orders.
 CODED_MARKS = [bytes.fromhex(mark) for mark in ("7ffe8001", "fe7f0180", "1fffe800", "ff1f00e8", "f8724e1f", "72f81f4e")]
 CODED_SEARCH_BYTES = 1 << 16
 
@@ -63,7 +63,7 @@ def _open(path: Path) -> AudioFile:
 
 
 def _open_known(path: Path, start: int, audio: Ranges, content: ByteRanges) -> AudioFile | None:
-    """What the bytes from `start` on, `content`, show to be of a kind that ffmpeg alone does not read rightly, or None."""
+    """Open a file of a kind that ffmpeg alone reads wrongly, by its bytes from `start` on, `content`; None for other kinds."""
     head = content.read(32)
     if head[:4] == b"OggS":
         return _open_ogg(path, start)
@@ -81,7 +81,7 @@ def _open_known(path: Path, start: int, audio: Ranges, content: ByteRanges) -> A
     return None
 
 
-def _open_mpeg(path: Path, parts: list[Part]) -> AudioFile:
+def _open_mpeg(path: Path, parts: list[MpegPart]) -> AudioFile:
     """MPEG audio whose frames were counted; where files were joined, each part as a file of its own."""
     files = [
         MediaFile(
@@ -94,7 +94,7 @@ def _open_mpeg(path: Path, parts: list[Part]) -> AudioFile:
 
 
 def _open_ogg(path: Path, start: int) -> AudioFile:
-    """Ogg without what stands between its pages: libraries lose audio over it."""
+    """Ogg without the bytes between its pages, which make libraries lose audio."""
     pages = check_ogg_pages(path, start)
     notes = ("repaired",) if pages.is_repaired else ()
     if pages.streams == ["vorbis"]:
@@ -104,7 +104,7 @@ def _open_ogg(path: Path, start: int) -> AudioFile:
 
 
 def _open_alac(path: Path, start: int, claimed: ClaimedAlac) -> AudioFile:
-    """ALAC in CAF: ffmpeg does not read all that libsndfile writes, nor libsndfile what ffmpeg writes."""
+    """ALAC in CAF: ffmpeg does not read all files of libsndfile, and libsndfile none of ffmpeg."""
     whole = [(start, path.stat().st_size)]
     try:
         return SoundFile(path, whole, claimed=claimed.num_samples)
@@ -119,7 +119,7 @@ def _open_alac(path: Path, start: int, claimed: ClaimedAlac) -> AudioFile:
 
 
 def _holds_coded_audio(path: Path, start: int, layout: PcmLayout) -> bool:
-    """Whether PCM samples are a compressed stream in disguise, as of a DTS disc or from an S/PDIF cable."""
+    """Whether PCM samples are really a compressed stream, as on a DTS disc or recorded from an S/PDIF cable."""
     with ByteRanges(path, [(start + layout.start, start + layout.stop)]) as samples:
         begin = samples.read(CODED_SEARCH_BYTES)
         samples.check()
@@ -131,7 +131,7 @@ def _holds_coded_audio(path: Path, start: int, layout: PcmLayout) -> bool:
 
 @contextmanager
 def decoder_faults() -> Iterator[None]:
-    """Whatever a library raises over one file becomes a DecodeError, so that work on the others goes on; OSErrors pass."""
+    """Turn any error that a library raises about a file into a DecodeError, so that work on other files goes on; OSErrors pass."""
     try:
         yield
     except (DecodeError, OSError):
@@ -141,16 +141,16 @@ def decoder_faults() -> Iterator[None]:
 
 
 class AudioDigest:
-    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the identity of the music itself."""
+    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the same music in another container has the same one."""
 
     def __init__(self, header: AudioHeader):
         self._digest = hashlib.sha256(f"{header.sample_rate} {header.channels}\n".encode())
         self.num_samples = 0
 
     def follow(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass blocks `[channels, n]` through, taking them in.
+        """Pass blocks `[channels, n]` through and add them to the digest.
 
-        Raises DecodeError on values that are no audio, and for whatever a library raises over the file, but OSErrors.
+        Raises DecodeError for values that are no audio, and for any error of a library but OSErrors.
         """
         with decoder_faults():
             for block in blocks:
@@ -167,7 +167,7 @@ class AudioDigest:
 
 
 def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:
-    """Compare the decoded length with the header's. Lossless formats know it, so only lossy ones have a tolerance.
+    """Compare the decoded length with the header's. Lossless formats state it exactly, so only lossy ones have a tolerance.
 
     Raises:
         DecodeError: `truncated` when audio is missing, `length_mismatch` when there is more than claimed.

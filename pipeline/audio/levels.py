@@ -9,8 +9,8 @@ from av.filter import Graph
 from mert_foundry.pipeline.audio.blocks import peak_of, to_dbfs
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 
-OVERSHOOT = 10 ** (1 / 20)  # by less than this decoders of loud music go beyond full scale
-GATE_LUFS = -70.0  # of ITU-R BS.1770; ffmpeg gives this for audio that nowhere passes it
+OVERSHOOT = 10 ** (1 / 20)  # decoders of loud music go beyond full scale by less than this
+GATE_LUFS = -70.0  # of ITU-R BS.1770; ffmpeg gives this for audio that is nowhere louder
 
 
 class Levels:

@@ -23,28 +23,28 @@ DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flac,iff,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,mpegts,nistsphere,ogg,tak,"
     "tta,voc,w64,wav,wv"
 )
-# Their headers state a length in samples; an ADTS or transport stream only lets ffmpeg guess one.
+# Their headers state a length in samples; of an ADTS or transport stream ffmpeg can only guess one.
 EXACT_HEADERS = {"aiff", "wav", "w64", "au", "tta", "ape", "wv", "tak", "mov"}
 AUDIO_EXTENSIONS = set(
     "aac ac3 aif aifc aiff amr ape au avi caf dff dsf flac m4a m4b mka mkv mov mp2 mp3 mp4 mpc oga ogg opus snd sph spx tak ts"
     " tta voc w64 wav webm wma wv".split()
 )
-# Their frames carry checksums, which ffmpeg looks at only when asked to.
+# Their frames carry checksums, which ffmpeg checks only when asked to.
 CHECKSUM_CODECS = {"ac3", "ape", "eac3", "flac", "tak", "tta", "wavpack"}
 LOSSLESS_CODECS = {"alac", "ape", "flac", "mlp", "tak", "truehd", "tta", "wavpack"}
-# Without an index or pages, so that ffmpeg looks for the next frame and may take a tag for one.
+# Streams without an index or pages: ffmpeg searches for the next frame and may mistake a tag for one.
 RAW_STREAMS = {"aac", "ac3", "amr", "eac3", "flac", "mp3", "mpegts"}
 BLOCK_FRAMES = 1 << 18
-OPUS_RATE = 48_000  # of Opus always: its header states what was encoded (RFC 7845, section 5.1)
+OPUS_RATE = 48_000  # Opus always decodes to this; its header states the rate before encoding (RFC 7845, section 5.1)
 
 
 class MediaFile(AudioFile):
-    """Anything else through PyAV.
+    """A file that neither libsndfile nor the readers of plain PCM take, through PyAV.
 
     Args:
         ranges: the bytes to read, without tags.
         claimed, slack, notes: as in `AudioHeader`, where the caller knows better than ffmpeg's container.
-        surplus: samples behind those claimed that ffmpeg may not cut, though it should.
+        surplus: samples after the claimed ones that ffmpeg should cut and may not.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class MediaFile(AudioFile):
         self._bytes.close()
 
     def blocks(self) -> Iterator[np.ndarray]:
-        # Gathered, because converting a small frame takes longer than decoding it; packed, because PyAV 18 reads
-        # beyond its memory for planar frames of 8 channels and more.
+        # Frames are gathered, because converting a small one takes longer than decoding it, and interleaved, because
+        # PyAV 18 reads out of bounds for planar frames of 8 channels and more.
         gathered, packed = av.AudioFifo(), av.AudioResampler(format="flt")
         given = 0
         for frame in self._frames():
-            frame.pts = None  # else the queue, too, looks for gaps
+            frame.pts = None  # or the queue would check for gaps too
             gathered.write(frame)
             if gathered.samples >= BLOCK_FRAMES:
                 block = self._block(gathered, packed)
@@ -117,7 +117,7 @@ class MediaFile(AudioFile):
         elif self.decoder.name in CHECKSUM_CODECS:
             self.decoder.options = {"err_detect": "crccheck+explode"}
         elif self.decoder.name == "alac" and self._format == "caf":
-            # Its packets say how long they are; CAF says it of the last one too, and ffmpeg would cut that twice.
+            # Every packet states its length. CAF states that of the last one again, and ffmpeg would cut it twice.
             self.decoder.options = {"flags2": "skip_manual"}
 
     def _read_header(self, claimed: int | None, slack: int | None, notes: tuple[str, ...]) -> AudioHeader:
@@ -131,7 +131,7 @@ class MediaFile(AudioFile):
             claimed = _claimed_flac_samples(codec.extradata)
         elif claimed is None and container in EXACT_HEADERS and self.stream.duration is not None:
             duration = self.stream.duration * (self.stream.time_base or 0)  # seconds
-            claimed = round(duration * rate) or None  # 0 by a writer that could not go back
+            claimed = round(duration * rate) or None  # a streaming writer leaves 0
         slack = 0 if slack is None and is_lossless else slack
         return AudioHeader(
             rate, codec.channels, claimed, f"{container}/{codec.name}", slack, self._describe_stream(), notes
@@ -158,8 +158,8 @@ class MediaFile(AudioFile):
         """The decoded frames, all of one rate, number of channels and sample format, without a gap.
 
         In a stream without a container a packet that cannot be decoded before the first or after the last good one (a tag,
-        padding) is skipped; between good ones, and in a container, it is damage. ffmpeg leaves out a FLAC frame that it finds
-        damaged, so there the next frame's position tells.
+        padding) is skipped; between good ones, and in a container, it is damage. ffmpeg drops a damaged FLAC frame without an
+        error, which shows by the position of the next one.
         """
         expected = None
         is_flac = self.header.format == "flac/flac"
@@ -193,8 +193,8 @@ class MediaFile(AudioFile):
     def _packets(self) -> Iterator[av.Packet]:
         """The packets of the stream.
 
-        What a container that states its length has behind all of its samples is no audio. Raises DecodeError `truncated`
-        when the container fails before.
+        If a container states its length, packets after its last sample are no audio. Raises DecodeError `truncated` when the
+        container fails earlier.
         """
         packets = 0
         try:

@@ -26,9 +26,9 @@ KBIT = {  # kbit/s by the four bits of a header, from 1 on; keys: (is MPEG 1, la
 BUFFER_BYTES = 1 << 20
 FRAME_START = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)  # sync, a layer, a bit rate
 COUNT_BYTES = 200  # from the start of a frame to the end of the count and the delays in it
-COUNT_ERROR = 2  # frames; some encoders count the one that holds the count, or not the last
+COUNT_ERROR = 2  # frames: some encoders count the one that holds the count, others do not count the last
 LEAST_FRAMES = 10
-DECODER_DELAY = 529  # samples that a decoder of layer 3 is late, over the encoder's own delay
+DECODER_DELAY = 529  # samples of delay that a decoder of layer 3 adds to the encoder's
 
 
 class FrameHeader(NamedTuple):
@@ -43,7 +43,7 @@ class FrameHeader(NamedTuple):
 
 
 @dataclass
-class Part:
+class MpegPart:
     """Frames that belong together, bytes [start, stop).
 
     `samples`: of a frame, per channel. `claimed`: frames by the count in the first one, None without one. `found`: frames that
@@ -62,11 +62,11 @@ class Part:
 
     @property
     def num_samples(self) -> int:
-        """Samples per channel that a decoder should give of it."""
+        """Samples per channel that a decoder should give."""
         return self.found * self.samples - self.delay - self.padding
 
 
-def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
+def read_mpeg_parts(path: Path, start: int, stop: int) -> list[MpegPart]:
     """The parts of an MPEG audio file from its frame headers; more than one where files were joined.
 
     Empty where there is no frame, as in a file of the free bit rate, whose frames cannot be counted.
@@ -76,7 +76,7 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
             other bytes stand between its frames.
     """
     with open(path, "rb", buffering=BUFFER_BYTES) as file:
-        parts: list[Part] = []
+        parts: list[MpegPart] = []
         place, gap, is_tag = start, None, True
         while place + 4 <= stop:
             file.seek(place)
@@ -94,7 +94,7 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
                 break
             _add_frame(parts, place, header, frame[: header.size], gap, is_tag)
             place, gap, is_tag = place + header.size, None, True
-    # A part without a count and of few frames is bytes that look like frames.
+    # A part of few frames without a count is random bytes that look like frames.
     parts = [
         part
         for number, part in enumerate(parts)
@@ -105,7 +105,7 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[Part]:
     return parts
 
 
-def _check_count(part: Part) -> None:
+def _check_count(part: MpegPart) -> None:
     is_cut = part.is_partial and part.claimed is not None and part.found < part.claimed
     if part.claimed is None or abs(part.found - part.claimed) <= COUNT_ERROR and not is_cut:
         return
@@ -116,7 +116,7 @@ def _check_count(part: Part) -> None:
 
 
 def read_header(head: bytes) -> FrameHeader | None:
-    """Read a frame header of four bytes; None when it is none, or of the free bit rate."""
+    """Read a frame header of four bytes; None for other bytes, and for a frame of the free bit rate."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, LAYERS.get(head[1] >> 1 & 3)
@@ -134,15 +134,17 @@ def read_header(head: bytes) -> FrameHeader | None:
     return FrameHeader(size, samples, sample_rate, 1 if head[3] >> 6 == 3 else 2, layer, is_mpeg1)
 
 
-def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool) -> None:
-    """Count a frame, into a new part when it holds a count, or stands behind tags, or when all that were promised are there.
+def _add_frame(
+    parts: list[MpegPart], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool
+) -> None:
+    """Count a frame. A new part begins when the frame holds a count, follows tags, or follows all frames that the part claims.
 
     `gap`: where the last frame ended, when it was not here; `is_tag`: whether only tags lie between. Raises DecodeError
     `unreadable` for any other gap.
     """
-    new = Part(place, place + header.size, header.samples)
+    new = MpegPart(place, place + header.size, header.samples)
     if _read_count(new, header, frame):
-        if parts and parts[-1].found == 0:  # some tools put their own count before an older one
+        if parts and parts[-1].found == 0:  # some tools write their own count in front of an older one
             parts.pop()
         parts.append(new)
         return
@@ -155,12 +157,12 @@ def _add_frame(parts: list[Part], place: int, header: FrameHeader, frame: bytes,
     parts[-1].stop = new.stop
 
 
-def _read_count(part: Part, header: FrameHeader, frame: bytes) -> bool:
+def _read_count(part: MpegPart, header: FrameHeader, frame: bytes) -> bool:
     """Whether a frame holds a count of frames instead of audio, which makes it the first of a part; its claim goes there."""
     if header.layer != 3:
         return False
     side = {(True, 1): 17, (True, 2): 32, (False, 1): 9, (False, 2): 17}[header.is_mpeg1, header.channels]
-    for offset in (4 + side, 6 + side):  # behind a checksum
+    for offset in (4 + side, 6 + side):  # without and with a checksum
         if frame[offset : offset + 4] in (b"Xing", b"Info"):
             _read_xing(part, frame[offset:])
             return True
@@ -170,11 +172,11 @@ def _read_count(part: Part, header: FrameHeader, frame: bytes) -> bool:
     return False
 
 
-def _read_xing(part: Part, tag: bytes) -> None:
+def _read_xing(part: MpegPart, tag: bytes) -> None:
     flags = int.from_bytes(tag[4:8], "big")
     place = 8
     if flags & 1:
-        part.claimed = int.from_bytes(tag[place : place + 4], "big") or None  # 0 by a writer that could not go back
+        part.claimed = int.from_bytes(tag[place : place + 4], "big") or None  # a streaming writer leaves 0
     place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
     delays = tag[place + 21 : place + 24]
     if tag[place : place + 4] in (b"LAME", b"Lavf", b"Lavc") and len(delays) == 3:

@@ -1,6 +1,6 @@
-"""Ogg page by page: what its decoders keep silent about.
+"""Ogg page by page: damage that its decoders do not report.
 
-libsndfile and ffmpeg pass over damaged and lost pages without a word, and libsndfile reads only the first of chained
+libsndfile and ffmpeg skip damaged and lost pages without an error, and libsndfile reads only the first of chained
 streams. Pages carry a checksum and a number (RFC 3533, section 6), so both can be detected.
 """
 
@@ -50,8 +50,8 @@ class OggPages:
 def check_ogg_pages(path: Path, start: int) -> OggPages:
     """Look at every page from byte `start` on.
 
-    Bytes between pages, and a stream without a last page, are let be when all pages are there: the file counts as
-    repaired. Bytes after the end of the streams (tags) mean nothing.
+    Bytes between pages, and a stream without a last page, are accepted when all pages are there: the file counts as
+    repaired. Bytes after the end of the streams (tags) are ignored.
 
     Raises:
         DecodeError: `unreadable` when a checksum is wrong, a page is missing, or a second stream follows the first;
@@ -113,7 +113,7 @@ class _Stream:
             raise DecodeError("unreadable", f"Ogg page {number} at byte {place} follows page {self._number}")
         self._number = number
         self.is_ended |= bool(page[5] & LAST)
-        # It tells where the audio ends; what encoders wrote on pages before it is not always in order.
+        # The last page states where the audio ends; positions on earlier pages are not always in order.
         is_trimmed = (
             page[26] == 0 and self._position - position <= MOST_TRIMMED
         )  # an empty last page that cuts the one before
@@ -144,7 +144,7 @@ def _next_page(file: BinaryIO, place: int) -> int:
         elif len(chunk) < BUFFER_BYTES:
             raise DecodeError("unreadable", f"no Ogg page at byte {place}, where the last one ended, nor after it")
         else:
-            first = after = first + len(chunk) - len(CAPTURE) + 1  # the mark may lie across the seam
+            first = after = first + len(chunk) - len(CAPTURE) + 1  # the mark may lie across two chunks
 
 
 def _read_page(file: BinaryIO, place: int) -> bytes | None:
@@ -168,6 +168,6 @@ def _codec(packet: bytes) -> str:
 
 def _checksum(page: bytes) -> int:
     """CRC-32 with the polynomial of zlib, but highest bit first, no inversion: zlib's over bytes of reversed bits."""
-    page = page[:22] + bytes(4) + page[26:]  # the checksum's own place counts as zero
+    page = page[:22] + bytes(4) + page[26:]  # the checksum is computed with zeros in its own place
     mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)

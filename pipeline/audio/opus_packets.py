@@ -11,7 +11,7 @@ HEAD_BYTES = 20  # of a packet; the longest that is looked at is OpusHead
 
 
 class OpusLength:
-    """Takes the pages of one stream in, and tells how many samples a decoder should give of them."""
+    """Counts the samples that a decoder should give of one stream, page by page."""
 
     def __init__(self) -> None:
         self._packets = 0
@@ -23,7 +23,13 @@ class OpusLength:
         self._is_ended = False
 
     def add(self, segments: bytes, body: bytes, position: int, is_last: bool) -> None:
-        """Take a page in: sizes of its segments, their bytes, the position it states, in samples. Raises DecodeError `unreadable` when the last one states an end that its packets do not have."""
+        """Count a page.
+
+        Args:
+            segments: sizes of its segments, bytes. body: their content. position: as the page states it, samples.
+
+        Raises DecodeError `unreadable` when the last page states an end that its packets do not have.
+        """
         before = self._samples
         for packet in self._finish(segments, body):
             self._packets += 1
@@ -35,7 +41,7 @@ class OpusLength:
         if position < 0 or self._samples == before and not is_last:
             return
         if self._start is None:
-            # A first page that is the last one too is cut at its end, not at its start.
+            # If the first page is also the last, samples are cut at its end, not at its start.
             self._start = 0 if self._is_ended else position - self._samples
         self._position = position
         reached = self._start + self._samples
@@ -46,7 +52,7 @@ class OpusLength:
 
     @property
     def num_samples(self) -> int:
-        """Samples per channel at 48 kHz; what the last page does not count is not played."""
+        """Samples per channel at 48 kHz; samples after the position of the last page are not played."""
         played = self._position - (self._start or 0) if self._is_ended else self._samples
         return max(0, played - self._pre_skip)
 

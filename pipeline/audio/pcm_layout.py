@@ -1,9 +1,9 @@
 """Plain PCM in WAV, RF64, W64, AIFF, AU, CAF and NIST SPHERE: where its samples lie and how they are stored, from the container alone.
 
 Libraries read the same headers in different ways: ffmpeg takes the big-endian samples of RIFX for little-endian ones and
-counts the padding of an odd AIFF chunk; libsndfile finds no sample where a streaming writer left a size of 0 and refuses
-CAF of open length; both are silent when a file ends before its header says. So the place is decided here, and libsndfile is
-given the bare samples.
+counts the padding of an odd AIFF chunk; libsndfile finds no sample where a streaming writer left a size of 0, and refuses
+CAF without a length; neither reports a file that ends early. So this module finds the samples, and libsndfile gets only
+them.
 
 Sources: WAV and RIFX http://soundfile.sapp.org/doc/WaveFormat/, RF64 https://tech.ebu.ch/docs/tech/tech3306v1_1.pdf,
 W64 https://www.ambisonia.com/Members/mleese/sony_wave64.pdf, AIFF-C https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/AIFF/AIFF.html,
@@ -32,11 +32,11 @@ AIFC_ENCODINGS = {  # compression type: encoding, byte order, bytes of a sample 
 AU_ENCODINGS = {
     1: ("mulaw", 1), 2: ("int", 1), 3: ("int", 2), 4: ("int", 3), 5: ("int", 4), 6: ("float", 4), 7: ("float", 8), 27: ("alaw", 1),
 }  # fmt: skip
-# What a writer that cannot go back leaves for a size it does not know: 0, or close to a multiple of 2^31, as
+# Sizes that a streaming writer leaves when it does not know them: 0, or a number close to a multiple of 2^31, as
 # 0x7FFFFFFF (LAME), 0x7FFFF000 (SoX), 0x80000000 (arecord) and 0xFFFFFFFF (ffmpeg) less the size of a header.
 PLACEHOLDER_STEP, PLACEHOLDER_WIDTH = 1 << 31, 1 << 16
 SOX_PLACEHOLDER = 0x7F000000  # of AIFF
-# Unknown bytes behind the samples, where no outer size says that they are not samples that were left uncounted.
+# Most unknown bytes after the samples that are taken for junk, where no outer size tells whether they are uncounted samples.
 MOST_JUNK_BYTES, MOST_JUNK_SHARE = 1 << 16, 0.1
 
 
@@ -307,7 +307,7 @@ def _laid_out(
 
     Args:
         outer_stop: where the container says it ends, bytes; None when it does not.
-        bits: of a size of this container, which tells what a placeholder may look like.
+        bits: width of this container's size fields, on which the placeholders depend.
     """
     held = max(0, length - chunk.start)
     if is_placeholder(chunk.size, bits) and (chunk.size > held or chunk.size == 0):
@@ -326,16 +326,16 @@ def _laid_out(
 
 
 def _has_uncounted(file: Seekable, length: int, chunk: Chunk, alignment: int, outer_stop: int | None) -> bool:
-    """Whether what stands behind the samples must be taken for samples that were not counted."""
+    """Whether the bytes after the samples must be samples that the header does not count."""
     stop = chunk.stop + -chunk.size % alignment
-    behind = length - stop
+    after = length - stop
     if outer_stop in (chunk.stop, stop):
-        # Two sizes agree, so what follows is not of this container; unless both have lost their upper bits.
-        return behind >= PLACEHOLDER_STEP
+        # Two sizes agree, so the rest is not part of this container, unless both sizes have lost their upper bits.
+        return after >= PLACEHOLDER_STEP
     most = min(MOST_JUNK_BYTES, MOST_JUNK_SHARE * chunk.size)
     if outer_stop is not None and outer_stop > stop:
-        behind, most = min(behind, outer_stop - stop), 4
-    return behind > most and not _may_be_chunk(read_at(file, stop, 4))
+        after, most = min(after, outer_stop - stop), 4
+    return after > most and not _may_be_chunk(read_at(file, stop, 4))
 
 
 def chunks(
@@ -345,7 +345,7 @@ def chunks(
     head_bytes = name_bytes + struct.calcsize(size_form)
     while offset + head_bytes <= length:
         head = read_at(file, offset, head_bytes)
-        if not head.strip(b"\0"):  # of a file that was laid out and never written
+        if not head.strip(b"\0"):  # zeros: space was allocated and never written
             return
         size = max(0, struct.unpack(size_form, head[name_bytes:])[0] - own_head)
         yield Chunk(head[:name_bytes], offset + head_bytes, size)
@@ -353,7 +353,7 @@ def chunks(
 
 
 def is_placeholder(size: int, bits: int = 32) -> bool:
-    """Whether a size of so many bits is what a writer leaves that does not know it."""
+    """Whether a size field of so many bits holds a placeholder of a streaming writer."""
     if bits == 64 and size >= (1 << 63) - PLACEHOLDER_WIDTH:
         return True
     if abs(size - SOX_PLACEHOLDER) <= PLACEHOLDER_WIDTH:
@@ -374,7 +374,7 @@ def _needed(form: PcmForm | None, name: str) -> PcmForm:
 
 
 def _extended(digits: bytes) -> int:
-    """An 80-bit IEEE float as a whole number of Hz. Raises DecodeError when it is none."""
+    """An 80-bit IEEE float as a whole number of Hz. Raises DecodeError when it is not a whole number."""
     exponent, mantissa = struct.unpack(">HQ", digits)
     shift = 63 - (exponent - 16383)
     if not 0 <= shift <= 63 or mantissa & ((1 << shift) - 1):

@@ -1,4 +1,4 @@
-"""Load items in threads a little ahead of the one that is worked on."""
+"""Load items in threads ahead of their use."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,7 +13,7 @@ Loaded = TypeVar("Loaded")
 def read_ahead(
     items: Iterable[Item], load: Callable[[Item], Loaded], threads: int
 ) -> Generator[tuple[Item, Loaded], None, None]:
-    """Each item with what `load` makes of it, in order; at most `threads` wait.
+    """Each item with the result of `load`, in order; at most `threads` results wait.
 
     An error of `load`, or of `items`, is raised in its turn, after all that came before it.
     """
@@ -34,7 +34,7 @@ def read_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        waiting.clear()  # of results that hold files, should an error keep this frame
+        waiting.clear()  # a traceback may keep this frame, and results hold open files
 
 
 def _failed(error: Exception) -> Future:

@@ -6,7 +6,7 @@ computed in bands, each a matrix product over the inputs that it needs.
 
 The products are exact: with samples a multiple of 2^-23 and at most 4.0, and taps a multiple of 2^-26, every sum is a
 multiple of 2^-49 that float64 holds. So neither the order of summation, nor the library, nor the cutting into blocks
-changes anything. Rounding samples of up to 1.0, and taps, so moves the result by less than 1e-6. (Samples above 4.0, as of a
+changes anything. Rounding samples of up to 1.0 and taps in this way changes the result by less than 1e-6. (Samples above 4.0, as of a
 float file that holds integers, are resampled to the rounding error of float64.)
 """
 
@@ -39,7 +39,7 @@ class Resampler:
     def __init__(self, source_rate: int, target_rate: int, device: torch.device):
         self.rates = source_rate, target_rate
         self.device = device
-        # Of its own: in the common one a block would wait for all that the teachers have asked for.
+        # A stream of its own: in the default one a block would wait for all work of the teachers.
         self.queue = torch.cuda.Stream(device) if device.type == "cuda" else None
         # As in `convert_audio`: `torchaudio.functional.resample` makes other filters, at odd rates by up to 2e-4.
         published = Resample(source_rate, target_rate)
@@ -96,7 +96,7 @@ class Resampler:
             yield first, band[:, first : last + 1].double().to(self.device)
 
     def _products(self, steps: Tensor, weights: Tensor, rows: int) -> Tensor:
-        """`[outputs, rows]`; cut where one row's samples would overlap the next one's, which BLAS would have copied."""
+        """`[outputs, rows]`; in parts, where the samples of neighbouring rows would overlap: BLAS would copy them."""
         return sum(
             part @ steps[number * self.stride :].unfold(0, part.shape[1], self.stride)[:rows].T
             for number, part in enumerate(weights.split(self.stride, dim=1))
@@ -108,7 +108,7 @@ _made = lru_cache(maxsize=32)(Resampler)
 
 
 def _resampler(source_rate: int, target_rate: int, device: torch.device) -> Resampler:
-    """The one of all tracks of a rate, in whatever threads: at odd rates its filters take seconds and much memory."""
+    """One for all tracks of a rate, shared by threads: at odd rates its filters take seconds and much memory."""
     with _making:
         return _made(source_rate, target_rate, device)
 

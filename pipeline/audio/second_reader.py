@@ -1,4 +1,4 @@
-"""A file decoded by another library than `decode` takes for it, as simply as that library can: to check the first one."""
+"""A file decoded by another library than `decode` uses for it, to check the first one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from mert_foundry.pipeline.audio.sound_file import SoundFile
 from mert_foundry.pipeline.audio.tags import audio_range
 
 LIBSNDFILE, FFMPEG = "libsndfile", "ffmpeg"
-# What libsndfile reads first, ffmpeg reads again, and the other way round.
+# ffmpeg reads again what libsndfile read first, and the other way round.
 PCM_CONTAINERS = {"wav", "w64", "aiff", "au", "caf", "nistsphere"}
 READ_BY_LIBSNDFILE = {"ogg/opus", "flac/flac", "mp3/mp3float"}
 
 
 @dataclass(frozen=True)
 class SecondReading:
-    """What another library makes of a file: its name, Hz, and float32 blocks `[channels, n]`."""
+    """A file as another library decodes it: name of the library, Hz, and float32 blocks `[channels, n]`."""
 
     reader: str
     sample_rate: int
@@ -29,13 +29,13 @@ class SecondReading:
 
 
 def read_again(path: Path, format: str, notes: list[str]) -> SecondReading | None:
-    """Open a file of a manifest's `format` and `notes` with another library; None where none reads such a file rightly.
+    """Open a file of a manifest's `format` and `notes` with another library; None where no other library reads such a file correctly.
 
     Raises:
         DecodeError: `unreadable` when the other library does not read it; its blocks raise the same on damage.
     """
     container, _, codec = format.partition("/")
-    if {"repaired", "joined"} & set(notes):  # what no other library takes for one whole
+    if {"repaired", "joined"} & set(notes):  # no other library reads such a file as one stream
         return None
     if codec.startswith("pcm_") and container in PCM_CONTAINERS or format == "ogg/vorbis":
         if container == "wav" and codec.endswith(
@@ -48,7 +48,7 @@ def read_again(path: Path, format: str, notes: list[str]) -> SecondReading | Non
 
 def _read_by_libsndfile(path: Path, format: str) -> SecondReading | None:
     file = SoundFile(path, [audio_range(path)])
-    if format == "ogg/opus" and file.header.sample_rate != OPUS_RATE:  # it goes by the header
+    if format == "ogg/opus" and file.header.sample_rate != OPUS_RATE:  # libsndfile takes the header's rate
         file.close()
         return None
 

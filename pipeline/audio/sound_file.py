@@ -20,7 +20,7 @@ SUBTYPES = {
 
 
 class OneWay(soundfile.SoundFile):
-    """Read from start to end without the seek that soundfile does after each read, which not every format survives."""
+    """Reads from start to end without soundfile's seek after each read, on which some formats fail."""
 
     def seekable(self) -> bool:
         return False
@@ -83,5 +83,5 @@ class PcmFile(SoundFile):
 
 
 def _reason(error: soundfile.SoundFileError) -> str:
-    """What libsndfile says, without the file object's address that soundfile puts before it."""
+    """The message of libsndfile, without the address of the file object that soundfile adds."""
     return getattr(error, "error_string", None) or str(error)

@@ -1,7 +1,7 @@
-"""Where the audio of a file begins and ends when tags stand around it.
+"""Where the audio of a file begins and ends, without the tags before and after it.
 
-ID3v2 (https://id3.org/id3v2.4.0-structure) and APEv2 (https://wiki.hydrogenaud.io/index.php?title=APEv2_specification) in front;
-ID3v1, its "enhanced" form, APEv2, Lyrics3 (https://id3.org/Lyrics3v2) and ID3v2 with a footer behind, in any order.
+ID3v2 (https://id3.org/id3v2.4.0-structure) and APEv2 (https://wiki.hydrogenaud.io/index.php?title=APEv2_specification) before it;
+ID3v1, its "enhanced" form, APEv2, Lyrics3 (https://id3.org/Lyrics3v2) and ID3v2 with a footer after it, in any order.
 """
 
 import os
@@ -16,7 +16,7 @@ LONGEST_LYRICS = 5100  # of Lyrics3 version 1, which states no size
 
 
 def audio_range(path: Path) -> tuple[int, int]:
-    """The bytes [start, stop) between the tags in front and those behind."""
+    """The bytes [start, stop) between leading and trailing tags."""
     with open(path, "rb") as file:
         start, stop = 0, file.seek(0, os.SEEK_END)
         while start < stop and (size := leading_tag(file, start)):
@@ -69,7 +69,7 @@ def _trailing_tag(file: Seekable, start: int, stop: int) -> int:
         return stop - first - found if found >= 0 else 0
     elif footer[-10:-7] == b"3DI" and max(footer[-4:]) < 0x80:
         size, begins = 2 * ID3V2_BYTES + _syncsafe(footer[-4:]), b"ID3"
-    # A size that does not lead to the tag's begin is damage, and what it spans may be music.
+    # If a size does not lead back to the beginning of a tag, it is damaged, and these bytes may be music.
     return size if size and start <= stop - size and _begins_with(file, stop - size, begins) else 0
 
 

@@ -1,6 +1,6 @@
-"""A manifest's track decoded once into a temporary file, so that memory is bounded for any length.
+"""A track decoded once into a temporary file, so that memory is bounded for any length.
 
-Each teacher and the shard writer then read it at their own pace: 16 bits at 24 kHz are 173 MB an hour of disk.
+Each teacher and the shard writer then read it at their own speed: an hour of 16 bits at 24 kHz takes 173 MB of disk.
 """
 
 import os

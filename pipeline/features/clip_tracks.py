@@ -1,4 +1,4 @@
-"""The files of a table of clips, decoded: no manifest knows them, so what is decoded is what counts."""
+"""The files of a table of clips, decoded; no manifest has their lengths, so the decoded length counts."""
 
 from pathlib import Path
 

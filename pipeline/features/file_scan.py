@@ -1,7 +1,7 @@
-"""Every file of a folder, or of a list, decoded once for its true length; what is known of a file is kept for the next time.
+"""Every file of a folder, or of a list, decoded once for its true length; results are kept for the next run.
 
 The cache is a hidden file in the feature store: a header, then a line a file with its size, time of change and result. A
-file of the same path, size and time is not decoded again. The cache is no output: it may go at any time.
+file of the same path, size and time is not decoded again. The cache is no output: it may be deleted at any time.
 """
 
 import json
@@ -18,7 +18,7 @@ from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.files import open_filesystem
 
 CACHE = ".scan.jsonl"
-Stamp = list[Any]  # size in bytes, and the time of change as the file system tells it
+Stamp = list[Any]  # size in bytes, and the time of change as the file system states it
 
 
 def scan_files(
@@ -29,10 +29,9 @@ def scan_files(
     report: Callable[[float, int], None] = lambda seconds, rejected: None,
     examine_all: ExamineAll = examine_in_threads,
 ) -> tuple[list[Track], list[Reject]]:
-    """Tracks, sorted by key, and what is no usable audio, by path, of all files below a folder, or of `paths` below it.
+    """Tracks, sorted by key, and files that are no usable audio, by path: of all files below a folder, or of `paths` below it.
 
-    Nothing is left out for being short, silent, clipped or a duplicate, and there are no splits: that is for a manifest to
-    decide.
+    Short, silent and clipped files and duplicates are tracks too, and there are no splits: a manifest decides about these.
 
     Args:
         workers, examine_all: how the files are spread.
@@ -44,7 +43,7 @@ def scan_files(
         raise FileNotFoundError(f"input {root}: no such folder")
     listed, unlisted = (paths, []) if paths is not None else list_files(filesystem, path.rstrip("/"))
     stamps = {name: stamp(filesystem, files.join(path, name)) for name in listed}
-    config = _anything_goes(root, workers)
+    config = _rejecting_nothing(root, workers)
     header = {"audio_version": AUDIO_VERSION, "root": root, "settings": repr(config.recorded())}
     known = _load(cache, header)
     results = {name: known[name][1] for name in listed if stamps[name] and known.get(name, [None])[0] == stamps[name]}
@@ -58,13 +57,17 @@ def scan_files(
     finally:
         if missing and results:
             _save(cache, header, stamps, results)
-    found = [*results.values(), *unlisted]
+    return _sorted_apart([*results.values(), *unlisted])
+
+
+def _sorted_apart(found: list[Track | Reject]) -> tuple[list[Track], list[Reject]]:
+    """Tracks by key, and rejects by path."""
     tracks = sorted((result for result in found if isinstance(result, Track)), key=lambda track: track.key)
     return tracks, sorted((result for result in found if isinstance(result, Reject)), key=lambda reject: reject.path)
 
 
-def _anything_goes(root: str, workers: int) -> ManifestConfig:
-    """The settings of a manifest that rejects nothing but what is no audio."""
+def _rejecting_nothing(root: str, workers: int) -> ManifestConfig:
+    """The settings of a manifest that rejects only files that are no audio."""
     return ManifestConfig(
         root=root,
         out=root,
@@ -77,7 +80,7 @@ def _anything_goes(root: str, workers: int) -> ManifestConfig:
 
 
 def stamp(filesystem: AbstractFileSystem, path: str) -> Stamp | None:
-    """What tells whether a file is still the same; None when the file system tells no time, or there is no such file."""
+    """Size and time of change, by which a file counts as the same; None when the file system states no time, or has no such file."""
     try:
         entry = filesystem.info(path)
     except OSError:
@@ -87,7 +90,7 @@ def stamp(filesystem: AbstractFileSystem, path: str) -> Stamp | None:
 
 
 def _load(cache: str, header: dict) -> dict[str, tuple[Stamp, Track | Reject]]:
-    """What is known, by path; nothing when the cache is not there, is damaged, or was made otherwise."""
+    """Stamps and results by path; none when the cache is not there, is damaged, or has another header."""
     try:
         lines = [json.loads(line) for line in files.read_bytes(cache).splitlines()]
         if not lines or lines[0] != header:

@@ -1,4 +1,4 @@
-"""What feature stores that were made before their settings had the present names say in these."""
+"""Settings of older feature stores under their present names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ VALUES = {
 
 
 def present_names(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A store's attributes with old names replaced; all else as it stands."""
+    """A store's attributes with older names replaced; everything else is unchanged."""
     present = dict(description)
     if isinstance(settings := present.get("settings"), Mapping):
         present["settings"] = {

@@ -97,7 +97,7 @@ def samples_at_rate(num_samples: int, sample_rate: int) -> int:
     return whole_frames(resampled_length(num_samples, SAMPLE_RATE, sample_rate)) * HOP
 
 
-class Piece(Document):
+class TrackSpan(Document):
     """Frames [start, stop) of a track, which go to rows from `row` on of a part; pooled: all frames, to that row."""
 
     track: SourceTrack
@@ -111,7 +111,7 @@ class Part(Document):
 
     number: int = Field(ge=0, description="Place among the parts")
     rows: int = Field(gt=0, description="Number of rows")
-    pieces: list[Piece] = Field(description="What fills them, in order")
+    spans: list[TrackSpan] = Field(description="What fills them, in order")
     seconds: float = Field(ge=0, description="Audio seconds, as far as they are known")
 
     @property
@@ -139,16 +139,16 @@ def plan_frame_parts(
     """Parts of `part_rows` frames; `lengths` are the frames of each track."""
     offsets = frame_offsets(lengths)
 
-    def pieces(first: int, stop: int) -> Iterator[Piece]:
+    def spans(first: int, stop: int) -> Iterator[TrackSpan]:
         track = int(np.searchsorted(offsets, first, side="right")) - 1
         while track < len(tracks) and offsets[track] < stop:
             offset = int(offsets[track])
             start, end = max(first, offset), min(stop, offset + lengths[track])
             if start < end:
-                yield Piece(track=tracks[track], start=start - offset, stop=end - offset, row=start - first)
+                yield TrackSpan(track=tracks[track], start=start - offset, stop=end - offset, row=start - first)
             track += 1
 
-    return _parts(int(offsets[-1]), part_rows, pieces, frame_rate)
+    return _parts(int(offsets[-1]), part_rows, spans, frame_rate)
 
 
 def plan_track_parts(
@@ -156,20 +156,22 @@ def plan_track_parts(
 ) -> list[Part]:
     """Parts of `part_rows` tracks; `lengths` are the frames of each track, None where they are not known."""
 
-    def pieces(first: int, stop: int) -> Iterator[Piece]:
+    def spans(first: int, stop: int) -> Iterator[TrackSpan]:
         for number in range(first, stop):
-            yield Piece(track=tracks[number], start=0, stop=lengths[number], row=number - first)
+            yield TrackSpan(track=tracks[number], start=0, stop=lengths[number], row=number - first)
 
-    return _parts(len(tracks), part_rows, pieces, frame_rate)
+    return _parts(len(tracks), part_rows, spans, frame_rate)
 
 
-def _parts(rows: int, part_rows: int, pieces: Callable[[int, int], Iterator[Piece]], frame_rate: float) -> list[Part]:
+def _parts(
+    rows: int, part_rows: int, spans: Callable[[int, int], Iterator[TrackSpan]], frame_rate: float
+) -> list[Part]:
     parts = []
     for number, first in enumerate(range(0, rows, part_rows)):
         stop = min(first + part_rows, rows)
-        held = list(pieces(first, stop))
-        seconds = sum((piece.stop or piece.start) - piece.start for piece in held) / frame_rate
-        parts.append(Part(number=number, rows=stop - first, pieces=held, seconds=seconds))
+        held = list(spans(first, stop))
+        seconds = sum((span.stop or span.start) - span.start for span in held) / frame_rate
+        parts.append(Part(number=number, rows=stop - first, spans=held, seconds=seconds))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What of a feature store is already there: its root, finished parts, and stores of another kind or description."""
+"""How far a feature store is: its root, its finished parts, and whether another store or folder is there."""
 
 import hashlib
 import json
@@ -65,7 +65,7 @@ def has_description(location: str, description: Mapping[str, Any]) -> bool:
 
 
 def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool) -> None:
-    """Make the store, or find that what is there goes on as it stands. One process at a time.
+    """Make the store, or find that the one that is there can go on. One process at a time.
 
     Args:
         location: local path or fsspec URL.
@@ -90,14 +90,14 @@ def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool
         return
     if not overwrite:
         raise ValueError(f"{location}: made with {difference}; overwrite=true throws it away")
-    # While it is being taken apart it still says what it was, so that a kill leaves nothing that looks new.
+    # Until its content is removed the store keeps its old description, so that a kill leaves no old parts in a new store.
     _publish_root(location, {**before, "complete": False})
     _remove_content(location)
     _publish_root(location, {**description, "complete": False})
 
 
 def reopen_store(location: str, description: Mapping[str, Any]) -> None:
-    """Say that parts are missing, before they are made again."""
+    """Mark the store as incomplete before missing parts are computed."""
     _publish_root(location, {**description, "complete": False})
 
 

@@ -5,14 +5,14 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from mert_foundry.pipeline.features.plan import Part, Piece, StoreLayout
+from mert_foundry.pipeline.features.plan import Part, StoreLayout, TrackSpan
 
 
 class PartRows(Protocol):
-    """Takes the states of a part's pieces, in any order of pieces, and gives the part's arrays."""
+    """Takes the states of a part's spans, in any order of spans, and gives the part's arrays."""
 
-    def add(self, piece: Piece, first_frame: int, states: Tensor) -> None:
-        """Frames of the piece's track from `first_frame` on: float32 `[n, layers, dim]` on any device, none twice."""
+    def add(self, span: TrackSpan, first_frame: int, states: Tensor) -> None:
+        """Frames of the span's track from `first_frame` on: float32 `[n, layers, dim]` on any device, none twice."""
         ...
 
     def finish(self) -> dict[str, np.ndarray]:
@@ -21,30 +21,30 @@ class PartRows(Protocol):
 
 
 def part_rows(part: Part, layout: StoreLayout) -> PartRows:
-    """What fits the layout."""
+    """Rows of frames or pooled rows, as the layout says."""
     return FrameRows(part, layout) if layout.row == "frame" else PooledRows(part, layout)
 
 
 class FrameRows:
-    """Every frame is a row; frames of the track outside the piece are left out."""
+    """Every frame is a row; frames of the track outside the span are ignored."""
 
     def __init__(self, part: Part, layout: StoreLayout):
         self._arrays = layout.empty_part(part.rows)
         (self._values,) = self._arrays.values()
 
-    def add(self, piece: Piece, first_frame: int, states: Tensor) -> None:
-        assert piece.stop is not None  # where every frame has a row, lengths are known
-        skipped = max(0, piece.start - first_frame)
-        kept = states[skipped : piece.stop - first_frame].cpu().numpy()
-        row = piece.row + first_frame + skipped - piece.start
-        self._values[row : row + len(kept)] = stored(kept, self._values.dtype, piece.track.key)
+    def add(self, span: TrackSpan, first_frame: int, states: Tensor) -> None:
+        assert span.stop is not None  # where every frame has a row, lengths are known
+        skipped = max(0, span.start - first_frame)
+        kept = states[skipped : span.stop - first_frame].cpu().numpy()
+        row = span.row + first_frame + skipped - span.start
+        self._values[row : row + len(kept)] = stored(kept, self._values.dtype, span.track.key)
 
     def finish(self) -> dict[str, np.ndarray]:
         return self._arrays
 
 
 class PooledRows:
-    """A track is a row: mean, and if asked for standard deviation, over its frames, summed up in float64 where they are."""
+    """A track is a row: mean and, where the layout has it, standard deviation over its frames, summed in float64 on the device of the states."""
 
     def __init__(self, part: Part, layout: StoreLayout):
         self._part = part
@@ -53,11 +53,11 @@ class PooledRows:
         self._sums, self._squares = np.zeros(shape), np.zeros(shape)
         self._counts = np.zeros((part.rows, 1, 1))
 
-    def add(self, piece: Piece, first_frame: int, states: Tensor) -> None:
+    def add(self, span: TrackSpan, first_frame: int, states: Tensor) -> None:
         states = states.double()
-        self._sums[piece.row] += states.sum(dim=0).cpu().numpy()
-        self._squares[piece.row] += states.square().sum(dim=0).cpu().numpy()
-        self._counts[piece.row] += len(states)
+        self._sums[span.row] += states.sum(dim=0).cpu().numpy()
+        self._squares[span.row] += states.square().sum(dim=0).cpu().numpy()
+        self._counts[span.row] += len(states)
 
     def finish(self) -> dict[str, np.ndarray]:
         with np.errstate(invalid="ignore"):  # 0 / 0 of a track without frames
@@ -66,10 +66,10 @@ class PooledRows:
         # Stores of version 0.1 call the second array `deviation`.
         pooled = {"mean": mean, "std": std, "deviation": std}
         arrays = self._layout.empty_part(self._part.rows)
-        for piece in self._part.pieces:
+        for span in self._part.spans:
             for name, values in arrays.items():
-                if self._counts[piece.row]:
-                    values[piece.row] = stored(pooled[name][piece.row], values.dtype, piece.track.key)
+                if self._counts[span.row]:
+                    values[span.row] = stored(pooled[name][span.row], values.dtype, span.track.key)
         return arrays
 
 

@@ -46,7 +46,7 @@ class ShardTracks:
         return SegmentedAudio(self._reader, track.place)
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         self._reader.close()
 
     def _list_shard(self, shard: int) -> list[tuple[str, ShardPlace | None]]:

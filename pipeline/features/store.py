@@ -60,18 +60,10 @@ def publish_part(
 
     `samples`: of tracks whose length was not known, or another one, when the part was planned.
     """
-    encoded: dict[str, Any] = {}
-    first = number * layout.part_rows
-    with _quiet():
-        created = _create_arrays(zarr.create_group(MemoryStore(encoded)), layout)
-        for name, values in arrays.items():
-            created[name][first : first + len(values)] = values
     published: dict[str, tuple[int, str]] = {}
-    for place, buffer in sorted(encoded.items()):
-        if not place.endswith(ROOT):
-            content = buffer.to_bytes()
-            files.publish_bytes(files.join(location, place), content)
-            published[place] = (len(content), hashlib.sha256(content).hexdigest())
+    for place, content in _encode_part(layout, number, arrays):
+        files.publish_bytes(files.join(location, place), content)
+        published[place] = (len(content), hashlib.sha256(content).hexdigest())
     record = PartRecord(
         schema_version=SCHEMA_VERSION,
         part=number,
@@ -83,6 +75,19 @@ def publish_part(
     )
     files.publish_bytes(record_location(location, number), json_bytes(record.model_dump(mode="json")))
     return record
+
+
+def _encode_part(layout: StoreLayout, number: int, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
+    """Place in the store and content of each shard of a part."""
+    encoded: dict[str, Any] = {}
+    first = number * layout.part_rows
+    with _quiet():
+        created = _create_arrays(zarr.create_group(MemoryStore(encoded)), layout)
+        for name, values in arrays.items():
+            created[name][first : first + len(values)] = values
+    for place, buffer in sorted(encoded.items()):
+        if not place.endswith(ROOT):
+            yield place, buffer.to_bytes()
 
 
 def finish_store(

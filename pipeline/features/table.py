@@ -1,12 +1,10 @@
 """A table of clips as input: CSV or JSON lines with a path, a stretch and any columns of the user's, one row a clip."""
 
-import csv
-import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
@@ -20,6 +18,7 @@ from mert_foundry.pipeline.manifest.rows import Track
 from mert_foundry.pipeline.manifest.scan import track_key
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document
+from mert_foundry.pipeline.storage.tables import parse_csv, parse_json_lines
 
 PLACE = ("path", "start", "end")
 # What a store has by these names itself.
@@ -48,7 +47,9 @@ def read_table(location: str, root: str | None = None) -> ClipTable:
         text = files.read_bytes(location).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{location}: not UTF-8: {error}") from error
-    lines = list(_csv_lines(location, text) if location.lower().endswith(".csv") else _json_lines(location, text))
+    # An empty cell of a CSV is a text, but no start and no end.
+    parse = parse_csv if location.lower().endswith(".csv") else parse_json_lines
+    lines: list[tuple[int, Mapping[str, JsonValue]]] = list(parse(location, text))
     if not lines:
         raise ValueError(f"{location}: no row in it")
     names = list(dict.fromkeys(name for _, line in lines for name in line))
@@ -63,7 +64,7 @@ def read_table(location: str, root: str | None = None) -> ClipTable:
             f"{location}: a column cannot be called {wrong[0]!r}, it becomes a folder of the feature store"
         )
     root = root or location.rpartition("/")[0] or "."
-    clips = [_read_clip(f"{location}: line {number}", line) for number, line in lines]
+    clips = [_read_clip(f"{location} line {number}", line) for number, line in lines]
     return ClipTable(
         root=root,
         clips=_with_stamps(root, clips),
@@ -120,7 +121,7 @@ def _texts(table: ClipTable, name: str) -> list[str]:
 
 
 def _one_kind(values: list[JsonValue]) -> list:
-    """A column of one type: truth values, whole numbers, numbers (NaN where there is none), else text."""
+    """A column of one type: booleans, integers, floats (NaN for an absent value), else text."""
     kinds = {type(value) for value in values}
     if kinds in ({bool}, {str}) or (kinds == {int} and all(-MOST_INT <= value < MOST_INT for value in values)):  # type: ignore[operator]
         return values
@@ -129,37 +130,7 @@ def _one_kind(values: list[JsonValue]) -> list:
     return ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
 
 
-def _csv_lines(location: str, text: str) -> Iterator[tuple[int, dict[str, JsonValue]]]:
-    """Line number and cells of each row; an empty cell is a text, but no start and no end."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = next(reader, [])
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"{location}: the column {repeated[0]!r} stands twice")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(names):
-                raise ValueError(f"{location}: line {reader.line_num}: {len(cells)} cells, the header has {len(names)}")
-            yield reader.line_num, dict(zip(names, cells))
-    except csv.Error as error:
-        raise ValueError(f"{location}: line {reader.line_num}: {error}") from error
-
-
-def _json_lines(location: str, text: str) -> Iterator[tuple[int, dict[str, JsonValue]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{location}: line {number}: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{location}: line {number}: an object is needed, not {type(values).__name__}")
-        yield number, values
-
-
-def _read_clip(where: str, line: dict[str, JsonValue]) -> ClipPlace:
+def _read_clip(where: str, line: Mapping[str, JsonValue]) -> ClipPlace:
     path = line.get("path")
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}: path is {path!r}, the path of a file is needed")

@@ -32,7 +32,7 @@ class LayerSummary(Document):
 
     layer: int = Field(description="Hidden state: 0 is the input of the first layer, i the output of layer i")
     mean: float = Field(description="Mean of all values")
-    deviation: float = Field(description="Standard deviation of all values")
+    standard_deviation: float = Field(description="Standard deviation of all values")
     largest: float = Field(description="Largest magnitude")
     effective_rank: float = Field(
         description="exp of the entropy of the singular values' shares, of centred rows (Roy & Vetterli 2007); 1 to dim"
@@ -103,7 +103,7 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
         vectors = _read_frames(array, [(table["offset"][track], table["length"][track]) for track in chosen], sums)
     else:
         vectors = _read_pooled(array, chosen, sums)
-    described = present_names(group.attrs.asdict())  # of an older store too
+    described = present_names(group.attrs.asdict())  # an older store may have older names
     summary = FeatureSummary(
         location=location,
         array=array.basename,
@@ -256,7 +256,7 @@ class _LayerSums:
         return LayerSummary(
             layer=layer,
             mean=mean.mean(),
-            deviation=np.sqrt(max(second_moment - mean.mean() ** 2, 0)),
+            standard_deviation=np.sqrt(max(second_moment - mean.mean() ** 2, 0)),
             largest=self.largest[number],
             effective_rank=_effective_rank(covariance),
             dead_share=float(np.mean(np.sqrt(variance) <= floor)),

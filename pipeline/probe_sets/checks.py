@@ -1,15 +1,23 @@
-"""What must hold of the clips of a task, whoever lists them."""
+"""Checks of the clips of any task: labels, splits, groups, paths, and whether the audio is there."""
 
 import math
 import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path, PurePosixPath
 
-from mert_foundry.pipeline.probe_sets.task import POOLED_KINDS, Beats, Kind, Label, ProbeClip, ProbeTask, Segment
+from mert_foundry.pipeline.probe_sets.task import (
+    POOLED_KINDS,
+    SPLITS,
+    Beats,
+    Kind,
+    Label,
+    ProbeClip,
+    ProbeTask,
+    Segment,
+)
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 
 SHOWN_CHARACTERS = 100  # of a value in an error
-SPLITS = ("train", "valid", "test")
 FORMS: dict[Kind, str] = {
     "multiclass": "a class",
     "multilabel": "a list of classes",

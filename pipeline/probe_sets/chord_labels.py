@@ -1,19 +1,17 @@
 """Chord labels (Harte and others, ISMIR 2005) as one of 25 classes: major, minor, no chord.
 
-A chord that holds a major triad counts as major and one with a minor triad as minor, sevenths and the bass note included; what
-holds neither, as a suspended or diminished chord, or both, is not scored. So MARBLE does for Chords1217.
+A chord with the notes of a major triad counts as major, one with those of a minor triad as minor; sevenths and the bass note are
+notes of the chord too. A chord with neither (suspended, diminished) or with both is not scored. MARBLE does the same for Chords1217.
 """
 
 import re
 
-from mert_foundry.pipeline.probe_sets.giantsteps_key import TONICS
+from mert_foundry.pipeline.probe_sets.pitch_names import NO_CHORD, SEMITONES, TRIADS
 
-NO_CHORD = "N"
-CHORDS = (*(f"{tonic}:{mode}" for mode in ("maj", "min") for tonic in TONICS), NO_CHORD)
-LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+CHORDS = (*TRIADS, NO_CHORD)
 DEGREES = (0, 2, 4, 5, 7, 9, 11)  # semitones of the degrees of a major scale
 MAJOR, MINOR = frozenset({0, 4, 7}), frozenset({0, 3, 7})
-# Semitones above the root that a shorthand stands for. Those beyond the fifth tell nothing here, unless they fall on a third.
+# Semitones above the root that a shorthand stands for. Notes beyond the fifth change no class, so they are not listed.
 SHORTHANDS: dict[str, frozenset[int]] = {
     **dict.fromkeys(
         ("", "maj", "maj7", "7", "maj6", "6", "9", "maj9", "11", "maj11", "13", "maj13", "b9", "#9", "#11", "b13"),
@@ -33,13 +31,13 @@ LABEL = re.compile(
 
 
 def chord_class(label: str) -> str | None:
-    """One of CHORDS, or None for what is not scored (`X` among it). Raises ValueError for what is no chord label."""
+    """One of CHORDS, or None for a chord that is not scored, such as `X`. Raises ValueError for text that is no chord label."""
     if label in (NO_CHORD, "X"):
         return NO_CHORD if label == NO_CHORD else None
     match = LABEL.fullmatch(label)
     if match is None or (match["shorthand"] or "") not in SHORTHANDS:
         raise ValueError(f"{label!r} is no chord label")
-    root = (LETTERS[match["root"]] + _alteration(match["signs"])) % 12
+    root = (SEMITONES[match["root"]] + _alteration(match["signs"])) % 12
     # Degrees alone, C:(1,5), spell the chord out.
     is_spelt = match["degrees"] is not None and not match["shorthand"]
     notes = {0} if is_spelt else set(SHORTHANDS[match["shorthand"] or ""])
@@ -59,7 +57,7 @@ def _alteration(signs: str) -> int:
 
 
 def _semitones(degree: str) -> int:
-    """Semitones above the root; those of a ninth and beyond are over 12, where they are no part of a triad."""
+    """Semitones above the root; a ninth and all beyond have more than 12, so that they are no part of a triad."""
     match = re.fullmatch(r"([b#]*)([1-9]\d?)", degree)
     if match is None:
         raise ValueError(f"{degree!r} is no degree of a chord")

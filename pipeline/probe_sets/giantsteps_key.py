@@ -5,20 +5,19 @@ count whose annotator was sure (C = 2) of a single key (Korzeniowski and Widmer,
 (jukemir, ISMIR 2021), which MARBLE took over: by SHA-1 of the artist's name, 100 train to 16 valid; who made a track with a
 valid artist is valid too, over two rounds.
 
-MARBLE picks the rule that joins the clips of a song (vote, maximum, mean logit, mean probability) on the validation split,
-for each model anew; here the mean is taken always.
+MARBLE picks for each model, on the validation split, the rule that joins the clips of a song (vote, maximum, mean logit, mean
+probability); here it is always the mean.
 """
 
 from collections.abc import Iterable
 from hashlib import sha1
 from pathlib import Path
 
+from mert_foundry.pipeline.probe_sets.pitch_names import KEYS
 from mert_foundry.pipeline.probe_sets.published import PublishedTask
 from mert_foundry.pipeline.probe_sets.tables import find, find_clone, read_rows, read_text
 from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
 
-TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
 FLATS = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
 TRAINING, TEST = "giantsteps-mtg-key-dataset", "giantsteps-key-dataset"
 TRAIN_SHARE, VALID_SHARE = 100, 16

@@ -1,9 +1,9 @@
 """GTZAN: 10 genres (Tzanetakis and Cook, 2002), and the beats that GTZAN-Rhythm (Marchand and others, 2015) adds.
 
 The split is the "fault-filtered" one (Kereliuk, Sturm and Larsen, 2015) of 930 tracks: no artist lies in two splits, and
-exact copies and distorted tracks are left out. The lists stand below, so `train_filtered.txt` and so on need not be there.
+exact copies and distorted tracks are excluded. The lists stand below, so files such as `train_filtered.txt` are not needed.
 
-Audio is `genres/GENRE/GENRE.00000.wav` or, as it came first, `.au`; other mirrors call the folder `genres_original`. In some
+Audio is `genres/GENRE/GENRE.00000.wav` or, in the first release, `.au`; other mirrors call the folder `genres_original`. In some
 of them jazz.00054 cannot be decoded; it is in the training split.
 
 Beats: the paper of MERT names a tolerance of 20 ms, both versions of MARBLE score with 70 ms; both are metrics here. MARBLE

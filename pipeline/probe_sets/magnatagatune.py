@@ -2,7 +2,7 @@
 
 The split is that of the folders (van den Oord and others, 2014): 0 to b train, c valid, d to f test. No song lies in two of
 them, but artists do. Clips without any of the 50 tags stay in, as in MARBLE. Three MP3s are published as empty files and
-are left out. `no vocal` and `no vocals` are two classes, as are other synonyms: so it was published.
+are skipped. `no vocal` and `no vocals` are two classes, as are other synonyms, because it was published so.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Any set in the JSONL of MARBLE v2: `NAME.train.jsonl`, `NAME.val.jsonl`, `NAME.test.jsonl`, one line a file.
 
 A line has `audio_path`, `label`, `num_samples`, `sample_rate`, and `ori_uid` where several files are of one song. Paths begin at
-the folder that MARBLE is started in (`data/GTZAN/...`), so leading folders are left out until the first file is found below the
+the folder that MARBLE is started in (`data/GTZAN/...`), so leading folders are removed until the first file is found below the
 set's own folder. Names, classes and lengths of clips of MARBLE's own sets stand below; of another set the form of the labels
 tells the kind, and the labels of all three files are its classes. The task is called `marble_` and the name in small letters.
 
@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from mert_foundry.pipeline.probe_sets import emomusic, giantsteps_key, gtzan, magnatagatune, mtg_jamendo
+from mert_foundry.pipeline.probe_sets import emomusic, gtzan, magnatagatune, mtg_jamendo
 from mert_foundry.pipeline.probe_sets.checks import check_audio, check_clips
 from mert_foundry.pipeline.probe_sets.chord_labels import CHORDS, chord_class
+from mert_foundry.pipeline.probe_sets.pitch_names import KEYS
 from mert_foundry.pipeline.probe_sets.tables import find, read_json_lines
 from mert_foundry.pipeline.probe_sets.task import (
     Beats,
@@ -49,10 +50,10 @@ SAME_SECTION = {
 
 
 @dataclass(frozen=True)
-class Known:
+class MarbleSet:
     """One of MARBLE's own sets: what its lines do not say.
 
-    drops: labels outside the classes are left out, not refused. same: labels that count as another. joins: predictions of
+    drops: lines with labels outside the classes are skipped, not refused. same: labels that count as another. joins: predictions of
     files with the same `ori_uid` are averaged; elsewhere they are one piece, but each has its own label.
     """
 
@@ -67,19 +68,19 @@ class Known:
 
 
 KEY_METRICS: tuple[Metric, ...] = ("weighted_key_score", "accuracy")
-KNOWN = {
-    "MTT": Known("multilabel", magnatagatune.TAGS, 30),
-    "GS": Known("multiclass", giantsteps_key.KEYS, 30, metrics=KEY_METRICS, joins=True),
-    "EMO": Known("regression", emomusic.VALUES, 15),
-    "GTZANGenre": Known("multiclass", gtzan.GENRES, 30.2),
-    "GTZANBeatTracking": Known("beats"),
-    "MTGInstrument": Known("multilabel", mtg_jamendo.INSTRUMENTS, 30),
-    "MTGMood": Known("multilabel", mtg_jamendo.MOODS, 30),
-    "MTGGenre": Known("multilabel", mtg_jamendo.GENRES, 30),
-    "MTGTop50": Known("multilabel", mtg_jamendo.TOP_50, 30),
-    "Chords1217": Known("frame_classes", CHORDS),
-    "HookTheoryKey": Known("multiclass", giantsteps_key.KEYS, 15, metrics=KEY_METRICS, drops=True),
-    "HookTheoryStructure": Known("multiclass", SECTIONS, 15, clip_minimum=0.1, same=SAME_SECTION),
+MARBLE_SETS = {
+    "MTT": MarbleSet("multilabel", magnatagatune.TAGS, 30),
+    "GS": MarbleSet("multiclass", KEYS, 30, metrics=KEY_METRICS, joins=True),
+    "EMO": MarbleSet("regression", emomusic.VALUES, 15),
+    "GTZANGenre": MarbleSet("multiclass", gtzan.GENRES, 30.2),
+    "GTZANBeatTracking": MarbleSet("beats"),
+    "MTGInstrument": MarbleSet("multilabel", mtg_jamendo.INSTRUMENTS, 30),
+    "MTGMood": MarbleSet("multilabel", mtg_jamendo.MOODS, 30),
+    "MTGGenre": MarbleSet("multilabel", mtg_jamendo.GENRES, 30),
+    "MTGTop50": MarbleSet("multilabel", mtg_jamendo.TOP_50, 30),
+    "Chords1217": MarbleSet("frame_classes", CHORDS),
+    "HookTheoryKey": MarbleSet("multiclass", KEYS, 15, metrics=KEY_METRICS, drops=True),
+    "HookTheoryStructure": MarbleSet("multiclass", SECTIONS, 15, clip_minimum=0.1, same=SAME_SECTION),
 }
 Line = tuple[Split, Path, int, dict]
 
@@ -108,23 +109,23 @@ def read_marble(folder: Path, name: str) -> LabelledSet:
         for path in (find(folder, f"{name}.{suffix}.jsonl"),)
         for number, line in read_json_lines(path)
     ]
-    known = KNOWN.get(name) or _guess(lines, folder / f"{name}.train.jsonl")
+    marble_set = MARBLE_SETS.get(name) or _guess(lines, folder / f"{name}.train.jsonl")
     task = ProbeTask(
         name=task_name(name),
-        kind=known.kind,
-        classes=known.classes,
-        metrics=known.metrics or METRICS[known.kind],
-        clip_seconds=known.clip_seconds,
-        clip_minimum=known.clip_minimum,
+        kind=marble_set.kind,
+        classes=marble_set.classes,
+        metrics=marble_set.metrics or METRICS[marble_set.kind],
+        clip_seconds=marble_set.clip_seconds,
+        clip_minimum=marble_set.clip_minimum,
         published_as=f"MARBLE v2 {name}",
     )
     dropped = _folders_above(folder, lines)
     clips, places = [], []
     for split, path, number, line in lines:
         try:
-            label = _label(known, line["label"])
+            label = _label(marble_set, line["label"])
             if label is not None:
-                clips.append(_clip(known, line, label, split, dropped))
+                clips.append(_clip(marble_set, line, label, split, dropped))
                 places.append(f"{path} line {number}")
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path} line {number}: {_fault(error)}") from error
@@ -133,7 +134,7 @@ def read_marble(folder: Path, name: str) -> LabelledSet:
     return LabelledSet(task=task, root=str(folder), clips=tuple(clips))
 
 
-def _clip(known: Known, line: dict, label: Label, split: Split, dropped: int) -> ProbeClip:
+def _clip(marble_set: MarbleSet, line: dict, label: Label, split: Split, dropped: int) -> ProbeClip:
     path = "/".join(PurePosixPath(line["audio_path"]).parts[dropped:])
     # The same song may be in two of the published splits.
     song = f"{split}: {line.get('ori_uid', path)}"
@@ -141,9 +142,9 @@ def _clip(known: Known, line: dict, label: Label, split: Split, dropped: int) ->
         path=path,
         label=label,
         split=split,
-        track=song if known.joins else path,
+        track=song if marble_set.joins else path,
         group=song,
-        end=line["num_samples"] / line["sample_rate"] if known.clip_seconds else None,
+        end=line["num_samples"] / line["sample_rate"] if marble_set.clip_seconds else None,
     )
 
 
@@ -154,25 +155,25 @@ def _folders_above(folder: Path, lines: list[Line]) -> int:
         for count in range(len(parts)):
             if folder.joinpath(*parts[count:]).exists() and not parts[count].startswith("/"):
                 return count
-    # None is there: say so about the part behind data/SET/, which is what MARBLE's own lists have in front.
+    # No file is there. MARBLE's own lists begin with data/SET/, so the error is about the path after these two folders.
     return 2
 
 
-def _label(known: Known, label: object) -> Label | None:
-    """A line's label in our form; None where it is left out."""
-    if known.kind == "multiclass":
+def _label(marble_set: MarbleSet, label: object) -> Label | None:
+    """A line's label in our form; None for a line that is skipped."""
+    if marble_set.kind == "multiclass":
         name = "_".join(label) if isinstance(label, list) else str(label)
-        name = known.same.get(name, name)
-        return None if known.drops and name not in known.classes else name
-    if known.kind == "beats":
+        name = marble_set.same.get(name, name)
+        return None if marble_set.drops and name not in marble_set.classes else name
+    if marble_set.kind == "beats":
         if not isinstance(label, dict):
             raise ValueError(f"a label of beats is {{beat, tempo}}, not {label!r}")
         return Beats(times=tuple(sorted(set(map(float, label["beat"])))), tempo=label.get("tempo") or None)
     if not isinstance(label, list):
-        raise ValueError(f"a label of {known.kind} is a list, not {label!r}")
-    if known.kind == "frame_classes":
+        raise ValueError(f"a label of {marble_set.kind} is a list, not {label!r}")
+    if marble_set.kind == "frame_classes":
         return tuple(_segments(label))
-    return tuple(map(float, label)) if known.kind == "regression" else tuple(map(str, label))
+    return tuple(map(float, label)) if marble_set.kind == "regression" else tuple(map(str, label))
 
 
 def _segments(label: list[dict]) -> Iterator[Segment]:
@@ -183,7 +184,7 @@ def _segments(label: list[dict]) -> Iterator[Segment]:
             yield Segment(start=segment["start_time"], end=segment["end_time"], label=chord)
 
 
-def _guess(lines: list[Line], path: Path) -> Known:
+def _guess(lines: list[Line], path: Path) -> MarbleSet:
     """Kind and classes of a set that is not MARBLE's own, from its labels."""
     labels = [line.get("label") for _, _, _, line in lines]
     first = labels[0] if labels else None
@@ -200,13 +201,13 @@ def _guess(lines: list[Line], path: Path) -> Known:
     songs = {(split, line.get("ori_uid"), str(line.get("label"))) for split, _, _, line in lines if "ori_uid" in line}
     joins = len({song[:2] for song in songs}) == len(songs)  # no song has two labels
     if kind == "multiclass":
-        return Known(kind, tuple(sorted({str(label) for label in labels})), joins=joins)
+        return MarbleSet(kind, tuple(sorted({str(label) for label in labels})), joins=joins)
     if kind == "multilabel":
         names = {str(name) for label in labels if isinstance(label, list) for name in label}
-        return Known(kind, tuple(sorted(names)), joins=joins)
+        return MarbleSet(kind, tuple(sorted(names)), joins=joins)
     if kind == "regression" and isinstance(first, list):
-        return Known(kind, tuple(f"value_{index}" for index in range(len(first))), joins=joins)
-    return Known(kind, CHORDS if kind == "frame_classes" else ())
+        return MarbleSet(kind, tuple(f"value_{index}" for index in range(len(first))), joins=joins)
+    return MarbleSet(kind, CHORDS if kind == "frame_classes" else ())
 
 
 def _fault(error: Exception) -> str:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from mert_foundry.pipeline.probe_sets.published import PublishedTask
 from mert_foundry.pipeline.probe_sets.tables import find, read_json
-from mert_foundry.pipeline.probe_sets.task import Metric, ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, Metric, ProbeClip, ProbeTask
 
 FAMILIES = tuple("bass brass flute guitar keyboard mallet organ reed string synth_lead vocal".split())
 PITCHES = tuple(map(str, range(128)))
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 def read_clips(root: Path, field: str) -> list[ProbeClip]:

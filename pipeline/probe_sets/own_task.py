@@ -96,7 +96,7 @@ def draw_split(group: str) -> Split:
 
 
 def _lines(task: ProbeTask, table: Path) -> Iterator[tuple[int, dict]]:
-    """Fields of each line with its number; empty ones of a CSV left out, its labels and numbers parsed."""
+    """Fields of each line with its number; of a CSV without empty ones, and with labels and numbers parsed."""
     rows = read_json_lines(table) if table.suffix == ".jsonl" else read_rows(table, ("path", "label"))
     for number, row in rows:
         if strange := [name for name in row if name not in COLUMNS]:
@@ -121,7 +121,7 @@ def _parse_cell(task: ProbeTask, cell: str) -> str | tuple[str, ...] | tuple[flo
 
 
 def _clip(task: ProbeTask, values: dict, folder: str) -> ProbeClip:
-    """A clip with what its line leaves out."""
+    """A clip from the fields of a line, with defaults for those that are absent."""
     values = dict(values)
     if not isinstance(values.get("path"), str) or "label" not in values:
         raise ValueError("a clip needs path and label")

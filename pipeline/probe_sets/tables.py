@@ -1,12 +1,10 @@
-"""Tables as data sets come with them, CSV, TSV and JSON, read with the file and line in every complaint."""
+"""Files that data sets come with: folders and tables (CSV, TSV, JSON), with the file and line in every complaint."""
 
-import csv
-import json
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
+from mert_foundry.pipeline.storage.tables import parse_csv, parse_json, parse_json_lines
 
 Row = dict[str, str]
 
@@ -36,47 +34,15 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[tuple[int, Row]]:
-    """Rows of a table with a header line, each with the number of its line; values without white space around them.
-
-    Raises:
-        ValueError: a column of `columns` is missing, or a line has more or fewer fields than the header.
-    """
-    reader = csv.reader(StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        lacking = [column for column in columns if column not in header]
-        if lacking:
-            raise ValueError(f"{path}: no column {', '.join(lacking)} among {', '.join(header[:12])}")
-        if len(set(header)) < len(header):
-            raise ValueError(f"{path}: two columns of the same name among {', '.join(header)}")
-        for fields in reader:
-            if fields:
-                if len(fields) != len(header):
-                    raise ValueError(
-                        f"{path} line {reader.line_num}: {len(fields)} fields, the header has {len(header)}"
-                    )
-                yield reader.line_num, dict(zip(header, (field.strip() for field in fields)))
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+    """Rows of a table with the numbers of their lines; values without white space around them. Raises as `parse_csv`."""
+    yield from parse_csv(str(path), read_text(path), columns, delimiter, clean=str.strip)
 
 
 def read_json(path: Path) -> object:
     """A JSON document. Raises ValueError naming the file."""
-    return _parse(read_text(path), str(path))
+    return parse_json(str(path), read_text(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """Objects of a JSONL file, each with the number of its line. Raises ValueError for a line that holds none."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            value = _parse(line, f"{path} line {number}")
-            if not isinstance(value, dict):
-                raise ValueError(f"{path} line {number}: no JSON object, but {line.strip()[:40]}")
-            yield number, value
-
-
-def _parse(text: str, place: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: no JSON ({error})") from error
+    """Objects of a JSONL file with the numbers of their lines. Raises as `parse_json_lines`."""
+    yield from parse_json_lines(str(path), read_text(path))

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Kind = Literal["multiclass", "multilabel", "regression", "frame_classes", "beats", "separation"]
 Metric = Literal[
     "accuracy",

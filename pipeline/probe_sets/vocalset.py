@@ -9,7 +9,7 @@ validation at random over file numbers, so that training singers are in it. Here
 taken by hash. Singer: no split is published but its sizes, 48:32:20 of the recordings; by hash here. Both differ from the
 lists that MARBLE draws, so scores are to be compared with care.
 
-MARBLE also cuts silence in front (VAD) and brings each chunk to mean 0 and variance 1, which is left to the encoder here.
+MARBLE also cuts leading silence (VAD) and scales each chunk to mean 0 and variance 1; here neither is done.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mert_foundry.pipeline.probe_sets.published import PublishedTask, share_of_hash
 from mert_foundry.pipeline.probe_sets.tables import find, read_text
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 
 TECHNIQUES = tuple("belt breathy inhaled lip_trill spoken straight trill trillo vibrato vocal_fry".split())
@@ -27,11 +27,10 @@ SINGERS = (*(f"f{number}" for number in range(1, 10)), *(f"m{number}" for number
 TEST_SINGERS = ("f2", "f8", "m3", "m5", "m10")
 VALID_SINGERS = 6  # of the other 15
 # A second copy, and songs that the paper's table does not list.
-LEFT_OUT = {
+EXCLUDED = {
     "f2_scales_vibrato_a(1).wav", "caro_vibrato.wav", "dona_vibrato.wav", "row_vibrato.wav", "slow_vibrato_arps.wav"
 }  # fmt: skip
 TRAIN_SHARE, VALID_SHARE = 0.48, 0.32  # of recordings, for singers
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 def read_clips(root: Path, target: str) -> list[ProbeClip]:
@@ -53,7 +52,7 @@ def _published_clips(root: Path, target: str) -> list[ProbeClip]:
     clips, heard = [], set()
     for path in sorted(root.glob("FULL/*/*/*/*.wav")):
         singer, technique = _singer_of(path.relative_to(root).parts[1]), path.parent.name
-        if technique not in kept or path.name in LEFT_OUT or path.name.startswith("."):
+        if technique not in kept or path.name in EXCLUDED or path.name.startswith("."):
             continue
         heard.add((singer, technique))
         split = _singer_split(singer) if target == "technique" else _recording_split(path.name)
@@ -116,5 +115,5 @@ def _published(target: str, classes: tuple[str, ...], minimum: float, counts: tu
     )
 
 
-# Rests of a recording count from 1 s for singers (MARBLE's --keep), and not at all for techniques.
+# The remainder of a recording is a clip from 1 s on for singers (MARBLE's --keep), and never for techniques.
 TASKS = (_published("technique", TECHNIQUES, 1, (9, 6, 5)), _published("singer", SINGERS, 1 / 3, (48, 32, 20)))

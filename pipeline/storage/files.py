@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-# Errors that a file gives by what it is, beside those that have a class of their own.
+# Error numbers of faults that lie in the file itself; other such faults have exception classes of their own.
 FAULTS_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
 
 

@@ -1,4 +1,4 @@
-"""The kinds of folders that commands write and read, and the files that tell which a folder is."""
+"""The kinds of folders that commands write and read, and the files by which a kind is recognised."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mert_foundry.pipeline.storage.ownership import find_tar_fault
 
 
 class FolderError(ValueError):
-    """A folder that is not for what the command was told to do with it: bad usage."""
+    """A folder of the wrong kind for what the user asked for: bad usage."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ KINDS = (SHARDS, MANIFEST, RUN, CHECKPOINT, FEATURES, MODEL, CODEC, KMEANS, PROB
 
 
 def find_kind(location: str, *wanted: FolderKind) -> tuple[FolderKind, str] | None:
-    """What a folder is, and the names that tell; None when there are no such names, or no folder.
+    """The kind of a folder, and the names that show it; None when there are no such names, or no folder.
 
     A folder may be of several kinds at once: one of `wanted` comes before all others.
     """
@@ -61,7 +61,7 @@ def find_kind(location: str, *wanted: FolderKind) -> tuple[FolderKind, str] | No
 
 
 def check_input(location: str, *kinds: FolderKind) -> FolderKind | None:
-    """Which of `kinds` a folder to read is; None when nothing tells, so that whoever reads it must say what is missing.
+    """Which of `kinds` a folder to read is; None for a folder of no known kind, whose reader then says what is missing.
 
     Raises:
         FolderError: it is of another kind.
@@ -85,7 +85,7 @@ def explain_missing(location: str, kind: FolderKind) -> FolderError | FileNotFou
 
 
 def check_output(location: str, kind: FolderKind) -> None:
-    """Look at a folder that is to become, or to go on as, one of a kind; it may hold files that tell nothing.
+    """Check a folder that a command will write, new or begun; it may hold files that belong to no kind.
 
     Raises:
         FolderError: it is of another kind.

@@ -1,4 +1,4 @@
-"""Whether a file that has a shard's name is `mert label`'s own; nobody else's is overwritten or removed."""
+"""Whether `mert label` wrote a file that has a shard's name; files of others are never overwritten or removed."""
 
 import json
 import tarfile

@@ -1,1 +1,1 @@
-"""From shards to batches, in an order that any position can go on from."""
+"""From shards to batches, in an order that can be resumed at any position."""

@@ -1,4 +1,4 @@
-"""Batches without end: order, reads and crops joined, filled by threads, each with its position.
+"""Endless batches: examples in their order, read and cropped by threads, each batch with its position.
 
     places (SampleOrder) -> crop of each -> rows of a batch, filled by threads -> (batch, position)
 
@@ -38,7 +38,7 @@ Tag = TypeVar("Tag")
 
 
 class StreamConfig(BaseModel):
-    """What a stream reads and how; only `shuffle_window` must stay as it was when a run is resumed."""
+    """How a stream reads; only `shuffle_window` must stay the same when a run is resumed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +72,7 @@ class StreamPosition(BaseModel):
 
 
 class BatchStream:
-    """This rank's batches for ever: `for batch, position in stream`; a context manager.
+    """This rank's endless batches: `for batch, position in stream`; a context manager.
 
     Args:
         folder: shard folder, a local path or fsspec URL.
@@ -116,10 +116,10 @@ class BatchStream:
         )
         consumed = self._consumed(position) if position is not None else 0
         frames = crop_frames(config.crop_samples)
-        # A window and its successor are both at work around their border.
+        # Around the border of two windows, shards of both are read.
         reader = ShardReader(folder, index, shards, open_shards=2 * config.shuffle_window)
         self._loader = _Loader(reader, index, frames, config, partial(_random_crop_of, seed, frames))
-        order = self._order  # not `self`, so that a stream let go of without close() ends its threads at once
+        order = self._order  # not `self`, so that a stream that is deleted without close() ends its threads at once
         plans = (
             (start + config.batch_size, rows, order.take(start + rows.start, len(rows)))
             for start in count(consumed, config.batch_size)
@@ -195,8 +195,8 @@ def _rank_rows(batch_size: int, rank: int, world_size: int) -> range:
     """The rows of a global batch that belong to `rank`."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not within a world of {world_size}")
-    share, rest = divmod(batch_size, world_size)
-    if rest:
+    share, remainder = divmod(batch_size, world_size)
+    if remainder:
         raise ValueError(f"batch size {batch_size} is not a multiple of the world size {world_size}")
     return range(rank * share, (rank + 1) * share)
 

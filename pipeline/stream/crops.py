@@ -19,8 +19,8 @@ class Crop(NamedTuple):
 
 def crop_frames(crop_samples: int) -> int:
     """Frames in a crop of `crop_samples` samples. Raises ValueError unless that is a positive multiple of 320."""
-    frames, rest = divmod(crop_samples, HOP)
-    if rest or frames < 1:
+    frames, remainder = divmod(crop_samples, HOP)
+    if remainder or frames < 1:
         raise ValueError(f"crop of {crop_samples} samples is not a positive multiple of the hop, {HOP} samples")
     return frames
 

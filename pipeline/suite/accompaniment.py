@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mert_foundry.pipeline.probe_sets.pitch_names import NO_CHORD, TONICS, TRIADS
 from mert_foundry.pipeline.probe_sets.task import Beats, Segment
 from mert_foundry.pipeline.suite.fonts import font_path
 from mert_foundry.pipeline.suite.rendering import DRUM_CHANNEL, TimedMessage, read_midi, render, with_programs
-from mert_foundry.pipeline.suite.scores import TONICS
 from mert_foundry.pipeline.suite.sources import Sources, run_mma
 
 LIBRARY = "usr/share/mma/lib/stdlib"
@@ -30,8 +30,7 @@ STYLES = {
 }
 NOT_A_GROOVE = re.compile(r"(intro|end|ending|fill|break)\d*$", re.IGNORECASE)
 TEMPO_BPM = (60.0, 200.0)
-NO_CHORD = "N"
-CHORD_CLASSES = (NO_CHORD, *(f"{tonic}:{quality}" for quality in ("maj", "min") for tonic in TONICS))
+CHORD_CLASSES = (NO_CHORD, *TRIADS)
 REST_SHARE = 0.3  # of the pieces have a bar of drums alone
 HALF_BAR_SHARE = 0.3  # of the bars have two chords
 # By scale: the degrees (semitones above the tonic, quality) and which may follow which.
@@ -67,8 +66,8 @@ class Groove:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What MMA is given, and what is then known. chords: (start beat, end beat, class)."""
+class Accompaniment:
+    """A piece as MMA gets it, with its labels. chords: (start beat, end beat, class)."""
 
     groove: Groove
     tempo: float
@@ -107,7 +106,7 @@ def read_grooves(sources: Sources) -> tuple[Groove, ...]:
             text = sources.path("mma", LIBRARY, f"{file}.mma").read_text(encoding="latin-1")
             beats = 3 if style == "waltz" else 4
             stated = {int(value) for value in re.findall(r"^\s*Time\s+(\d+)", text, flags=re.MULTILINE)}
-            if not stated <= {beats}:  # a file that builds on another states none
+            if not stated <= {beats}:  # a file that extends another one states none
                 raise ValueError(f"mma: {file}.mma has bars of {sorted(stated)} beats, not of {beats}")
             names = re.findall(r"^\s*DefGroove\s+(\S+)", text, flags=re.MULTILINE)
             kept = [name for name in names if not NOT_A_GROOVE.search(name)]
@@ -115,7 +114,7 @@ def read_grooves(sources: Sources) -> tuple[Groove, ...]:
     return tuple(grooves)
 
 
-def draw_piece(groove: Groove, seconds: float, random: np.random.Generator) -> Piece:
+def draw_piece(groove: Groove, seconds: float, random: np.random.Generator) -> Accompaniment:
     """A piece of at least `seconds` and three bars, its tempo uniform in the logarithm."""
     tempo = round(float(np.exp(random.uniform(*np.log(TEMPO_BPM)))), 2)
     count = int(np.ceil(seconds * tempo / 60 / groove.beats)) + 3
@@ -135,7 +134,7 @@ def draw_piece(groove: Groove, seconds: float, random: np.random.Generator) -> P
             following = steps[degree]
             degree = following[int(random.integers(len(following)))]
         bars.append("z" if bar == rest else " / ".join(names))
-    return Piece(groove, tempo, int(random.integers(1, 2**31)), tuple(bars), tuple(chords))
+    return Accompaniment(groove, tempo, int(random.integers(1, 2**31)), tuple(bars), tuple(chords))
 
 
 def _name_chord(tonic: int, degree: tuple[int, str], random: np.random.Generator) -> tuple[str, str]:
@@ -145,7 +144,7 @@ def _name_chord(tonic: int, degree: tuple[int, str], random: np.random.Generator
     return f"{root}:{quality}", root + str(random.choice(SPELLINGS[quality]))
 
 
-def accompany(sources: Sources, piece: Piece) -> list[TimedMessage]:
+def accompany(sources: Sources, piece: Accompaniment) -> list[TimedMessage]:
     """The messages that MMA writes for a piece."""
     with tempfile.TemporaryDirectory(prefix="mert-mma-") as folder:
         source, target = Path(folder) / "piece.mma", Path(folder) / "piece.mid"
@@ -159,7 +158,7 @@ class AccompanimentRecipe:
     """A window of a piece: as the groove has it, with other programs, or without drums."""
 
     font: str
-    piece: Piece
+    piece: Accompaniment
     start: float
     seconds: float
     programs: tuple[int, ...] = ()

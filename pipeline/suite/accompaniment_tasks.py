@@ -25,7 +25,13 @@ from mert_foundry.pipeline.suite.clip import (
     shuffled,
     split_groups,
 )
-from mert_foundry.pipeline.suite.fonts import FAMILIES, FONT_PACKAGES, OTHER_FONT, choose_font, pitched_programs
+from mert_foundry.pipeline.suite.fonts import (
+    FONT_PACKAGES,
+    INSTRUMENT_FAMILIES,
+    OTHER_FONT,
+    choose_font,
+    pitched_programs,
+)
 
 PACKAGES = (*FONT_PACKAGES, "mma", "tinysoundfont")
 TASKS = ("beat_tempo", "chord", "chord_clean", "style")
@@ -127,7 +133,7 @@ def _draw(
 
 def _draw_programs(random: np.random.Generator) -> tuple[int, ...]:
     """A program for each channel, from any family."""
-    families = random.choice(list(FAMILIES), 16)
+    families = random.choice(list(INSTRUMENT_FAMILIES), 16)
     return tuple(int(random.choice(pitched_programs(str(family)))) for family in families)
 
 

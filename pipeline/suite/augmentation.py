@@ -1,4 +1,4 @@
-"""What happens to every clip after it is rendered, so that neither level nor codec can be the label."""
+"""Room, noise, loudness and codec of every clip after it is rendered, so that neither level nor codec tells the label."""
 
 import io
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def set_loudness(audio: np.ndarray, lufs: float) -> np.ndarray:
     peak = float(np.abs(audio).max())
     if peak < SILENT_PEAK:
         raise ValueError(f"a clip of {len(audio)} samples is silent")
-    even = audio.astype(np.float64) / peak  # the meter takes nothing below -70 LUFS for sound
+    even = audio.astype(np.float64) / peak  # the meter ignores everything below -70 LUFS
     loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(even)
     scaled = even * 10 ** ((lufs - loudness) / 20)
     return (scaled * min(1.0, PEAK / np.abs(scaled).max())).astype(np.float32)
@@ -108,14 +108,19 @@ def fade(audio: np.ndarray) -> np.ndarray:
     return faded
 
 
+def encode(file: soundfile.SoundFile, samples: np.ndarray) -> None:
+    """Write samples `[T]` second by second: libsndfile's stack overflows on long blocks of Vorbis."""
+    for start in range(0, len(samples), SAMPLE_RATE):
+        file.write(samples[start : start + SAMPLE_RATE])
+
+
 def pass_codec(audio: np.ndarray, container: str, subtype: str, compression: float) -> np.ndarray:
     """Encode and decode, at the same length."""
     file = io.BytesIO()
     with soundfile.SoundFile(
         file, "w", SAMPLE_RATE, 1, subtype, format=container, compression_level=compression
     ) as encoder:
-        for start in range(0, len(audio), SAMPLE_RATE):  # libsndfile's stack overflows on long blocks of Vorbis
-            encoder.write(audio[start : start + SAMPLE_RATE])
+        encode(encoder, audio)
     file.seek(0)
     decoded = soundfile.read(file, dtype="float32")[0]
     return np.pad(decoded, (0, max(0, len(audio) - len(decoded))))[: len(audio)]

@@ -13,7 +13,6 @@ from mert_foundry.pipeline.suite.augmentation import Finish, finish
 from mert_foundry.pipeline.suite.sources import Sources
 
 Size = Literal["small", "full"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 SHARES: dict[Split, float] = {"train": 0.7, "valid": 0.1, "test": 0.2}
 Item = TypeVar("Item")
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask
 from mert_foundry.pipeline.suite.augmentation import REAL
-from mert_foundry.pipeline.suite.clip import SPLITS, AudioPlan, FamilyPlan, Plans, Size, TaskPlan, beside, split_groups
+from mert_foundry.pipeline.suite.clip import AudioPlan, FamilyPlan, Plans, Size, TaskPlan, beside, split_groups
 from mert_foundry.pipeline.suite.recordings import Recording, find_recordings
 from mert_foundry.pipeline.suite.sources import Sources
 

@@ -1,9 +1,8 @@
 """The dance a tune is for: jig, reel, hornpipe, slip jig or strathspey, all at the same rates of notes."""
 
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.suite.augmentation import ROOM
 from mert_foundry.pipeline.suite.clip import (
-    SPLITS,
     AudioPlan,
     FamilyPlan,
     Plans,
@@ -38,7 +37,7 @@ CLASSES = ("jig", "reel", "hornpipe", "slip_jig", "strathspey")
 
 
 def plan(plans: Plans) -> FamilyPlan:
-    """Every dance equally often; a melody that stands twice in the books is on one side."""
+    """Every dance equally often; a melody that is in the books twice is in one split."""
     audio: list[AudioPlan] = []
     clips: list[ProbeClip] = []
     for dance, tunes in tunes_by_dance().items():

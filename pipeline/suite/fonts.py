@@ -8,8 +8,8 @@ import numpy as np
 from mert_foundry.pipeline.probe_sets.task import Split
 from mert_foundry.pipeline.suite.sources import Sources
 
-# FluidR3 and MuseScore General share 334 samples, so they stay on one side. TimGM6mb shares no sample name with either;
-# OPL3 is FM synthesis recorded.
+# FluidR3 and MuseScore General share 334 samples, so they are in the same splits. TimGM6mb shares no sample name with either;
+# OPL3 holds recordings of FM synthesis.
 FONTS = {
     "fluid": ("fluid-soundfont-gm", "usr/share/sounds/sf2/FluidR3_GM.sf2"),
     "musescore": ("musescore-general-soundfont", "usr/share/sounds/sf3/MuseScore_General_Full.sf3"),
@@ -25,7 +25,7 @@ OTHER_FONT = "opl3"  # the condition of test clips that are rendered by FM synth
 FONT_PACKAGES = tuple(package for package, _ in FONTS.values())
 
 # General MIDI has 16 families of 8 programs. Sound effects and percussion name no pitch, so they are absent.
-FAMILIES = {
+INSTRUMENT_FAMILIES = {
     "piano": 0,
     "chromatic_percussion": 1,
     "organ": 2,
@@ -48,13 +48,13 @@ OFF_PITCH = frozenset({9, 14, 16, 17, 18, 31, 47, 55, 78, 86})
 # Programs that have no sample for some of the notes in one of the fonts: contrabass, tuba, baritone saxophone.
 WITHOUT_SOME_NOTES = frozenset({43, 58, 67})
 
-# Grand pianos that open a filter with the velocity by modulators, which TinySoundFont has not: they come out 30 dB too soft.
+# Grand pianos that open a filter with the velocity by modulators, which TinySoundFont does not support: they come out 30 dB too soft.
 FAINT = {"musescore": frozenset({0, 1, 3})}
 
 
 def pitched_programs(family: str) -> list[int]:
     """The programs of a family that sound as written, over the whole range, in every font."""
-    first = 8 * FAMILIES[family]
+    first = 8 * INSTRUMENT_FAMILIES[family]
     return sorted(set(range(first, first + 8)) - OFF_PITCH - WITHOUT_SOME_NOTES)
 
 

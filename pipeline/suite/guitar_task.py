@@ -1,4 +1,4 @@
-"""Where a guitar plays: eight real songs whose guitar has a track of its own, muted at times; one song left out at a time."""
+"""Where a guitar plays: eight real songs whose guitar has a track of its own, muted at times; cross-validated over songs."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ RAMP_SECONDS = 0.05  # over which the guitar is muted
 
 @dataclass(frozen=True)
 class MixRecipe:
-    """A stretch of a song: all else, and the guitar in the windows where it is to be heard."""
+    """A stretch of a song: all other instruments, and the guitar in the windows that `heard` marks."""
 
     guitar: Recording
     start: float

@@ -1,12 +1,14 @@
-"""The key of a piece: chorales of Bach, and tunes in a row of their own."""
+"""The key of a piece: chorales of Bach, and tunes of folk song books; tunes are tested as a condition of their own."""
 
 from collections.abc import Sequence
 
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+import numpy as np
+
+from mert_foundry.pipeline.probe_sets.pitch_names import KEYS, TONICS
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.suite.augmentation import ROOM
 from mert_foundry.pipeline.suite.clip import (
     SHARES,
-    SPLITS,
     AudioPlan,
     FamilyPlan,
     Plans,
@@ -18,7 +20,6 @@ from mert_foundry.pipeline.suite.clip import (
 )
 from mert_foundry.pipeline.suite.fonts import FONT_PACKAGES, choose_font
 from mert_foundry.pipeline.suite.scores import (
-    TONICS,
     Chorale,
     ScoreRecipe,
     Tune,
@@ -33,37 +34,25 @@ TASKS = ("key",)
 SECONDS = 15.0
 BOOKS = ("essenFolksong", "oneills1850", "ryansMammoth")
 CLIPS: dict[Size, int] = {"small": 192, "full": 1800}
-CHORALES: dict[Size, int] = {
-    "small": 120,
-    "full": 408,
-}  # scores that are read, for want of time not all in the small suite
+CHORALES: dict[Size, int] = {"small": 120, "full": 408}  # scores that are read: reading all of them takes minutes
 MELODY = "melody"  # the condition of test clips of a single voice, whose key is ambiguous
-CLASSES = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
+# Of each kind of piece: notes per second of the first part, lowest and highest, and most programs.
+RATES = {"chorale": (1.2, 2.5), "tune": (2.5, 5.0)}
+VOICES = {"chorale": 4, "tune": 2}
 
 
 def plan(plans: Plans) -> FamilyPlan:
     """Half of the clips from chorales, half from tunes; every key equally often in each split, by transposition."""
     audio: list[AudioPlan] = []
     clips: list[ProbeClip] = []
-    for kind, pieces, rates, voices in (
-        ("chorale", chorales(plans), (1.2, 2.5), 4),
-        ("tune", tunes(plans), (2.5, 5.0), 2),
-    ):
+    for kind, pieces in (("chorale", chorales(plans)), ("tune", tunes(plans))):
         splits = split_groups([piece.group for piece in pieces], plans.random("key", kind, "splits"))
         for split in SPLITS:
             condition = MELODY if kind == "tune" and split == "test" else ""
             random = plans.random("key", kind, split)
             for index, (piece, label) in enumerate(_assign(plans, kind, split, pieces, splits)):
                 path = f"audio/key/{split}-{kind}-{index:04d}.ogg"
-                programs = choose_programs(random, voices)
-                recipe = ScoreRecipe(
-                    font=choose_font(random, split, condition, programs),
-                    source=piece.path if isinstance(piece, Chorale) else piece.text,
-                    transpose=_shift(piece, label),
-                    programs=programs,
-                    rate=random.uniform(*rates),
-                    seconds=SECONDS,
-                )
+                recipe = _draw_recipe(kind, split, condition, piece, label, random)
                 audio.append(AudioPlan(path, SECONDS, recipe, ROOM))
                 clips.append(
                     ProbeClip(
@@ -78,11 +67,26 @@ def plan(plans: Plans) -> FamilyPlan:
     task = ProbeTask(
         name="key",
         kind="multiclass",
-        classes=CLASSES,
+        classes=KEYS,
         metrics=("weighted_key_score", "accuracy"),
         published_as="GiantSteps key",
     )
     return FamilyPlan((TaskPlan(task, tuple(clips)),), tuple(audio))
+
+
+def _draw_recipe(
+    kind: str, split: Split, condition: str, piece: Chorale | Tune, label: str, random: np.random.Generator
+) -> ScoreRecipe:
+    """A piece in the key of its label, with programs, font and tempo that are drawn."""
+    programs = choose_programs(random, VOICES[kind])
+    return ScoreRecipe(
+        font=choose_font(random, split, condition, programs),
+        source=piece.path if isinstance(piece, Chorale) else piece.text,
+        transpose=_shift(piece, label),
+        programs=programs,
+        rate=random.uniform(*RATES[kind]),
+        seconds=SECONDS,
+    )
 
 
 def chorales(plans: Plans) -> list[Chorale]:
@@ -101,7 +105,7 @@ def tunes(plans: Plans) -> list[Tune]:
 def _assign(
     plans: Plans, kind: str, split: Split, pieces: Sequence[Chorale | Tune], splits: dict[str, Split]
 ) -> list[tuple[Chorale | Tune, str]]:
-    """Pieces of a split with the keys that they are transposed to; a piece comes again when all have had their turn."""
+    """Pieces of a split with the keys that they are transposed to; when all pieces were used, the first comes again."""
     count = round(CLIPS[plans.size] / 2 * SHARES[split])
     assigned = []
     for mode in ("major", "minor"):

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.suite.augmentation import CLEAN, NOISY, mix
-from mert_foundry.pipeline.suite.clip import SPLITS, AudioPlan, FamilyPlan, Plans, Size, TaskPlan, beside, shuffled
+from mert_foundry.pipeline.suite.clip import AudioPlan, FamilyPlan, Plans, Size, TaskPlan, beside, shuffled
 from mert_foundry.pipeline.suite.fonts import (
-    FAMILIES,
     FONT_PACKAGES,
+    INSTRUMENT_FAMILIES,
     OTHER_FONT,
     choose_font,
     font_path,
@@ -84,7 +84,7 @@ def plan(plans: Plans) -> FamilyPlan:
         random = plans.random("notes", split, condition)
         pitches = shuffled([pitch for pitch in range(LOWEST, HIGHEST + 1) for _ in range(count)], random)
         for index, pitch in enumerate(pitches):
-            family = list(FAMILIES)[index % len(FAMILIES)]
+            family = list(INSTRUMENT_FAMILIES)[index % len(INSTRUMENT_FAMILIES)]
             recipe = _draw(random, split, condition, programs[split], family, pitch)
             name = f"audio/notes/{split}{condition and '-' + condition}-{index:04d}"
             clean, noisy = f"{name}-clean.ogg", f"{name}-mixed.ogg"
@@ -117,7 +117,7 @@ def _counts(size: Size) -> list[tuple[Split, str, int]]:
 def split_programs(plans: Plans) -> dict[Split, dict[str, list[int]]]:
     """By split and family: programs that no other split has; 1 for valid, 2 for test, the other 2 to 5 for train."""
     programs: dict[Split, dict[str, list[int]]] = {split: {} for split in SPLITS}
-    for family in FAMILIES:
+    for family in INSTRUMENT_FAMILIES:
         mixed = shuffled(pitched_programs(family), plans.random("programs", family))
         for split, part in PROGRAMS.items():
             programs[split][family] = mixed[part]
@@ -149,7 +149,7 @@ def _task(name: str) -> ProbeTask:
         return ProbeTask(
             name=name,
             kind="multiclass",
-            classes=tuple(FAMILIES),
+            classes=tuple(INSTRUMENT_FAMILIES),
             metrics=("accuracy", "macro_accuracy"),
             published_as="NSynth instrument",
         )

@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mert_foundry.pipeline.suite.fonts import FAMILIES, font_path, pitched_programs
+from mert_foundry.pipeline.probe_sets.pitch_names import SEMITONES
+from mert_foundry.pipeline.suite.fonts import INSTRUMENT_FAMILIES, font_path, pitched_programs
 from mert_foundry.pipeline.suite.rendering import DRUM_CHANNEL, Note, as_messages, render
 from mert_foundry.pipeline.suite.sources import SourceError, Sources, missing, score_corpus
 
-TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 MODES = {"": "major", "maj": "major", "major": "major", "m": "minor", "min": "minor", "minor": "minor"}
 CONTOUR_NOTES = 16  # pieces whose melodies begin with the same steps are one piece
-LETTERS = "CDEFGAB"
+LETTERS = "".join(SEMITONES)  # C to B
 # What is no note in a line of ABC: chord names and texts, decorations, grace notes, inline fields, comments.
 NO_NOTES = re.compile(r'"[^"]*"|![^!]*!|\+[^+]*\+|\{[^}]*\}|\[[A-Za-z]:[^\]]*\]|%.*')
 ABC_NOTE = re.compile(r"([A-Ga-g])([,']*)")
@@ -73,7 +72,7 @@ def parse_tune(text: str) -> Tune | None:
     if len(steps) < CONTOUR_NOTES:
         return None
     letter, accidental, mode = found.groups()
-    tonic = (STEPS[letter] + {"#": 1, "b": -1, "": 0}[accidental]) % 12
+    tonic = (SEMITONES[letter] + {"#": 1, "b": -1, "": 0}[accidental]) % 12
     # A tune that does not end on the tonic may be in another key than its signature says.
     known = MODES.get(mode.lower()) if LETTERS[steps[-1] % 7] == letter else None
     return Tune(
@@ -185,5 +184,5 @@ class ScoreRecipe:
 
 def choose_programs(random: np.random.Generator, most: int) -> tuple[int, ...]:
     """One to `most` programs that sound as written."""
-    families = random.choice(list(FAMILIES), int(random.integers(1, most + 1)))
+    families = random.choice(list(INSTRUMENT_FAMILIES), int(random.integers(1, most + 1)))
     return tuple(int(random.choice(pitched_programs(str(family)))) for family in families)

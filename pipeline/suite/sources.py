@@ -71,7 +71,7 @@ class Sources:
         return path.joinpath(*names)
 
     def fetch(self, packages: Iterable[str], say: Callable[[str], None]) -> None:
-        """Download and unpack what is not there yet. Raises SourceError naming the first package that cannot be had."""
+        """Download and unpack what is not there yet. Raises SourceError naming the first package that cannot be downloaded or unpacked."""
         for package in packages:
             if package in PYPI:
                 check_installed(package)

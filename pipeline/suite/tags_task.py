@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mert_foundry.pipeline.probe_sets.task import ProbeClip, ProbeTask, Split
+from mert_foundry.pipeline.probe_sets.task import SPLITS, ProbeClip, ProbeTask, Split
 from mert_foundry.pipeline.suite.accompaniment import STYLES, AccompanimentRecipe, accompany, draw_piece
 from mert_foundry.pipeline.suite.accompaniment_tasks import choose_grooves, split_styles
 from mert_foundry.pipeline.suite.augmentation import ROOM
 from mert_foundry.pipeline.suite.clip import (
     SHARES,
-    SPLITS,
     AudioPlan,
     FamilyPlan,
     Plans,
@@ -24,7 +23,7 @@ from mert_foundry.pipeline.suite.clip import (
     beside,
     split_groups,
 )
-from mert_foundry.pipeline.suite.fonts import FONT_PACKAGES, choose_font, font_path
+from mert_foundry.pipeline.suite.fonts import FONT_PACKAGES, INSTRUMENT_FAMILIES, choose_font, font_path
 from mert_foundry.pipeline.suite.rendering import DRUM_CHANNEL, TimedMessage, read_midi, render
 from mert_foundry.pipeline.suite.sources import Sources
 
@@ -37,20 +36,11 @@ LEAST_NOTES = 12  # a window with fewer is not taken
 LEAST_SHARE = 0.1  # of the notes of a window that a family plays to be its tag
 WINDOWS = 20  # tries for a window with enough notes
 WADS = ("freedoom1.wad", "freedoom2.wad")
-# General MIDI families of 8 programs, by number; effects, ethnic and percussive programs are no tag.
+# By number of the General MIDI family; both kinds of synthesizers are one tag, ethnic programs none.
 TAGS_OF = {
-    0: "piano",
-    1: "chromatic_percussion",
-    2: "organ",
-    3: "guitar",
-    4: "bass",
-    5: "strings",
-    6: "ensemble",
-    7: "brass",
-    8: "reed",
-    9: "pipe",
-    10: "synth",
-    11: "synth",
+    number: "synth" if name.startswith("synth") else name
+    for name, number in INSTRUMENT_FAMILIES.items()
+    if name != "ethnic"
 }
 CLASSES = (*dict.fromkeys(TAGS_OF.values()), "drums")
 

@@ -14,6 +14,7 @@ from mert_foundry.pipeline.frames import SAMPLE_RATE
 from mert_foundry.pipeline.storage.documents import Document, first_error
 from mert_foundry.pipeline.storage.files import publish_bytes, publishing
 from mert_foundry.pipeline.storage.folder_kinds import SUITE, check_output
+from mert_foundry.pipeline.suite.augmentation import encode
 from mert_foundry.pipeline.suite.clip import AudioPlan, FamilyPlan, Plans, Size, TaskPlan, make_audio
 from mert_foundry.pipeline.suite.sources import SourcePackage
 
@@ -60,8 +61,7 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
     """int16 `[T]` at 24 kHz as Ogg Vorbis, with the SHA-256 of the samples as its comment."""
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "VORBIS", format="OGG", compression_level=COMPRESSION) as file:
         file.comment = DIGEST + hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
-        for start in range(0, len(samples), SAMPLE_RATE):  # libsndfile's stack overflows on long blocks of Vorbis
-            file.write(samples[start : start + SAMPLE_RATE])
+        encode(file, samples)
 
 
 def read_digest(path: Path) -> str:

@@ -1,10 +1,10 @@
-"""A document: what a command found, in sections of figures, tables, plots and sounds, and the same as data.
+"""A view: what a command found, in sections of figures, tables, plots and sounds, and the same as data.
 
-Whoever has something to show builds one `Document`. `as_text.py` prints it, `as_page.py` makes an HTML page of it, and
+Whoever has something to show builds one `View`. `as_text.py` prints it, `as_page.py` makes an HTML page of it, and
 `--json` prints its `data`. Text shows names, values, tables and notes; plots and examples are for the page alone. What
-is slow to make and only for the page goes into `OnPage` or `Examples`, which nobody makes for text.
+is slow to make and only for the page goes into `OnPage` or `ExamplePlayers`, which nobody makes for text.
 
-    Document("probe", "runs/mine/probe", data=report.model_dump(mode="json"), sections=[
+    View("probe", "runs/mine/probe", data=report.model_dump(mode="json"), sections=[
         Section("Key", [
             Table(("model", "accuracy"), [("log_mel", Estimate(0.31, 0.28, 0.35)), ("trained", Estimate(0.52, 0.48, 0.55))]),
             Plots([BarPlot("Accuracy", ["log_mel", "trained"], [Bars("accuracy", [0.31, 0.52], low=[0.28, 0.48], high=[0.35, 0.55])])]),
@@ -241,7 +241,7 @@ class CodePanel:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExamplePlayer:
     """Audio to hear with pictures on the same time axis, which has `frames` at `frame_rate` Hz."""
 
     title: str
@@ -255,14 +255,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExamplePlayers:
     """Up to `count` examples, made one after the other while the page has room; at most one such block on a page.
 
     `shares` has for each name of a `CodePanel` a zlib stream of float32 `[rows, entries]`: how frequent each code is.
     """
 
     count: int
-    make: Callable[[], Iterable[Example]]
+    make: Callable[[], Iterable[ExamplePlayer]]
     shares: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -273,7 +273,7 @@ class OnPage:
     make: Callable[[], Iterable["Block"]]
 
 
-Block = Note | Figures | Facts | Table | Plots | Examples | OnPage
+Block = Note | Figures | Facts | Table | Plots | ExamplePlayers | OnPage
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Document:
+class View:
     """What was found: `kind` and `title` say of what, the sections are for people, `data` is for machines."""
 
     kind: str

@@ -1,4 +1,4 @@
-"""One document as text and as a page: the same figures, tables and notes in both; plots and what is slow on the page alone."""
+"""One view as text and as a page: the same figures, tables and notes in both; plots and what is slow on the page alone."""
 
 import html
 import json
@@ -12,11 +12,10 @@ from test_inspect import write_run
 from mert_foundry.jobs.command.text import is_number, table
 from mert_foundry.jobs.inspection.as_page import as_page
 from mert_foundry.jobs.inspection.as_text import as_text
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.view import (
     Axis,
     BarPlot,
     Bars,
-    Document,
     Estimate,
     Facts,
     Figures,
@@ -27,13 +26,14 @@ from mert_foundry.jobs.inspection.document import (
     Plots,
     Section,
     Table,
+    View,
 )
 from mert_foundry.pipeline.shards.record import DroppedTrack
 
 ESTIMATES = [Estimate(0.3123, 0.2811, 0.3456), Estimate(0.5214, 0.4799, 0.5501)]
 
 
-def probe_report() -> Document:
+def probe_report() -> View:
     """What a probing report could be: scores with their intervals, by model and by layer."""
     low, high = [each.low for each in ESTIMATES], [each.high for each in ESTIMATES]
     values = [each.value for each in ESTIMATES]
@@ -52,7 +52,7 @@ def probe_report() -> Document:
         Note("Intervals hold 95 % of 1,000 bootstrap samples.\x1b[31m"),
         OnPage(lambda: [Plots(plots)]),
     ]
-    return Document("probe", "runs/<b>probe", [Section("Scores", blocks)], {"accuracy": values})
+    return View("probe", "runs/<b>probe", [Section("Scores", blocks)], {"accuracy": values})
 
 
 def script_data(page: str) -> dict:
@@ -96,17 +96,17 @@ def test_text_makes_nothing_of_what_is_for_the_page_alone(capsys: pytest.Capture
         made.append("block")
         return [Note("slow to find out", warning=True)]
 
-    document = Document("probe", "x", [Section("First", [Note("a")]), Section("Slow", [OnPage(make)])], {})
-    assert as_text(document) == ["probe x", "  a"] and made == []
-    assert "slow to find out" in as_page(document, "mert").decode() and made == ["block"]
+    view = View("probe", "x", [Section("First", [Note("a")]), Section("Slow", [OnPage(make)])], {})
+    assert as_text(view) == ["probe x", "  a"] and made == []
+    assert "slow to find out" in as_page(view, "mert").decode() and made == ["block"]
     assert capsys.readouterr().err == "slow to find out\n"
 
 
 @pytest.mark.parametrize(("rows", "in_text", "on_page"), [(3, 3, 3), (150, 20, 100)])
 def test_how_much_of_a_long_table_is_shown_is_said(rows: int, in_text: int, on_page: int):
     table = Table(("key",), [(f"key-{number}",) for number in range(rows)], "Keys", may_be_long=True)
-    document = Document("probe", "x", [Section("All", [table])], {})
-    lines, page = as_text(document), as_page(document, "mert").decode()
+    view = View("probe", "x", [Section("All", [table])], {})
+    lines, page = as_text(view), as_page(view, "mert").decode()
     assert sum("key-" in line for line in lines) == in_text and page.count("key-") == on_page
     assert (f"  and {rows - in_text} more; --json names all" in lines) == (rows > in_text)
     assert f"Keys ({on_page} of {rows})" in page
@@ -114,9 +114,9 @@ def test_how_much_of_a_long_table_is_shown_is_said(rows: int, in_text: int, on_p
 
 def test_a_section_and_a_table_without_content_are_not_shown():
     empty = [Section("Empty", [Table(("a", "b"), []), Plots([])]), Section("Later", [OnPage(list)])]
-    document = Document("probe", "x", [Section("All", [Note("a")]), *empty], {})
-    page = as_page(document, "mert").decode()
-    assert as_text(document) == ["probe x", "  a"] and "Empty" not in page and "Later" not in page
+    view = View("probe", "x", [Section("All", [Note("a")]), *empty], {})
+    page = as_page(view, "mert").decode()
+    assert as_text(view) == ["probe x", "  a"] and "Empty" not in page and "Later" not in page
 
 
 @pytest.fixture

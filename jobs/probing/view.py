@@ -1,14 +1,14 @@
-"""The report of a probe as a document of tables and plots."""
+"""The report of a probe as a view of tables and plots."""
 
 from collections.abc import Iterable
 
-from mert_foundry.jobs.inspection.document import (
+from mert_foundry.jobs.inspection.options import ProbeOptions
+from mert_foundry.jobs.inspection.view import (
     Axis,
     BarPlot,
     Bars,
     Block,
     Cell,
-    Document,
     Estimate,
     Facts,
     Line,
@@ -19,20 +19,20 @@ from mert_foundry.jobs.inspection.document import (
     Plots,
     Section,
     Table,
+    View,
 )
-from mert_foundry.jobs.inspection.options import ProbeOptions
 from mert_foundry.jobs.probing.report import DifferenceRow, LayerRow, ProbeReport, ScoreRow, TaskRow, read_report
 from mert_foundry.model.probing.protocol import WEIGHTED_SUM
 from mert_foundry.pipeline.storage.files import local_path
 
 
-def build_document(options: ProbeOptions) -> Document:
+def build_view(options: ProbeOptions) -> View:
     """The report of a probe folder, for mert inspect. Raises as `read_report`."""
     folder = options.locations[0]
-    return as_document(read_report(local_path(folder)), folder.rstrip("/"))
+    return as_view(read_report(local_path(folder)), folder.rstrip("/"))
 
 
-def as_document(report: ProbeReport, title: str) -> Document:
+def as_view(report: ProbeReport, title: str) -> View:
     """An overview, the differences, then one section for each task."""
     sections = [Section("Scores", [_facts(report), *_warnings(report), overview(report)])]
     if report.differences:
@@ -40,7 +40,7 @@ def as_document(report: ProbeReport, title: str) -> Document:
     if curves := list(learning_curves(report)):
         sections.append(Section("Over checkpoints", [OnPage(lambda: [Plots(curves)])]))
     sections += [task_section(report, task) for task in report.tasks]
-    return Document("probe", title, sections, report.model_dump(mode="json"))
+    return View("probe", title, sections, report.model_dump(mode="json"))
 
 
 def _facts(report: ProbeReport) -> Block:
