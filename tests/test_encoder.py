@@ -1,11 +1,14 @@
 import pytest
 import torch
 from tiny_model import tiny_encoder
+from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from mert_foundry.model.encoder import EncoderConfig, MertEncoder
 from mert_foundry.model.frontend.convolution import FrontendConfig, scale_gradient
+from mert_foundry.model.frontend.log_mel import LogMelFrontendConfig
 from mert_foundry.model.interop.export import hubert_config, hubert_name
+from mert_foundry.model.interop.hubert_config import unsupported_by_hubert
 from mert_foundry.model.transformer.config import TransformerConfig
 
 MERT_330M = EncoderConfig(transformer=TransformerConfig(layers=24, width=1024, heads=16, feed_forward=4096, norm="pre"))
@@ -92,3 +95,32 @@ def test_mask_of_another_length_is_refused():
 def test_sizes_that_do_not_divide_are_refused(field, value):
     with pytest.raises(ValueError, match=f"width 768 is not a multiple of {field} {value}"):
         TransformerConfig(**{field: value})
+
+
+def test_without_input_norm_frames_keep_their_level():
+    torch.manual_seed(0)
+    audio = torch.randn(1, 9_600).clamp(-1, 1) * 0.5
+    quieter = audio / 4
+    levels = {}
+    for norm in ("layer", "none"):
+        config = tiny_encoder().model_copy(
+            update={"frontend": LogMelFrontendConfig(kind="log_mel", bands=8, window=512), "input_norm": norm}
+        )
+        encoder = MertEncoder(config).eval()
+        names = {name for name, _ in encoder.projection.named_parameters()}
+        assert ("norm.weight" in names) == (norm == "layer")
+        with torch.no_grad():
+            projected = [encoder.projection(encoder(wave).frontend_features) for wave in (audio, quieter)]
+            levels[norm] = (projected[0] - projected[1]).abs().mean() / projected[0].abs().mean()
+            if norm == "none":
+                features = encoder(audio).frontend_features
+                linear = encoder.projection.linear
+                expected = nn.functional.linear(features, linear.weight, linear.bias)
+                assert torch.allclose(projected[0], expected)
+    # A gain shifts every log-mel band alike, and a layer norm takes a shift of all features out.
+    assert levels["layer"] < 0.01 < 0.1 < levels["none"]
+
+
+def test_hubert_has_no_encoder_without_input_norm():
+    config = EncoderConfig(input_norm="none")
+    assert unsupported_by_hubert(config) == ["input_norm is none, a HubertModel would have layer"]
