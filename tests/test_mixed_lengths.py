@@ -91,7 +91,7 @@ def windows(lengths: list[int]) -> list[WindowAudio]:
 @given(st.lists(st.integers(1, 400), max_size=120), st.integers(1, 2000))
 def test_batches_hold_every_window_once_and_neither_too_much_nor_too_much_padding(lengths, most):
     batches = list(batches_of_like_length(iter(windows(lengths)), most))
-    assert sorted(item.piece.row for batch in batches for item in batch) == list(range(len(lengths)))
+    assert sorted(item.span.row for batch in batches for item in batch) == list(range(len(lengths)))
     for batch in batches:
         audio, own = padded(batch)
         assert len(batch) == 1 or audio.size <= most

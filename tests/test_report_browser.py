@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from PIL import Image
-from test_document import probe_report
+from test_view import probe_report
 from test_inspect import write_run
 
 from mert_foundry.jobs import inspect
