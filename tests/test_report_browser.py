@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from labelled_set import HOSTILE, label_manifest, write_manifest_folder
 from PIL import Image
-from test_view import probe_report
 from test_inspect import write_run
+from test_view import probe_report
 
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.line import run
