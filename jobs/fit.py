@@ -20,10 +20,9 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.runs.publish import publish_folder
-from mert_foundry.pipeline.fitting.codebook import BATCH_FRAMES, STEPS
+from mert_foundry.pipeline.fitting.codebook import STEP_SECONDS, STEPS
 from mert_foundry.pipeline.fitting.fitting import FitConfig, Fitting, build_fitting, describe_fitting
 from mert_foundry.pipeline.fitting.sample import Crops, choose_crops, collect_features, hold_out
-from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import check_output
@@ -66,11 +65,10 @@ def read(title: str, file: BinaryIO, root: str, crops: list[Crops], config: FitC
 def fit(fitting: Fitting, sample: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Weights for a sample, with progress in the audio that went through the steps."""
     console.say(f"fitting {fitting.codebooks} codebooks to {len(sample)} frames, {STEPS} steps each")
-    step_seconds = BATCH_FRAMES / FRAME_RATE
-    with Progress("fit", fitting.codebooks * STEPS * step_seconds) as progress:
+    with Progress("fit", fitting.codebooks * STEPS * STEP_SECONDS) as progress:
 
         def report(codebook: int, step: int, error: float) -> None:
-            done = (codebook * STEPS + step) * step_seconds
+            done = (codebook * STEPS + step) * STEP_SECONDS
             progress.update(done, f"codebook {codebook + 1} of {fitting.codebooks}, step {step}: error {error:.1%}")
 
         return fitting.fit(sample, seed, report)

@@ -198,8 +198,6 @@ def test_the_published_numbers_are_the_default():
         (["teacher.clusters=5000"], 1, ["2100 frames", "5000"]),
         (["teacher.feature=mfcc"], 2, ["teacher(kmeans).feature", "mfcc"]),
         (["teacher.clusters=1"], 2, ["teacher(kmeans).clusters"]),
-        (["clusters=10"], 2, ["clusters is now called teacher.clusters"]),
-        (["feature=chroma"], 2, ["feature is now called teacher.feature"]),
         (["teacher.kind=mfcc"], 2, ["teacher", "mfcc", "'kmeans', 'mel_rvq'"]),
     ],
 )

@@ -11,8 +11,11 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from mert_foundry.pipeline.frames import FRAME_RATE
+
 STEPS = 100
 BATCH_FRAMES = 10_000
+STEP_SECONDS = BATCH_FRAMES / FRAME_RATE  # audio of a batch
 REVIVE_EVERY = 10  # steps
 LEAST_USE = 0.1  # of the mean use: an entry used less moves
 LEAST_ERROR = 0.1  # of the mean error: a frame with less is coded well
