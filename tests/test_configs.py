@@ -17,7 +17,7 @@ from mert_foundry.jobs.suite import SuiteConfig
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
-from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFittingConfig
+from mert_foundry.pipeline.fitting.fitting import FitConfig
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 from mert_foundry.pipeline.manifest.scan import ManifestConfig
 
@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "manifest": (ManifestConfig, ["root=music", "out=manifest"]),
     "codec": (CodecTrainingConfig, ["manifest=manifest", "out=codec"]),
-    "kmeans": (KmeansFittingConfig, ["manifest=manifest", "out=kmeans"]),
+    "fit": (FitConfig, ["manifest=manifest", "out=mel_rvq"]),
     "extract": (ExtractConfig, ["model=export", "input=shards", "out=features.zarr"]),
     "label": (LabelConfig, ["manifest=manifest", "out=shards"]),
     "suite": (SuiteConfig, ["out=suite"]),

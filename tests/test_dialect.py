@@ -10,7 +10,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from mert_foundry.jobs import extract, label, pretrain, verify
+from mert_foundry.jobs import extract, fit, label, pretrain, verify
 from mert_foundry.jobs.benchmarks import label_benchmark, step_benchmark
 from mert_foundry.jobs.benchmarks.step_variant import StepSettings
 from mert_foundry.jobs.command.config import RENAMED, load_config
@@ -21,12 +21,14 @@ from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.model.features.feature_encoder import Precision as FeaturePrecision
 from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.pipeline.fitting.fitting import FitConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 
 TEACHERS = "teachers=[{kind: cqt}]"
 COMMANDS = {
     "LabelConfig": (label, LabelConfig, ["manifest=m", "out=o", TEACHERS]),
     "ExtractConfig": (extract, ExtractConfig, ["model=m", "input=i", "out=o"]),
+    "FitConfig": (fit, FitConfig, ["manifest=m", "out=o", "teacher={kind: kmeans}"]),
     "PretrainConfig": (pretrain, PretrainConfig, ["shards=s", "out=o", "stream={batch_size: 2}"]),
 }
 ATTENTION = "encoder.transformer.attention"
@@ -38,6 +40,8 @@ OLD = [
     ("ExtractConfig", "precision=float32", "precision=float32 is now called precision=fp32"),
     ("ExtractConfig", "precision=bfloat16", "precision=bfloat16 is now called precision=bf16"),
     ("ExtractConfig", "pooling=mean_deviation", "pooling=mean_deviation is now called pooling=mean_std"),
+    ("FitConfig", "feature=chroma", "feature is now called teacher.feature"),
+    ("FitConfig", "clusters=30", "clusters is now called teacher.clusters"),
     (
         "PretrainConfig",
         f"{ATTENTION}.temperature=true",

@@ -40,7 +40,7 @@ WRITERS = {
     "export": (["nowhere", "OUT"], "model folder"),
     "import": (["nowhere", "OUT"], "model folder"),
     "codec": (["manifest=nowhere", "out=OUT"], "codec folder"),
-    "kmeans": (["manifest=nowhere", "out=OUT"], "k-means folder"),
+    "fit": (["manifest=nowhere", "out=OUT", "teacher={kind: mel_rvq}"], "Mel-RVQ folder"),
     "extract": (["model=nowhere", "input=nowhere", "out=OUT", "overwrite=true"], "feature store"),
 }
 # Folders by the names in them, and what they are called.
@@ -63,6 +63,10 @@ FOLDERS = {
     "kmeans": (
         ["kmeans.yaml", "centroids.safetensors"],
         "k-means folder (it has kmeans.yaml and centroids.safetensors)",
+    ),
+    "mel_rvq": (
+        ["mel_rvq.yaml", "mel_rvq.safetensors"],
+        "Mel-RVQ folder (it has mel_rvq.yaml and mel_rvq.safetensors)",
     ),
     "suite": (["suite.yaml", "pitch/task.yaml"], "suite folder (it has suite.yaml)"),
 }
@@ -163,7 +167,7 @@ RUN_CHECKPOINT_OR_MODEL = (
 READERS = [
     ("label", ["manifest=IN", "out=OUT", TEACHERS], "index", "a manifest folder (made by mert manifest)"),
     ("codec", ["manifest=IN", "out=OUT"], "run", "a manifest folder (made by mert manifest)"),
-    ("kmeans", ["manifest=IN", "out=OUT"], "store", "a manifest folder (made by mert manifest)"),
+    ("fit", ["manifest=IN", "out=OUT", "teacher={kind: mel_rvq}"], "store", "a manifest folder (made by mert manifest)"),
     ("pretrain", ["configs/tiny.yaml", "shards=IN", "out=OUT"], "manifest", "a shard folder (made by mert label)"),
     ("pretrain", ["configs/tiny.yaml", "shards=SHARDS", "out=OUT", "initial=IN"], "manifest", RUN_CHECKPOINT_OR_MODEL),
     ("verify", ["IN"], "manifest", "a shard folder (made by mert label)"),
@@ -173,7 +177,8 @@ READERS = [
     ("import", ["IN", "OUT"], "begun run", "a model folder (made by mert export or mert import)"),
     ("extract", ["model=IN", "input=SHARDS", "out=OUT"], "index", RUN_CHECKPOINT_OR_MODEL),
     ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: encodec, weights: IN}]"], "manifest", "a codec folder (made by mert codec)"),
-    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: kmeans, weights: IN}]"], "codec", "a k-means folder (made by mert kmeans)"),
+    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: kmeans, weights: IN}]"], "codec", "a k-means folder (made by mert fit)"),
+    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: mel_rvq, weights: IN}]"], "kmeans", "a Mel-RVQ folder (made by mert fit)"),
 ]  # fmt: skip
 
 
@@ -233,7 +238,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inspect_says_what_it_does_not_show(tmp_path: Path, say):
-    for place in ("checkpoint", "model", "codec", "kmeans"):
+    for place in ("checkpoint", "model", "codec", "kmeans", "mel_rvq"):
         names, words = FOLDERS[place]
         code, _, err = say(make_folder(tmp_path / place, names))
         assert code == 2 and err.startswith(f"{tmp_path / place} is a {words}; mert inspect reads a shard folder")
@@ -249,12 +254,12 @@ def audio_readers(manifest: Path, out: Path, model: Path) -> dict[str, list[str]
     return {
         "label": [f"manifest={manifest}", f"out={out}", TEACHERS, "overwrite=true"],
         "codec": [f"manifest={manifest}", f"out={out}"],
-        "kmeans": [f"manifest={manifest}", f"out={out}"],
+        "fit": [f"manifest={manifest}", f"out={out}", "teacher={kind: kmeans}"],
         "extract": [f"model={model}", f"input={manifest}", f"out={out}", "address=local"],
     }
 
 
-@pytest.mark.parametrize("name", ["label", "codec", "kmeans", "extract"])
+@pytest.mark.parametrize("name", ["label", "codec", "fit", "extract"])
 def test_a_relative_root_used_from_elsewhere_is_named_with_the_folder_tried(
     name: str, tmp_path: Path, model: Path, command, say, monkeypatch
 ):
@@ -277,7 +282,7 @@ def test_a_relative_root_used_from_elsewhere_is_named_with_the_folder_tried(
         assert say(folder)[0] == 0  # which opens none of it
 
 
-@pytest.mark.parametrize("name", ["label", "codec", "kmeans", "extract"])
+@pytest.mark.parametrize("name", ["label", "codec", "fit", "extract"])
 def test_an_absolute_root_that_is_gone_is_named(name: str, tmp_path: Path, model: Path, command):
     root = tmp_path / "audio"
     write_audio(root / "a.wav", noise(4))

@@ -124,7 +124,8 @@ def test_missing_and_damaged_folders_are_refused(tmp_path: Path):
     (folder / "centroids.safetensors").write_bytes(content)
     change_card(folder, clusters=13)
     with pytest.raises(
-        ValueError, match=r"centroids.safetensors: float32 \(12, 229\), kmeans.yaml says float32 \(13, 229\)"
+        ValueError,
+        match=r"centroids.safetensors: centroids is float32 \(12, 229\), kmeans.yaml says float32 \(13, 229\)",
     ):
         make_teacher(folder)
     for card in ("clusters: [", "[" * 5000, "!!python/object/apply:os.getcwd []", laughs(12)):

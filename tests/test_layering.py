@@ -32,7 +32,7 @@ ARROWS = {
     "pipeline/teachers/spectra": "pipeline/audio pipeline/frames",
     "pipeline/teachers": "pipeline/audio pipeline/frames pipeline/shards pipeline/storage pipeline/teachers/codec pipeline/teachers/spectra",
     "pipeline/fitting": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage pipeline/teachers"
-    " pipeline/teachers/codec",
+    " pipeline/teachers/codec pipeline/teachers/spectra",
     "pipeline/features": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage",
     "pipeline/labelling": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
     " pipeline/teachers",

@@ -1,4 +1,4 @@
-"""Five targets of four kinds of teacher in one labelling run, and heads for all of them from index.json alone."""
+"""Six targets of five kinds of teacher in one labelling run, and heads for all of them from index.json alone."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import yaml
 from audio_files import mert, noise, tone, write_audio
 from pretrain_run import CONFIG, final_weights, pretrain_here, read_metrics
 
-from mert_foundry.jobs import kmeans
+from mert_foundry.jobs import fit
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import load_index
@@ -22,6 +22,7 @@ EXPECTED = {
     "cqt": ("continuous", 24, None),
     "logmel": ("discrete", 1, 30),
     "chroma": ("discrete", 1, 20),
+    "mel_rvq": ("discrete", 3, 16),
     "random_projection": ("discrete", 2, 256),
 }
 
@@ -34,19 +35,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
         write_audio(root / f"track{number}.wav", tone(250 + 130 * number, 4) + noise(4, seed=number))
     config = ManifestConfig(root=str(root), out=str(folder / "manifest"), group_by="track", splits={"valid": 0.5})
     write_manifest(config, scan(config))
-    for feature, clusters in (("logmel", 30), ("chroma", 20)):
-        arguments = [
-            f"feature={feature}",
-            f"clusters={clusters}",
-            f"manifest={folder / 'manifest'}",
-            f"out={folder / feature}",
-        ]
-        assert run(kmeans.main, arguments, "") == 0
+    for name, teacher in {
+        "logmel": "{kind: kmeans, clusters: 30}",
+        "chroma": "{kind: kmeans, feature: chroma, clusters: 20}",
+        "mel_rvq": "{kind: mel_rvq, codebooks: 3, entries: 16, dimensions: 8}",
+    }.items():
+        arguments = [f"teacher={teacher}", f"manifest={folder / 'manifest'}", f"out={folder / name}"]
+        assert run(fit.main, arguments, "") == 0
     teachers = [
         {"kind": "encodec", "weights": str(tiny_codec), "codebooks": 4},
         {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12},
         {"kind": "kmeans", "weights": str(folder / "logmel")},
         {"kind": "kmeans", "weights": str(folder / "chroma")},
+        {"kind": "mel_rvq", "weights": str(folder / "mel_rvq")},
         {"kind": "random_projection", "codebooks": 2, "codebook_size": 256},
     ]
     (folder / "label.yaml").write_text(

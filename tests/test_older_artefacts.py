@@ -28,6 +28,8 @@ from mert_foundry.model.runs import stored_config
 from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
 from mert_foundry.pipeline.features import older_names
 from mert_foundry.pipeline.storage.documents import fingerprint
+from mert_foundry.pipeline.teachers.kmeans import KmeansTeacherConfig
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LABEL = [
@@ -303,3 +305,11 @@ def test_a_store_of_old_names_and_other_settings_is_refused_for_these(older: Pat
     assert code == 1 and "settings.dtype 'float16', now it is 'float32'; overwrite=true throws it away" in said, said
     code, said = pooled("before.zarr", "dtype=float32", "overwrite=true")
     assert code == 0 and "std" in zarr.open_group("before.zarr", mode="r"), said
+
+
+def test_centroids_of_mert_kmeans_are_the_same_teacher():
+    folder = Path(__file__).parent / "data" / "kmeans"
+    (teacher,) = build_teachers([KmeansTeacherConfig(kind="kmeans", weights=str(folder))], "cpu")
+    # As the commit that made the folder has it.
+    assert teacher.spec.fingerprint == "22a5fdce0d7d0605747ddb01039984a54310ce13b091d54ae1f6ef35cfb14ec2"
+    assert (teacher.spec.name, teacher.spec.codebook_size, teacher.spec.size) == ("chroma", 4, 1)

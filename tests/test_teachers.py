@@ -12,12 +12,14 @@ import torch
 import yaml
 from audio_files import noise, tone
 from encodec.model import EncodecModel
+from mel_rvq_weights import random_weights
 from pydantic import TypeAdapter, ValidationError
 
 from mert_foundry.pipeline.audio.blocks import to_int16
 from mert_foundry.pipeline.teachers import registry as teachers
 from mert_foundry.pipeline.teachers.codec.weights import OFFICIAL_FILE, load_codec, read_codec
 from mert_foundry.pipeline.teachers.kmeans import describe_feature, save_kmeans
+from mert_foundry.pipeline.teachers.mel_rvq import save_mel_rvq
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +81,7 @@ def test_every_kind_has_its_config_and_class():
         "encodec": "EncodecTeacher",
         "cqt": "CqtTeacher",
         "kmeans": "KmeansTeacher",
+        "mel_rvq": "MelRvqTeacher",
         "random_projection": "RandomProjectionTeacher",
     }
 
@@ -92,14 +95,18 @@ def test_a_description_is_the_spec_of_the_teacher_and_builds_no_module(
     tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     centroids = np.random.default_rng(0).standard_normal((5, 229))
-    save_kmeans(tmp_path, centroids, describe_feature("logmel"), {}, {})
+    for name in ("kmeans", "mel_rvq"):
+        (tmp_path / name).mkdir()
+    save_kmeans(tmp_path / "kmeans", centroids, describe_feature("logmel"), {}, {})
+    save_mel_rvq(tmp_path / "mel_rvq", random_weights(codebooks=2, entries=7, dimensions=4), {}, {})
     configs = TypeAdapter(list[teachers.TeacherConfig]).validate_python(
         [
             {"kind": "encodec", "weights": str(tiny_codec), "codebooks": 3},
             {"kind": "encodec", "weights": "foundry-small", "name": "shipped", "precision": "bf16"},
             CQT,
             CQT | {"storage": "float16", "name": "halves"},
-            {"kind": "kmeans", "weights": str(tmp_path)},
+            {"kind": "kmeans", "weights": str(tmp_path / "kmeans")},
+            {"kind": "mel_rvq", "weights": str(tmp_path / "mel_rvq")},
             {"kind": "random_projection", "codebook_size": 16},
         ]
     )

@@ -15,7 +15,7 @@ from mert_foundry.pipeline.storage.folder_kinds import FolderError
 JOBS = {
     "manifest": "scan a folder of audio into a manifest",
     "codec": "train a small RVQ-VAE codec, to be a teacher",
-    "kmeans": "fit centroids of log-mel or chroma, to be a teacher",
+    "fit": "fit residual codebooks or centroids of features, to be a teacher",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "verify": "check every shard against the index",
     "inspect": "look at a manifest, shards, runs, features or a probe; HTML report",
@@ -27,6 +27,9 @@ JOBS = {
     "probe": "what encoders know about music: heads on frozen features, against baselines",
     "bench": "speed, memory and exactness against the named peers",
 }
+
+# Names of before: whoever gives one is given that of now.
+RENAMED = {"kmeans": "fit"}
 
 # Which extra of pyproject.toml brings a package, where it is not `label`.
 EXTRAS = {
@@ -51,6 +54,9 @@ def main() -> int:
         print(usage())
         return 0 if arguments else 2
     name, *arguments = arguments
+    if name in RENAMED:
+        print(f"mert: {name} is now called {RENAMED[name]}; see mert {RENAMED[name]} --help", file=sys.stderr)
+        return 2
     if name not in JOBS:
         print(f"mert: no command {name!r}\n{usage()}", file=sys.stderr)
         return 2

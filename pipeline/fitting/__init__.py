@@ -1,1 +1,1 @@
-"""Weights for a teacher: training a codec, fitting centroids."""
+"""Weights for a teacher: training a codec, fitting residual codebooks or centroids."""

@@ -1,28 +1,24 @@
 """K-means teacher of MERT-v0: the nearest centroid of log-mel or chroma (arXiv 2306.00107, section 3.2).
 
-Published sizes: 300 centroids of 229-band log-mel, 200 of 264-bin chroma. `mert kmeans` fits the centroids.
+Published sizes: 300 centroids of 229-band log-mel, 200 of 264-bin chroma. `mert fit` fits the centroids.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage.documents import fingerprint, parse_values
-from mert_foundry.pipeline.storage.folder_kinds import KMEANS, check_input
+from mert_foundry.pipeline.storage.documents import fingerprint
+from mert_foundry.pipeline.storage.folder_kinds import KMEANS
+from mert_foundry.pipeline.teachers.fitted_folder import check_shapes, read_fitted, weights_bytes, write_fitted
 from mert_foundry.pipeline.teachers.spectra.power_spectra import Chroma, LogMel
 
-CENTROIDS, CARD = "centroids.safetensors", "kmeans.yaml"
-
+CARD = KMEANS.marker
 MEL_BANDS, CHROMA_BINS = 229, 264
 
 
@@ -33,7 +29,7 @@ class KmeansTeacherConfig(BaseModel):
 
     kind: Literal["kmeans"] = Field(description="Nearest centroid of a spectral feature")
     name: str | None = Field(default=None, description="Name of the target; by default that of the feature")
-    weights: str = Field(description="Local folder of mert kmeans; says which feature it is")
+    weights: str = Field(description="Local folder of mert fit; says which feature it is")
 
 
 class KmeansTeacher:
@@ -109,46 +105,25 @@ class KmeansCard(BaseModel):
 
 def save_kmeans(folder: Path, centroids: np.ndarray, feature_settings: dict, fitting: dict, quality: dict) -> None:
     """Write float32 centroids `[clusters, size]` and their card into an existing folder; same input, same bytes."""
-    content = save({"centroids": np.ascontiguousarray(centroids, np.float32)})
+    content, digest = weights_bytes({"centroids": centroids})
     card = KmeansCard(
         feature=feature_settings["feature"],
         feature_settings=feature_settings,
         clusters=len(centroids),
-        centroids_sha256=hashlib.sha256(content).hexdigest(),
+        centroids_sha256=digest,
         fitting=fitting,
         quality=quality,
     )
-    (folder / CENTROIDS).write_bytes(content)
-    (folder / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=True))
+    write_fitted(folder, KMEANS, content, card)
 
 
 def load_kmeans(folder: Path) -> tuple[np.ndarray, KmeansCard]:
     """Centroids float32 `[clusters, size]` and their card.
 
     Raises:
-        FolderError: the folder is of another kind.
-        FileNotFoundError: the folder or one of its files is not there.
-        ValueError: a file is damaged, of another form, or does not fit the other; both values are named.
+        FolderError, FileNotFoundError, ValueError: as `read_fitted` and `check_shapes`.
     """
-    check_input(str(folder), KMEANS)
-    for name in (CARD, CENTROIDS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: not there; mert kmeans writes such a folder")
-    fault = f"{folder / CARD}: not a card of mert kmeans"
-    try:
-        values = yaml.safe_load((folder / CARD).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{fault}: {' '.join(str(error).split())}") from error
-    card = parse_values(fault, values, KmeansCard)
-    content = (folder / CENTROIDS).read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != card.centroids_sha256:
-        raise ValueError(f"{folder / CENTROIDS}: SHA-256 {digest}, {CARD} says {card.centroids_sha256}")
-    try:
-        centroids = load(content)["centroids"]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{folder / CENTROIDS}: no centroids can be read: {error}") from error
-    expected = (card.clusters, card.feature_settings.get("size"))
-    if centroids.shape != expected or centroids.dtype != np.float32:
-        raise ValueError(f"{folder / CENTROIDS}: {centroids.dtype} {centroids.shape}, {CARD} says float32 {expected}")
-    return centroids, card
+    arrays, card = read_fitted(folder, KMEANS, KmeansCard, "centroids_sha256")
+    size = int(card.feature_settings.get("size", 0))
+    check_shapes(folder, KMEANS, arrays, {"centroids": (card.clusters, size)})
+    return arrays["centroids"], card

@@ -10,6 +10,7 @@ from mert_foundry.pipeline.teachers import teacher
 from mert_foundry.pipeline.teachers.cqt import CqtTeacher
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacher
 from mert_foundry.pipeline.teachers.kmeans import KmeansTeacher
+from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher
 from mert_foundry.pipeline.teachers.random_projection import RandomProjectionTeacher
 
 # Every teacher imported above, by its config: the type of the `config` that its constructor takes.

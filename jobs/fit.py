@@ -1,0 +1,89 @@
+"""Fit the weights of a teacher to the features of a corpus: residual codebooks of log-mel, or centroids.
+
+    mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=MEL_RVQ_FOLDER
+    mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=KMEANS_FOLDER 'teacher={kind: kmeans, feature: chroma}'
+
+Writes the weights and a card: the feature's settings, how the weights were fitted, how well they code tracks that were held
+out. The folder is then the `weights` of a teacher of that kind in a label config.
+"""
+
+import sys
+import tempfile
+import time
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from mert_foundry.jobs.command.config import load_config
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.model.runs.publish import publish_folder
+from mert_foundry.pipeline.fitting.codebook import STEP_SECONDS, STEPS
+from mert_foundry.pipeline.fitting.fitting import FitConfig, Fitting, build_fitting, describe_fitting
+from mert_foundry.pipeline.fitting.sample import Crops, choose_crops, collect_features, hold_out
+from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
+from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.folder_kinds import check_output
+
+CONFIG = FitConfig
+
+
+def main(arguments: list[str]) -> int:
+    config = load_config(CONFIG, arguments)
+    fitting = build_fitting(config.teacher)
+    out = files.local_path(config.out)
+    check_output(config.out, fitting.folder_kind)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is not empty; fit into a new folder")
+    manifest = load_manifest(config.manifest)
+    check_root(manifest, config.manifest)
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    crops = choose_crops(manifest, config.frames, config.crop_seconds, config.seed)
+    fitted_to, held_out = hold_out(crops, config.seed)
+    with tempfile.TemporaryFile(prefix="mert-fit-") as file, tempfile.TemporaryFile(prefix="mert-fit-") as other:
+        sample = read("read", file, manifest.root, fitted_to, config, fitting)
+        judged = read("read held-out tracks", other, manifest.root, held_out, config, fitting) if held_out else sample
+        weights = fit(fitting, sample, config.seed)
+        quality = fitting.evaluate(weights, judged) | {"held_out_tracks": len(held_out)}
+    with publish_folder(out) as folder:
+        fitting.save(folder, weights, describe_fitting(manifest.sha256, config, len(sample)), quality)
+    seconds = time.monotonic() - started
+    result = {"out": config.out, "kind": config.teacher.kind, "seconds": round(seconds, 1), **quality}
+    console.finish(result, [describe_quality(quality), f"{config.teacher.kind}: {config.out}, {seconds:.0f} s"])
+    return 0
+
+
+def read(title: str, file: BinaryIO, root: str, crops: list[Crops], config: FitConfig, fitting: Fitting) -> np.ndarray:
+    """Features of drawn pieces, mapped from a file, with progress on the way."""
+    with Progress(title, sum(drawn.seconds(config.crop_seconds) for drawn in crops)) as progress:
+        return collect_features(file, root, crops, config.crop_seconds, fitting.feature, progress.update)
+
+
+def fit(fitting: Fitting, sample: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Weights for a sample, with progress in the audio that went through the steps."""
+    console.say(f"fitting {fitting.codebooks} codebooks to {len(sample)} frames, {STEPS} steps each")
+    with Progress("fit", fitting.codebooks * STEPS * STEP_SECONDS) as progress:
+
+        def report(codebook: int, step: int, error: float) -> None:
+            done = (codebook * STEPS + step) * STEP_SECONDS
+            progress.update(done, f"codebook {codebook + 1} of {fitting.codebooks}, step {step}: error {error:.1%}")
+
+        return fitting.fit(sample, seed, report)
+
+
+def describe_quality(quality: dict) -> str:
+    """Errors and use of codebooks in a line."""
+    on = f"{quality['held_out_tracks']} held-out tracks" if quality["held_out_tracks"] else "the sample itself"
+    errors = ", ".join(f"{error:.1%}" for error in quality["relative_error"])
+    perplexity = ", ".join(f"{value:.0f}" for value in quality["perplexity"])
+    return (
+        f"on {on}, {quality['frames']} frames: error after each codebook {errors} of the variance;"
+        f" entries in use {quality['used']}, perplexity {perplexity}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__, CONFIG))

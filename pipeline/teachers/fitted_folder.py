@@ -1,0 +1,72 @@
+"""A folder of fitted weights: one safetensors file, and a card in YAML that has its digest. Same input, same bytes."""
+
+import hashlib
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import yaml
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from mert_foundry.pipeline.storage.documents import parse_values
+from mert_foundry.pipeline.storage.folder_kinds import FolderKind, check_input
+
+Card = TypeVar("Card", bound=BaseModel)
+
+
+def weights_bytes(arrays: dict[str, np.ndarray]) -> tuple[bytes, str]:
+    """Arrays as the content of a safetensors file, float32, and its SHA-256."""
+    content = save({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def write_fitted(folder: Path, kind: FolderKind, content: bytes, card: BaseModel) -> None:
+    """Write the two files of a kind, its card and its weights, into an existing folder."""
+    card_name, weights_name = kind.markers[0]
+    (folder / weights_name).write_bytes(content)
+    (folder / card_name).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=True))
+
+
+def read_fitted(
+    folder: Path, kind: FolderKind, model: type[Card], digest_key: str
+) -> tuple[dict[str, np.ndarray], Card]:
+    """The arrays of a folder by name, and its card, whose `digest_key` is the SHA-256 of the weights.
+
+    Raises:
+        FolderError: the folder is of another kind.
+        FileNotFoundError: the folder or one of its files is not there.
+        ValueError: a file is damaged or of another form.
+    """
+    card_name, weights_name = kind.markers[0]
+    check_input(str(folder), kind)
+    for name in (card_name, weights_name):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: not there; {kind.maker} writes such a folder")
+    fault = f"{folder / card_name}: not a card of {kind.maker}"
+    try:
+        values = yaml.safe_load((folder / card_name).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{fault}: {' '.join(str(error).split())}") from error
+    card = parse_values(fault, values, model)
+    content = (folder / weights_name).read_bytes()
+    digest, expected = hashlib.sha256(content).hexdigest(), getattr(card, digest_key)
+    if digest != expected:
+        raise ValueError(f"{folder / weights_name}: SHA-256 {digest}, {card_name} says {expected}")
+    try:
+        return load(content), card
+    except SafetensorError as error:
+        raise ValueError(f"{folder / weights_name}: no weights can be read: {error}") from error
+
+
+def check_shapes(
+    folder: Path, kind: FolderKind, arrays: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise ValueError when an array is missing or, by the card, not of the shape it must have (float32)."""
+    card_name, weights_name = kind.markers[0]
+    for name, shape in expected.items():
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != np.float32:
+            there = "is not there" if found is None else f"is {found.dtype} {found.shape}"
+            raise ValueError(f"{folder / weights_name}: {name} {there}, {card_name} says float32 {shape}")
