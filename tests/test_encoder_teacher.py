@@ -117,6 +117,7 @@ def test_codes_are_the_nearest_entries_to_the_states_of_the_layer(kind: str, fol
     )
     assert len(states) == frames
     weights, card = load_residual(folders / f"codes_{kind}", ENCODER_CODES)
+    assert str(folders) not in (folders / f"codes_{kind}" / ENCODER_CODES.marker).read_text()
     assert card.feature_settings["encoder"] == model_fingerprint(model) and card.feature_settings["layer"] == 2
     left = (states.astype(np.float64) - weights["mean"]) / weights["deviation"] @ weights["projection"]
     at = np.arange(405) * 320 // hop
