@@ -1,7 +1,8 @@
-"""Fit the weights of a teacher to the features of a corpus: residual codebooks of log-mel, or centroids.
+"""Fit the weights of a teacher to the features of a corpus: residual codebooks of log-mel, centroids, codes of an encoder.
 
     mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=MEL_RVQ_FOLDER
     mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=KMEANS_FOLDER 'teacher={kind: kmeans, feature: chroma}'
+    mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=CODES_FOLDER 'teacher={kind: encoder, model: RUN_FOLDER, layer: 3}'
 
 Writes the weights and a card: the feature's settings, how the weights were fitted, how well they code tracks that were held
 out. The folder is then the `weights` of a teacher of that kind in a label config.
@@ -10,29 +11,58 @@ out. The folder is then the `weights` of a teacher of that kind in a label confi
 import sys
 import tempfile
 import time
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.runs.publish import publish_folder
-from mert_foundry.pipeline.fitting.codebook import STEP_SECONDS, STEPS
-from mert_foundry.pipeline.fitting.fitting import FitConfig, Fitting, build_fitting, describe_fitting
+from mert_foundry.model.teacher.encoder_fitting import EncoderFitting, EncoderFittingConfig
+from mert_foundry.pipeline.fitting.codebook import BATCH_FRAMES, STEP_SECONDS, STEPS
+from mert_foundry.pipeline.fitting.fitting import Fitting
+from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFitting, KmeansFittingConfig
+from mert_foundry.pipeline.fitting.mel_rvq_fitting import MelRvqFitting, MelRvqFittingConfig
 from mert_foundry.pipeline.fitting.sample import Crops, choose_crops, collect_features, hold_out
 from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import check_output
+
+FITTINGS: dict[type[BaseModel], Callable[[Any], Fitting]] = {
+    MelRvqFittingConfig: MelRvqFitting,
+    KmeansFittingConfig: KmeansFitting,
+    EncoderFittingConfig: EncoderFitting,
+}
+
+
+class FitConfig(BaseModel):
+    """What `mert fit` needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: str = Field(description="Manifest folder; its train split is used")
+    out: str = Field(description="Local folder for the weights of the teacher")
+    teacher: Annotated[
+        MelRvqFittingConfig | KmeansFittingConfig | EncoderFittingConfig, Field(discriminator="kind")
+    ] = Field(description="What to fit")
+    frames: int = Field(default=200_000, gt=0, description="Audio to draw, in frames of 1/75 s: 200000 are 44 minutes")
+    crop_seconds: float = Field(
+        default=30.0, ge=1, allow_inf_nan=False, description="Length of the pieces that are drawn, seconds"
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the sample and of the codebooks")
+
 
 CONFIG = FitConfig
 
 
 def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
-    fitting = build_fitting(config.teacher)
+    fitting = FITTINGS[type(config.teacher)](config.teacher)
     out = files.local_path(config.out)
     check_output(config.out, fitting.folder_kind)
     if out.exists() and any(out.iterdir()):
@@ -72,6 +102,13 @@ def fit(fitting: Fitting, sample: np.ndarray, seed: int) -> dict[str, np.ndarray
             progress.update(done, f"codebook {codebook + 1} of {fitting.codebooks}, step {step}: error {error:.1%}")
 
         return fitting.fit(sample, seed, report)
+
+
+def describe_fitting(manifest_sha256: str, config: FitConfig, frames: int) -> dict:
+    """How the weights came about, for people to read."""
+    settings = config.model_dump(mode="json", exclude={"manifest": True, "out": True, "teacher": {"model"}})
+    steps = {"steps": STEPS, "batch_frames": BATCH_FRAMES}
+    return settings | steps | {"manifest_sha256": manifest_sha256, "fitted_frames": frames}
 
 
 def describe_quality(quality: dict) -> str:

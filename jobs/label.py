@@ -20,6 +20,7 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
@@ -29,7 +30,7 @@ from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, Sele
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
-from mert_foundry.pipeline.teachers.registry import TeacherConfig, check_device, describe_targets
+from mert_foundry.pipeline.teachers.registry import check_device, describe_targets
 
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
 
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> int:
         tasks = plan_shards(manifest, config.segments, config.selection)
     except ValueError as error:
         raise UsageError(f"{config.manifest}: {error}") from error
-    specs = describe_targets(config.teachers)
+    specs = describe_targets(config.teachers, TEACHERS)
     if not files.is_local(config.out):
         return label(config, manifest, tasks, specs)
     find_work(config, manifest, tasks, specs)  # before the lock, whose file is the first thing written
@@ -172,7 +173,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
         return run_on_ray(
             tasks,
             Labeller,
-            (order,),
+            (order, TEACHERS),
             address=config.address,
             device=order.device,
             actors=config.actors,

@@ -30,6 +30,7 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_cuda, resolve_device
 from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.corpus_check import Comparison, compare_corpus
 from mert_foundry.pipeline.labelling.relabel import relabel_examples
 from mert_foundry.pipeline.labelling.verify import Fault, compare_with_manifest, verify_index, verify_shard
@@ -37,7 +38,7 @@ from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manif
 from mert_foundry.pipeline.shards.index import RECORDED_CONFIG, ShardIndex, load_index
 from mert_foundry.pipeline.shards.record import find_other_teachers
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers, check_device, describe_targets
+from mert_foundry.pipeline.teachers.registry import build_teachers, check_device, describe_targets
 from mert_foundry.pipeline.teachers.teacher import Teacher
 
 
@@ -122,12 +123,12 @@ def load_teachers(location: str, device: str, index: ShardIndex) -> list[Teacher
         check_device(configs, device)
     hint = "; --teachers names another label config, where weights have moved"
     with naming(location, hint):
-        specs = describe_targets(configs)
+        specs = describe_targets(configs, TEACHERS)
     for difference in find_other_teachers({spec.name: spec.fingerprint for spec in index.targets}, specs):
         raise ValueError(difference)
     torch.set_num_threads(1)
     with naming(location, hint):
-        return build_teachers(configs, device)
+        return build_teachers(configs, device, TEACHERS)
 
 
 def read_teacher_configs(location: str) -> list[TeacherConfig]:

@@ -10,6 +10,7 @@ from mert_foundry.jobs.codec import CodecTrainingConfig
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.demo import KILL_AFTER_STEP
 from mert_foundry.jobs.extraction.settings import ExtractConfig
+from mert_foundry.jobs.fit import FitConfig
 from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.jobs.probing.settings import ProbeConfig
@@ -17,7 +18,6 @@ from mert_foundry.jobs.suite import SuiteConfig
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
-from mert_foundry.pipeline.fitting.fitting import FitConfig
 from mert_foundry.pipeline.frames import SAMPLE_RATE
 from mert_foundry.pipeline.manifest.scan import ManifestConfig
 

@@ -17,11 +17,11 @@ from mert_foundry.jobs.command.config import RENAMED, load_config
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import resolve_device
 from mert_foundry.jobs.extraction.settings import ExtractConfig
+from mert_foundry.jobs.fit import FitConfig
 from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.model.features.feature_encoder import Precision as FeaturePrecision
 from mert_foundry.model.training.trainer import TrainerConfig
-from mert_foundry.pipeline.fitting.fitting import FitConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 
 TEACHERS = "teachers=[{kind: cqt}]"

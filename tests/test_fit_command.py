@@ -22,8 +22,10 @@ from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFittingConfig
 from mert_foundry.pipeline.fitting.sample import choose_crops, hold_out
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.storage.folder_kinds import MEL_RVQ as MEL_RVQ_FOLDER
 from mert_foundry.pipeline.teachers.kmeans import load_kmeans
-from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig, load_mel_rvq
+from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig
+from mert_foundry.pipeline.teachers.residual_kmeans import load_residual
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 MEL_RVQ = "{kind: mel_rvq, codebooks: 4, entries: 16, dimensions: 16}"
@@ -130,7 +132,7 @@ def test_the_same_again_gives_the_same_bytes(manifest: Path, tmp_path: Path):
 
 def test_mel_rvq_codes_held_out_music_as_well_as_its_card_says(manifest: Path, tmp_path: Path):
     assert fit(manifest, tmp_path / "out", MEL_RVQ) == 0
-    weights, card = load_mel_rvq(tmp_path / "out")
+    weights, card = load_residual(tmp_path / "out", MEL_RVQ_FOLDER)
     errors, perplexity = card.quality["relative_error"], card.quality["perplexity"]
     assert len(errors) == len(perplexity) == 4 and all(1 > error > after for error, after in zip(errors, errors[1:]))
     directions = weights["projection"].astype(np.float64)
@@ -198,7 +200,7 @@ def test_the_published_numbers_are_the_default():
         (["teacher.clusters=5000"], 1, ["2100 frames", "5000"]),
         (["teacher.feature=mfcc"], 2, ["teacher(kmeans).feature", "mfcc"]),
         (["teacher.clusters=1"], 2, ["teacher(kmeans).clusters"]),
-        (["teacher.kind=mfcc"], 2, ["teacher", "mfcc", "'kmeans', 'mel_rvq'"]),
+        (["teacher.kind=mfcc"], 2, ["teacher", "mfcc", "'mel_rvq', 'kmeans', 'encoder'"]),
     ],
 )
 def test_refuses_what_cannot_be(

@@ -68,6 +68,10 @@ FOLDERS = {
         ["mel_rvq.yaml", "mel_rvq.safetensors"],
         "Mel-RVQ folder (it has mel_rvq.yaml and mel_rvq.safetensors)",
     ),
+    "encoder_codes": (
+        ["encoder_codes.yaml", "encoder_codes.safetensors"],
+        "encoder codes folder (it has encoder_codes.yaml and encoder_codes.safetensors)",
+    ),
     "suite": (["suite.yaml", "pitch/task.yaml"], "suite folder (it has suite.yaml)"),
 }
 UNRELATED = ["README.md", ".lock", ".gitignore", "notes/config.json", "config.json", "data.tar"]

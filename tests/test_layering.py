@@ -47,6 +47,8 @@ ARROWS = {
     "model/interop": "model/encoder model/frontend model/objective model/runs model/transformer",
     "model/features": "model/encoder model/frontend model/interop",
     "model/baselines": "model/encoder model/features model/interop pipeline/frames pipeline/teachers/codec pipeline/teachers/spectra",
+    "model/teacher": "model/encoder model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames pipeline/shards"
+    " pipeline/storage pipeline/teachers",
     "model/probing": "pipeline/probe_sets",
     "model/training": "model/objective model/runs model/transformer",
     "jobs/command": "pipeline/storage",
@@ -61,15 +63,24 @@ ARROWS = {
     "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
     " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/teachers pipeline/teachers/codec",
     "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/pretraining jobs/probing model/interop model/objective model/runs"
-    " model/training pipeline/features pipeline/fitting pipeline/labelling pipeline/manifest pipeline/shards"
+    " model/teacher model/training pipeline/features pipeline/fitting pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
 }
 # The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing
-# task is, and runs are published as all files are.
+# task is, runs are published as all files are, and an encoder that labels is a teacher. pipeline/teachers does not know that one: commands hand the table of all
+# teachers, model/teacher/registry.py, to the labeller.
 ACROSS = {
     "model/runs": {"pipeline/storage"},
     "model/baselines": {"pipeline/frames", "pipeline/teachers/codec", "pipeline/teachers/spectra"},
     "model/probing": {"pipeline/probe_sets"},
+    "model/teacher": {
+        "pipeline/audio",
+        "pipeline/fitting",
+        "pipeline/frames",
+        "pipeline/shards",
+        "pipeline/storage",
+        "pipeline/teachers",
+    },
 }
 # What a training node has no use for. It follows that training imports no teacher and no decoder of files.
 NOT_FOR_TRAINING = {

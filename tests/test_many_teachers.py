@@ -1,4 +1,4 @@
-"""Six targets of five kinds of teacher in one labelling run, and heads for all of them from index.json alone."""
+"""Seven targets of six kinds of teacher in one labelling run, and heads for all of them from index.json alone."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import webdataset
 import yaml
 from audio_files import mert, noise, tone, write_audio
+from hubert_sources import random_hubert, save_hubert
 from pretrain_run import CONFIG, final_weights, pretrain_here, read_metrics
 
 from mert_foundry.jobs import fit
@@ -23,6 +24,7 @@ EXPECTED = {
     "logmel": ("discrete", 1, 30),
     "chroma": ("discrete", 1, 20),
     "mel_rvq": ("discrete", 3, 16),
+    "encoder": ("discrete", 1, 10),
     "random_projection": ("discrete", 2, 256),
 }
 
@@ -35,10 +37,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
         write_audio(root / f"track{number}.wav", tone(250 + 130 * number, 4) + noise(4, seed=number))
     config = ManifestConfig(root=str(root), out=str(folder / "manifest"), group_by="track", splits={"valid": 0.5})
     write_manifest(config, scan(config))
+    encoder = save_hubert(random_hubert(layers=1), folder / "model", 24_000)
     for name, teacher in {
         "logmel": "{kind: kmeans, clusters: 30}",
         "chroma": "{kind: kmeans, feature: chroma, clusters: 20}",
         "mel_rvq": "{kind: mel_rvq, codebooks: 3, entries: 16, dimensions: 8}",
+        "encoder": f"{{kind: encoder, model: {encoder}, layer: 1, entries: 10}}",
     }.items():
         arguments = [f"teacher={teacher}", f"manifest={folder / 'manifest'}", f"out={folder / name}"]
         assert run(fit.main, arguments, "") == 0
@@ -48,6 +52,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
         {"kind": "kmeans", "weights": str(folder / "logmel")},
         {"kind": "kmeans", "weights": str(folder / "chroma")},
         {"kind": "mel_rvq", "weights": str(folder / "mel_rvq")},
+        {"kind": "encoder", "model": str(encoder), "weights": str(folder / "encoder")},
         {"kind": "random_projection", "codebooks": 2, "codebook_size": 256},
     ]
     (folder / "label.yaml").write_text(

@@ -350,9 +350,9 @@ def test_labels_of_another_track_are_found_by_the_teachers(shards, check):
 def test_the_device_reaches_the_teachers(shards, check, monkeypatch):
     asked = []
 
-    def build(configs, device):
+    def build(configs, device, teachers):
         asked.append(device)
-        return build_teachers(configs, "cpu")
+        return build_teachers(configs, "cpu", teachers)
 
     monkeypatch.setattr("mert_foundry.jobs.verify.build_teachers", build)
     monkeypatch.setattr("mert_foundry.jobs.verify.check_cuda", lambda device: None)

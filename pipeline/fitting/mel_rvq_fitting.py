@@ -1,7 +1,11 @@
 """Fit residual codebooks of log-mel, for the Mel-RVQ teacher.
 
-MuQ trains projections and codebooks by gradient. Here the projection is that onto the principal components of the standardised
-frames, and every codebook is k-means over what those before it leave.
+MuQ learns a projection and a codebook of 16 dimensions for every level by gradient. Here there is one projection, onto the principal
+components of the standardised frames, and every codebook is k-means over what those before it leave. On seven held-out
+tracks of game music, eight codebooks of 32 dimensions leave 9.2 % of the variance after 27 s of one core, of 64 dimensions 8.4 %
+after 34 s, of 16 dimensions 12.9 % (what that projection loses is 12.0 %). A trainer after MuQ's, 4,000 steps of 2,048 frames, leaves
+10.4 % after 356 s and uses its entries less evenly (a perplexity of 305 to 688, here 180 to 876). 32 dimensions leave less than 64 up to
+the fifth codebook, and are half as large.
 """
 
 from pathlib import Path
@@ -27,7 +31,7 @@ class MelRvqFittingConfig(BaseModel):
     kind: Literal["mel_rvq"] = Field(description="Residual codebooks of log-mel")
     codebooks: int = Field(default=8, gt=0, le=64, description="Codebooks, each for what those before it leave")
     entries: int = Field(default=1024, gt=1, le=65536, description="Entries per codebook")
-    dimensions: int = Field(default=64, gt=0, le=STACKED * BANDS, description="Principal components that are coded")
+    dimensions: int = Field(default=32, gt=0, le=STACKED * BANDS, description="Principal components that are coded")
 
 
 class MelRvqFitting:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mert_foundry.pipeline.audio.blocks import float_blocks
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.frames import FRAME_RATE, HOP, seconds_to_frames
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, seconds_to_frames
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Manifest, Track
 
@@ -93,7 +93,7 @@ def collect_features(
         OSError: the folder for temporary files (TMPDIR) is full.
     """
     length = seconds_to_frames(crop_seconds) * HOP
-    frames = 0
+    frames, seconds = 0, 0.0
     for drawn in crops:
         try:
             decoded = decode_track(drawn.track, root)
@@ -101,10 +101,12 @@ def collect_features(
             raise ValueError(f"{drawn.track.path}: {error.reason}: {error.detail}") from error
         with decoded:
             for number in drawn.numbers:
-                for features in feature.stream(float_blocks(decoded.read(number * length, length))):
-                    file.write(features.numpy().tobytes())
+                audio = decoded.read(number * length, length)
+                seconds += len(audio) / SAMPLE_RATE
+                for features in feature.stream(float_blocks(audio)):
+                    file.write(features.cpu().numpy().tobytes())
                     frames += len(features)
-                report(frames / FRAME_RATE)
+                report(seconds)
     if not frames:
         raise ValueError(f"no whole frame of {HOP} samples in {len(crops)} tracks")
     file.flush()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.process_shard import process_shard
-from mert_foundry.pipeline.teachers.registry import TeacherConfig, build_teachers
+from mert_foundry.pipeline.teachers.registry import TEACHERS, Teachers, build_teachers
 
 
 class WorkOrder(BaseModel):
@@ -18,7 +18,7 @@ class WorkOrder(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
+    teachers: list[BaseModel] = Field(min_length=1, description="Configs of teachers, in the order of index.json")
     root: str = Field(description="Folder or fsspec URL of the audio files")
     out: str = Field(description="Folder or fsspec URL for the shards")
     device: Literal["cpu", "cuda"] = Field(description="Where tracks are resampled and the teachers run")
@@ -26,13 +26,17 @@ class WorkOrder(BaseModel):
 
 
 class Labeller:
-    """Holds the teachers of one process and labels one shard at a time. Raises as `build_teachers` does."""
+    """Holds the teachers of one process and labels one shard at a time. Raises as `build_teachers` does.
 
-    def __init__(self, order: WorkOrder):
+    Args:
+        teachers: the classes that the order's configs may be of.
+    """
+
+    def __init__(self, order: WorkOrder, teachers: Teachers = TEACHERS):
         # Another number of threads would add in another order, and might decide a near tie otherwise.
         torch.set_num_threads(1)
         self.order = order
-        self.teachers = build_teachers(order.teachers, order.device)
+        self.teachers = build_teachers(order.teachers, order.device, teachers)
         self.backend = {
             "device": torch.cuda.get_device_name() if order.device == "cuda" else order.device,
             "torch": torch.__version__,

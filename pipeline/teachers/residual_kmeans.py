@@ -1,10 +1,16 @@
-"""Features to residual codes: principal components of standardised features, then codebooks one after another."""
+"""Features to residual codes: principal components of standardised features, then codebooks one after another; and their folder."""
+
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from mert_foundry.pipeline.storage.folder_kinds import FolderKind
 from mert_foundry.pipeline.teachers.codec.quantizer import ResidualQuantizer
+from mert_foundry.pipeline.teachers.fitted_folder import check_shapes, read_fitted, weights_bytes, write_fitted
 
 
 class ResidualKmeans:
@@ -22,16 +28,64 @@ class ResidualKmeans:
         self.quantizer = ResidualQuantizer(on_device["codebooks"])
 
     @torch.inference_mode()
-    def encode(self, features: Tensor) -> Tensor:
-        """Features `[frames, size]` to codes, int64 `[levels, frames]`."""
-        return self.quantizer.encode((features - self.mean) @ self.projection)
+    def encode(self, features: Tensor) -> np.ndarray:
+        """Features `[frames, size]` to codes, uint16 `[levels, frames]`."""
+        codes = self.quantizer.encode((features - self.mean) @ self.projection)
+        return codes.cpu().numpy().astype(np.uint16)
 
 
-def weight_shapes(size: int, dimensions: int, levels: int, entries: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights, by name."""
-    return {
+class ResidualCard(BaseModel):
+    """The card of such weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = Field(default=1, description="Version of this file's form")
+    feature_settings: dict[str, str | int | float] = Field(description="How the feature is computed")
+    codebooks: int = Field(gt=0, description="Codebooks, each for what those before it leave")
+    entries: int = Field(gt=1, le=65536, description="Entries per codebook")
+    dimensions: int = Field(gt=0, description="Principal components that are coded")
+    weights_sha256: str = Field(description="SHA-256 of the file of weights")
+    fitting: dict = Field(description="Sample, seed and algorithm, for people to read")
+    quality: dict = Field(description="Errors and use of the codebooks, for people to read")
+
+
+def save_residual(
+    folder: Path, kind: FolderKind, weights: dict[str, np.ndarray], feature: dict, fitting: dict, quality: dict
+) -> None:
+    """Write weights and their card into an existing folder; `feature`: its settings. Same input, same bytes."""
+    content, digest = weights_bytes(weights)
+    codebooks, entries, dimensions = weights["codebooks"].shape
+    card = ResidualCard(
+        feature_settings=feature,
+        codebooks=codebooks,
+        entries=entries,
+        dimensions=dimensions,
+        weights_sha256=digest,
+        fitting=fitting,
+        quality=quality,
+    )
+    write_fitted(folder, kind, content, card)
+
+
+def load_residual(folder: Path, kind: FolderKind) -> tuple[dict[str, np.ndarray], ResidualCard]:
+    """Weights and their card.
+
+    Raises:
+        FolderError, FileNotFoundError, ValueError: as `read_fitted` and `check_shapes`.
+    """
+    weights, card = read_fitted(folder, kind, ResidualCard, "weights_sha256")
+    size = weights["mean"].size if "mean" in weights else 0
+    expected = {
         "mean": (size,),
         "deviation": (size,),
-        "projection": (size, dimensions),
-        "codebooks": (levels, entries, dimensions),
+        "projection": (size, card.dimensions),
+        "codebooks": (card.codebooks, card.entries, card.dimensions),
     }
+    check_shapes(folder, kind, weights, expected)
+    return weights, card
+
+
+def check_feature(folder: Path, kind: FolderKind, card: ResidualCard, feature: dict) -> None:
+    """Raise ValueError when weights were fitted to a feature of other settings than those of now."""
+    if card.feature_settings != feature:
+        raise ValueError(f"{folder / kind.marker}: fitted to {card.feature_settings}, this version computes {feature}")

@@ -1,0 +1,1 @@
+"""An earlier encoder as teacher: codes of a hidden layer."""
