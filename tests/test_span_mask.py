@@ -172,10 +172,10 @@ def test_a_span_in_seconds_is_the_same_mask_as_its_frames(seconds, hop, frames):
     config = MaskConfig(span_seconds=seconds, probability=0.6, min_space=0)
     stored = MaskConfig(**config.model_dump(mode="json"))
     assert stored == config and "span" not in config.model_dump()
-    resolved = stored.in_frames(hop, 24_000)
+    by_frames = stored.in_frames(hop, 24_000)
     valid = np.ones((5, 200), dtype=bool)
     masks = draw_masks(MaskConfig(span=frames, probability=0.6, min_space=0), 0, 1, list("abcde"), valid)
-    assert np.array_equal(draw_masks(resolved, 0, 1, list("abcde"), valid), masks)
+    assert np.array_equal(draw_masks(by_frames, 0, 1, list("abcde"), valid), masks)
     assert "span_seconds" not in MaskConfig(span=3).model_dump() and MaskConfig(span=3).in_frames(hop, 24_000).span == 3
 
 
