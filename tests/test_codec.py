@@ -194,6 +194,7 @@ def test_progress_tells_audio_trained_on_losses_and_judgements(manifest, tmp_pat
         losses = ", ".join(f"{name} {record[name]:.3f}" for name in ("waveform", "mel", "commitment"))
         assert f"step {record['step']}: {losses}, held out: SI-SDR {record['held_out']['si_sdr']} dB" in line
     assert "held out" not in steps[3] and "held out" in steps[6]
+    assert re.search(r"x real time, ETA \d+ s, step 10", steps[-1])
 
 
 @pytest.mark.process
@@ -324,6 +325,19 @@ def test_a_checkpoint_that_is_none_and_files_of_others_are_named(manifest, tmp_p
     (folder / "diary.txt").write_text("mine")
     assert run(job.main, command(manifest, tmp_path / "out"), "") == 2
     assert f"{folder} has diary.txt, which is not of mert codec" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_audio_that_is_not_the_manifests_ends_before_training(manifest, tmp_path, capsys):
+    root = shutil.copytree(load_manifest(str(manifest)).root, tmp_path / "corpus")
+    moved = shutil.copytree(manifest, tmp_path / "manifest")
+    text = moved / "manifest.yaml"
+    text.write_text(text.read_text().replace(load_manifest(str(manifest)).root, str(root)))
+    track = load_manifest(str(moved)).tracks[0]
+    write_audio(root / track.path, tone(700, 11))
+    assert run(job.main, command(moved, tmp_path / "out"), "") == 1
+    assert f"error: {track.path}: changed: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.process

@@ -134,7 +134,7 @@ def make_table(tracks: list[SourceTrack], lengths: list[int | None]) -> dict[str
 def describe_store(config: ExtractConfig, model: FeatureModel, found: Input, layout: StoreLayout) -> dict[str, Any]:
     """The attributes that say what the store is."""
     rate, geometry = model.sample_rate, model.geometry
-    window_frames, overlap_frames = window_sizes(config, model)
+    window_frames, overlap_frames = config.windows.in_frames(model.sample_rate / model.geometry.hop)
     lengths = frames_of(found.tracks, model)
     settings: dict[str, Any] = {
         "layers": list(model.layers),
@@ -170,18 +170,11 @@ def describe_store(config: ExtractConfig, model: FeatureModel, found: Input, lay
     }
 
 
-def window_sizes(config: ExtractConfig, model: FeatureModel) -> tuple[int, int]:
-    """Frames of a window, and frames that two neighbours share."""
-    frame_rate = model.sample_rate / model.geometry.hop
-    frames = max(1, round(config.windows.seconds * frame_rate))
-    return frames, min(round(config.windows.overlap_seconds * frame_rate), frames - 1)
-
-
 def make_order(
     config: ExtractConfig, model: FeatureModel, found: Input, layout: StoreLayout, description: dict[str, Any]
 ) -> ExtractionOrder:
     """What each worker must know."""
-    window_frames, overlap_frames = window_sizes(config, model)
+    window_frames, overlap_frames = config.windows.in_frames(model.sample_rate / model.geometry.hop)
     return ExtractionOrder(
         model=config.model,
         model_fingerprint=description["model"]["fingerprint"],

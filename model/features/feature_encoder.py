@@ -45,9 +45,7 @@ class FeatureEncoder:
         precision: Precision = "fp32",
         layers: Sequence[int] | None = None,
     ):
-        self.architecture = {
-            key: ours for key, (ours, _) in architecture_differences(stored.encoder, EncoderConfig()).items()
-        }
+        self.architecture = unlike_mert_95m(stored)
         self.weights: Mapping[str, Tensor] = {name: tensor.float() for name, tensor in stored.weights.items()}
         self.normalised = stored.normalised
         self.sample_rate = stored.sample_rate
@@ -95,6 +93,11 @@ class FeatureEncoder:
         valid = torch.arange(hidden.shape[1], device=self.device) < frames[:, None]
         states: tuple[Tensor, ...] = self.encoder.transformer(hidden, valid).hidden_states
         return states
+
+
+def unlike_mert_95m(stored: StoredModel) -> dict[str, object]:
+    """Settings of a stored encoder that differ from MERT 95M's, by dotted key."""
+    return {key: ours for key, (ours, _) in architecture_differences(stored.encoder, EncoderConfig()).items()}
 
 
 def identity(architecture: Mapping[str, object], sample_rate: int, normalised: bool) -> dict[str, object]:

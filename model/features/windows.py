@@ -31,6 +31,11 @@ class WindowConfig(BaseModel):
             raise ValueError(f"overlap_seconds {self.overlap_seconds} must be less than seconds {self.seconds}")
         return self
 
+    def in_frames(self, frame_rate: float) -> tuple[int, int]:
+        """Frames of a window, and frames that two neighbours share, at `frame_rate` frames a second."""
+        frames = max(1, round(self.seconds * frame_rate))
+        return frames, min(round(self.overlap_seconds * frame_rate), frames - 1)
+
 
 @dataclass(frozen=True)
 class FrameGeometry:

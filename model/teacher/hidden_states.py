@@ -8,11 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from mert_foundry.model.encoder import EncoderConfig
-from mert_foundry.model.features.feature_encoder import FeatureEncoder, identity
+from mert_foundry.model.features.feature_encoder import FeatureEncoder, identity, unlike_mert_95m
 from mert_foundry.model.features.feature_model import check_layers
 from mert_foundry.model.features.windows import WindowConfig
-from mert_foundry.model.interop.architecture import architecture_differences
 from mert_foundry.model.interop.load import read_model
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.runs.checkpoint import split_average
@@ -48,8 +46,7 @@ def read_encoder(config: LayerConfig) -> tuple[StoredModel, dict[str, str | int 
             f"{config.model}: {stored.sample_rate} Hz and a hop of {hop} samples;"
             f" shards hold {SAMPLE_RATE} Hz, and the hop must be a multiple of {HOP}"
         )
-    differences = architecture_differences(stored.encoder, EncoderConfig())
-    settings = identity({key: own for key, (own, _) in differences.items()}, stored.sample_rate, stored.normalised)
+    settings = identity(unlike_mert_95m(stored), stored.sample_rate, stored.normalised)
     weights = {name: tensor.float().numpy() for name, tensor in stored.weights.items()}
     return stored, {
         "feature": "hidden_states",
@@ -74,9 +71,7 @@ class HiddenStates:
         self.encoder = FeatureEncoder(stored, config.model, device, "fp32", [config.layer])
         self.size = self.encoder.width
         self.repeats = self.encoder.geometry.hop // HOP
-        rate = SAMPLE_RATE / self.encoder.geometry.hop
-        self.window_frames = max(1, round(config.windows.seconds * rate))
-        self.overlap_frames = min(round(config.windows.overlap_seconds * rate), self.window_frames - 1)
+        self.window_frames, self.overlap_frames = config.windows.in_frames(SAMPLE_RATE / self.encoder.geometry.hop)
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
         """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, size]`."""

@@ -20,13 +20,12 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from mert_foundry.pipeline.audio.blocks import to_float
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import decoded_track
+from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.fitting.codec_quality import MelError
 from mert_foundry.pipeline.fitting.codec_state import CodecState, capture_tensors, restore_tensors
-from mert_foundry.pipeline.frames import SAMPLE_RATE
+from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
+from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
-from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec
 
 KMEANS_VECTORS = 12_000
@@ -94,11 +93,18 @@ def choose_tracks(manifest: Manifest, split: str, hours: float, seed: int) -> li
 
 
 def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) -> list[np.ndarray]:
-    """Decode tracks under `root` to int16 `[T]` at 24 kHz each; `report` is given the audio seconds decoded so far."""
+    """Decode tracks under `root` to int16 `[T]` at 24 kHz each, whole frames; `report` is given the seconds decoded so far.
+
+    Raises:
+        ValueError: a file is not the one of the manifest, or cannot be decoded. OSError: as `decode_track`.
+    """
 
     def decode(track: Track) -> np.ndarray:
-        with files.local_copy(root, track.path) as path, open_audio(path) as audio:
-            return decoded_track(audio.blocks(), audio.header.sample_rate)
+        try:
+            with decode_track(track, root) as audio:
+                return audio.read(0, audio.num_frames * HOP)
+        except DecodeError as error:
+            raise ValueError(f"{track.path}: {error.reason}: {error.detail}") from error
 
     decoded, seconds = [], 0.0
     with ThreadPoolExecutor() as threads:
