@@ -5,8 +5,9 @@
     mert export RUN_FOLDER@ema OUT_FOLDER
     mert export IMPORTED_FOLDER OUT_FOLDER
 
-@ema takes the averaged weights of a run with trainer.ema. A run folder means its newest whole checkpoint. An encoder with options that Hubert lacks is written as a folder of our
-own class, which model.interop.load.load_encoder opens; what prevents the native class is reported.
+A run folder means its newest whole checkpoint, @ema after it the averaged weights of a run with trainer.ema. An encoder
+with options that Hubert lacks is written as a folder of our own class, which model.interop.load.load_encoder opens; what
+prevents the native class is reported.
 """
 
 import argparse

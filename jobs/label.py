@@ -5,8 +5,9 @@
 
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
-unless overwrite=true. splits=[train] and limit_hours=10 take a part of the manifest, always the same one. Files that have the names of shards but were not written by mert label are left alone, always:
-the job does not start beside them. Exit code 1 when a shard is missing at the end.
+unless overwrite=true. splits=[train] and limit_hours=10 take a part of the manifest, always the same one.
+The job does not start beside files that have the names of shards but were not written by mert label, and never
+changes them. Exit code 1 when a shard is missing at the end.
 """
 
 import sys

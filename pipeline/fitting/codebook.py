@@ -6,8 +6,7 @@ empties the codebook (10 of 50 entries in use when 9 of 10 frames are the same).
 well coded frames revive none.
 
 HuBERT's script, which MERT refers to (https://github.com/facebookresearch/fairseq, examples/hubert, simple_kmeans), takes the
-best of 20 starts: 300 centroids of log-mel then leave 20.94 % of the variance of held-out tracks, after 42 s of one core; these
-100 steps leave 20.93 %, after 1.7 s.
+best of 20 starts. One start leaves the same error (docs/measurements.md, "Fitting codebooks").
 """
 
 from collections.abc import Callable
