@@ -42,7 +42,6 @@ OLD = [
     ("ExtractConfig", "pooling=mean_deviation", "pooling=mean_deviation is now called pooling=mean_std"),
     ("FitConfig", "feature=chroma", "feature is now called teacher.feature"),
     ("FitConfig", "clusters=30", "clusters is now called teacher.clusters"),
-    ("FitConfig", "hours=4", "hours is now called frames (75 a second)"),
     (
         "PretrainConfig",
         f"{ATTENTION}.temperature=true",

@@ -30,7 +30,7 @@ RENAMED = {
         "precision=bfloat16": "precision=bf16",
         "pooling=mean_deviation": "pooling=mean_std",
     },
-    "FitConfig": {"feature": "teacher.feature", "clusters": "teacher.clusters", "hours": "frames (75 a second)"},
+    "FitConfig": {"feature": "teacher.feature", "clusters": "teacher.clusters"},
     "PretrainConfig": {"encoder.transformer.*attention.temperature": "learnable_temperature"},
 }
 

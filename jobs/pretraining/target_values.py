@@ -18,7 +18,7 @@ from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.statistics import ContinuousSums, mean_and_variance
 
-MOST_EXAMPLES = 256  # of a split: two hours in segments of 30 s, some seconds of a start
+MOST_EXAMPLES = 256  # of a split: two hours in segments of 30 s, read in 5 s
 LEAST_DEVIATION = 0.001  # of the largest bin's, 60 dB below it: what varies less must not become a teacher of noise
 
 Sampled = Mapping[str, Mapping[str, ContinuousSums]]  # by target, then by split
