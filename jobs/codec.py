@@ -61,12 +61,14 @@ def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     out = files.local_path(config.out)
     check_output(config.out, CODEC)
+    checkpoints = out.with_name(f"{out.name}.training")
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and is not empty; train into a new folder")
+        leftover = f", and remove {checkpoints}, which a stopped training left" if checkpoints.exists() else ""
+        raise ValueError(f"{out} exists and is not empty; train into a new folder{leftover}")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")
     manifest = load_manifest(config.manifest)
     check_root(manifest, config.manifest)
-    with training_folder(out.with_name(f"{out.name}.training")) as folder:
+    with training_folder(checkpoints) as folder:
         history = train(config, manifest, folder / CHECKPOINT)
         (folder / CHECKPOINT).unlink()
     console.finish({"out": config.out, **history}, [f"codec: {config.out}"])
@@ -117,7 +119,9 @@ def train(config: CodecTrainingConfig, manifest: Manifest, checkpoint: Path) -> 
     )
     console.say(f"before training: {describe(untrained)}")
     state = read_state(str(checkpoint), position) if position else None
-    with Progress("codec", config.steps * config.batch_size * config.crop_seconds) as progress:
+    step_seconds = config.batch_size * config.crop_seconds
+    done = position.step * step_seconds if position else 0.0
+    with Progress("codec", config.steps * step_seconds, done) as progress:
         log = TrainingLog(config, held_out.audio, progress, position.history if position else [])
 
         def publish(state: CodecState) -> None:
@@ -176,7 +180,7 @@ def publish_codec(
     """Evaluate the codec beside the untrained one and publish its folder with the model card."""
     trained = evaluate_codec(model, valid.audio)
     settings = config.model_dump(mode="json", exclude={"manifest", "out", "checkpoint_every"})
-    with publish_folder(Path(config.out)) as folder:
+    with publish_folder(files.local_path(config.out)) as folder:
         save_folder(model, config.sizes, folder)
         (folder / "training.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
         (folder / "losses.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.preflight import check_writable
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.runs.publish import publish_folder
 from mert_foundry.model.teacher.encoder_fitting import EncoderFitting, EncoderFittingConfig
@@ -67,6 +68,7 @@ def main(arguments: list[str]) -> int:
     check_output(config.out, fitting.folder_kind)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; fit into a new folder")
+    check_writable(out)
     manifest = load_manifest(config.manifest)
     check_root(manifest, config.manifest)
     torch.set_num_threads(1)

@@ -49,8 +49,9 @@ class LabelConfig(BaseModel):
     limit_hours: float | None = Field(
         default=None,
         gt=0,
+        allow_inf_nan=False,
         description="Label no more than about these hours, shared among the splits by their hours; null: all. More hours"
-        " hold what fewer hours hold",
+        " hold what fewer hours hold; overwrite=true then makes the last shard of each split again and keeps the others",
     )
     overwrite: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
     device: Device = Field(

@@ -70,7 +70,7 @@ def make_all_audio(out: Path, plans: Plans, plan: FamilyPlan, workers: int) -> N
     missing = missing_audio(out, plan.audio)
     total = sum(audio.seconds for audio in plan.audio)
     done = total - sum(audio.seconds for audio in missing)
-    with Progress("suite", total) as progress:
+    with Progress("suite", total, done) as progress:
         for seconds in map_in_processes(MakeAudio(out, plans), missing, workers, crashed):
             done += seconds
             progress.update(done)

@@ -313,6 +313,19 @@ def test_a_checkpoint_of_other_settings_is_refused(manifest, trained, tmp_path, 
         assert contents(out) == contents(trained)
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    position = TrainingPosition(step=3, batches=4, settings={}, untrained={}, history=[])
+    publish_state(str(path), {"model.weight": torch.arange(100.0), "random_state": torch.get_rng_state()}, position)
+    assert torch.equal(read_state(str(path), position).tensors["model.weight"], torch.arange(100.0))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert read_position(str(path)) == position
+    with pytest.raises(ValueError, match=f"{path}: its tensors have the SHA-256 "):
+        read_state(str(path), position)
+
+
 def test_a_checkpoint_that_is_none_and_files_of_others_are_named(manifest, tmp_path, capsys):
     folder = tmp_path / "out.training"
     folder.mkdir()

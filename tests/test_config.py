@@ -214,6 +214,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path):
 class Flagged(Outer):
     out: str = ""
     tasks: tuple[str, ...] = ()
+    splits: list[str] | None = None
 
 
 @given(values=st.fixed_dictionaries({}, optional={key: PLAIN[key] for key in ("title", "flag", "share", "layers")}))
@@ -228,6 +229,7 @@ def test_options_lists_and_the_first_word(tmp_path: Path):
     config = load_config(Flagged, ["runs/here", "--tasks", "a,b", str(path), "--title", "runs/rate=3"], first="out")
     assert (config.out, config.tasks, config.share, config.title) == ("runs/here", ("a", "b"), 0.25, "runs/rate=3")
     assert load_config(Flagged, ["--tasks=[a, b]"]).tasks == load_config(Flagged, ["--tasks", "a,b"]).tasks
+    assert load_config(Flagged, ["--splits", "train"]).splits == ["train"]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,12 @@ def test_a_tenth_of_the_tracks_is_held_out_whole(tracks: int, held: int):
     assert not {drawn.track.key for drawn in kept} & {drawn.track.key for drawn in out}
 
 
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_read(manifest, capsys):
+    assert fit(manifest, Path("/proc/nowhere/out"), "{kind: kmeans, clusters: 4}") == 2
+    printed = capsys.readouterr()
+    assert "/proc/nowhere/out: nothing can be written" in printed.err and "read" not in printed.out + printed.err
+
+
 def test_finds_the_pitches_of_the_corpus(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert fit(manifest, tmp_path / "out", "{kind: kmeans, feature: chroma, clusters: 4}") == 0
     printed = capsys.readouterr()

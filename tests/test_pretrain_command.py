@@ -230,6 +230,19 @@ def test_a_run_keeps_the_scales_of_its_values(shards, tmp_path, monkeypatch):
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
+def test_a_scaled_run_on_shards_of_other_teachers_is_refused_in_a_line(shards, tmp_path, capsys):
+    out, standardised = tmp_path / "run", "objective.value_scale=standardised"
+    assert pretrain_here(shards, out, standardised, "trainer.schedule.total_steps=5") == 0
+    other = shutil.copytree(shards, tmp_path / "other")
+    index = json.loads((other / "index.json").read_text())
+    for target in index["targets"]:
+        target["fingerprint"] = "0" * 64
+    (other / "index.json").write_text(json.dumps(index))
+    capsys.readouterr()
+    assert pretrain_here(other, out, standardised, "trainer.schedule.total_steps=5") == 1
+    assert "data.index_sha256 was " in capsys.readouterr().err
+
+
 def test_averaged_weights_are_exported_probed_and_begun_from_by_name(shards, finished, tmp_path, capsys):
     out, averaged = tmp_path / "run", f"{tmp_path / 'run'}@ema"
     assert pretrain_here(shards, out, "trainer.ema=0.9") == 0
@@ -243,6 +256,8 @@ def test_averaged_weights_are_exported_probed_and_begun_from_by_name(shards, fin
     assert torch.equal(load_encoder(tmp_path / "exported")[0].mask_embedding, found.mask_embedding)
     assert "exponential moving average" in (tmp_path / "exported" / "README.md").read_text()
     check_model(averaged)
+    with pytest.raises(ValueError, match="step_12 has no averaged weights; its run had trainer.ema null"):
+        check_model(f"{finished}@ema")
     probed = list_models(ProbeConfig(data=".", out=".", model=averaged, every_checkpoint=True, baselines=[]))
     assert [model.location for model in probed] == [f"{out}/checkpoints/step_{step}@ema" for step in (10, 12)]
     assert pretrain_here(shards, tmp_path / "next", f"initial={averaged}", "trainer.schedule.total_steps=5") == 0

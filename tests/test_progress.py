@@ -19,6 +19,7 @@ Report = tuple[float, float]  # when, seconds; audio done so far, seconds
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that the test sets, in seconds."""
+    monkeypatch.setattr(console, "quiet", False)  # whatever command ran before in this process
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -82,6 +83,16 @@ def test_a_pace_that_changes_is_followed(clock, capsys):
     fast = [(1000 + moment, 2000 + moment * 10.0) for moment in range(0, 2000, 5)]
     lines = lines_of(iter(slow + fast), 22_000, clock, capsys)
     assert "2.0x real time" in lines[50][1] and "10.0x real time" in lines[-2][1]
+
+
+def test_what_was_done_before_is_in_no_rate(clock, capsys):
+    with Progress("codec", 10_000, 9_000) as shown:
+        for moment in range(0, 1_001, 50):
+            clock.now = 1000 + moment
+            shown.update(9_000 + moment)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert "1.0x real time, ETA 500 s" in next(line for line in lines if ", 500 s, " in line)
+    assert last.startswith("codec: 2.778 of 2.778 h, 1000 s, 1.0x real time")
 
 
 def test_a_bar_says_the_same(clock, monkeypatch):

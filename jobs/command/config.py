@@ -98,9 +98,12 @@ def _is_option_or_setting(model: type[BaseModel], word: str) -> bool:
 
 
 def _as_list(model: type[BaseModel], key: str, value: str) -> str:
-    """`a,b` of an option as the YAML list `[a,b]`, where the key takes a list and nothing else."""
+    """`a,b` of an option as the YAML list `[a,b]`, where the key takes a list, or null, and nothing else."""
     field = model.model_fields.get(key)
-    is_list = field is not None and typing.get_origin(field.annotation) in (list, tuple)
+    kinds = {field.annotation} if field is not None else set()
+    if field is not None and typing.get_origin(field.annotation) is types.UnionType:
+        kinds = set(typing.get_args(field.annotation)) - {types.NoneType}
+    is_list = {typing.get_origin(kind) for kind in kinds} in ({list}, {tuple})
     return f"[{value}]" if is_list and not value.startswith("[") else value
 
 

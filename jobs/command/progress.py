@@ -53,12 +53,13 @@ class Progress:
     Args:
         title: what is being done.
         total_seconds: audio seconds in all; None when they are not known beforehand.
+        done_seconds: audio seconds that were done before, which no rate counts.
     """
 
-    def __init__(self, title: str, total_seconds: float | None = None):
+    def __init__(self, title: str, total_seconds: float | None = None, done_seconds: float = 0.0):
         self.title = title
         self.total = total_seconds
-        self.done = 0.0
+        self.done = self.done_before = done_seconds
         self.pace = Pace()
         self.last_line = self.pace.begun
         self.bar = None
@@ -67,7 +68,13 @@ class Progress:
             unknown = "{desc} {n:.2f} h, {elapsed}{postfix}"
             hours = None if total_seconds is None else total_seconds / 3600
             # By time and not by steps: a job that is starting has none.
-            self.bar = tqdm(total=hours, desc=title, bar_format=unknown if hours is None else left, miniters=0)
+            self.bar = tqdm(
+                total=hours,
+                initial=done_seconds / 3600,
+                desc=title,
+                bar_format=unknown if hours is None else left,
+                miniters=0,
+            )
 
     def __enter__(self) -> "Progress":
         return self
@@ -80,7 +87,7 @@ class Progress:
 
     def update(self, done_seconds: float, notes: str = "") -> None:
         """Report how many audio seconds are done so far in all; `notes` follow the rate."""
-        self.pace.report(done_seconds)
+        self.pace.report(done_seconds - self.done_before)
         before, self.done = self.done, done_seconds
         if self.bar is not None:
             self.bar.set_postfix_str(f"{self._pace()}{notes and ', ' + notes}", refresh=False)
@@ -111,5 +118,5 @@ class Progress:
     def _last_word(self, elapsed: float) -> str:
         """The rate of the whole, and how long it took until the first audio was done, if that was long."""
         start = 0.0 if self.pace.first is None else self.pace.first - self.pace.begun
-        rate = f"{self.done / max(elapsed, 1e-9):.1f}x real time"
+        rate = f"{(self.done - self.done_before) / max(elapsed, 1e-9):.1f}x real time"
         return f"{rate}, {start:.0f} s to the first" if start >= 1 else rate

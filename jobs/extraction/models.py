@@ -8,7 +8,7 @@ import torch
 from mert_foundry.model.features.feature_encoder import FeatureEncoder
 from mert_foundry.model.features.feature_model import FeatureModel, Precision
 from mert_foundry.model.interop.load import read_model
-from mert_foundry.model.runs.checkpoint import split_average
+from mert_foundry.model.runs.checkpoint import find_checkpoint, has_average, split_average
 from mert_foundry.pipeline.storage.documents import fingerprint
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
 
@@ -41,13 +41,17 @@ def is_baseline(name: str) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Raise as `open_model` for a name that nothing has, or the wrong kind of folder; nothing is read."""
+    """Raise as `open_model` for a name that nothing has, the wrong kind of folder, or averaged weights that are not there."""
     if is_baseline(name):
         return
-    folder = split_average(name)[0]
+    folder, is_average = split_average(name)
     if not folder.exists():
         raise ValueError(f"model {name}: no folder of that name, and no baseline; those are {', '.join(NAMES)}")
     check_input(str(folder), RUN, CHECKPOINT, MODEL)
+    if is_average and not (folder / "config.json").is_file():
+        checkpoint = find_checkpoint(folder)[0]
+        if not has_average(checkpoint):
+            raise ValueError(f"model {name}: {checkpoint} has no averaged weights; its run had trainer.ema null")
 
 
 def model_fingerprint(model: FeatureModel) -> str:

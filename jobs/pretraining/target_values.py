@@ -93,7 +93,8 @@ def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, ou
     if config.objective.value_scale == "raw":
         return heads_of(index)
     if list_checkpoints(out / CHECKPOINTS):
-        return read_description(out).heads
+        begun_with = {spec.name: spec.scale for spec in read_description(out).heads}
+        return [spec.model_copy(update={"scale": begun_with.get(spec.name)}) for spec in heads_of(index)]
     logarithmic = config.objective.value_scale == "log"
     return [
         spec.model_copy(update={"scale": scale_of(sampled[spec.name][config.train_split], logarithmic)})

@@ -60,7 +60,10 @@ class MaskConfig(SpanConfig):
     probability: float = Field(0.8, gt=0.0, le=1.0, description="masked share of frames if no spans overlapped")
     span: int = Field(5, ge=1, description="length of a masked span, frames")
     span_seconds: float | None = Field(
-        None, gt=0.0, description="the same in seconds, instead of `span`: a whole number of frames, to a tenth of one"
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="the same in seconds, instead of `span`: a whole number of frames, to a tenth of one",
     )
     min_spans: int = Field(2, ge=1, description="least number of spans in a row, where they fit")
     probability_schedule: tuple[tuple[int, float], ...] = Field((), description="later values of probability")

@@ -4,6 +4,7 @@ The file is in the safetensors format: weights, moments of the optimiser and the
 tensors, everything else as JSON in its metadata. It is published by rename, so a kill leaves the one before.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, parse_model
 
 FORMAT_VERSION = 1
-METADATA_KEY = "codec_training"
+METADATA_KEY, DIGEST_KEY = "codec_training", "tensors_sha256"
 MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random_state"
 
 
@@ -70,8 +71,12 @@ def restore_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: 
 
 def publish_state(location: str, tensors: Mapping[str, Tensor], position: TrainingPosition) -> None:
     """Write the file whole or not at all, in place of an older one."""
+    metadata = {METADATA_KEY: position.model_dump_json(), DIGEST_KEY: _digest(tensors)}
     with files.publishing(location) as temporary:
-        save_file(dict(tensors), temporary, metadata={METADATA_KEY: position.model_dump_json()})
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk is one of these too
+            raise OSError(f"{location}: {error}") from error
 
 
 def read_position(location: str) -> TrainingPosition | None:
@@ -93,10 +98,21 @@ def read_position(location: str) -> TrainingPosition | None:
 
 
 def read_state(location: str, position: TrainingPosition) -> CodecState:
-    """The state in a local file whose position was read."""
+    """The state in a local file whose position was read. Raises ValueError when its tensors are damaged."""
     with safe_open(files.local_path(location), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+        expected = file.metadata().get(DIGEST_KEY)
+    if (found := _digest(tensors)) != expected:
+        raise ValueError(f"{location}: its tensors have the SHA-256 {found}, its metadata says {expected}")
     return CodecState(position.step, position.batches, tensors)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over all values, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def first_difference(begun: Mapping[str, JsonValue], now: Mapping[str, JsonValue], name: str = "") -> str:

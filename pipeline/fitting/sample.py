@@ -3,6 +3,7 @@
 Features go to a temporary file that is read at random places, so memory does not grow with the sample.
 """
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -104,13 +105,20 @@ def collect_features(
                 audio = decoded.read(number * length, length)
                 seconds += len(audio) / SAMPLE_RATE
                 for features in feature.stream(float_blocks(audio)):
-                    file.write(features.cpu().numpy().tobytes())
+                    _write(file, features.cpu().numpy().tobytes())
                     frames += len(features)
                 report(seconds)
     if not frames:
         raise ValueError(f"no whole frame of {HOP} samples in {len(crops)} tracks")
-    file.flush()
     return np.memmap(file, np.float32, "r", shape=(frames, feature.size))
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    try:
+        file.write(data)
+        file.flush()
+    except OSError as error:
+        raise OSError(f"{tempfile.gettempdir()}: the features do not fit ({error.strerror})") from error
 
 
 def batches(sample: np.ndarray, frames: int) -> Iterator[np.ndarray]:
