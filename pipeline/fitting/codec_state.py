@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, parse_model
+from mert_foundry.pipeline.storage.documents import first_difference as first_difference
 
 FORMAT_VERSION = 1
 METADATA_KEY = "codec_training"
@@ -97,15 +98,3 @@ def read_state(location: str, position: TrainingPosition) -> CodecState:
     with safe_open(files.local_path(location), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
     return CodecState(position.step, position.batches, tensors)
-
-
-def first_difference(begun: Mapping[str, JsonValue], now: Mapping[str, JsonValue], name: str = "") -> str:
-    """The first setting, by its dotted key, that is another now, with both values; empty when there is none."""
-    for key in sorted({*begun, *now}):
-        before, after = begun.get(key), now.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            if found := first_difference(before, after, f"{name}{key}."):
-                return found
-        elif before != after:
-            return f"{name}{key} {before}, it is {after} now"
-    return ""
