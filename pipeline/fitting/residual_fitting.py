@@ -11,6 +11,7 @@ from mert_foundry.pipeline.fitting.codebook import BATCH_FRAMES, LevelReport, fi
 from mert_foundry.pipeline.fitting.codebook_quality import codebook_quality
 from mert_foundry.pipeline.fitting.moments import moments
 from mert_foundry.pipeline.fitting.sample import batches
+from mert_foundry.pipeline.shards.statistics import standardising_deviation
 
 
 def fit_residual(
@@ -22,7 +23,9 @@ def fit_residual(
         ValueError: there are fewer frames than entries.
     """
     with threadpool_limits(1):  # the same machine gives the same bytes
-        mean, deviation = moments(sample)
+        exact_mean, exact_variance = moments(sample)
+        mean = exact_mean.astype(np.float32)
+        deviation = standardising_deviation(exact_variance).astype(np.float32)
         projection, variance = _principal_components(sample, mean, deviation, dimensions)
         remainder = np.concatenate([((part - mean) / deviation) @ projection for part in batches(sample, BATCH_FRAMES)])
         lost = variance - float(np.square(remainder, dtype=np.float64).sum() / len(remainder))
