@@ -23,20 +23,20 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.runs.publish import publish_folder
-from mert_foundry.model.teacher.encoder_fitting import EncoderFitting, EncoderFittingConfig
+from mert_foundry.model.teacher.encoder_fitting import EncoderFittingConfig, encoder_fitting
 from mert_foundry.pipeline.fitting.codebook import BATCH_FRAMES, STEP_SECONDS, STEPS
 from mert_foundry.pipeline.fitting.fitting import Fitting
 from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFitting, KmeansFittingConfig
-from mert_foundry.pipeline.fitting.mel_rvq_fitting import MelRvqFitting, MelRvqFittingConfig
+from mert_foundry.pipeline.fitting.mel_rvq_fitting import MelRvqFittingConfig, mel_rvq_fitting
 from mert_foundry.pipeline.fitting.sample import Crops, choose_crops, collect_features, hold_out
 from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import check_output
 
 FITTINGS: dict[type[BaseModel], Callable[[Any], Fitting]] = {
-    MelRvqFittingConfig: MelRvqFitting,
+    MelRvqFittingConfig: mel_rvq_fitting,
     KmeansFittingConfig: KmeansFitting,
-    EncoderFittingConfig: EncoderFitting,
+    EncoderFittingConfig: encoder_fitting,
 }
 
 

@@ -9,11 +9,11 @@ import yaml
 from audio_files import noise, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mel_rvq_weights import random_weights
+from mel_rvq_weights import random_weights, save_random_weights
 
 from mert_foundry.pipeline.audio.blocks import float_blocks, to_float, to_int16
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
-from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig, save_mel_rvq
+from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig
 from mert_foundry.pipeline.teachers.spectra.power_spectra import LogMel
 from mert_foundry.pipeline.teachers.spectra.stacked_log_mel import StackedLogMel
 from mert_foundry.pipeline.teachers.teacher import label_track
@@ -31,9 +31,7 @@ LONG = to_float(sound(800 / 75))  # more than a chunk of spectra
 
 
 def save_folder(folder: Path, seed: int = 0, codebooks: int = 3) -> Path:
-    folder.mkdir()
-    save_mel_rvq(folder, random_weights(codebooks, entries=32, dimensions=8, seed=seed), {"seed": seed}, {})
-    return folder
+    return save_random_weights(folder, codebooks, entries=32, dimensions=8, seed=seed)
 
 
 def make_teacher(folder: Path, **options) -> MelRvqTeacher:

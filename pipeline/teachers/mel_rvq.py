@@ -21,7 +21,6 @@ from mert_foundry.pipeline.teachers.residual_kmeans import (
     ResidualKmeans,
     check_feature,
     load_residual,
-    save_residual,
 )
 from mert_foundry.pipeline.teachers.spectra.stacked_log_mel import StackedLogMel
 
@@ -77,8 +76,3 @@ def _specification(config: MelRvqTeacherConfig, weights: dict[str, np.ndarray], 
         fingerprint=fingerprint(settings, weights),
         teacher=settings | {"weights": folder.name},
     )
-
-
-def save_mel_rvq(folder: Path, weights: dict[str, np.ndarray], fitting: dict, quality: dict) -> None:
-    """As `save_residual`, with this feature's settings."""
-    save_residual(folder, MEL_RVQ, weights, StackedLogMel.describe(BANDS), fitting, quality)
