@@ -164,7 +164,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
         teachers=config.teachers,
         root=root,
         out=config.out,
-        device=config.device,
+        device=resolve_device(config.device),
         decode_threads=config.decode_threads or DECODE_THREADS[config.device],
     )
     # An index must not stand beside shards that are about to change.
