@@ -7,7 +7,6 @@ are those of `pipeline.teachers.residual_kmeans.ResidualKmeans`.
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from mert_foundry.pipeline.fitting.codebook import BATCH_FRAMES, LevelReport, fit_codebook, nearest, report_share
 from mert_foundry.pipeline.fitting.codebook_quality import codebook_quality
@@ -66,19 +65,18 @@ def fit_residual(
     Raises:
         ValueError: there are fewer frames than entries.
     """
-    with threadpool_limits(1):  # the same machine gives the same bytes
-        exact_mean, exact_variance = moments(sample)
-        mean = exact_mean.astype(np.float32)
-        deviation = standardising_deviation(exact_variance).astype(np.float32)
-        projection, variance = _principal_components(sample, mean, deviation, dimensions)
-        remainder = np.concatenate([((part - mean) / deviation) @ projection for part in batches(sample, BATCH_FRAMES)])
-        lost = variance - float(np.square(remainder, dtype=np.float64).sum() / len(remainder))
-        codebooks = []
-        for level in range(levels):
-            codebook = fit_codebook(remainder, entries, seed + level, report_share(report, level, variance, lost))
-            for part in batches(remainder, BATCH_FRAMES):
-                part -= codebook[nearest(part, codebook)]
-            codebooks.append(codebook)
+    exact_mean, exact_variance = moments(sample)
+    mean = exact_mean.astype(np.float32)
+    deviation = standardising_deviation(exact_variance).astype(np.float32)
+    projection, variance = _principal_components(sample, mean, deviation, dimensions)
+    remainder = np.concatenate([((part - mean) / deviation) @ projection for part in batches(sample, BATCH_FRAMES)])
+    lost = variance - float(np.square(remainder, dtype=np.float64).sum() / len(remainder))
+    codebooks = []
+    for level in range(levels):
+        codebook = fit_codebook(remainder, entries, seed + level, report_share(report, level, variance, lost))
+        for part in batches(remainder, BATCH_FRAMES):
+            part -= codebook[nearest(part, codebook)]
+        codebooks.append(codebook)
     return {"mean": mean, "deviation": deviation, "projection": projection, "codebooks": np.stack(codebooks)}
 
 
