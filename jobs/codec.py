@@ -33,7 +33,6 @@ from mert_foundry.pipeline.fitting.codec_quality import evaluate_codec
 from mert_foundry.pipeline.fitting.codec_state import (
     CodecState,
     TrainingPosition,
-    first_difference,
     publish_state,
     read_position,
     read_state,
@@ -49,6 +48,7 @@ from mert_foundry.pipeline.fitting.codec_training import (
 )
 from mert_foundry.pipeline.manifest.rows import Manifest, Track, check_root, load_manifest
 from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.documents import first_difference
 from mert_foundry.pipeline.storage.folder_kinds import CODEC, FolderError, check_output
 from mert_foundry.pipeline.teachers.codec.weights import build_codec, save_folder
 

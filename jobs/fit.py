@@ -17,6 +17,7 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from threadpoolctl import threadpool_limits
 
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
@@ -24,20 +25,21 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_writable
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.runs.publish import publish_folder
-from mert_foundry.model.teacher.encoder_fitting import EncoderFitting, EncoderFittingConfig
-from mert_foundry.pipeline.fitting.codebook import BATCH_FRAMES, STEP_SECONDS, STEPS
+from mert_foundry.model.teacher.encoder_fitting import EncoderFittingConfig, encoder_fitting
+from mert_foundry.pipeline.fitting.codebook import STEPS, batch_frames
 from mert_foundry.pipeline.fitting.fitting import Fitting
 from mert_foundry.pipeline.fitting.kmeans_fitting import KmeansFitting, KmeansFittingConfig
-from mert_foundry.pipeline.fitting.mel_rvq_fitting import MelRvqFitting, MelRvqFittingConfig
+from mert_foundry.pipeline.fitting.mel_rvq_fitting import MelRvqFittingConfig, mel_rvq_fitting
 from mert_foundry.pipeline.fitting.sample import Crops, choose_crops, collect_features, hold_out
+from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.manifest.rows import check_root, load_manifest
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import check_output
 
 FITTINGS: dict[type[BaseModel], Callable[[Any], Fitting]] = {
-    MelRvqFittingConfig: MelRvqFitting,
+    MelRvqFittingConfig: mel_rvq_fitting,
     KmeansFittingConfig: KmeansFitting,
-    EncoderFittingConfig: EncoderFitting,
+    EncoderFittingConfig: encoder_fitting,
 }
 
 
@@ -78,8 +80,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryFile(prefix="mert-fit-") as file, tempfile.TemporaryFile(prefix="mert-fit-") as other:
         sample = read("read", file, manifest.root, fitted_to, config, fitting)
         judged = read("read held-out tracks", other, manifest.root, held_out, config, fitting) if held_out else sample
-        weights = fit(fitting, sample, config.seed)
-        quality = fitting.evaluate(weights, judged) | {"held_out_tracks": len(held_out)}
+        with threadpool_limits(1):  # the same machine gives the same bytes, whatever its number of threads
+            weights = fit(fitting, sample, config.seed)
+            quality = fitting.evaluate(weights, judged) | {"held_out_tracks": len(held_out)}
     with publish_folder(out) as folder:
         fitting.save(folder, weights, describe_fitting(manifest.sha256, config, len(sample)), quality)
     seconds = time.monotonic() - started
@@ -96,11 +99,12 @@ def read(title: str, file: BinaryIO, root: str, crops: list[Crops], config: FitC
 
 def fit(fitting: Fitting, sample: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Weights for a sample, with progress in the audio that went through the steps."""
-    console.say(f"fitting {fitting.codebooks} codebooks to {len(sample)} frames, {STEPS} steps each")
-    with Progress("fit", fitting.codebooks * STEPS * STEP_SECONDS) as progress:
+    console.say(f"fitting {counted(fitting.codebooks, 'codebook')} to {len(sample)} frames, {STEPS} steps each")
+    step_seconds = batch_frames(len(sample)) / FRAME_RATE
+    with Progress("fit", fitting.codebooks * STEPS * step_seconds) as progress:
 
         def report(codebook: int, step: int, error: float) -> None:
-            done = (codebook * STEPS + step) * STEP_SECONDS
+            done = (codebook * STEPS + step) * step_seconds
             progress.update(done, f"codebook {codebook + 1} of {fitting.codebooks}, step {step}: error {error:.1%}")
 
         return fitting.fit(sample, seed, report)
@@ -109,13 +113,18 @@ def fit(fitting: Fitting, sample: np.ndarray, seed: int) -> dict[str, np.ndarray
 def describe_fitting(manifest_sha256: str, config: FitConfig, frames: int) -> dict:
     """How the weights came about, for people to read."""
     settings = config.model_dump(mode="json", exclude={"manifest": True, "out": True, "teacher": {"model"}})
-    steps = {"steps": STEPS, "batch_frames": BATCH_FRAMES}
+    steps = {"steps": STEPS, "batch_frames": batch_frames(frames)}
     return settings | steps | {"manifest_sha256": manifest_sha256, "fitted_frames": frames}
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in the plural where that is due."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def describe_quality(quality: dict) -> str:
     """Errors and use of codebooks in a line."""
-    on = f"{quality['held_out_tracks']} held-out tracks" if quality["held_out_tracks"] else "the sample itself"
+    on = counted(quality["held_out_tracks"], "held-out track") if quality["held_out_tracks"] else "the sample itself"
     errors = ", ".join(f"{error:.1%}" for error in quality["relative_error"])
     perplexity = ", ".join(f"{value:.0f}" for value in quality["perplexity"])
     return (

@@ -27,7 +27,7 @@ from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
-from mert_foundry.pipeline.shards.index import INDEX_NAME, RECORDED_CONFIG, Selection, ShardIndex, build_index
+from mert_foundry.pipeline.shards.index import ALL, INDEX_NAME, RECORDED_CONFIG, Selection, ShardIndex, build_index
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
@@ -75,15 +75,13 @@ class LabelConfig(BaseModel):
 
     def recorded(self) -> dict:
         """The settings that shape the result, without places and how the work is spread, and without what is not set."""
-        part = self.model_dump(mode="json", include={"splits", "limit_hours"}, exclude_none=True)
+        part = self.selection.model_dump(mode="json", exclude_none=True)
         return self.model_dump(mode="json", include={"teachers", "segments"}) | part
 
     @property
-    def selection(self) -> Selection | None:
-        """The part of the manifest to label; None for all of it."""
-        if self.splits is None and self.limit_hours is None:
-            return None
-        return Selection(splits=None if self.splits is None else sorted(set(self.splits)), limit_hours=self.limit_hours)
+    def selection(self) -> Selection:
+        """The part of the manifest to label."""
+        return Selection(splits=self.splits, limit_hours=self.limit_hours)
 
 
 CONFIG = LabelConfig
@@ -131,7 +129,7 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
     files.sweep_temporary(config.out)
     remove_unplanned(config.out, tasks)
     whole = sum(track.seconds for track in manifest.tracks) / 3600
-    part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection else ""
+    part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != ALL else ""
     console.say(
         f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h{part}; {len(unfinished)} to do"
     )
@@ -166,7 +164,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
         teachers=config.teachers,
         root=root,
         out=config.out,
-        device=config.device,
+        device=resolve_device(config.device),
         decode_threads=config.decode_threads or DECODE_THREADS[config.device],
     )
     # An index must not stand beside shards that are about to change.

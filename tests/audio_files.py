@@ -13,6 +13,8 @@ import av
 import numpy as np
 import soundfile
 
+from mert_foundry.pipeline.audio.blocks import to_int16
+
 MUSIC = Path(__file__).parent / "data" / "music"
 CLIPS = sorted(str(path.relative_to(MUSIC)) for path in MUSIC.rglob("*") if path.is_file())
 # PyAV's encoder and container for what soundfile cannot write.
@@ -30,6 +32,12 @@ def noise(seconds: float, rate: int = 24_000, seed: int = 0, channels: int = 1) 
     """White noise at -20 dB, float32 `[T]`, or `[T, channels]` when there are several."""
     values = 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
     return values.astype(np.float32) if channels > 1 else values[:, 0].astype(np.float32)
+
+
+def rising_tone(seconds: float) -> np.ndarray:
+    """A tone that rises by 400 Hz a second, in noise, int16 `[T]` at 24 kHz."""
+    time = np.arange(round(seconds * 24_000)) / 24_000
+    return to_int16(0.3 * np.sin(2 * np.pi * 200 * time**2).astype(np.float32) + noise(seconds) / 10)
 
 
 def write_audio(path: Path, audio: np.ndarray, rate: int = 24_000, subtype: str | None = None) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audio_files import noise, tone, write_audio
+from audio_files import noise, rising_tone, tone, write_audio
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import tiny_encoder
@@ -21,7 +21,7 @@ from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.teacher.encoder_teacher import EncoderTeacher, EncoderTeacherConfig
 from mert_foundry.model.teacher.registry import TEACHERS
 from mert_foundry.model.teacher.window_stream import stream_windows
-from mert_foundry.pipeline.audio.blocks import to_float, to_int16
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.storage.folder_kinds import ENCODER_CODES, FolderError
 from mert_foundry.pipeline.teachers import registry
@@ -89,16 +89,10 @@ def make_config(folders: Path, kind: str, codes: str = "", **options) -> Encoder
     return EncoderTeacherConfig(kind="encoder", model=str(folders / kind), weights=weights, **options)
 
 
-def sound(seconds: float) -> np.ndarray:
-    """A rising tone in noise, int16."""
-    time = np.arange(round(seconds * 24_000)) / 24_000
-    return to_int16(0.3 * np.sin(2 * np.pi * 200 * time**2).astype(np.float32) + noise(seconds) / 10)
-
-
 @pytest.mark.parametrize("kind", HOPS)
 def test_codes_are_the_nearest_entries_to_the_states_of_the_layer(kind: str, folders: Path):
     teacher = EncoderTeacher(make_config(folders, kind), CPU)
-    audio, hop = sound(5.4), HOPS[kind]
+    audio, hop = rising_tone(5.4), HOPS[kind]
     codes = label_track(teacher, audio)
     assert codes.dtype == np.uint16 and codes.shape == (2, 405) == teacher.spec.shape(405)
     assert teacher.spec.frame_rate == 75 and teacher.spec.codebook_size == 12
@@ -133,7 +127,7 @@ def test_codes_are_the_nearest_entries_to_the_states_of_the_layer(kind: str, fol
 @pytest.mark.parametrize("frames", [1, 2, 3, 149, 150, 400, 467])
 def test_tracks_of_any_length_and_any_blocks(kind: str, frames: int, folders: Path):
     teacher = EncoderTeacher(make_config(folders, kind), CPU)
-    audio = to_float(sound(7))[: frames * 320]
+    audio = to_float(rising_tone(7))[: frames * 320]
     whole = np.concatenate(list(teacher.label([audio])), axis=1)
     assert whole.shape == (2, frames)
     cuts = [place for place in (1, 2, 40, 149, 151, 300) if place < frames]

@@ -11,6 +11,7 @@ import yaml
 from audio_files import noise, tone, write_audio
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from mert_foundry.jobs import fit as job
 from mert_foundry.jobs.command import line, progress
@@ -107,7 +108,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_read(manifes
 def test_finds_the_pitches_of_the_corpus(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert fit(manifest, tmp_path / "out", "{kind: kmeans, feature: chroma, clusters: 4}") == 0
     printed = capsys.readouterr()
-    assert "fitting 1 codebooks to 2100 frames" in printed.out and "on 1 held-out tracks, 300 frames" in printed.out
+    assert "fitting 1 codebook to 2100 frames" in printed.out and "on 1 held-out track, 300 frames" in printed.out
     centroids, card = load_kmeans(tmp_path / "out")
     expected = {round(22 * (12 * np.log2(pitch / 440) + 9)) % 264 for pitch in PITCHES}
     found = {
@@ -116,6 +117,7 @@ def test_finds_the_pitches_of_the_corpus(manifest: Path, tmp_path: Path, capsys:
     }
     assert found == expected
     assert card.fitting["fitted_frames"] == 7 * 300 and card.quality["frames"] == 300
+    assert card.fitting["batch_frames"] == 7 * 300  # all there are
 
 
 def test_the_same_again_gives_the_same_bytes(manifest: Path, tmp_path: Path):
@@ -134,6 +136,14 @@ def test_the_same_again_gives_the_same_bytes(manifest: Path, tmp_path: Path):
         card = yaml.safe_load(first[f"{kind}.yaml"])
         assert card["fitting"]["fitted_frames"] + card["quality"]["frames"] == 14 * 75
         assert str(tmp_path) not in first[f"{kind}.yaml"].decode()
+
+
+def test_the_number_of_threads_changes_neither_weights_nor_card(manifest: Path, tmp_path: Path):
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            assert fit(manifest, tmp_path / str(threads), "{kind: mel_rvq, codebooks: 2, entries: 64}") == 0
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("1", "2"))
+    assert one == two and len(one) == 2
 
 
 def test_mel_rvq_codes_held_out_music_as_well_as_its_card_says(manifest: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audio_files import noise, tone
+from audio_files import rising_tone, tone
 
 from mert_foundry.pipeline.audio.blocks import float_blocks, to_int16
 from mert_foundry.pipeline.teachers.kmeans import (
@@ -22,12 +22,6 @@ CPU = torch.device("cpu")
 FEATURES = ["logmel", "chroma"]
 
 
-def sound(seconds: float) -> np.ndarray:
-    """A rising tone in noise, int16."""
-    time = np.arange(round(seconds * 24_000)) / 24_000
-    return to_int16(0.3 * np.sin(2 * np.pi * 200 * time**2).astype(np.float32) + noise(seconds) / 10)
-
-
 def features_of(name: str, audio: np.ndarray) -> np.ndarray:
     return np.concatenate([part.numpy() for part in build_feature(name, CPU).stream(float_blocks(audio))])
 
@@ -39,8 +33,8 @@ def laughs(levels: int) -> str:
 
 
 def save_folder(folder: Path, feature: str, clusters: int = 12, seed: int = 0) -> Path:
-    """Centroids taken from the features of `sound`."""
-    features = features_of(feature, sound(4))
+    """Centroids taken from the features of `rising_tone`."""
+    features = features_of(feature, rising_tone(4))
     chosen = np.random.default_rng(seed).choice(len(features), clusters, replace=False)
     folder.mkdir()
     save_kmeans(folder, features[chosen], build_feature(feature, CPU).settings, {"seed": seed}, {"used": clusters})
@@ -54,7 +48,7 @@ def make_teacher(folder: Path, **options) -> KmeansTeacher:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_codes_are_the_nearest_centroids(feature: str, tmp_path: Path):
     teacher = make_teacher(save_folder(tmp_path / "kmeans", feature))
-    audio = sound(5)
+    audio = rising_tone(5)
     codes = label_track(teacher, audio)
     assert codes.dtype == np.uint16 and codes.shape == (1, 375) == teacher.spec.shape(375)
     centroids, _ = load_kmeans(tmp_path / "kmeans")
@@ -67,7 +61,7 @@ def test_codes_are_the_nearest_centroids(feature: str, tmp_path: Path):
 @pytest.mark.parametrize("feature", FEATURES)
 def test_labels_do_not_depend_on_the_blocks(feature: str, tmp_path: Path):
     teacher = make_teacher(save_folder(tmp_path / "kmeans", feature))
-    audio = next(float_blocks(sound(15)))
+    audio = next(float_blocks(rising_tone(15)))
     whole = np.concatenate(list(teacher.label([audio])), axis=1)
     cut = np.concatenate(list(teacher.label(np.split(audio, np.array([1, 2, 40, 900, 1100]) * 320))), axis=1)
     assert whole.shape == (1, 1125)

@@ -18,7 +18,9 @@ import yaml
 from audio_files import mert, noise, started, tone, wait_until, write_audio
 
 from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.inspect import main as inspect_job
 from mert_foundry.jobs.label import main as label_job
+from mert_foundry.jobs.verify import main as verify_job
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.manifest.decode_track import decode_track
@@ -205,8 +207,10 @@ def test_a_part_of_the_manifest_and_then_all_of_it(
     assert 21.6 <= sum(rows[key].seconds for key in tracks) < sum(track.seconds for track in rows.values()) / 2
     recorded = yaml.safe_load((out / "label.yaml").read_text())
     assert (recorded["splits"], recorded["limit_hours"]) == (["train"], 0.006)
-    assert mert("verify", out, "--manifest", manifest).returncode == 0
-    assert "splits train, limited to 0.006 h" in mert("inspect", out).stdout
+    capsys.readouterr()
+    assert run(verify_job, [str(out), "--manifest", str(manifest)], "") == 0
+    assert run(inspect_job, [str(out)], "") == 0
+    assert "splits train, limited to 0.006 h" in capsys.readouterr().out
 
     *whole, last = tars(out)
     assert whole
@@ -219,6 +223,25 @@ def test_a_part_of_the_manifest_and_then_all_of_it(
     assert {name: (out / f"{name}.tar").stat().st_mtime_ns for name in whole} == times
     code, line = refusal(capsys, manifest, out, tiny_codec, "splits=[train]")
     assert code == 1 and "valid-000000: a shard this plan does not have" in line
+
+
+def test_the_order_of_splits_makes_no_other_set(
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """All splits by name are one selection in any order; its shards are those of no selection."""
+    out = tmp_path / "shards"
+    shutil.copytree(undisturbed, out)
+    found = []
+    for splits in ("[valid,train]", "[train,valid]"):
+        assert run(label_job, label_arguments(manifest, out, tiny_codec, f"splits={splits}")[1:], "") == 0
+        assert "0 to do" in capsys.readouterr().out
+        found.append(contents(out))
+    assert found[0] == found[1]
+    assert {name for name, content in found[0].items() if contents(undisturbed)[name] != content} == {
+        "index.json",
+        "label.yaml",
+    }
+    assert load_index(str(out)).selection == Selection(splits=["train", "valid"])
 
 
 def test_stale_shards_are_refused_until_told(

@@ -6,34 +6,25 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audio_files import noise, tone
+from audio_files import rising_tone, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mel_rvq_weights import random_weights
+from mel_rvq_weights import random_weights, save_random_weights
 
 from mert_foundry.pipeline.audio.blocks import float_blocks, to_float, to_int16
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
-from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig, save_mel_rvq
+from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig
 from mert_foundry.pipeline.teachers.spectra.power_spectra import LogMel
 from mert_foundry.pipeline.teachers.spectra.stacked_log_mel import StackedLogMel
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 CPU = torch.device("cpu")
 
-
-def sound(seconds: float) -> np.ndarray:
-    """A rising tone in noise, int16."""
-    time = np.arange(round(seconds * 24_000)) / 24_000
-    return to_int16(0.3 * np.sin(2 * np.pi * 200 * time**2).astype(np.float32) + noise(seconds) / 10)
-
-
-LONG = to_float(sound(800 / 75))  # more than a chunk of spectra
+LONG = to_float(rising_tone(800 / 75))  # more than a chunk of spectra
 
 
 def save_folder(folder: Path, seed: int = 0, codebooks: int = 3) -> Path:
-    folder.mkdir()
-    save_mel_rvq(folder, random_weights(codebooks, entries=32, dimensions=8, seed=seed), {"seed": seed}, {})
-    return folder
+    return save_random_weights(folder, codebooks, entries=32, dimensions=8, seed=seed)
 
 
 def make_teacher(folder: Path, **options) -> MelRvqTeacher:
@@ -48,7 +39,7 @@ def stacked(audio: np.ndarray) -> np.ndarray:
 
 
 def test_codes_are_the_nearest_entries_of_what_is_left(tmp_path: Path):
-    teacher, audio = make_teacher(save_folder(tmp_path / "folder")), sound(5)
+    teacher, audio = make_teacher(save_folder(tmp_path / "folder")), rising_tone(5)
     codes = label_track(teacher, audio)
     assert codes.dtype == np.uint16 and codes.shape == (3, 375) == teacher.spec.shape(375)
     weights = {name: array.astype(np.float64) for name, array in random_weights(3, 32, 8).items()}
@@ -74,7 +65,7 @@ def test_neither_frames_nor_labels_depend_on_the_blocks(frames: int, cuts: list[
 
 
 def test_a_track_longer_than_a_chunk_has_the_same_codes_in_any_blocks(tmp_path: Path):
-    teacher, audio = make_teacher(save_folder(tmp_path / "folder")), next(float_blocks(sound(19)))
+    teacher, audio = make_teacher(save_folder(tmp_path / "folder")), next(float_blocks(rising_tone(19)))
     whole = np.concatenate(list(teacher.label([audio])), axis=1)
     cut = np.concatenate(list(teacher.label(np.split(audio, np.array([1, 2, 40, 749, 750, 751]) * 320))), axis=1)
     np.testing.assert_array_equal(cut, whole)

@@ -161,6 +161,14 @@ def test_a_split_that_is_not_there_is_refused_by_name_and_one_alone_has_all_the_
         choose_tracks(manifest, Selection(splits=["trian"], limit_hours=None))
 
 
+def test_a_selection_is_a_set_of_splits_whatever_their_order():
+    manifest = make_manifest([(30, 24_000, "train")] * 3 + [(30, 24_000, "valid")] * 3)
+    one, other = (Selection(splits=splits) for splits in (["train", "valid"], ["valid", "train", "valid"]))
+    assert one == other and str(one) == str(other) == "splits train, valid"
+    assert list(choose_tracks(manifest, one).items()) == list(choose_tracks(manifest, other).items())
+    assert choose_tracks(manifest, Selection()) == choose_tracks(manifest, one) and Selection() != one
+
+
 def test_shards_mix_neighbours_of_the_manifest():
     manifest = make_manifest([(30, 24_000, "train")] * 200)
     first = plan_shards(manifest, SegmentConfig(examples_per_shard=50))[0]

@@ -12,14 +12,13 @@ import torch
 import yaml
 from audio_files import noise, tone
 from encodec.model import EncodecModel
-from mel_rvq_weights import random_weights
+from mel_rvq_weights import save_random_weights
 from pydantic import TypeAdapter, ValidationError
 
 from mert_foundry.pipeline.audio.blocks import to_int16
 from mert_foundry.pipeline.teachers import registry as teachers
 from mert_foundry.pipeline.teachers.codec.weights import OFFICIAL_FILE, load_codec, read_codec
 from mert_foundry.pipeline.teachers.kmeans import describe_feature, save_kmeans
-from mert_foundry.pipeline.teachers.mel_rvq import save_mel_rvq
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 ROOT = Path(__file__).parent.parent
@@ -95,10 +94,9 @@ def test_a_description_is_the_spec_of_the_teacher_and_builds_no_module(
     tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     centroids = np.random.default_rng(0).standard_normal((5, 229))
-    for name in ("kmeans", "mel_rvq"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "kmeans").mkdir()
     save_kmeans(tmp_path / "kmeans", centroids, describe_feature("logmel"), {}, {})
-    save_mel_rvq(tmp_path / "mel_rvq", random_weights(codebooks=2, entries=7, dimensions=4), {}, {})
+    save_random_weights(tmp_path / "mel_rvq", codebooks=2, entries=7, dimensions=4)
     configs = TypeAdapter(list[teachers.TeacherConfig]).validate_python(
         [
             {"kind": "encodec", "weights": str(tiny_codec), "codebooks": 3},

@@ -118,7 +118,7 @@ def overview(summary: ShardSummary) -> Section:
             ("segments", audio),
             ("index", summary.index_sha256),
             ("manifest", summary.manifest_sha256),
-            ("part of the manifest", str(summary.selection or "all of it")),
+            ("part of the manifest", str(summary.selection)),
         ]
     )
     return Section("Overview", [figures, facts, split_table(summary), target_table(summary)])

@@ -4,6 +4,7 @@ Examples at even distances of a split are read, so the moments are a pure functi
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,15 @@ from mert_foundry.model.objective.value_scale import ValueScale
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
-from mert_foundry.pipeline.shards.statistics import ContinuousSums, mean_and_variance
+from mert_foundry.pipeline.shards.statistics import (
+    ContinuousSums,
+    mean_and_variance,
+    measure_values,
+    merge_values,
+    standardising_deviation,
+)
 
 MOST_EXAMPLES = 256  # of a split: two hours in segments of 30 s, read in 5 s
-LEAST_DEVIATION = 0.001  # of the largest bin's, 60 dB below it: what varies less must not become a teacher of noise
 
 Sampled = Mapping[str, Mapping[str, ContinuousSums]]  # by target, then by split
 
@@ -54,25 +60,15 @@ def sum_values(
     entries = index.shards(split)
     places = [(shard, number) for shard, entry in enumerate(entries) for number in range(entry.nsamples)]
     count = min(len(places), MOST_EXAMPLES)
-    reader = ShardReader(shards, index, entries)
-    sums, squares, frames = np.zeros(spec.size), np.zeros(spec.size), 0
-    lowest, highest = np.inf, -np.inf
-    for number in range(count):
-        shard, example = places[number * len(places) // count]
-        values = _as_the_head_sees(reader.read_target(shard, example, spec.name), spec, stride, logarithmic)
-        if len(values):
-            sums, squares, frames = sums + values.sum(0), squares + np.square(values).sum(0), frames + len(values)
-            lowest, highest = min(lowest, values.min()), max(highest, values.max())
-    reader.close()
-    if not frames:
+    sums = measure_values(np.zeros((0, spec.size)))
+    with closing(ShardReader(shards, index, entries)) as reader:
+        for number in range(count):
+            shard, example = places[number * len(places) // count]
+            stored = reader.read_target(shard, example, spec.name)
+            sums = merge_values(sums, measure_values(_as_the_head_sees(stored, spec, stride, logarithmic)))
+    if not sums.count:
         raise ValueError(f"{shards}: no example of split {split} is as long as one frame of the encoder")
-    return ContinuousSums(
-        count=frames,
-        sum=sums.tolist(),
-        sum_of_squares=squares.tolist(),
-        minimum=float(lowest),
-        maximum=float(highest),
-    )
+    return sums
 
 
 def _as_the_head_sees(stored: np.ndarray, spec: HeadSpec, stride: int, logarithmic: bool) -> np.ndarray:
@@ -105,12 +101,10 @@ def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, ou
 
 
 def scale_of(sums: ContinuousSums, logarithmic: bool) -> ValueScale:
-    """Mean and deviation by bin, to six digits, no deviation below `LEAST_DEVIATION` of the largest (1 where all are 0)."""
+    """Mean and deviation by bin, as `standardising_deviation` has it, to six digits."""
     mean, variance = mean_and_variance(sums)
-    deviation = np.sqrt(variance)
-    least = LEAST_DEVIATION * deviation.max() or 1.0
     return ValueScale(
         logarithmic=logarithmic,
         mean=[float(f"{value:.6g}") for value in mean],
-        deviation=[float(f"{value:.6g}") for value in np.maximum(deviation, least)],
+        deviation=[float(f"{value:.6g}") for value in standardising_deviation(variance)],
     )

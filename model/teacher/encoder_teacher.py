@@ -13,11 +13,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.model.teacher.hidden_states import HiddenStates, LayerConfig, read_encoder
-from mert_foundry.pipeline.frames import FRAME_RATE, HOP
+from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage.documents import fingerprint, parse_values
+from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.storage.folder_kinds import ENCODER_CODES
-from mert_foundry.pipeline.teachers.residual_kmeans import ResidualCard, ResidualKmeans, check_feature, load_residual
+from mert_foundry.pipeline.teachers.fitted_folder import check_feature, codes_spec
+from mert_foundry.pipeline.teachers.residual_kmeans import ResidualCard, ResidualKmeans, load_residual
 
 
 class EncoderTeacherConfig(BaseModel):
@@ -73,18 +74,10 @@ def _specification(
     config: EncoderTeacherConfig, weights: dict[str, np.ndarray], card: ResidualCard, feature: dict
 ) -> TargetSpec:
     folder = Path(config.weights)
-    check_feature(folder, ENCODER_CODES, card, feature)
+    check_feature(folder, ENCODER_CODES, card.feature_settings, feature)
     settings = {"kind": config.kind} | feature
-    return TargetSpec(
-        name=config.name,
-        kind="discrete",
-        dtype="uint16",
-        frame_rate=FRAME_RATE,
-        size=card.codebooks,
-        codebook_size=card.entries,
-        fingerprint=fingerprint(settings, weights),
-        teacher=settings | {"weights": folder.name, "model": Path(config.model).name},
-    )
+    origin = {"weights": folder.name, "model": Path(config.model).name}
+    return codes_spec(config.name, settings, weights, card.codebooks, card.entries, origin)
 
 
 def _layer(config: EncoderTeacherConfig, card: ResidualCard) -> LayerConfig:

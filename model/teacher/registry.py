@@ -3,15 +3,12 @@
 The data side does not know the learned side, so the encoder joins its teachers here, and commands hand all of them to it.
 """
 
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from mert_foundry.model.teacher.encoder_teacher import EncoderTeacher, EncoderTeacherConfig
 from mert_foundry.pipeline.teachers import registry
 
 TEACHERS: registry.Teachers = registry.TEACHERS | {EncoderTeacherConfig: EncoderTeacher}
-if TYPE_CHECKING:  # which cannot follow what is imported
-    TeacherConfig = BaseModel
-else:
-    TeacherConfig = Annotated[Union[tuple(TEACHERS)], Field(discriminator="kind")]  # noqa: UP007
+TeacherConfig = Annotated[registry.TeacherConfig | EncoderTeacherConfig, Field(discriminator="kind")]

@@ -11,13 +11,14 @@ from pydantic import Field, JsonValue, ValidationError
 from mert_foundry.pipeline.features.older_names import present_names
 from mert_foundry.pipeline.features.plan import StoreLayout
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.storage.documents import Document, json_bytes
+from mert_foundry.pipeline.storage.documents import Document, first_difference, json_bytes
 from mert_foundry.pipeline.storage.folder_kinds import FEATURES, check_output
 
 SCHEMA_VERSION = 1
 KIND = "mert-features"
 PARTS = "parts"
 ROOT = FEATURES.marker
+CHANGED = "{key} {before!r}, now it is {now!r}"  # words of `first_difference`
 THREADS = 16  # that wait for an object store
 # What the root's attributes say of the state of the store; the others say what it is.
 STATE = ("complete", "dropped", "coordinates", "table_sha256", "missing_frames")
@@ -85,7 +86,7 @@ def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool
         _publish_root(location, {**description, "complete": False})
         return
     before = _without_state(found)
-    difference = _first_difference(present_names(before), present_names(description))
+    difference = first_difference(present_names(before), present_names(description), CHANGED)
     if difference is None:
         return
     if not overwrite:
@@ -179,18 +180,6 @@ def _remove_content(location: str) -> None:
     for name in _list_entries(location):
         if name not in (ROOT, PARTS):
             filesystem.rm(files.join(path, name), recursive=True)
-
-
-def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
-    """`key value, now value` of the first key that differs, dotted; None when all are alike."""
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if inner := _first_difference(old, new, f"{prefix}{key}."):
-                return inner
-        elif old != new:
-            return f"{prefix}{key} {old!r}, now it is {new!r}"
-    return None
 
 
 def record_location(location: str, number: int) -> str:

@@ -12,13 +12,9 @@ best of 20 starts. One start leaves the same error (docs/measurements.md, "Fitti
 from collections.abc import Callable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
-
-from mert_foundry.pipeline.frames import FRAME_RATE
 
 STEPS = 100
-BATCH_FRAMES = 10_000
-STEP_SECONDS = BATCH_FRAMES / FRAME_RATE  # audio of a batch
+BATCH_FRAMES = 10_000  # at most
 REVIVE_EVERY = 10  # steps
 LEAST_USE = 0.1  # of the mean use: an entry used less moves
 LEAST_ERROR = 0.1  # of the mean error: a frame with less is coded well
@@ -28,7 +24,7 @@ LevelReport = Callable[[int, int, float], None]  # of codebook n, from 0: steps 
 
 
 def fit_codebook(sample: np.ndarray, entries: int, seed: int, report: Report) -> np.ndarray:
-    """Entries float32 `[entries, size]` for frames `[frames, size]`, with one thread: the same machine gives the same bytes.
+    """Entries float32 `[entries, size]` for frames `[frames, size]`; of the same machine and number of threads, the same bytes.
 
     Raises:
         ValueError: there are fewer frames than entries.
@@ -36,22 +32,26 @@ def fit_codebook(sample: np.ndarray, entries: int, seed: int, report: Report) ->
     if len(sample) < entries:
         raise ValueError(f"{len(sample)} frames drawn, too few for {entries} entries")
     random = np.random.default_rng(seed)
-    with threadpool_limits(1):
-        codebook = np.array(sample[np.sort(random.choice(len(sample), entries, replace=False))])
-        uses, recent = np.zeros(entries), np.zeros(entries)  # in all, and since entries were last revived
-        for step in range(1, STEPS + 1):
-            batch = sample[np.sort(random.integers(0, len(sample), BATCH_FRAMES))]
-            codes = nearest(batch, codebook)
-            errors = np.square(batch - codebook[codes]).sum(axis=1, dtype=np.float64)
-            _update(codebook, uses, batch, codes)
-            recent += np.bincount(codes, minlength=entries)
-            if step % REVIVE_EVERY == 0 and step < STEPS:
-                waiting = np.flatnonzero(errors > LEAST_ERROR * errors.mean())
-                rare = np.flatnonzero(recent < LEAST_USE * recent.mean())[: len(waiting)]
-                codebook[rare] = batch[random.choice(waiting, len(rare), replace=False)]
-                uses[rare], recent[:] = 0, 0  # the next batch puts them amid the frames that choose them
-            report(step, float(errors.mean()))
+    codebook = np.array(sample[np.sort(random.choice(len(sample), entries, replace=False))])
+    uses, recent = np.zeros(entries), np.zeros(entries)  # in all, and since entries were last revived
+    for step in range(1, STEPS + 1):
+        batch = sample[np.sort(random.integers(0, len(sample), batch_frames(len(sample))))]
+        codes = nearest(batch, codebook)
+        errors = np.square(batch - codebook[codes]).sum(axis=1, dtype=np.float64)
+        _update(codebook, uses, batch, codes)
+        recent += np.bincount(codes, minlength=entries)
+        if step % REVIVE_EVERY == 0 and step < STEPS:
+            waiting = np.flatnonzero(errors > LEAST_ERROR * errors.mean())
+            rare = np.flatnonzero(recent < LEAST_USE * recent.mean())[: len(waiting)]
+            codebook[rare] = batch[random.choice(waiting, len(rare), replace=False)]
+            uses[rare], recent[:] = 0, 0  # the next batch puts them amid the frames that choose them
+        report(step, float(errors.mean()))
     return codebook
+
+
+def batch_frames(frames: int) -> int:
+    """Frames of a batch, of a sample of so many: `BATCH_FRAMES`, but not more than the sample has."""
+    return min(BATCH_FRAMES, frames)
 
 
 def nearest(frames: np.ndarray, entries: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from mert_foundry.pipeline.fitting.codebook import nearest
 from mert_foundry.pipeline.shards.statistics import DiscreteCounts, summarise_counts
@@ -30,8 +29,7 @@ def codebook_quality(parts: Iterable[tuple[np.ndarray, np.ndarray]], codebooks: 
         lost = energy - np.square(coded, dtype=np.float64).sum()  # outside the directions: no codebook brings it back
         remainder = coded
         for level, codebook in enumerate(codebooks):
-            with threadpool_limits(1):  # as when fitted: the same machine gives the same figures
-                codes = nearest(remainder, codebook)
+            codes = nearest(remainder, codebook)
             remainder = remainder - codebook[codes]
             counts[level] += np.bincount(codes, minlength=entries)
             errors[level] += lost + np.square(remainder, dtype=np.float64).sum()

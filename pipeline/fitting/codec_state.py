@@ -113,15 +113,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].numpy().tobytes())
     return digest.hexdigest()
-
-
-def first_difference(begun: Mapping[str, JsonValue], now: Mapping[str, JsonValue], name: str = "") -> str:
-    """The first setting, by its dotted key, that is another now, with both values; empty when there is none."""
-    for key in sorted({*begun, *now}):
-        before, after = begun.get(key), now.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            if found := first_difference(before, after, f"{name}{key}."):
-                return found
-        elif before != after:
-            return f"{name}{key} {before}, it is {after} now"
-    return ""

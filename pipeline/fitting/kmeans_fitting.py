@@ -49,7 +49,7 @@ class KmeansFitting:
 
     def fit(self, sample: np.ndarray, seed: int, report: LevelReport) -> dict[str, np.ndarray]:
         """`centroids` float32 `[clusters, size]`."""
-        variance = float(np.square(moments(sample)[1]).sum())
+        variance = float(moments(sample)[1].sum())
         shares = report_share(report, 0, variance)
         return {"centroids": fit_codebook(sample, self.config.num_clusters, seed, shares)}
 

@@ -6,18 +6,14 @@ time and deterministic (docs/measurements.md, "Fitting codebooks"). 16 dimension
 as good as 64 in the first codebooks, which matter most, and half as large.
 """
 
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.pipeline.fitting.codebook import LevelReport
-from mert_foundry.pipeline.fitting.residual_fitting import evaluate_residual, fit_residual
-from mert_foundry.pipeline.fitting.sample import Feature
+from mert_foundry.pipeline.fitting.residual_fitting import ResidualFitting
 from mert_foundry.pipeline.storage.folder_kinds import MEL_RVQ
-from mert_foundry.pipeline.teachers.mel_rvq import BANDS, save_mel_rvq
+from mert_foundry.pipeline.teachers.mel_rvq import BANDS
 from mert_foundry.pipeline.teachers.spectra.stacked_log_mel import STACKED, StackedLogMel
 
 
@@ -32,24 +28,13 @@ class MelRvqFittingConfig(BaseModel):
     dimensions: int = Field(default=32, gt=0, le=STACKED * BANDS, description="Principal components that are coded")
 
 
-class MelRvqFitting:
-    """See `pipeline.fitting.fitting.Fitting`."""
-
-    folder_kind = MEL_RVQ
-
-    def __init__(self, config: MelRvqFittingConfig):
-        self.config = config
-        self.codebooks = config.codebooks
-        self.feature: Feature = StackedLogMel(BANDS, torch.device("cpu"))
-
-    def fit(self, sample: np.ndarray, seed: int, report: LevelReport) -> dict[str, np.ndarray]:
-        """The weights of `ResidualKmeans`."""
-        return fit_residual(sample, self.config.codebooks, self.config.entries, self.config.dimensions, seed, report)
-
-    def evaluate(self, weights: dict[str, np.ndarray], frames: np.ndarray) -> dict:
-        """As `codebook_quality`, of standardised frames."""
-        return evaluate_residual(weights, frames)
-
-    def save(self, folder: Path, weights: dict[str, np.ndarray], fitting: dict, quality: dict) -> None:
-        """Write the teacher's folder."""
-        save_mel_rvq(folder, weights, fitting, quality)
+def mel_rvq_fitting(config: MelRvqFittingConfig) -> ResidualFitting:
+    """The fitting of a config."""
+    return ResidualFitting(
+        MEL_RVQ,
+        StackedLogMel(BANDS, torch.device("cpu")),
+        StackedLogMel.describe(BANDS),
+        codebooks=config.codebooks,
+        entries=config.entries,
+        dimensions=config.dimensions,
+    )

@@ -65,7 +65,7 @@ class ShardSummary(Document):
     name: str = Field(description="Name of the set")
     index_sha256: str = Field(description="SHA-256 of index.json; names the set down to the last byte")
     manifest_sha256: str = Field(description="SHA-256 of the manifest it was made from")
-    selection: Selection | None = Field(description="The part of the manifest that was taken; null: all of it")
+    selection: Selection = Field(description="The part of the manifest that was taken")
     sample_rate: int = Field(description="Hz")
     hop: int = Field(description="Samples per target frame")
     segment_seconds: float = Field(description="Length of a whole segment, seconds")
@@ -174,7 +174,7 @@ def compare_shard_sets(first: str, second: str) -> Difference:
 def _index_settings(index: ShardIndex) -> dict[str, JsonValue]:
     return {
         "manifest_sha256": index.manifest_sha256,
-        "selection": None if index.selection is None else index.selection.model_dump(),
+        "selection": index.selection.model_dump(),
         "segment_seconds": index.segment_seconds,
         "audio_member": index.audio_member,
         "targets": {spec.name: spec.model_dump(mode="json", exclude={"name"}) for spec in index.targets},

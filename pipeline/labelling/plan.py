@@ -16,7 +16,7 @@ from mert_foundry.pipeline.frames import (
 )
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.shards.format import AudioMember
-from mert_foundry.pipeline.shards.index import Selection
+from mert_foundry.pipeline.shards.index import ALL, Selection
 
 
 class SegmentConfig(BaseModel):
@@ -64,7 +64,7 @@ class ShardTask(BaseModel):
         return sum(track.seconds for track in self.tracks)
 
 
-def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection | None = None) -> list[ShardTask]:
+def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection = ALL) -> list[ShardTask]:
     """Shards of every split, each of whole tracks, in an order that mixes folders. Raises as `choose_tracks`."""
     tasks = []
     for split, tracks in choose_tracks(manifest, selection).items():
@@ -73,8 +73,8 @@ def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection 
     return tasks
 
 
-def choose_tracks(manifest: Manifest, selection: Selection | None) -> dict[str, list[Track]]:
-    """The tracks to label, by split, in the order of the shards; None takes all.
+def choose_tracks(manifest: Manifest, selection: Selection) -> dict[str, list[Track]]:
+    """The tracks to label, by split, in the order of the shards.
 
     Limited hours are shared among the splits by their hours in the manifest. A split gives its tracks in the order of its
     shards until it has its share, so what a smaller limit takes is the beginning of what a larger one takes.
@@ -85,12 +85,12 @@ def choose_tracks(manifest: Manifest, selection: Selection | None) -> dict[str, 
     by_split: dict[str, list[Track]] = {}
     for track in sorted(manifest.tracks, key=_mixing_order):
         by_split.setdefault(track.split, []).append(track)
-    wanted = sorted(by_split) if selection is None or selection.splits is None else sorted(set(selection.splits))
+    wanted = sorted(by_split) if selection.splits is None else selection.splits
     for split in wanted:
         if split not in by_split:
             raise ValueError(f"splits: the manifest has no track in {split!r}, only in {', '.join(sorted(by_split))}")
     chosen = {split: by_split[split] for split in wanted}
-    if selection is None or selection.limit_hours is None:
+    if selection.limit_hours is None:
         return chosen
     hours = {split: math.fsum(track.seconds for track in tracks) / 3600 for split, tracks in chosen.items()}
     return {

@@ -3,26 +3,35 @@
 It knows nothing of who hands out the shards; jobs/label.py makes Ray actors of it.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.teachers.registry import TEACHERS, Teachers, build_teachers
 
 
-class WorkOrder(BaseModel):
-    """What a worker must know besides its shards."""
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker must know besides its shards.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Args:
+        teachers: configs of teachers, in the order of index.json.
+        root: folder or fsspec URL of the audio files.
+        out: folder or fsspec URL for the shards.
+        device: where tracks are resampled and the teachers run.
+        decode_threads: threads that decode ahead.
+    """
 
-    teachers: list[BaseModel] = Field(min_length=1, description="Configs of teachers, in the order of index.json")
-    root: str = Field(description="Folder or fsspec URL of the audio files")
-    out: str = Field(description="Folder or fsspec URL for the shards")
-    device: Literal["cpu", "cuda"] = Field(description="Where tracks are resampled and the teachers run")
-    decode_threads: int = Field(gt=0, description="Threads that decode ahead")
+    teachers: Sequence[BaseModel]
+    root: str
+    out: str
+    device: Literal["cpu", "cuda"]
+    decode_threads: int
 
 
 class Labeller:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, check_specs
@@ -66,12 +66,22 @@ class SplitTotals(Document):
 class Selection(Document):
     """Which part of a manifest a set was made from."""
 
-    splits: list[str] | None = Field(description="Splits taken; null: all")
-    limit_hours: float | None = Field(gt=0, description="Hours the tracks were limited to; null: all")
+    splits: list[str] | None = Field(default=None, description="Splits taken, sorted, each once; null: all")
+    limit_hours: float | None = Field(default=None, gt=0, description="Hours the tracks were limited to; null: all")
+
+    @field_validator("splits")
+    @classmethod
+    def _sort(cls, splits: list[str] | None) -> list[str] | None:
+        return None if splits is None else sorted(set(splits))
 
     def __str__(self) -> str:
+        if self == ALL:
+            return "all of it"
         splits = "all splits" if self.splits is None else f"splits {', '.join(self.splits)}"
         return splits if self.limit_hours is None else f"{splits}, limited to {self.limit_hours:g} h"
+
+
+ALL = Selection()
 
 
 class ShardIndex(Document):
@@ -82,8 +92,8 @@ class ShardIndex(Document):
     wids_version: Literal[1] = Field(description="What wids asks for")
     name: str = Field(description="Name of the set")
     manifest_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl")
-    selection: Selection | None = Field(
-        default=None, description="The part of the manifest that was taken; null, and then not in the file: all of it"
+    selection: Selection = Field(
+        default=ALL, description="The part of the manifest that was taken; not in the file when that is all of it"
     )
     sample_rate: int = Field(ge=SAMPLE_RATE, le=SAMPLE_RATE, description="Hz")
     hop: int = Field(ge=HOP, le=HOP, description="Samples per target frame")
@@ -119,7 +129,7 @@ class ShardIndex(Document):
     def to_bytes(self) -> bytes:
         """The content of index.json."""
         # What a set does without is left out, so that the digest of an index of before stays what it was.
-        unused = {"selection"} if self.selection is None else None
+        unused = {"selection"} if self.selection == ALL else None
         return json_bytes(self.model_dump(mode="json", by_alias=True, exclude=unused))
 
     def digest(self) -> str:
@@ -136,7 +146,7 @@ def build_index(
     manifest_sha256: str,
     segment_seconds: float,
     audio_member: AudioMember,
-    selection: Selection | None = None,
+    selection: Selection = ALL,
 ) -> ShardIndex:
     """Join the records of the shards `names` (`train-000000`, ...) and publish `folder/index.json`.
 

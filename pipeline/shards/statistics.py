@@ -14,6 +14,8 @@ from pydantic import Field
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.documents import Document
 
+LEAST_DEVIATION = 0.001  # of the largest bin's, 60 dB below it: what varies less is noise, and is not blown up
+
 
 class DiscreteCounts(Document):
     """Partial of a discrete target."""
@@ -61,11 +63,15 @@ def measure(spec: TargetSpec, array: np.ndarray) -> DiscreteCounts | ContinuousS
         assert spec.codebook_size is not None, "check_specs asks for one"
         counts = [np.bincount(level, minlength=spec.codebook_size).tolist() for level in array]
         return DiscreteCounts(counts=counts)
-    values = spec.values(array)
+    return measure_values(spec.values(array))
+
+
+def measure_values(values: np.ndarray) -> ContinuousSums:
+    """The partial of values `[F, bins]`, summed in float64; F may be 0."""
     return ContinuousSums(
         count=len(values),
-        sum=values.sum(axis=0).tolist(),
-        sum_of_squares=np.square(values).sum(axis=0).tolist(),
+        sum=values.sum(axis=0, dtype=np.float64).tolist(),
+        sum_of_squares=np.square(values, dtype=np.float64).sum(axis=0).tolist(),
         minimum=float(values.min()) if len(values) else None,
         maximum=float(values.max()) if len(values) else None,
     )
@@ -83,14 +89,19 @@ def merge(
     if isinstance(first, DiscreteCounts) and isinstance(second, DiscreteCounts):
         return DiscreteCounts(counts=_added(first.counts, second.counts))
     if isinstance(first, ContinuousSums) and isinstance(second, ContinuousSums):
-        return ContinuousSums(
-            count=first.count + second.count,
-            sum=_added(first.sum, second.sum),
-            sum_of_squares=_added(first.sum_of_squares, second.sum_of_squares),
-            minimum=_present(min, first.minimum, second.minimum),
-            maximum=_present(max, first.maximum, second.maximum),
-        )
+        return merge_values(first, second)
     raise ValueError(f"statistics of a {first.kind} and a {second.kind} target do not merge")
+
+
+def merge_values(first: ContinuousSums, second: ContinuousSums) -> ContinuousSums:
+    """The partial of both. Raises ValueError when sizes differ."""
+    return ContinuousSums(
+        count=first.count + second.count,
+        sum=_added(first.sum, second.sum),
+        sum_of_squares=_added(first.sum_of_squares, second.sum_of_squares),
+        minimum=_present(min, first.minimum, second.minimum),
+        maximum=_present(max, first.maximum, second.maximum),
+    )
 
 
 def summarise(partial: DiscreteCounts | ContinuousSums) -> DiscreteSummary | ContinuousSummary:
@@ -112,6 +123,12 @@ def mean_and_variance(sums: ContinuousSums) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance over frames, per bin, float64 [bins] each; of at least one frame."""
     mean = np.array(sums.sum) / sums.count
     return mean, np.maximum(np.array(sums.sum_of_squares) / sums.count - mean**2, 0)
+
+
+def standardising_deviation(variance: np.ndarray) -> np.ndarray:
+    """What to divide by, per bin: the deviation, but not below `LEAST_DEVIATION` of the largest, and 1 where all are 0."""
+    deviation = np.sqrt(variance)
+    return np.maximum(deviation, LEAST_DEVIATION * deviation.max() or 1.0)
 
 
 def summarise_counts(partial: DiscreteCounts) -> DiscreteSummary:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -53,6 +54,29 @@ def fingerprint(settings: dict, weights: dict[str, np.ndarray] | None = None) ->
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], words: str = "{key} {before}, it is {now} now"
+) -> str | None:
+    """The first setting, by its dotted key, that is another now; None when all are alike.
+
+    Args:
+        words: how it is said, with fields `key`, `before` and `now`.
+    """
+    found = _first_changed(before, now)
+    return None if found is None else words.format(**found)
+
+
+def _first_changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if inner := _first_changed(old, new, f"{prefix}{key}."):
+                return inner
+        elif old != new:
+            return {"key": f"{prefix}{key}", "before": old, "now": new}
+    return None
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,10 @@
-"""A folder of fitted weights: one safetensors file, and a card in YAML that has its digest. Same input, same bytes."""
+"""A folder of fitted weights: one safetensors file, and a card in YAML that has its digest; and the target made with them.
+
+Same input, same bytes.
+"""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,21 +14,25 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mert_foundry.pipeline.storage.documents import parse_values
+from mert_foundry.pipeline.frames import FRAME_RATE
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage.documents import fingerprint, parse_values
 from mert_foundry.pipeline.storage.folder_kinds import FolderKind, check_input
 
 Card = TypeVar("Card", bound=BaseModel)
 
 
-def weights_bytes(arrays: dict[str, np.ndarray]) -> tuple[bytes, str]:
-    """Arrays as the content of a safetensors file, float32, and its SHA-256."""
-    content = save({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
-    return content, hashlib.sha256(content).hexdigest()
+def write_fitted(
+    folder: Path, kind: FolderKind, arrays: dict[str, np.ndarray], make_card: Callable[[str], BaseModel]
+) -> None:
+    """Write the two files of a kind, its card and its weights (float32), into an existing folder.
 
-
-def write_fitted(folder: Path, kind: FolderKind, content: bytes, card: BaseModel) -> None:
-    """Write the two files of a kind, its card and its weights, into an existing folder."""
+    Args:
+        make_card: takes the SHA-256 of the weights.
+    """
     card_name, weights_name = kind.markers[0]
+    content = save({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
+    card = make_card(hashlib.sha256(content).hexdigest())
     (folder / weights_name).write_bytes(content)
     (folder / card_name).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=True))
 
@@ -70,3 +78,30 @@ def check_shapes(
         if found is None or found.shape != shape or found.dtype != np.float32:
             there = "is not there" if found is None else f"is {found.dtype} {found.shape}"
             raise ValueError(f"{folder / weights_name}: {name} {there}, {card_name} says float32 {shape}")
+
+
+def check_feature(folder: Path, kind: FolderKind, fitted_to: dict, computed: dict) -> None:
+    """Raise ValueError when weights were fitted to a feature of other settings than those that are computed now."""
+    if fitted_to != computed:
+        raise ValueError(f"{folder / kind.marker}: fitted to {fitted_to}, this version computes {computed}")
+
+
+def codes_spec(
+    name: str, settings: dict, weights: dict[str, np.ndarray], codebooks: int, entries: int, origin: dict[str, str]
+) -> TargetSpec:
+    """The target of a teacher that codes a feature with fitted weights.
+
+    Args:
+        settings: kind of the teacher, and settings of the feature; with the weights, what the codes depend on.
+        origin: where it came from, for people to read.
+    """
+    return TargetSpec(
+        name=name,
+        kind="discrete",
+        dtype="uint16",
+        frame_rate=FRAME_RATE,
+        size=codebooks,
+        codebook_size=entries,
+        fingerprint=fingerprint(settings, weights),
+        teacher=settings | origin,
+    )

@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage.documents import fingerprint
 from mert_foundry.pipeline.storage.folder_kinds import KMEANS
-from mert_foundry.pipeline.teachers.fitted_folder import check_shapes, read_fitted, weights_bytes, write_fitted
+from mert_foundry.pipeline.teachers.fitted_folder import (
+    check_feature,
+    check_shapes,
+    codes_spec,
+    read_fitted,
+    write_fitted,
+)
 from mert_foundry.pipeline.teachers.spectra.power_spectra import Chroma, LogMel
 
-CARD = KMEANS.marker
 MEL_BANDS, CHROMA_BINS = 229, 264
 
 
@@ -74,19 +77,10 @@ def describe_feature(name: Literal["logmel", "chroma"]) -> dict[str, str | int |
 
 def _specification(config: KmeansTeacherConfig, centroids: np.ndarray, card: "KmeansCard") -> TargetSpec:
     folder, feature = Path(config.weights), describe_feature(card.feature)
-    if card.feature_settings != feature:
-        raise ValueError(f"{folder / CARD}: fitted to {card.feature_settings}, this version computes {feature}")
+    check_feature(folder, KMEANS, card.feature_settings, feature)
     settings = {"kind": config.kind} | feature
-    return TargetSpec(
-        name=config.name or card.feature,
-        kind="discrete",
-        dtype="uint16",
-        frame_rate=FRAME_RATE,
-        size=1,
-        codebook_size=card.clusters,
-        fingerprint=fingerprint(settings, {"centroids": centroids}),
-        teacher=settings | {"weights": folder.name},
-    )
+    origin = {"weights": folder.name}
+    return codes_spec(config.name or card.feature, settings, {"centroids": centroids}, 1, card.clusters, origin)
 
 
 class KmeansCard(BaseModel):
@@ -105,16 +99,19 @@ class KmeansCard(BaseModel):
 
 def save_kmeans(folder: Path, centroids: np.ndarray, feature_settings: dict, fitting: dict, quality: dict) -> None:
     """Write float32 centroids `[clusters, size]` and their card into an existing folder; same input, same bytes."""
-    content, digest = weights_bytes({"centroids": centroids})
-    card = KmeansCard(
-        feature=feature_settings["feature"],
-        feature_settings=feature_settings,
-        clusters=len(centroids),
-        centroids_sha256=digest,
-        fitting=fitting,
-        quality=quality,
+    write_fitted(
+        folder,
+        KMEANS,
+        {"centroids": centroids},
+        lambda digest: KmeansCard(
+            feature=feature_settings["feature"],
+            feature_settings=feature_settings,
+            clusters=len(centroids),
+            centroids_sha256=digest,
+            fitting=fitting,
+            quality=quality,
+        ),
     )
-    write_fitted(folder, KMEANS, content, card)
 
 
 def load_kmeans(folder: Path) -> tuple[np.ndarray, KmeansCard]:

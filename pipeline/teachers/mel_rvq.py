@@ -12,17 +12,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.storage.documents import fingerprint
 from mert_foundry.pipeline.storage.folder_kinds import MEL_RVQ
-from mert_foundry.pipeline.teachers.residual_kmeans import (
-    ResidualCard,
-    ResidualKmeans,
-    check_feature,
-    load_residual,
-    save_residual,
-)
+from mert_foundry.pipeline.teachers.fitted_folder import check_feature, codes_spec
+from mert_foundry.pipeline.teachers.residual_kmeans import ResidualCard, ResidualKmeans, load_residual
 from mert_foundry.pipeline.teachers.spectra.stacked_log_mel import StackedLogMel
 
 BANDS = 128
@@ -65,20 +58,6 @@ class MelRvqTeacher:
 
 def _specification(config: MelRvqTeacherConfig, weights: dict[str, np.ndarray], card: ResidualCard) -> TargetSpec:
     folder, feature = Path(config.weights), StackedLogMel.describe(BANDS)
-    check_feature(folder, MEL_RVQ, card, feature)
+    check_feature(folder, MEL_RVQ, card.feature_settings, feature)
     settings = {"kind": config.kind} | feature
-    return TargetSpec(
-        name=config.name,
-        kind="discrete",
-        dtype="uint16",
-        frame_rate=FRAME_RATE,
-        size=card.codebooks,
-        codebook_size=card.entries,
-        fingerprint=fingerprint(settings, weights),
-        teacher=settings | {"weights": folder.name},
-    )
-
-
-def save_mel_rvq(folder: Path, weights: dict[str, np.ndarray], fitting: dict, quality: dict) -> None:
-    """As `save_residual`, with this feature's settings."""
-    save_residual(folder, MEL_RVQ, weights, StackedLogMel.describe(BANDS), fitting, quality)
+    return codes_spec(config.name, settings, weights, card.codebooks, card.entries, {"weights": folder.name})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mert_foundry.pipeline.storage.folder_kinds import FolderKind
 from mert_foundry.pipeline.teachers.codec.quantizer import ResidualQuantizer
-from mert_foundry.pipeline.teachers.fitted_folder import check_shapes, read_fitted, weights_bytes, write_fitted
+from mert_foundry.pipeline.teachers.fitted_folder import check_shapes, read_fitted, write_fitted
 
 
 class ResidualKmeans:
@@ -53,18 +53,21 @@ def save_residual(
     folder: Path, kind: FolderKind, weights: dict[str, np.ndarray], feature: dict, fitting: dict, quality: dict
 ) -> None:
     """Write weights and their card into an existing folder; `feature`: its settings. Same input, same bytes."""
-    content, digest = weights_bytes(weights)
     codebooks, entries, dimensions = weights["codebooks"].shape
-    card = ResidualCard(
-        feature_settings=feature,
-        codebooks=codebooks,
-        entries=entries,
-        dimensions=dimensions,
-        weights_sha256=digest,
-        fitting=fitting,
-        quality=quality,
+    write_fitted(
+        folder,
+        kind,
+        weights,
+        lambda digest: ResidualCard(
+            feature_settings=feature,
+            codebooks=codebooks,
+            entries=entries,
+            dimensions=dimensions,
+            weights_sha256=digest,
+            fitting=fitting,
+            quality=quality,
+        ),
     )
-    write_fitted(folder, kind, content, card)
 
 
 def load_residual(folder: Path, kind: FolderKind) -> tuple[dict[str, np.ndarray], ResidualCard]:
@@ -83,9 +86,3 @@ def load_residual(folder: Path, kind: FolderKind) -> tuple[dict[str, np.ndarray]
     }
     check_shapes(folder, kind, weights, expected)
     return weights, card
-
-
-def check_feature(folder: Path, kind: FolderKind, card: ResidualCard, feature: dict) -> None:
-    """Raise ValueError when weights were fitted to a feature of other settings than those of now."""
-    if card.feature_settings != feature:
-        raise ValueError(f"{folder / kind.marker}: fitted to {card.feature_settings}, this version computes {feature}")
