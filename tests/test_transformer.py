@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_model import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -9,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.initialisation import initialise
 from mert_foundry.model.transformer.norm import norm_placement
+from mert_foundry.model.transformer.position import correlate_by_fft
 from mert_foundry.model.transformer.transformer import TransformerEncoderExtend
 
 PLACEMENTS = ["post", "pre", "deepnorm", "sub"]
@@ -43,6 +46,41 @@ def randomised(**changes: object) -> TransformerEncoderExtend:
     for parameter in transformer.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return transformer
+
+
+@given(
+    frames=st.integers(1, 300),
+    kernel=st.integers(1, 130),
+    groups=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_a_correlation_by_fft_is_the_convolution_with_its_gradients(
+    frames: int, kernel: int, groups: int, bias: bool, seed: int
+):
+    torch.manual_seed(seed)
+    conv = nn.Conv1d(8, 8, kernel, padding=kernel // 2, groups=groups, bias=bias)
+    signal = torch.randn(2, 8, frames, requires_grad=True)
+    leaves, upstream = [signal, *conv.parameters()], torch.randn(2, 8, frames)
+    expected, found = conv(signal)[:, :, :frames], correlate_by_fft(signal, conv.weight, conv.bias)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for name, by_fft, direct in zip(
+        ("signal", "weight", "bias"),
+        torch.autograd.grad(found, leaves, upstream),
+        torch.autograd.grad(expected, leaves, upstream),
+    ):
+        torch.testing.assert_close(by_fft, direct, rtol=1e-3, atol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_adds_the_position_that_a_cpu_adds():
+    transformer, features = randomised(position="convolution"), torch.randn(3, 200, 16)
+    with torch.no_grad():
+        expected = transformer.position(features)
+        found = transformer.position.cuda()(features.cuda()).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 2])
