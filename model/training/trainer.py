@@ -36,6 +36,7 @@ from mert_foundry.model.runs.checkpoint import (
     save_checkpoint,
 )
 from mert_foundry.model.runs.publish import remove_leftovers
+from mert_foundry.model.training.compilation import compile_parts
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig, learning_rate, restore_moments
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
@@ -67,6 +68,10 @@ class TrainerConfig(BaseModel):
     accumulation: int = Field(1, ge=1, description="micro-batches into which a rank's batch is split")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto", description="forward arithmetic; tf32 needs a GPU; auto: bf16 on GPUs that have it, else fp32"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile front-end and layers: a minute or two at each start, then faster steps on a GPU",
     )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
@@ -120,6 +125,8 @@ def train(
     """
     precision = resolve_precision(config.precision, device)
     set_precision(precision)
+    if config.compile:
+        compile_parts(model)
     trainee = TrainStep(
         model.to(device),
         config.optimizer,

@@ -1,0 +1,20 @@
+"""torch.compile for the parts of a model that a training step spends its time in."""
+
+from torch import nn
+
+from mert_foundry.model.encoder import FeatureProjection
+from mert_foundry.model.frontend.convolution import ConvLayer
+from mert_foundry.model.transformer.layer import TransformerLayer
+
+COMPILED = (ConvLayer, FeatureProjection, TransformerLayer)
+
+
+def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile each front-end convolution, the projection and each layer, in place; names of weights stay as they are.
+
+    Part by part, so that layers of the same form share one compilation, and layer drop and activation checkpointing stay
+    outside it. Each part must be one graph: what would break it is an error at the first step, not a slow step.
+    """
+    for part in model.modules():
+        if isinstance(part, COMPILED):
+            part.compile(fullgraph=True, backend=backend)

@@ -1,0 +1,62 @@
+"""Compiled parts of a model: the same losses, whole graphs, and none compiled again once all forms were seen."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_model import HEADS, OBJECTIVE, synthetic_batch, tiny_encoder
+from torch._dynamo.utils import counters
+
+from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
+from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.training.compilation import compile_parts
+from mert_foundry.model.training.optimizer import OptimizerConfig
+from mert_foundry.model.training.train_step import TrainStep
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def build(layer_drop: float = 0.0, checkpointing: bool = False) -> PretrainModel:
+    encoder = tiny_encoder(dropout=0.0, layer_drop=layer_drop, layers=4)
+    transformer = encoder.transformer.model_copy(update={"activation_checkpointing": checkpointing})
+    return build_pretrain_model(encoder.model_copy(update={"transformer": transformer}), HEADS, OBJECTIVE, 1)
+
+
+def losses(model: PretrainModel, device: torch.device, steps: range, bfloat16: bool = False) -> list[float]:
+    step = TrainStep(model.to(device), OptimizerConfig(), MaskConfig(), None, 1, bfloat16, 11, device)
+    return [step.train(synthetic_batch(number), number, 1e-2, {}).summary["loss"] for number in steps]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("layer_drop", [0.0, 0.5])
+def test_losses_stay_and_no_graph_is_broken_or_made_again(layer_drop: float, checkpointing: bool):
+    compiled = build(layer_drop, checkpointing)
+    names = list(compiled.state_dict())
+    compile_parts(compiled, backend="aot_eager")
+    found = losses(compiled, CPU, range(1, 4))
+    # The convolution with a norm, those of kernel 3 and of kernel 2, the projection, and one for all four layers.
+    assert counters["stats"]["unique_graphs"] == 5
+    found += losses(compiled, CPU, range(4, 9))
+    eager = build(layer_drop, checkpointing)
+    assert found == pytest.approx(losses(eager, CPU, range(1, 4)) + losses(eager, CPU, range(4, 9)), rel=1e-5)
+    assert list(compiled.state_dict()) == names
+    assert counters["stats"]["unique_graphs"] == 5 and not counters["graph_break"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["fp32", "bf16"])
+def test_a_gpu_compiles_and_stays_near_the_cpu(bfloat16: bool):
+    compiled = build()
+    compile_parts(compiled)
+    found = losses(compiled, torch.device("cuda"), range(1, 5), bfloat16)
+    assert found == pytest.approx(losses(build(), CPU, range(1, 5)), rel=1e-2 if bfloat16 else 1e-4)
