@@ -345,7 +345,7 @@ def test_bf16_changes_few_coarse_codes_and_the_fingerprint(backend: str, clips: 
     equal = (codes_of(rough, audio) == codes_of(exact, audio)).mean(axis=1)
     assert 0.95 < equal[0] and 0.5 < equal[7] < 1
     assert rough.spec.fingerprint != exact.spec.fingerprint
-    assert rough.spec.teacher["precision"] == "bf16"
+    assert rough.spec.teacher["precision"] == "bf16" and rough.spec.teacher["lstm_precision"] == "fp32"
 
 
 def test_tf32_is_another_teacher_and_for_a_gpu_alone(tiny_codec: Path):

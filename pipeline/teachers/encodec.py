@@ -28,7 +28,7 @@ class EncodecTeacherConfig(BaseModel):
     codebooks: int = Field(default=8, gt=0, description="Residual codebooks to keep (8 at 75 Hz: 6 kbps)")
     precision: Precision = Field(
         default="fp32",
-        description="Arithmetic of the encoder; tf32 (on a GPU) and bf16 are faster and change codes, so there is no auto",
+        description="Arithmetic of the convolutions; tf32 (on a GPU) and bf16 are faster and change codes, so there is no auto",
     )
     backend: Backend = Field(
         default="torch", description="What runs the convolutions; 'openvino' (an extra) is faster on a CPU"
@@ -64,9 +64,15 @@ class EncodecTeacher:
             raise ValueError(
                 f"codec {config.weights}: {stored.sizes.codebooks} codebooks, {config.codebooks} asked for"
             )
-        settings = {"kind": config.kind, "codebooks": config.codebooks, "sample_rate": SAMPLE_RATE, "hop": HOP}
+        settings: dict[str, str | int] = {
+            "kind": config.kind,
+            "codebooks": config.codebooks,
+            "sample_rate": SAMPLE_RATE,
+            "hop": HOP,
+        }
         if config.precision != "fp32":
-            settings["precision"] = config.precision
+            # The LSTM had the precision too, in shards without this entry.
+            settings |= {"precision": config.precision, "lstm_precision": "fp32"}
         return TargetSpec(
             name=config.name,
             kind="discrete",

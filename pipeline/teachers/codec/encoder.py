@@ -32,9 +32,8 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 CHUNK_FRAMES = 300
 # Of these a window of the convolutions. Measured on a CPU: one second of activations still fits the cache.
 WINDOW_FRAMES = {"cpu": 75, "cuda": CHUNK_FRAMES}
-# Tracks side by side. Measured on a CPU: four make the LSTM 2.2 times faster, one alone among four makes it 1.8 times
-# slower. Not measured yet: a GPU should take about as long for many as for one, since the LSTM's steps are small and
-# must follow each other.
+# Tracks side by side. On a CPU four make the LSTM 2.2 times faster, but one alone among four makes it 1.8 times slower. On a
+# GPU 64 are 1.2 times as fast as 16, with 3.7 times the memory, and few shards have 64 tracks (docs/measurements.md).
 BATCH_SLOTS = {"cpu": 1, "cuda": 16}
 
 
@@ -43,8 +42,8 @@ class EncodecEncoder:
 
     Args:
         encoder: the package's encoder with its weights; its weight norm is folded in place.
-        precision: of the convolutions and the LSTM; the last convolution, and those of the first frames, stay in fp32.
-            tf32 is fp32 with products of 10-bit mantissas, which a GPU alone computes.
+        precision: of the convolutions; the LSTM, the last convolution, and those of the first frames, stay in fp32. tf32 is
+            fp32 with products of 10-bit mantissas, which a GPU alone computes.
         backend: what runs the convolutions; all the rest runs in torch.
 
     Raises:
@@ -64,10 +63,9 @@ class EncodecEncoder:
         layers: list[nn.Module] = list(encoder.model)
         recurrent = next(index for index, layer in enumerate(layers) if isinstance(layer, SLSTM))
         self.padded_convolutions = nn.Sequential(*layers[:recurrent])
-        self.dtype = DTYPES[precision]
         block = layers[recurrent]
         assert isinstance(block, SLSTM)
-        self.lstm, self.skip = block.lstm.to(self.dtype), block.skip
+        self.lstm, self.skip = block.lstm, block.skip
         self.padded_head = nn.Sequential(*layers[recurrent + 1 :])
         self.head = without_padding(self.padded_head)
         self.left_context = left_context(self.padded_convolutions)
@@ -115,7 +113,7 @@ class EncodecEncoder:
 
     def _nothing_carried(self) -> "_Carried":
         shape = (self.lstm.num_layers, self.slots, self.lstm.hidden_size)
-        hidden, cell = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        hidden, cell = (torch.zeros(shape, device=self.device) for _ in range(2))
         return _Carried(
             samples=np.zeros((self.slots, self.left_context + CHUNK_FRAMES * HOP), np.float32),
             tail=torch.zeros(self.slots, self.lstm.hidden_size, self.head_left_context, device=self.device),
@@ -152,11 +150,13 @@ class EncodecEncoder:
 
     def _recur(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sequence = features.permute(2, 0, 1).contiguous()
-        with tf32_allowed(self.precision):
-            output, state = self.lstm(sequence.to(self.dtype), state)
+        # In fp32 whatever the precision: its small steps gain nothing from less. On an H100, 16 slots take 7.4 ms, in tf32 16.0
+        # and in bf16 15.7 (docs/measurements.md).
+        with tf32_allowed("fp32"):
+            output, state = self.lstm(sequence, state)
         if self.skip:
             output = output + sequence
-        return output.float().permute(1, 2, 0), state
+        return output.permute(1, 2, 0), state
 
     def _tensor(self, samples: np.ndarray) -> Tensor:
         """`[slots, n]` -> `[slots, 1, n]` on the device"""
