@@ -23,7 +23,7 @@ from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
-from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS
+from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, LABELLERS_A_GPU
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
@@ -59,11 +59,12 @@ class LabelConfig(BaseModel):
         description="Where tracks are resampled and the teachers run; auto: cuda where this machine has one",
     )
     actors: int = Field(
-        default=0, ge=0, description="Teacher processes; 0: one a CPU core, or one a GPU; more than these share them"
+        default=0,
+        ge=0,
+        description="Teacher processes; 0: one a CPU core, or up to 8 that share a GPU, one for each of its share of the"
+        " cores; they take about 1.5 GB of its memory each",
     )
-    decode_threads: int = Field(
-        default=0, ge=0, description="Decoding threads of each actor; 0: 2 on a CPU, 16 for a GPU"
-    )
+    decode_threads: int = Field(default=DECODE_THREADS, gt=0, description="Decoding threads of each actor")
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
@@ -165,7 +166,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
         root=root,
         out=config.out,
         device=resolve_device(config.device),
-        decode_threads=config.decode_threads or DECODE_THREADS[config.device],
+        decode_threads=config.decode_threads,
     )
     # An index must not stand beside shards that are about to change.
     files.remove(files.join(config.out, INDEX_NAME))
@@ -177,6 +178,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
             address=config.address,
             device=order.device,
             actors=config.actors,
+            actors_a_gpu=LABELLERS_A_GPU,
             report=progress.update,
         )
 

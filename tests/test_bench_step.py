@@ -141,6 +141,7 @@ def test_cuda_without_a_device_is_one_line(bench):
 
 
 @pytest.mark.gpu
+@pytest.mark.process
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_measures_memory_and_share_of_peak(bench):
     code, out, _ = bench(*SMALL, "--device", "cuda", "--rounds", "1", "--json", "--only", "ours")

@@ -50,7 +50,7 @@ ARROWS = {
     "model/teacher": "model/encoder model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames pipeline/shards"
     " pipeline/storage pipeline/teachers",
     "model/probing": "pipeline/probe_sets",
-    "model/training": "model/objective model/runs model/transformer",
+    "model/training": "model/encoder model/frontend model/objective model/runs model/transformer",
     "jobs/command": "pipeline/storage",
     "jobs/cluster": "jobs/command model/training",
     "jobs/pretraining": "jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
@@ -63,7 +63,7 @@ ARROWS = {
     "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
     " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/teachers pipeline/teachers/codec",
     "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/pretraining jobs/probing model/interop model/objective model/runs"
-    " model/teacher model/training pipeline/features pipeline/fitting pipeline/labelling pipeline/manifest pipeline/shards"
+    " model/teacher model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
 }
 # The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing

@@ -51,12 +51,22 @@ def cluster() -> Iterator[Cluster]:
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.mark.parametrize(("actors", "processes"), [(3, 3), (0, 1)])
-def test_actors_beyond_the_gpus_share_them(actors: int, processes: int, cluster: Cluster, tmp_path: Path):
+@pytest.mark.parametrize(("actors", "actors_a_gpu", "processes"), [(3, 1, 3), (0, 1, 1), (0, 8, 2)])
+def test_actors_beyond_the_gpus_share_them(
+    actors: int, actors_a_gpu: int, processes: int, cluster: Cluster, tmp_path: Path
+):
+    """By default as many as are told for each GPU, but no more than its share of the CPUs, of which there are two."""
     names = ["a", "b", "c"]
-    tasks = [Meeting(name, tmp_path, names if actors else []) for name in names]
+    tasks = [Meeting(name, tmp_path, names[:processes] if processes > 1 else []) for name in names]
     failures = run_on_ray(
-        tasks, Guest, (), address=cluster.address, device="cuda", actors=actors, report=lambda seconds, note: None
+        tasks,
+        Guest,
+        (),
+        address=cluster.address,
+        device="cuda",
+        actors=actors,
+        actors_a_gpu=actors_a_gpu,
+        report=lambda seconds, note: None,
     )
     assert failures == {}
     assert len({(tmp_path / name).read_text() for name in names}) == processes

@@ -104,7 +104,7 @@ class OurLabeller:
         torch.set_num_threads(1)
         self.encodec, self.cqt = build_teachers([codec, cqt], device)
         self.device = device
-        self.decode_threads = 1 if device == "cpu" else DECODE_THREADS[device]
+        self.decode_threads = 1 if device == "cpu" else DECODE_THREADS
         self.clock = StageClock()
 
     def label(self, jobs: Sequence[Job]) -> list[FileLabels | DecodeError]:

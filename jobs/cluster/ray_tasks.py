@@ -47,6 +47,7 @@ def run_on_ray(
     address: str | None,
     device: Literal["cpu", "cuda"],
     actors: int,
+    actors_a_gpu: int = 1,
     report: Callable[[float, str], None],
 ) -> dict[str, str]:
     """Do every task; returns the error message of each one that failed.
@@ -55,8 +56,9 @@ def run_on_ray(
         worker, arguments: the class of the actors, and what each is made with.
         address: `local` starts Ray on this machine for this call; else the address of a running cluster; None:
             RAY_ADDRESS, else local.
-        actors: processes; 0 means one for each CPU (or GPU) of the cluster. More than these share them, so that on a
-            GPU one computes while another reads or writes. Never more than tasks.
+        actors: processes; 0 means one for each CPU of the cluster, or `actors_a_gpu` for each GPU. More than there are CPUs
+            or GPUs share them, so that on a GPU one computes while another reads or writes. Never more than tasks.
+        actors_a_gpu: how many share a GPU where `actors` is 0, but no more than there are CPUs for each GPU.
         report: called about twice a second with the audio seconds done and a note on failures.
     """
     address = _connect(address)
@@ -65,7 +67,11 @@ def run_on_ray(
         available = int(ray.cluster_resources().get(resource, 0))
         if not available:
             raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
-        wanted = min(actors or available, len(tasks))
+        by_default = available
+        if device == "cuda":
+            cores = int(ray.cluster_resources().get("CPU", 0)) // available
+            by_default = available * max(1, min(actors_a_gpu, cores))
+        wanted = min(actors or by_default, len(tasks))
         share = 1 / math.ceil(wanted / available)
         # An actor on a GPU must not wait for a CPU, as it would by default.
         resources = {"num_cpus": share} if device == "cpu" else {"num_cpus": 0, "num_gpus": share}

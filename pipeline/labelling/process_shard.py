@@ -25,8 +25,11 @@ from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, Sh
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.teachers.teacher import Teacher, label_tracks
 
-# Beside a process on every core, and for a GPU that must not wait.
-DECODE_THREADS = {"cpu": 2, "cuda": 16}
+# Threads of one process share an interpreter, which takes a part of the decoding: 16 of them decoded MP3 at half the speed of
+# one, on 16 cores (docs/measurements.md). More processes decode more.
+DECODE_THREADS = 2
+# Processes that share a GPU, no more than its share of the cores: each decodes for itself, and needs about 1.5 GB there.
+LABELLERS_A_GPU = 8
 
 
 def process_shard(
@@ -37,7 +40,7 @@ def process_shard(
     backend: dict,
     *,
     device: str = "cpu",
-    decode_threads: int = DECODE_THREADS["cpu"],
+    decode_threads: int = DECODE_THREADS,
     report: Callable[[float], None] = lambda seconds: None,
 ) -> ShardRecord:
     """Label one shard and publish it in the folder `out`.
