@@ -22,11 +22,45 @@ def test_published_schedule_at_its_corners():
     assert learning_rate(config, 400_000) == 0.0
 
 
-def test_schedule_has_one_peak_and_no_jump():
-    config = ScheduleConfig(learning_rate=1.0, warmup_steps=10, total_steps=50)
+@pytest.mark.parametrize("decay", [{}, {"decay": "cosine"}, {"decay": "last", "decay_steps": 15}])
+def test_schedule_has_one_peak_and_no_jump_and_ends_at_zero(decay: dict):
+    config = ScheduleConfig(learning_rate=1.0, warmup_steps=10, total_steps=50, **decay)
     rates = [learning_rate(config, step) for step in range(1, 51)]
-    assert rates.index(max(rates)) == 9
+    assert rates.index(max(rates)) == 9 and rates[-1] == 0.0
     assert max(abs(after - before) for before, after in zip(rates, rates[1:])) <= 0.1 + 1e-9
+
+
+def test_cosine_is_that_of_torch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    torch_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30)
+    config = ScheduleConfig(learning_rate=0.5, warmup_steps=10, total_steps=40, decay="cosine")
+    for step in range(10, 41):
+        assert learning_rate(config, step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        torch_schedule.step()
+
+
+def test_a_rate_that_falls_last_is_the_same_in_a_longer_run_until_it_falls():
+    short, long = (
+        ScheduleConfig(learning_rate=1.0, warmup_steps=5, total_steps=total, decay="last", decay_steps=10)
+        for total in (30, 90)
+    )
+    assert [learning_rate(short, step) for step in range(1, 21)] == [learning_rate(long, step) for step in range(1, 21)]
+    assert [learning_rate(short, step) for step in (20, 25, 30)] == [1.0, 0.5, 0.0]
+    assert [learning_rate(long, step) for step in (30, 80, 85)] == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": "last"}, "decay is last and decay_steps None"),
+        ({"decay_steps": 5}, "decay is linear and decay_steps 5"),
+        ({"decay": "last", "decay_steps": 50}, "warmup_steps 10 and decay_steps 50 are more than total_steps 50"),
+    ],
+)
+def test_phases_that_do_not_fit_are_refused(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        ScheduleConfig(warmup_steps=10, total_steps=50, **settings)
 
 
 def test_schedule_without_warmup_starts_near_the_peak():

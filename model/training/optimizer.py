@@ -1,7 +1,8 @@
 """AdamW (arXiv 1711.05101) with parameter groups."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -87,17 +88,37 @@ class ScheduleConfig(BaseModel):
     learning_rate: float = Field(5e-4, gt=0.0, description="highest rate, reached at the end of the warm-up")
     warmup_steps: int = Field(32_000, ge=0, description="optimiser steps from rate 0 to the highest")
     total_steps: int = Field(400_000, ge=1, description="optimiser steps in all; the rate is 0 at the last")
+    decay: Literal["linear", "cosine", "last"] = Field(
+        "linear",
+        description="how the rate falls after the warm-up: along a line or half a cosine; last: it stays, and falls along a line"
+        " in the last decay_steps, so that a run can be made longer while it stays",
+    )
+    decay_steps: int | None = Field(None, ge=1, description="optimiser steps of the fall, with decay: last alone")
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> "ScheduleConfig":
+    def _phases_fit(self) -> "ScheduleConfig":
         if self.warmup_steps >= self.total_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} is not below total_steps {self.total_steps}")
+        if (self.decay == "last") != (self.decay_steps is not None):
+            raise ValueError(
+                f"decay is {self.decay} and decay_steps {self.decay_steps}: last needs them, no other takes them"
+            )
+        if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.total_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} are more than total_steps {self.total_steps}"
+            )
         return self
 
 
 def learning_rate(config: ScheduleConfig, step: int) -> float:
-    """Rate of optimiser step `step`, counted from 1."""
+    """Rate of optimiser step `step`, counted from 1.
+
+    The cosine is that of SGDR's one cycle (arXiv 1608.03983), `last` warm-up-stable-decay (arXiv 2404.06395).
+    """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
-    left = max(config.total_steps - step, 0) / (config.total_steps - config.warmup_steps)
-    return config.learning_rate * left
+    left = max(config.total_steps - step, 0)
+    share = left / (config.decay_steps or config.total_steps - config.warmup_steps)
+    if config.decay == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    return config.learning_rate * min(share, 1.0)
