@@ -20,9 +20,10 @@ from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_flac, decode_info
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
 from mert_foundry.pipeline.shards.members import Span, check_checksum, find_member, find_rows, read_spans
-from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry
+from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.patience import Patience, ShortRead
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,21 @@ class ShardReader:
         index: its index.
         shards: the shards to read from, for example `index.shards("train")`.
         open_shards: shards whose file and member table are kept at hand.
+        patience: seconds that a remote storage may be out of reach before a read fails.
     """
 
-    def __init__(self, folder: str, index: ShardIndex, shards: Sequence[ShardEntry], open_shards: int = 32) -> None:
+    def __init__(
+        self,
+        folder: str,
+        index: ShardIndex,
+        shards: Sequence[ShardEntry],
+        open_shards: int = 32,
+        patience: float = 0.0,
+    ) -> None:
         self._specs = index.targets
         self._audio_member = index.audio_member
-        self._open = lru_cache(maxsize=open_shards)(lambda shard: _OpenShard(folder, shards[shard]))
+        waiting = Patience(patience)
+        self._open = lru_cache(maxsize=open_shards)(lambda shard: _OpenShard(folder, shards[shard], waiting))
 
     def entries(self, shard: int) -> list[ExampleEntry]:
         """Key, frames and members of every example of a shard, in the order of the tar.
@@ -186,8 +196,9 @@ def _decode_target(
 class _OpenShard:
     """One shard at hand: its tar, open when local, and what its record lists, read when first asked for."""
 
-    def __init__(self, folder: str, shard: ShardEntry) -> None:
+    def __init__(self, folder: str, shard: ShardEntry, patience: Patience) -> None:
         self.url = shard.url
+        self._patience = patience
         self._folder = folder
         self._shard = shard
         self._lock = Lock()
@@ -213,9 +224,14 @@ class _OpenShard:
         """Member table and dropped segments, from the record that the index names."""
         with self._lock:
             if self._listed is None:
-                record = load_listed_record(self._folder, self._shard)
+                record = self._load_record()
                 self._listed = record.members, record.dropped_segments
             return self._listed
+
+    def _load_record(self) -> ShardRecord:
+        if self._descriptor is not None:
+            return load_listed_record(self._folder, self._shard)
+        return self._patience.read(f"record of {self.url}", lambda: load_listed_record(self._folder, self._shard))
 
     def member(self, entry: ExampleEntry, suffix: str) -> Span:
         """Where a member of an example lies."""
@@ -223,8 +239,10 @@ class _OpenShard:
 
     def read(self, spans: Sequence[Span]) -> Sequence[bytes]:
         """The bytes of each span. Raises OSError or, for a file too short, ValueError, naming the member."""
+        if self._descriptor is None:
+            return read_spans(spans, self._read_remote)
         try:
-            return read_spans(spans, self._read_remote if self._descriptor is None else self._read_local)
+            return read_spans(spans, self._read_local)
         except OSError as error:
             raise OSError(f"{spans[0].name}: {error}") from error
 
@@ -235,4 +253,14 @@ class _OpenShard:
     def _read_remote(self, spans: Sequence[Span]) -> Sequence[bytes]:
         starts = [span.offset for span in spans]
         ends = [span.offset + span.size for span in spans]
-        return self._filesystem.cat_ranges([self._path] * len(spans), starts, ends, on_error="raise")
+
+        def attempt() -> Sequence[bytes]:
+            contents = self._filesystem.cat_ranges([self._path] * len(spans), starts, ends, on_error="raise")
+            if any(len(content) != span.size for content, span in zip(contents, spans, strict=True)):
+                raise ShortRead(contents)
+            return contents
+
+        try:
+            return self._patience.read(spans[0].name, attempt)
+        except ShortRead as error:
+            return error.contents

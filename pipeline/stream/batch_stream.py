@@ -49,6 +49,12 @@ class StreamConfig(BaseModel):
     )
     threads: int = Field(default=4, ge=1, description="Threads that read and decode")
     prefetch: int = Field(default=4, ge=1, description="Batches made ahead")
+    patience: float = Field(
+        default=600.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="Seconds that an object store may be out of reach, in one go, before the run ends",
+    )
 
     @field_validator("crop_samples")
     @classmethod
@@ -117,7 +123,7 @@ class BatchStream:
         consumed = self._consumed(position) if position is not None else 0
         frames = crop_frames(config.crop_samples)
         # Around the border of two windows, shards of both are read.
-        reader = ShardReader(folder, index, shards, open_shards=2 * config.shuffle_window)
+        reader = ShardReader(folder, index, shards, open_shards=2 * config.shuffle_window, patience=config.patience)
         self._loader = _Loader(reader, index, frames, config, partial(_random_crop_of, seed, frames))
         order = self._order  # not `self`, so that a stream that is deleted without close() ends its threads at once
         plans = (
@@ -178,7 +184,7 @@ def validation_batches(
     global_batches = iter(lambda: list(islice(places, config.batch_size)), [])
     shares = (batch[rows.start : rows.stop] for batch in global_batches)
     plans = ((None, rows[: len(share)], share) for share in shares if share)
-    reader = ShardReader(folder, index, shards)
+    reader = ShardReader(folder, index, shards, patience=config.patience)
     loader = _Loader(reader, index, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
     try:
         for batch, _ in loader.batches(plans):
