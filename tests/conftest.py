@@ -128,6 +128,18 @@ def say(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
     return say
 
 
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # its workers inherit it
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket on a loopback S3 server; the environment of this process and its children points to it."""
