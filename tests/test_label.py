@@ -15,16 +15,16 @@ import soundfile
 import webdataset
 import yaml
 from audio_files import mert, noise, started, tone, wait_until, write_audio
+from folders import make_manifest
 
+from mert_foundry.jobs import inspect as inspect_job
+from mert_foundry.jobs import label as label_job
+from mert_foundry.jobs import verify as verify_job
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.inspect import main as inspect_job
-from mert_foundry.jobs.label import main as label_job
-from mert_foundry.jobs.verify import main as verify_job
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import Selection, load_index
 from mert_foundry.pipeline.shards.record import load_record
 from mert_foundry.pipeline.teachers.codec.encoder import BATCH_SLOTS
@@ -36,6 +36,7 @@ from mert_foundry.pipeline.teachers.teacher import label_track
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
+MANIFEST = {"group_by": "track", "splits": {"valid": 0.3}}
 SEGMENTS = {"segment_seconds": 2.0, "shortest_seconds": 1.0, "examples_per_shard": 4}
 
 
@@ -53,7 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"))
+    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"), **MANIFEST)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, manifest: Path, tiny_c
     done = mert(*label_arguments(manifest, out, tiny_codec))
     assert done.returncode == 0, done.stderr
     assert len(tars(out)) >= 6 and {name.split("-")[0] for name in tars(out)} == {"train", "valid"}
-    return out
-
-
-def make_manifest(root: Path, out: Path) -> Path:
-    config = ManifestConfig(root=str(root), out=str(out), group_by="track", splits={"valid": 0.3})
-    write_manifest(config, scan(config))
     return out
 
 
@@ -90,21 +85,18 @@ Label = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def label(ray_address: str, capsys: pytest.CaptureFixture) -> Label:
+def label(ray_address: str, run_here: Callable) -> Label:
     """The command in this process, on the session's Ray; gives its exit code, stdout and stderr."""
 
     def label(manifest: Path, out: Path, codec: Path, *more: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        arguments = label_arguments(manifest, out, codec, f"address={ray_address}", *more)[1:]
-        code = run(label_job, arguments, "")
-        return code, *capsys.readouterr()
+        return run_here(label_job, *label_arguments(manifest, out, codec, f"address={ray_address}", *more)[1:])
 
     return label
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
     """Exit code and the one line of a command that ends before it starts Ray; run in this process, to be quick."""
-    code = run(label_job, label_arguments(*arguments)[1:], "")
+    code = run(label_job.main, label_arguments(*arguments)[1:], "")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     return code, lines[0]
@@ -221,8 +213,8 @@ def test_a_part_of_the_manifest_and_then_all_of_it(
     recorded = yaml.safe_load((out / "label.yaml").read_text())
     assert (recorded["splits"], recorded["limit_hours"]) == (["train"], 0.006)
     capsys.readouterr()
-    assert run(verify_job, [str(out), "--manifest", str(manifest)], "") == 0
-    assert run(inspect_job, [str(out)], "") == 0
+    assert run(verify_job.main, [str(out), "--manifest", str(manifest)], "") == 0
+    assert run(inspect_job.main, [str(out)], "") == 0
     assert "splits train, limited to 0.006 h" in capsys.readouterr().out
 
     *whole, last = tars(out)
@@ -246,7 +238,7 @@ def test_the_order_of_splits_makes_no_other_set(
     shutil.copytree(undisturbed, out)
     found = []
     for splits in ("[valid,train]", "[train,valid]"):
-        assert run(label_job, label_arguments(manifest, out, tiny_codec, f"splits={splits}")[1:], "") == 0
+        assert run(label_job.main, label_arguments(manifest, out, tiny_codec, f"splits={splits}")[1:], "") == 0
         assert "0 to do" in capsys.readouterr().out
         found.append(contents(out))
     assert found[0] == found[1]
@@ -295,7 +287,7 @@ def test_stale_shards_are_refused_until_told(
         assert record.teachers["codes"] == other
         assert record.sha256 == hashlib.sha256((out / record.url).read_bytes()).hexdigest()
     assert {path.stem for path in out.glob("*.json")} == {*tars(out), "index"}
-    assert run(verify_job, [str(out)], "") == 0
+    assert run(verify_job.main, [str(out)], "") == 0
 
 
 def test_tf32_without_a_gpu_is_refused_before_any_work(
@@ -311,7 +303,7 @@ def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
 ):
     root, out = tmp_path / "corpus", tmp_path / "shards"
     shutil.copytree(corpus, root)
-    manifest = make_manifest(root, tmp_path / "manifest")
+    manifest = make_manifest(root, tmp_path / "manifest", **MANIFEST)
     tasks = plan_shards(load_manifest(str(manifest)), SegmentConfig(**SEGMENTS))
     paths = {track.path: (task.name, track) for task in tasks for track in task.tracks}
     changed, damaged, missing = "track0.wav", "transience.flac", "track3.flac"
@@ -409,8 +401,7 @@ def test_tracks_labelled_side_by_side_get_their_own_labels(
     shutil.copytree(corpus, root)
     write_audio(root / "short.wav", noise(0.5))
     config = SegmentConfig(**SEGMENTS | {"examples_per_shard": 100})
-    scanned = ManifestConfig(root=str(root), out=str(tmp_path), min_seconds=0.1, splits={})
-    write_manifest(scanned, scan(scanned))
+    make_manifest(root, tmp_path, min_seconds=0.1, splits={})
     (task,) = plan_shards(load_manifest(str(tmp_path)), config)
     damaged = task.tracks[1].path
     (root / damaged).write_bytes(b"no audio")

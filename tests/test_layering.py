@@ -63,7 +63,7 @@ ARROWS = {
     "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
     " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/teachers pipeline/teachers/codec",
     "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/pretraining jobs/probing model/interop model/objective model/runs"
-    " model/teacher model/training pipeline/features pipeline/fitting pipeline/labelling pipeline/manifest pipeline/shards"
+    " model/teacher model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
 }
 # The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing
