@@ -40,12 +40,12 @@ from mert_foundry.pipeline.fitting.codec_state import (
 from mert_foundry.pipeline.fitting.codec_training import (
     CodecTrainingConfig,
     Crops,
-    choose_tracks,
     data_dependent_init,
     load_audio,
     start_codebooks,
     train_codec,
 )
+from mert_foundry.pipeline.fitting.tracks import draw_hours
 from mert_foundry.pipeline.manifest.rows import Manifest, Track, check_root, load_manifest
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import first_difference
@@ -107,8 +107,8 @@ def train(config: CodecTrainingConfig, manifest: Manifest, checkpoint: Path) -> 
     if position and (difference := first_difference(position.settings, settings)):
         raise ValueError(f"{checkpoint} was begun with {difference}; go on with those settings, or remove it")
     tracks = {
-        "train": choose_tracks(manifest, "train", config.train_hours, config.seed),
-        "valid": choose_tracks(manifest, "valid", config.valid_hours, config.seed),
+        "train": draw_hours(manifest, "train", config.train_hours, config.seed),
+        "valid": draw_hours(manifest, "valid", config.valid_hours, config.seed),
     }
     learnt, held_out = (decode(split, manifest.root, chosen) for split, chosen in tracks.items())
     if position:

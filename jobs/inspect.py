@@ -5,11 +5,11 @@
     mert inspect SHARD_FOLDER --shard train-000000     the examples of one shard
     mert inspect SHARD_FOLDER --example KEY            members, shapes, ranges and first values of one
     mert inspect SHARD_FOLDER --export KEY FOLDER      its audio and targets as files
-    mert inspect RUN_FOLDER [RUN_FOLDER ...] --html r.html    curves of runs, one over the other
+    mert inspect RUN_FOLDER [RUN_FOLDER ...] --html r.html    curves of several runs in the same plots
     mert inspect STORE.zarr --track KEY                nearest neighbours of a track
     mert inspect PROBE_FOLDER [--html FILE]            scores with intervals: tasks by models, then each task
     mert inspect LOCATION --diff OTHER                 what was added, removed, relabelled; which settings differ
-    mert inspect shards|run|features|manifest|probe LOCATION ...    the kind by name; otherwise the files there tell it
+    mert inspect shards|run|features|manifest|probe LOCATION ...    the kind by name; otherwise it is told by the files there
 
 LOCATION is a folder or a URL (s3://, memory://); runs and probes are local. Of a shard folder only index and records are read,
 and the bytes of the examples shown. --json prints the same for machines; the models ShardSummary, ManifestSummary,

@@ -75,7 +75,7 @@ class LabelConfig(BaseModel):
         return self
 
     def recorded(self) -> dict:
-        """The settings that shape the result, without places and how the work is spread, and without what is not set."""
+        """The settings that shape the result, without folders and how the work is spread, and without what is not set."""
         part = self.selection.model_dump(mode="json", exclude_none=True)
         return self.model_dump(mode="json", include={"teachers", "segments"}) | part
 

@@ -11,7 +11,7 @@ SIGTERM or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from mert_foundry.jobs.cluster.torchrun import process_group, stop_on_signal
@@ -33,7 +33,7 @@ from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_he
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
-from mert_foundry.model.training.trainer import Batch, Position, TrainResult, train
+from mert_foundry.model.training.trainer import Batch, Position, TrainingData, TrainResult, train
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
@@ -53,12 +53,9 @@ def main(arguments: list[str]) -> int:
     initial = read_initial(config, out, index, rank)
     config = resolve_encoder_config(config, initial, out)
     with contextlib.ExitStack() as stack:
-        # Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
         description = None
         if rank == 0:
-            check_fit(config, index, world_size)
-            stack.enter_context(locked(out, "training"))
-            description = describe_run(config, index, out)
+            description = stack.enter_context(begun(config, index, out, world_size))
         trivial = description.trivial if description else None
         report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, rank == 0, trivial))
         if description:
@@ -72,23 +69,24 @@ def main(arguments: list[str]) -> int:
         if initial is not None:
             taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
-        result = train(
-            model,
-            stream_of(config, index, rank, world_size, stack),
-            validation_of(config, index, rank, world_size),
-            config.trainer,
-            out,
-            description.model_dump(mode="json"),
-            config.seed,
-            index.sample_rate,
-            device,
-            stop,
-            report,
-            trivial,
-        )
+        data = data_of(config, index, rank, world_size, stack)
+        run_config = description.model_dump(mode="json")
+        result = train(model, data, config.trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
         show(result, config.trainer.schedule.total_steps, trivial)
     return 0 if result.status == "done" else 1
+
+
+@contextlib.contextmanager
+def begun(config: PretrainConfig, index: ShardIndex, out: Path, world_size: int) -> Iterator[RunDescription]:
+    """The run of a folder that rank 0 holds meanwhile, as it begins or goes on.
+
+    Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest. Raises as
+    `check_fit`, `locked` and `sample_values`.
+    """
+    check_fit(config, index, world_size)
+    with locked(out, "training"):
+        yield describe_run(config, index, out)
 
 
 def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDescription:
@@ -119,29 +117,22 @@ def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
     )
 
 
-def stream_of(
+def data_of(
     config: PretrainConfig, index: ShardIndex, rank: int, world_size: int, stack: contextlib.ExitStack
-) -> Callable[[Position | None], Iterator[tuple[Batch, Position]]]:
-    """This rank's batches from a position on; the stack closes the stream."""
+) -> TrainingData:
+    """This rank's batches from a position on, whose stream the stack closes, and the validation batches, fresh at each call."""
+    shards, split = config.shards, config.valid_split
 
     def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
         return stack.enter_context(
-            BatchStream(
-                config.shards, index, config.train_split, config.stream, config.seed, rank, world_size, position
-            )
+            BatchStream(shards, index, config.train_split, config.stream, config.seed, rank, world_size, position)
         )
 
-    return stream
+    def validation() -> Iterator[Batch]:
+        assert split is not None
+        return validation_batches(shards, index, split, config.stream, rank, world_size)
 
-
-def validation_of(
-    config: PretrainConfig, index: ShardIndex, rank: int, world_size: int
-) -> Callable[[], Iterator[Batch]] | None:
-    """Fresh validation batches at each call, or None without a split to validate on."""
-    split = config.valid_split
-    if split is None:
-        return None
-    return lambda: validation_batches(config.shards, index, split, config.stream, rank, world_size)
+    return TrainingData(stream, None if split is None else validation, index.sample_rate)
 
 
 if __name__ == "__main__":

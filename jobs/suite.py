@@ -84,7 +84,7 @@ def crashed(plan: AudioPlan) -> float:
 def report(out: Path, suite: Suite) -> None:
     """Say what the folder holds."""
     lines = [
-        f"{name}: {', '.join(f'{count} {place}' for place, count in task.clips.items())}; {task.seconds / 3600:.2f} h"
+        f"{name}: {', '.join(f'{count} {part}' for part, count in task.clips.items())}; {task.seconds / 3600:.2f} h"
         for name, task in suite.tasks.items()
     ]
     megabytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6

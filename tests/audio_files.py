@@ -52,6 +52,15 @@ def write_audio(path: Path, audio: np.ndarray, rate: int = 24_000, subtype: str 
     return path
 
 
+def decoded(path: Path) -> np.ndarray:
+    """A file as shards hold it: int16 `[T]`, 24 kHz mono, whole frames of 320 samples."""
+    from mert_foundry.pipeline.audio.decoding import decoding
+
+    with decoding(path) as file:
+        audio = np.concatenate([np.zeros(0, np.int16), *file.blocks])
+    return audio[: len(audio) // 320 * 320]
+
+
 def mert(*arguments: object, **settings: object) -> subprocess.CompletedProcess:
     """Run the `mert` command to its end."""
     return subprocess.run(

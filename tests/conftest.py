@@ -6,8 +6,10 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from urllib.request import Request, urlopen
 
 import pytest
@@ -116,16 +118,45 @@ def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Run `mert inspect` in this process; gives its exit code, stdout and stderr."""
+def run_here(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Run a command, given by its module, in this process; gives its exit code, stdout and stderr."""
 
-    def say(*arguments: object) -> tuple[int, str, str]:
+    def run_here(module: ModuleType, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = run(inspect.main, [str(argument) for argument in arguments], inspect.__doc__)
-        output = capsys.readouterr()
-        return code, output.out, output.err
+        words = [str(argument) for argument in arguments]
+        code = run(module.main, words, module.__doc__ or "", getattr(module, "CONFIG", None))
+        return code, *capsys.readouterr()
 
-    return say
+    return run_here
+
+
+@pytest.fixture
+def say(run_here: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Run `mert inspect` in this process; gives its exit code, stdout and stderr."""
+    return partial(run_here, inspect)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
+    """A folder with audio/, manifest/ and shards/ of `labelled_set.py`; read only."""
+    from labelled_set import label_manifest, write_manifest_folder
+
+    folder = tmp_path_factory.mktemp("labelled")
+    write_manifest_folder(folder / "audio", folder / "manifest")
+    label_manifest(folder / "manifest", folder / "shards", tiny_codec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # its workers inherit it
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """A run of `mert pretrain` that takes seconds: config file, in this process or in others, and what it left."""
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -69,14 +71,41 @@ def pretrain_here(shards: Path, out: Path, *changes: str) -> int:
 
 def start(ranks: int, shards: Path, out: Path, *changes: str) -> subprocess.Popen:
     """The command as a process, under torchrun when there are several ranks; its output lies beside `out`."""
+    return _start(ranks, shards, out, changes, stderr=open(out.with_name(out.name + ".stderr"), "w"))
+
+
+def start_held_back(ranks: int, shards: Path, out: Path, *changes: str) -> subprocess.Popen:
+    """As `start`, but its stderr is a pipe of one page, which some 20 lines fill: it stands still until they are read.
+
+    So it is never far beyond the step that the test has read of, however slowly the test comes to run.
+    """
+    return _start(ranks, shards, out, changes, stderr=subprocess.PIPE, bufsize=0, pipesize=4096)
+
+
+def _start(ranks: int, shards: Path, out: Path, changes: Sequence[str], **settings: Any) -> subprocess.Popen:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*torchrun, "-m", "mert_foundry.jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
     return subprocess.Popen(
         [*command, *arguments(shards, out, *changes)],
         stdout=open(out.with_name(out.name + ".stdout"), "w"),
-        stderr=open(out.with_name(out.name + ".stderr"), "w"),
         env=mert_environment(),
+        **settings,
     )
+
+
+def read_steps(process: subprocess.Popen, count: int) -> str:
+    """Read the stderr of a process that is held back until it tells of so many steps of its own; returns what was read.
+
+    Raises AssertionError when it ends before.
+    """
+    assert process.stderr is not None
+    lines: list[str] = []
+    for line in process.stderr:
+        lines.append(line.decode())
+        count -= re.match(r"step \d+/", lines[-1]) is not None
+        if not count:
+            return "".join(lines)
+    raise AssertionError(f"ended before {count} more steps:\n{''.join(lines)}")
 
 
 def finish(process: subprocess.Popen) -> int:
@@ -92,11 +121,14 @@ def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL for the launcher and every rank of it; nothing when it has ended."""
     if process.poll() is not None:
         return
-    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in processes:
+    launcher = psutil.Process(process.pid)
+    launcher.suspend()  # so that it starts no rank that would outlive it
+    ranks = launcher.children(recursive=True)
+    for one in [*ranks, launcher]:
         one.kill()
-    psutil.wait_procs(processes[1:], timeout=30)
     process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive, alive
 
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:

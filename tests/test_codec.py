@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audio_files import MUSIC, mert, noise, started, tone, wait_until, write_audio
+from audio_files import MUSIC, decoded, mert, noise, started, tone, wait_until, write_audio
 from encodec.model import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from encodec.quantization.core_vq import EuclideanCodebook
+from folders import contents, make_manifest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,8 +26,6 @@ from mert_foundry.jobs import codec as job
 from mert_foundry.jobs.command import progress
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.fitting import codec_training
 from mert_foundry.pipeline.fitting.codec_quality import evaluate_codec, si_sdr
 from mert_foundry.pipeline.fitting.codec_state import (
@@ -45,7 +44,6 @@ from mert_foundry.pipeline.fitting.codec_training import (
     train_codec,
 )
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.teachers.codec.weights import SHIPPED_CODECS, CodecSizes, build_codec, load_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -96,8 +94,7 @@ def manifest(tmp_path_factory) -> Path:
     root, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("manifest")
     for number in range(6):
         write_audio(root / f"track{number}.flac", tone(150 * 2**number, 11) * 0.8 + noise(11, seed=number) * 0.2)
-    settings = ManifestConfig(root=str(root), out=str(out), splits={"valid": 0.4}, group_by="track")
-    write_manifest(settings, scan(settings))
+    make_manifest(root, out, splits={"valid": 0.4}, group_by="track")
     assert {track.split for track in load_manifest(str(out)).tracks} == {"train", "valid"}
     return out
 
@@ -145,7 +142,7 @@ def test_encodec_itself_opens_the_weights_by_its_own_names(trained):
 def test_the_card_has_the_figures_of_the_codec(trained, manifest):
     listing = load_manifest(str(manifest))
     held_out = [track for track in listing.tracks if track.split == "valid"]
-    audio = [decode(Path(listing.root) / track.path) for track in held_out]
+    audio = [decoded(Path(listing.root) / track.path) for track in held_out]
     figures = evaluate_codec(load_codec(str(trained)), audio)
     card = (trained / "README.md").read_text()
     assert f"| this codec | {figures['si_sdr']} | {figures['log_mel_distance']} |" in card
@@ -157,11 +154,6 @@ def test_the_card_has_the_figures_of_the_codec(trained, manifest):
     assert settings["steps"] == 6 and settings["sizes"]["codebooks"] == 3 and "manifest" not in settings
     last = [json.loads(line) for line in (trained / "losses.jsonl").read_text().splitlines()][-1]
     assert last["step"] == 6 and last["held_out"] == figures and last["waveform"] > 0 < last["mel"]
-
-
-def decode(path: Path) -> np.ndarray:
-    with open_audio(path) as audio:
-        return decoded_track(audio.blocks(), audio.header.sample_rate)
 
 
 @pytest.fixture
@@ -219,10 +211,6 @@ def test_a_quiet_run_says_nothing_and_one_for_machines_one_object(manifest, tmp_
 
 
 LONGER = ["steps=60", "autoencoder_steps=10", "validate_every=20", "checkpoint_every=3", "dead_code_share=0.5"]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def checkpoint_step(out: Path) -> int:
@@ -382,8 +370,7 @@ def test_no_held_out_music_ends_before_training(tmp_path, capsys):
         for number in range(6):
             write_audio(tmp_path / name / f"track{number}.flac", tone(300 + 100 * number, seconds))
         out = tmp_path / f"{name}-manifest"
-        settings = ManifestConfig(root=str(tmp_path / name), out=str(out), splits=splits, group_by="track")
-        write_manifest(settings, scan(settings))
+        make_manifest(tmp_path / name, out, splits=splits, group_by="track")
         assert run(job.main, command(out, tmp_path / "out"), job.__doc__) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("decode ")]
     assert "no track in split 'valid'" in lines[0]
@@ -564,7 +551,7 @@ def test_the_shipped_codec_reconstructs_music():
     model = load_codec("foundry-small")
     assert (model.quantizer.n_q, model.quantizer.bins, model.frame_rate, model.sample_rate) == (8, 1024, 75, RATE)
     for clip in ("asc-music/frontiers.mp3", "hyperrogue-music/caribbean.ogg", "singularity-music/media-threat.mp3"):
-        figures = evaluate_codec(model, [decode(MUSIC / clip)])
+        figures = evaluate_codec(model, [decoded(MUSIC / clip)])
         assert figures["si_sdr"] > 3, clip
         # Ten seconds have 750 frames, so a level can use at most so many entries.
         assert min(figures["perplexity"]) > 50, (clip, figures)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from audio_files import noise, tone, write_audio
 from test_manifest import build
 
 from mert_foundry.jobs import verify
-from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.audio.sound_file import PcmFile
 from mert_foundry.pipeline.labelling.corpus_check import compare_corpus, difference, find_lag
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
@@ -56,14 +56,9 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    def say(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(verify.main, [str(argument) for argument in arguments], verify.__doc__)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return say
+def say(run_here: Callable) -> Callable[..., tuple[int, str, str]]:
+    """Run `mert verify`."""
+    return partial(run_here, verify)
 
 
 def test_good_files_agree_and_what_none_reads_is_counted(corpus: Path, tmp_path: Path, say: Callable):

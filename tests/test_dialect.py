@@ -14,7 +14,6 @@ from mert_foundry.jobs import extract, fit, label, pretrain, verify
 from mert_foundry.jobs.benchmarks import label_benchmark, step_benchmark
 from mert_foundry.jobs.benchmarks.step_variant import StepSettings
 from mert_foundry.jobs.command.config import RENAMED, load_config
-from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import resolve_device
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.fit import FitConfig
@@ -57,13 +56,13 @@ ON_A_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device i
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+def refusal(run_here: Callable) -> Callable[..., str]:
     """What a command says that refuses its arguments."""
 
     def refusal(module, *arguments: object) -> str:
-        capsys.readouterr()
-        assert run(module.main, [str(argument) for argument in arguments], module.__doc__) == 2
-        return capsys.readouterr().err
+        code, _, err = run_here(module, *arguments)
+        assert code == 2
+        return err
 
     return refusal
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audio_files import noise
+from audio_files import decoded, noise
 from conftest import save_tiny_codec
 from encodec import EncodecModel
 from encodec.modules import SConv1d
@@ -20,8 +20,6 @@ from hypothesis import strategies as st
 
 from mert_foundry.jobs.benchmarks.code_agreement import NEAR_TIE, CodeAgreement, compare_codes
 from mert_foundry.pipeline.audio.blocks import to_float
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.teachers.codec import encoder as encodec_encoder
 from mert_foundry.pipeline.teachers.codec import weights as codec
 from mert_foundry.pipeline.teachers.codec.encoder import EncodecEncoder
@@ -57,8 +55,7 @@ def codes_of(teacher: EncodecTeacher, audio: np.ndarray, cuts: Iterable[int] = (
 
 
 def load_clip(path: Path) -> np.ndarray:
-    with open_audio(path) as audio:
-        return to_float(decoded_track(audio.blocks(), audio.header.sample_rate))
+    return to_float(decoded(path))
 
 
 def package_codes(model: EncodecModel, audio: np.ndarray, codebooks: int) -> np.ndarray:

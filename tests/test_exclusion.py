@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from audio_files import MUSIC, mert, noise, tone, write_audio
+from audio_files import MUSIC, decoded, mert, noise, tone, write_audio
 
 from mert_foundry.jobs import manifest
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import resample_to_int16
+from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.manifest.exclusion import Exclusion, exclude, probe_files
 from mert_foundry.pipeline.manifest.rows import Reject
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
@@ -22,14 +21,6 @@ RATE = 24_000
 TEST, TRAIN, OTHER = (
     "wesnoth-1.16-music/battle-epic.ogg", "hyperrogue-music/caribbean.ogg", "singularity-music/through-space.ogg",
 )  # fmt: skip
-
-
-def decoded(name: str) -> np.ndarray:
-    """float32 at 24 kHz."""
-    with open_audio(MUSIC / name) as audio:
-        return (
-            np.concatenate(list(resample_to_int16(audio.blocks(), audio.header.sample_rate))).astype(np.float32) / 32768
-        )
 
 
 def in_turn(work, items: list, workers: int, crashed) -> Iterator:
@@ -55,7 +46,7 @@ PART = ["test.ogg,a,test,4,8", *WHOLE[1:]]
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copies of the test clip in several guises, and what has nothing to do with it."""
     root = tmp_path_factory.mktemp("corpus")
-    clip, other = decoded(TEST), decoded(OTHER)
+    clip, other = (to_float(decoded(MUSIC / name)) for name in (TEST, OTHER))
     (root / "same.ogg").write_bytes((MUSIC / TEST).read_bytes())
     write_audio(root / "encoded.mp3", clip)
     write_audio(root / "quiet.wav", clip * 0.1)
@@ -63,7 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_audio(root / "medley.wav", np.concatenate([other[: 5 * RATE], 0.5 * clip[: 9 * RATE], noise(3)]))
     write_audio(root / "beginning.wav", clip[: int(3.5 * RATE)])
     write_audio(root / "other.mp3", other)
-    write_audio(root / "train.mp3", decoded(TRAIN))
+    write_audio(root / "train.mp3", to_float(decoded(MUSIC / TRAIN)))
     write_audio(root / "tone.wav", tone(440, 5))
     return root
 

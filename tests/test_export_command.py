@@ -1,6 +1,7 @@
 """`mert export`: a run or a checkpoint becomes a folder that transformers opens by itself, with our hidden states."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from pretrain_run import pretrain_here
 from shard_fixtures import write_set
 
 from mert_foundry.jobs import export
-from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.pretraining.run_description import RunDescription
 from mert_foundry.model.interop.load import load_encoder
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
@@ -32,15 +32,9 @@ def trained(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def exported(capsys):
+def exported(run_here):
     """Run the command in this process; gives exit code, stdout and stderr."""
-
-    def exported(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(export.main, [str(argument) for argument in arguments], export.__doc__)
-        return code, *capsys.readouterr()
-
-    return exported
+    return partial(run_here, export)
 
 
 def our_model(checkpoint: Path):

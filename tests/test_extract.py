@@ -19,6 +19,7 @@ import torch
 import transformers
 import zarr
 from audio_files import mert_environment, noise, tone, write_audio
+from folders import make_manifest, visible
 from pretrain_run import pretrain_here
 from shard_fixtures import index_shards, make_track, write_examples, write_set
 from tiny_model import tiny_encoder
@@ -33,7 +34,6 @@ from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.pipeline.frames import AUDIO_VERSION
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.shards.record import load_record
 
@@ -52,6 +52,7 @@ SETTINGS = [
     "batch_seconds=8",
     "dtype=float32",
 ]
+MANIFEST = {"group_by": "track", "splits": {"valid": 0.3}, "min_seconds": 0.1}
 SECONDS = {"a.wav": 0.7, "b.wav": 2.93, "c.flac": 0.7, "d.wav": 1.4, "e.wav": 5.21, "sub/f.wav": 0.7, "sub/g.wav": 1.02}
 
 
@@ -67,7 +68,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"))
+    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"), **MANIFEST)
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,6 @@ def save_model(
     return folder
 
 
-def make_manifest(root: Path, out: Path) -> Path:
-    config = ManifestConfig(root=str(root), out=str(out), group_by="track", splits={"valid": 0.3}, min_seconds=0.1)
-    write_manifest(config, scan(config))
-    return out
-
-
 def arguments(model: Path, source: Path, out: object, *more: str) -> list[str]:
     return [f"model={model}", f"input={source}", f"out={out}", *SETTINGS, *more]
 
@@ -139,11 +134,6 @@ def load(out: Path) -> dict[str, np.ndarray]:
     features = store["features"][:]
     assert len(features) == sum(store["length"][:])
     return {key: features[offset : offset + length] for key, offset, length in rows}
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """All visible files."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
 
 
 def audio_of(corpus: Path, manifest: Path) -> dict[str, torch.Tensor]:
@@ -298,7 +288,7 @@ def test_a_checkpoint_and_its_export_are_the_same_model(shards, tmp_path):
     for source in ("run", "export", "run/checkpoints/step_5"):
         assert extract_here(tmp_path / source, shards, tmp_path / "features.zarr") == 0
     assert extract_here(tmp_path / "export", shards, tmp_path / "other.zarr") == 0
-    assert contents(tmp_path / "other.zarr") == contents(tmp_path / "features.zarr")
+    assert visible(tmp_path / "other.zarr") == visible(tmp_path / "features.zarr")
 
 
 def test_a_rerun_does_nothing_and_a_lost_or_torn_part_is_done_again(model, shards, whole, tmp_path, capsys):
@@ -318,7 +308,7 @@ def test_a_rerun_does_nothing_and_a_lost_or_torn_part_is_done_again(model, shard
     (parts[3] / ".0.1234.tmp").write_text("of a killed writer")
     assert extract_here(model, shards, out) == 0
     assert "4 to do" in capsys.readouterr().out
-    assert contents(out) == contents(whole) and not list(out.rglob(".*.tmp"))
+    assert visible(out) == visible(whole) and not list(out.rglob(".*.tmp"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -342,10 +332,10 @@ def test_a_store_of_something_else_is_refused_until_told(model, shards, manifest
         assert extract_here(*source, out, *arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert all(word in line for word in [*words, str(out), "overwrite=true"]), line
-        assert contents(out) == contents(whole)
+        assert visible(out) == visible(whole)
     assert extract_here(other, shards, out, "overwrite=true", "storage.part_seconds=60") == 0
     assert extract_here(other, shards, tmp_path / "fresh", "storage.part_seconds=60") == 0
-    assert contents(out) == contents(tmp_path / "fresh")
+    assert visible(out) == visible(tmp_path / "fresh")
 
 
 def test_other_audio_of_the_same_length_in_the_shards_is_another_input(model, shards, whole, tmp_path, capsys):
@@ -361,7 +351,7 @@ def test_other_audio_of_the_same_length_in_the_shards_is_another_input(model, sh
         write_examples(changed, entry.name, examples)
     index_shards(changed, [entry.name for entry in index.shardlist])
     assert extract_here(model, changed, out) == 1
-    assert "input.tracks_sha256" in capsys.readouterr().err and contents(out) == contents(whole)
+    assert "input.tracks_sha256" in capsys.readouterr().err and visible(out) == visible(whole)
 
 
 @pytest.mark.process
@@ -380,7 +370,7 @@ def test_a_changed_track_is_nan_with_its_reason_and_a_missing_one_fails_its_part
 
     root, out = tmp_path / "corpus", tmp_path / "out"
     shutil.copytree(corpus, root)
-    manifest = make_manifest(root, tmp_path / "manifest")
+    manifest = make_manifest(root, tmp_path / "manifest", **MANIFEST)
     write_audio(root / "b.wav", noise(2.93, seed=77))
     (root / "e.wav").rename(tmp_path / "aside")
     keys = {track.path: track.key for track in load_manifest(str(manifest)).tracks}
@@ -410,7 +400,7 @@ def test_a_remote_store_has_the_same_bytes(model, shards, whole):
     assert extract_here(model, shards, "memory://extract-test/features.zarr") == 0
     memory = fsspec.filesystem("memory")
     prefix = "/extract-test/features.zarr/"
-    assert {path.removeprefix(prefix): memory.cat(path) for path in memory.find(prefix)} == contents(whole)
+    assert {path.removeprefix(prefix): memory.cat(path) for path in memory.find(prefix)} == visible(whole)
 
 
 @pytest.mark.s3
@@ -422,7 +412,7 @@ def test_shards_and_store_on_s3(bucket, model, shards, whole):
     s3.put(str(shards) + "/", f"{bucket}/shards/", recursive=True)
     assert extract_here(model, f"{bucket}/shards", f"{bucket}/features.zarr") == 0
     found = {path.split("features.zarr/")[1]: s3.cat_file(path) for path in s3.find(f"{bucket}/features.zarr")}
-    assert found == contents(whole)
+    assert found == visible(whole)
     remote = zarr.open_group(f"{bucket}/features.zarr", mode="r")
     np.testing.assert_array_equal(remote["features"][:, 1], zarr.open_group(whole, mode="r")["features"][:, 1])
 
@@ -543,10 +533,11 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_two_ray_workers_write_the_same_bytes(model, shards, whole, tmp_path):
-    log = tmp_path / "log"
-    finish(started(log, [*COMMAND, *arguments(model, shards, tmp_path / "out", "actors=2", "address=local")]), log)
-    assert contents(tmp_path / "out") == contents(whole) and "x real time" in log.read_text()
+def test_two_ray_workers_write_the_same_bytes(model, shards, whole, ray_address, tmp_path, capsys):
+    settings = arguments(model, shards, tmp_path / "out", "actors=2", f"address={ray_address}")
+    assert run(extract.main, settings, extract.__doc__, extract.CONFIG) == 0
+    output = capsys.readouterr()
+    assert visible(tmp_path / "out") == visible(whole) and "x real time" in output.out + output.err
 
 
 @pytest.mark.process
@@ -563,7 +554,7 @@ def test_two_ranks_write_the_same_bytes(model, shards, whole, tmp_path):
     ]
     log = tmp_path / "log"
     finish(started(log, [*torchrun, *arguments(model, shards, tmp_path / "out")], GLOO_SOCKET_IFNAME="lo"), log)
-    assert contents(tmp_path / "out") == contents(whole)
+    assert visible(tmp_path / "out") == visible(whole)
     text = log.read_text()
     parts, seconds = int(re.search(r"plan: .* in (\d+) parts", text)[1]), sum(SECONDS.values())
     # The progress is that of one rank, and says so.
@@ -577,7 +568,7 @@ def test_two_ranks_write_the_same_bytes(model, shards, whole, tmp_path):
 @pytest.mark.timeout(400)
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(model, shards, whole, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    expected = contents(whole)
+    expected = visible(whole)
     moments: list[Callable[[], bool]] = [
         lambda: (out / "zarr.json").exists(),
         lambda: any(out.glob("features/c/*/*/*/.*.tmp")) or any(out.glob("features/c/*/0/0")),
@@ -591,12 +582,12 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(model, shards, 
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-        found = contents(out)
+        found = visible(out)
         assert all(expected[name] == content for name, content in found.items() if name != "zarr.json")
         assert json.loads(found["zarr.json"])["attributes"]["complete"] is False
         assert "features/zarr.json" not in found
     assert extract_here(model, shards, out) == 0
-    assert contents(out) == expected and not list(out.rglob(".*.tmp"))
+    assert visible(out) == expected and not list(out.rglob(".*.tmp"))
 
 
 def test_one_process_at_a_time(model, shards, tmp_path, capsys):

@@ -13,6 +13,7 @@ import soundfile
 import torch
 import zarr
 from audio_files import noise, tone, write_audio
+from folders import visible
 from tiny_model import tiny_encoder
 
 from mert_foundry.jobs import extract as command
@@ -183,22 +184,18 @@ def test_a_model_of_another_rate_gets_the_same_stretch(corpus, tmp_path):
     assert store["length"][:].tolist() == [49, 49] and np.isfinite(store["mean"][:]).all()
 
 
-def files(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
-
-
 def test_other_labels_change_the_track_table_alone(model, corpus, tmp_path):
     settings = config(model, corpus / "clips.csv", tmp_path / "out", pooling="mean")
     write_table(corpus / "clips.csv", ROWS)
     extract(settings)
-    before = files(tmp_path / "out")
+    before = visible(tmp_path / "out")
     extract(settings)
-    assert files(tmp_path / "out") == before
+    assert visible(tmp_path / "out") == before
     write_table(corpus / "clips.csv", [{**row, "label": "new", "fold": "3"} for row in ROWS])
     extract(settings)
     store = zarr.open_group(tmp_path / "out", mode="r")
     assert set(store["label"][:]) == {"new"} and set(store["fold"][:]) == {"3"}
-    after = files(tmp_path / "out")
+    after = visible(tmp_path / "out")
     assert {name for name in before if after[name] != before[name]} == {"zarr.json", "label/c/0"}
 
 
@@ -229,10 +226,10 @@ def test_features_that_do_not_fit_fail_their_part_and_say_so(corpus, tmp_path):
 def test_a_store_goes_on_with_parts_of_the_size_it_was_begun_with(model, corpus, tmp_path):
     table = write_table(corpus / "clips.csv", ROWS)
     extract(config(model, table, tmp_path / "out", pooling="mean", storage={"part_tracks": 2}))
-    before = files(tmp_path / "out")
+    before = visible(tmp_path / "out")
     (tmp_path / "out" / "parts" / "000001.json").unlink()
     extract(config(model, table, tmp_path / "out", pooling="mean"))
-    assert files(tmp_path / "out") == before
+    assert visible(tmp_path / "out") == before
     with pytest.raises(ValueError, match="settings.chunk_rows 2, now it is 3"):
         extract(config(model, table, tmp_path / "out", pooling="mean", storage={"part_tracks": 3}))
 
@@ -243,7 +240,7 @@ def test_processes_write_the_same_bytes(model, corpus, tmp_path):
     settings = {"pooling": "mean_std", "storage": {"part_tracks": 2}}
     alone = extract(config(model, table, tmp_path / "one", **settings))
     several = extract(config(model, table, tmp_path / "two", **settings), processes=2)
-    assert files(Path(alone)) == files(Path(several))
+    assert visible(Path(alone)) == visible(Path(several))
 
 
 @pytest.mark.process
@@ -367,9 +364,9 @@ def test_an_interrupted_scan_goes_on(corpus, tmp_path):
 def test_a_resumed_store_of_a_folder_scans_nothing(model, corpus, tmp_path, capsys):
     settings = config(model, corpus, tmp_path / "out", pooling="mean")
     extract(settings)
-    before = files(tmp_path / "out")
+    before = visible(tmp_path / "out")
     (tmp_path / "out" / "parts" / "000000.json").unlink()
     capsys.readouterr()
     extract(settings)
     scanned = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("scan:"))
-    assert scanned.startswith("scan: 0.000 h") and files(tmp_path / "out") == before
+    assert scanned.startswith("scan: 0.000 h") and visible(tmp_path / "out") == before

@@ -7,6 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 import zarr
+from folders import contents
 from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, WrapperStore
@@ -65,10 +66,6 @@ def write(
         publish_part(location, LAYOUT, number, {"features": part}, digest=digest, dropped={}, backend={"device": "cpu"})
     if finish:
         finish_store(location, LAYOUT, description, TABLE, {"first": "changed: once it was another"})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -4,22 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio_files import CLIPS, MUSIC, noise, tone, write_audio
+from audio_files import CLIPS, MUSIC, decoded, noise, tone, write_audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import resample_to_int16
 from mert_foundry.pipeline.fingerprint.landmarks import FRAMES_PER_SECOND, STEP, WINDOW, landmarks, thin_out
 from mert_foundry.pipeline.fingerprint.search import Known, Match, index_stretches, search
 
 RATE = 24_000
-
-
-def decoded(path: Path) -> np.ndarray:
-    """int16 at 24 kHz."""
-    with open_audio(path) as audio:
-        return np.concatenate(list(resample_to_int16(audio.blocks(), audio.header.sample_rate)))
 
 
 def flat(audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from audio_files import noise, tone, write_audio
+from folders import make_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
@@ -39,8 +40,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("manifest")
     for number in range(8):
         write_audio(root / f"track{number}.wav", tone(PITCHES[number % 4], 4) + noise(4, seed=number) / 1000)
-    config = ManifestConfig(root=str(root), out=str(out), group_by="track", splits={})
-    write_manifest(config, scan(config))
+    make_manifest(root, out, group_by="track", splits={})
     return out
 
 
@@ -231,8 +231,7 @@ def test_refuses_what_cannot_be(
 def test_refuses_a_folder_in_use_and_a_corpus_that_changed(tmp_path: Path, capsys: pytest.CaptureFixture):
     root, out = tmp_path / "corpus", tmp_path / "manifest"
     write_audio(root / "one.wav", tone(440, 4))
-    config = ManifestConfig(root=str(root), out=str(out), splits={})
-    write_manifest(config, scan(config))
+    make_manifest(root, out, splits={})
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     assert fit(out, tmp_path / "used", "{kind: kmeans}") == 1 and "not empty" in capsys.readouterr().err

@@ -9,14 +9,13 @@ import fsspec
 import pytest
 import yaml
 from audio_files import noise, write_audio
+from folders import contents, make_manifest
 from shard_fixtures import write_set
 
-from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.labelling.resume import shard_names
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.storage.folder_kinds import (
     FEATURES,
     KINDS,
@@ -84,19 +83,13 @@ def make_folder(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, list[str]]]:
+def command(run_here: Callable) -> Callable[..., tuple[int, list[str]]]:
     """Run a command in this process; gives its exit code and the lines of stderr."""
 
     def command(name: str, *arguments: object) -> tuple[int, list[str]]:
-        capsys.readouterr()
-        module = importlib.import_module(f"mert_foundry.jobs.{name}")
-        code = run(module.main, list(map(str, arguments)), module.__doc__, getattr(module, "CONFIG", None))
-        return code, capsys.readouterr().err.splitlines()
+        code, _, err = run_here(importlib.import_module(f"mert_foundry.jobs.{name}"), *arguments)
+        return code, err.splitlines()
 
     return command
 
@@ -186,6 +179,9 @@ READERS = [
 ]  # fmt: skip
 
 
+SETTINGS = {"group_by": "track", "splits": {}, "min_seconds": 1.0}  # of manifests
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds") / "shards"
@@ -199,13 +195,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds")
     for number in range(2):
         write_audio(folder / "audio" / f"{number}.wav", noise(4, seed=number))
-    return make_manifest(str(folder / "audio"), folder / "manifest")
-
-
-def make_manifest(root: str, out: Path) -> Path:
-    config = ManifestConfig(root=root, out=str(out), group_by="track", splits={}, min_seconds=1.0)
-    write_manifest(config, scan(config))
-    return out
+    return make_manifest(folder / "audio", folder / "manifest", **SETTINGS)
 
 
 @pytest.mark.parametrize(("name", "arguments", "place", "needed"), READERS)
@@ -271,7 +261,10 @@ def test_a_relative_root_used_from_elsewhere_is_named_with_the_folder_tried(
     write_audio(home / "audio" / "a.wav", noise(4))
     elsewhere.mkdir()
     monkeypatch.chdir(home)
-    below, here = make_manifest("audio", tmp_path / "below"), make_manifest(".", tmp_path / "here")
+    below, here = (
+        make_manifest("audio", tmp_path / "below", **SETTINGS),
+        make_manifest(".", tmp_path / "here", **SETTINGS),
+    )
     monkeypatch.chdir(elsewhere)
     hint = "; run the command in the folder where the manifest was made, or make the manifest with an absolute root"
     for folder, root, fault in [
@@ -290,7 +283,7 @@ def test_a_relative_root_used_from_elsewhere_is_named_with_the_folder_tried(
 def test_an_absolute_root_that_is_gone_is_named(name: str, tmp_path: Path, model: Path, command):
     root = tmp_path / "audio"
     write_audio(root / "a.wav", noise(4))
-    manifest = make_manifest(str(root), tmp_path / "manifest")
+    manifest = make_manifest(root, tmp_path / "manifest", **SETTINGS)
     shutil.rmtree(root)
     code, lines = command(name, *audio_readers(manifest, tmp_path / "out", model)[name])
     assert (code, lines) == (
@@ -304,7 +297,7 @@ def test_finished_shards_need_no_audio_and_unplanned_ones_stay_without(tmp_path:
     root, out = tmp_path / "audio", tmp_path / "shards"
     for number in range(2):
         write_audio(root / f"{number}.wav", noise(4, seed=number))
-    manifest = make_manifest(str(root), tmp_path / "manifest")
+    manifest = make_manifest(root, tmp_path / "manifest", **SETTINGS)
     segments = {"segment_seconds": 2.0, "shortest_seconds": 1.0, "examples_per_shard": 2}
     teachers = build_teachers([CqtTeacherConfig(**CQT)], "cpu")
     for task in plan_shards(load_manifest(str(manifest)), SegmentConfig(**segments)):
@@ -344,8 +337,7 @@ def test_a_label_run_into_others_shards_writes_and_removes_nothing(manifest: Pat
 
 def test_a_label_yaml_beside_no_shard_is_left_alone(tmp_path: Path, command):
     write_audio(tmp_path / "music" / "a.wav", noise(4))
-    config = ManifestConfig(root=str(tmp_path / "music"), out=str(tmp_path / "manifest"))
-    write_manifest(config, scan(config))
+    make_manifest(tmp_path / "music", tmp_path / "manifest")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "label.yaml").write_text("mine")
     code, lines = command("label", f"manifest={tmp_path / 'manifest'}", f"out={tmp_path / 'configs'}", TEACHERS)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,9 @@ STANDING = ["trainer.schedule.learning_rate=1e-12", SHORT, *NO_DROPOUT]
 
 
 @pytest.fixture
-def imported(capsys):
+def imported(run_here):
     """Run the command in this process; gives exit code, stdout and stderr."""
-    module = importlib.import_module("mert_foundry.jobs.import")
-
-    def imported(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(module.main, [str(argument) for argument in arguments], module.__doc__)
-        return code, *capsys.readouterr()
-
-    return imported
+    return partial(run_here, importlib.import_module("mert_foundry.jobs.import"))
 
 
 @pytest.fixture(scope="module")

@@ -35,15 +35,6 @@ from mert_foundry.pipeline.storage import files
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory, tiny_codec) -> Path:
-    """A folder with audio/, manifest/ and shards/; read only."""
-    folder = tmp_path_factory.mktemp("labelled")
-    write_manifest_folder(folder / "audio", folder / "manifest")
-    label_manifest(folder / "manifest", folder / "shards", tiny_codec)
-    return folder
-
-
 @pytest.fixture
 def answer(say):
     """The parsed --json of a call that must succeed."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from audio_files import rising_tone, tone
+from folders import change_yaml
 
 from mert_foundry.pipeline.audio.blocks import float_blocks, to_int16
 from mert_foundry.pipeline.teachers.kmeans import (
@@ -88,23 +88,34 @@ def test_fingerprint_follows_centroids_and_feature_not_name_and_place(tmp_path: 
     assert make_teacher(save_folder(tmp_path / "four", "chroma")).spec.fingerprint != first
 
 
-def change_card(folder: Path, **changes) -> None:
-    card = yaml.safe_load((folder / "kmeans.yaml").read_text())
-    (folder / "kmeans.yaml").write_text(yaml.safe_dump(card | changes))
-
-
 def test_a_folder_of_another_rate_or_feature_is_refused(tmp_path: Path):
     folder = save_folder(tmp_path / "kmeans", "logmel")
     settings = build_feature("logmel", CPU).settings
-    change_card(folder, feature_settings=settings | {"sample_rate": 16_000})
+    change_yaml(folder / "kmeans.yaml", feature_settings=settings | {"sample_rate": 16_000})
     with pytest.raises(ValueError, match=r"kmeans.yaml.*16000.*24000"):
         make_teacher(folder)
-    change_card(folder, feature_settings=settings, feature="chroma")
+    change_yaml(folder / "kmeans.yaml", feature_settings=settings, feature="chroma")
     with pytest.raises(ValueError, match=r"kmeans.yaml.*'logmel'.*'chroma'"):
         make_teacher(folder)
-    change_card(folder, feature="mfcc")
+    for size in (230, "229", "many"):
+        change_yaml(folder / "kmeans.yaml", feature_settings=settings | {"size": size}, feature="logmel")
+        words = rf"kmeans.yaml: feature_settings.size is {size!r}, centroids.safetensors is for 229 values a frame"
+        with pytest.raises(ValueError, match=words):
+            make_teacher(folder)
+    change_yaml(folder / "kmeans.yaml", feature="mfcc")
     with pytest.raises(ValueError, match=r"kmeans.yaml.*feature: Input should be 'logmel' or 'chroma'"):
         make_teacher(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_centroids_that_are_not_finite_are_refused(value: float, tmp_path: Path):
+    centroids, card = load_kmeans(save_folder(tmp_path / "good", "logmel"))
+    broken = np.array(centroids)
+    broken[3, 5:7] = value
+    (tmp_path / "broken").mkdir()
+    save_kmeans(tmp_path / "broken", broken, card.feature_settings, {}, {})
+    with pytest.raises(ValueError, match=r"broken/centroids.safetensors: 2 of 2748 values of centroids are not finite"):
+        make_teacher(tmp_path / "broken")
 
 
 def test_missing_and_damaged_folders_are_refused(tmp_path: Path):
@@ -116,7 +127,7 @@ def test_missing_and_damaged_folders_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"centroids.safetensors: SHA-256 [0-9a-f]{64}, kmeans.yaml says [0-9a-f]{64}"):
         make_teacher(folder)
     (folder / "centroids.safetensors").write_bytes(content)
-    change_card(folder, clusters=13)
+    change_yaml(folder / "kmeans.yaml", clusters=13)
     with pytest.raises(
         ValueError,
         match=r"centroids.safetensors: centroids is float32 \(12, 229\), kmeans.yaml says float32 \(13, 229\)",

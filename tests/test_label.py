@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,16 +15,16 @@ import soundfile
 import webdataset
 import yaml
 from audio_files import mert, noise, started, tone, wait_until, write_audio
+from folders import make_manifest
 
+from mert_foundry.jobs import inspect as inspect_job
+from mert_foundry.jobs import label as label_job
+from mert_foundry.jobs import verify as verify_job
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.inspect import main as inspect_job
-from mert_foundry.jobs.label import main as label_job
-from mert_foundry.jobs.verify import main as verify_job
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import Selection, load_index
 from mert_foundry.pipeline.shards.record import load_record
 from mert_foundry.pipeline.teachers.codec.encoder import BATCH_SLOTS
@@ -37,6 +36,7 @@ from mert_foundry.pipeline.teachers.teacher import label_track
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
+MANIFEST = {"group_by": "track", "splits": {"valid": 0.3}}
 SEGMENTS = {"segment_seconds": 2.0, "shortest_seconds": 1.0, "examples_per_shard": 4}
 
 
@@ -54,22 +54,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"))
+    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"), **MANIFEST)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, manifest: Path, tiny_codec: Path) -> Path:
-    """What one actor makes in one go; read only."""
+    """What one actor makes in one go, started by the command as users give it; read only."""
     out = tmp_path_factory.mktemp("undisturbed") / "shards"
-    done = label(manifest, out, tiny_codec)
+    done = mert(*label_arguments(manifest, out, tiny_codec))
     assert done.returncode == 0, done.stderr
     assert len(tars(out)) >= 6 and {name.split("-")[0] for name in tars(out)} == {"train", "valid"}
-    return out
-
-
-def make_manifest(root: Path, out: Path) -> Path:
-    config = ManifestConfig(root=str(root), out=str(out), group_by="track", splits={"valid": 0.3})
-    write_manifest(config, scan(config))
     return out
 
 
@@ -87,13 +81,22 @@ def label_arguments(manifest: Path, out: Path, codec: Path, *more: str) -> list[
     ]
 
 
-def label(manifest: Path, out: Path, codec: Path, *more: str) -> subprocess.CompletedProcess:
-    return mert(*label_arguments(manifest, out, codec, *more))
+Label = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def label(ray_address: str, run_here: Callable) -> Label:
+    """The command in this process, on the session's Ray; gives its exit code, stdout and stderr."""
+
+    def label(manifest: Path, out: Path, codec: Path, *more: str) -> tuple[int, str, str]:
+        return run_here(label_job, *label_arguments(manifest, out, codec, f"address={ray_address}", *more)[1:])
+
+    return label
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
     """Exit code and the one line of a command that ends before it starts Ray; run in this process, to be quick."""
-    code = run(label_job, label_arguments(*arguments)[1:], "")
+    code = run(label_job.main, label_arguments(*arguments)[1:], "")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     return code, lines[0]
@@ -116,9 +119,11 @@ def assert_no_torn_file(out: Path, whole: dict[str, bytes]) -> None:
     assert "index.json" not in found
 
 
-def test_two_actors_write_the_same_bytes_as_one(manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path):
-    done = label(manifest, tmp_path / "shards", tiny_codec, "actors=2", "decode_threads=1")
-    assert done.returncode == 0, done.stderr
+def test_two_actors_write_the_same_bytes_as_one(
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, label: Label
+):
+    code, _, errors = label(manifest, tmp_path / "shards", tiny_codec, "actors=2", "decode_threads=1")
+    assert code == 0, errors
     assert contents(tmp_path / "shards") == contents(undisturbed)
     assert not list((tmp_path / "shards").glob(".*.tmp"))
 
@@ -166,13 +171,13 @@ def test_labels_of_a_segment_are_those_of_the_whole_track_cut(
 
 
 def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
-    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, label: Label, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "shards"
     shutil.copytree(undisturbed, out)
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*-*")}
-    done = label(manifest, out, tiny_codec)
-    assert done.returncode == 0 and "0 to do" in done.stdout, done.stderr
+    code, said, errors = label(manifest, out, tiny_codec)
+    assert code == 0 and "0 to do" in said, errors
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*-*")} == times
     assert contents(out) == contents(undisturbed)
 
@@ -183,22 +188,22 @@ def test_a_rerun_does_nothing_and_a_faulty_shard_is_done_again(
     (out / ".leftover.tar.99.tmp").write_bytes(b"of a killed writer")
     code, line = refusal(capsys, manifest, out, tiny_codec)
     assert code == 1 and f"{torn}.json" in line and "overwrite=true" in line
-    done = label(manifest, out, tiny_codec, "overwrite=true")
-    assert done.returncode == 0 and "3 to do" in done.stdout, done.stderr
+    code, said, errors = label(manifest, out, tiny_codec, "overwrite=true")
+    assert code == 0 and "3 to do" in said, errors
     assert contents(out) == contents(undisturbed) and not list(out.glob(".*.tmp"))
     for name in others:
         assert (out / f"{name}.tar").stat().st_mtime_ns == times[f"{name}.tar"]
 
 
 def test_a_part_of_the_manifest_and_then_all_of_it(
-    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, label: Label, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "shards"
     code, line = refusal(capsys, manifest, out, tiny_codec, "splits=[trian]")
     assert code == 2 and "'trian'" in line and "train, valid" in line and not out.exists()
-    done = label(manifest, out, tiny_codec, "splits=[train]", "limit_hours=0.006")  # 21.6 s
-    assert done.returncode == 0, done.stderr
-    assert "(splits train, limited to 0.006 h); " in done.stdout
+    code, said, errors = label(manifest, out, tiny_codec, "splits=[train]", "limit_hours=0.006")  # 21.6 s
+    assert code == 0, errors
+    assert "(splits train, limited to 0.006 h); " in said
     index = load_index(str(out))
     assert index.selection == Selection(splits=["train"], limit_hours=0.006) and set(index.totals) == {"train"}
     tracks = {example["json"]["track"]: example["json"] for example in webdataset.WebDataset(
@@ -208,8 +213,8 @@ def test_a_part_of_the_manifest_and_then_all_of_it(
     recorded = yaml.safe_load((out / "label.yaml").read_text())
     assert (recorded["splits"], recorded["limit_hours"]) == (["train"], 0.006)
     capsys.readouterr()
-    assert run(verify_job, [str(out), "--manifest", str(manifest)], "") == 0
-    assert run(inspect_job, [str(out)], "") == 0
+    assert run(verify_job.main, [str(out), "--manifest", str(manifest)], "") == 0
+    assert run(inspect_job.main, [str(out)], "") == 0
     assert "splits train, limited to 0.006 h" in capsys.readouterr().out
 
     *whole, last = tars(out)
@@ -217,8 +222,8 @@ def test_a_part_of_the_manifest_and_then_all_of_it(
     times = {name: (out / f"{name}.tar").stat().st_mtime_ns for name in whole}
     code, line = refusal(capsys, manifest, out, tiny_codec)
     assert code == 1 and f"{last}.json is stale" in line and "overwrite=true" in line
-    done = label(manifest, out, tiny_codec, "overwrite=true")
-    assert done.returncode == 0, done.stderr
+    code, _, errors = label(manifest, out, tiny_codec, "overwrite=true")
+    assert code == 0, errors
     assert contents(out) == contents(undisturbed)
     assert {name: (out / f"{name}.tar").stat().st_mtime_ns for name in whole} == times
     code, line = refusal(capsys, manifest, out, tiny_codec, "splits=[train]")
@@ -233,7 +238,7 @@ def test_the_order_of_splits_makes_no_other_set(
     shutil.copytree(undisturbed, out)
     found = []
     for splits in ("[valid,train]", "[train,valid]"):
-        assert run(label_job, label_arguments(manifest, out, tiny_codec, f"splits={splits}")[1:], "") == 0
+        assert run(label_job.main, label_arguments(manifest, out, tiny_codec, f"splits={splits}")[1:], "") == 0
         assert "0 to do" in capsys.readouterr().out
         found.append(contents(out))
     assert found[0] == found[1]
@@ -250,6 +255,7 @@ def test_stale_shards_are_refused_until_told(
     other_codec: Path,
     undisturbed: Path,
     tmp_path: Path,
+    label: Label,
     capsys: pytest.CaptureFixture,
 ):
     out = tmp_path / "shards"
@@ -273,29 +279,31 @@ def test_stale_shards_are_refused_until_told(
         assert code == 1 and all(word in line for word in [*words, "overwrite=true"]), line
         assert contents(out) == before
 
-    done = label(manifest, out, other_codec, "overwrite=true", "segments.examples_per_shard=40")
-    assert done.returncode == 0, done.stderr
+    code, _, errors = label(manifest, out, other_codec, "overwrite=true", "segments.examples_per_shard=40")
+    assert code == 0, errors
     assert len(tars(out)) < len(tars(undisturbed))
     for name in tars(out):
         record = load_record(str(out), name)
         assert record.teachers["codes"] == other
         assert record.sha256 == hashlib.sha256((out / record.url).read_bytes()).hexdigest()
     assert {path.stem for path in out.glob("*.json")} == {*tars(out), "index"}
-    assert mert("verify", out).returncode == 0
+    assert run(verify_job.main, [str(out)], "") == 0
 
 
-def test_tf32_without_a_gpu_is_refused_before_any_work(manifest: Path, tiny_codec: Path, tmp_path: Path):
-    done = label(manifest, tmp_path / "shards", tiny_codec, "teachers.0.precision=tf32")
-    assert done.returncode == 2 and "teachers.0.precision tf32" in done.stderr and "device is cpu" in done.stderr
+def test_tf32_without_a_gpu_is_refused_before_any_work(
+    manifest: Path, tiny_codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    code, line = refusal(capsys, manifest, tmp_path / "shards", tiny_codec, "teachers.0.precision=tf32")
+    assert code == 2 and "teachers.0.precision tf32" in line and "device is cpu" in line
     assert not (tmp_path / "shards").exists()
 
 
 def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
-    corpus: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
+    corpus: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, label: Label
 ):
     root, out = tmp_path / "corpus", tmp_path / "shards"
     shutil.copytree(corpus, root)
-    manifest = make_manifest(root, tmp_path / "manifest")
+    manifest = make_manifest(root, tmp_path / "manifest", **MANIFEST)
     tasks = plan_shards(load_manifest(str(manifest)), SegmentConfig(**SEGMENTS))
     paths = {track.path: (task.name, track) for task in tasks for track in task.tracks}
     changed, damaged, missing = "track0.wav", "transience.flac", "track3.flac"
@@ -307,15 +315,15 @@ def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
     (root / damaged).write_bytes(content)
     (root / missing).rename(root / "aside")
 
-    done = label(manifest, out, tiny_codec)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert paths[missing][0] in done.stderr and missing in done.stderr and "1 of" in done.stderr
+    code, _, errors = label(manifest, out, tiny_codec)
+    assert code == 1 and "Traceback" not in errors
+    assert paths[missing][0] in errors and missing in errors and "1 of" in errors
     assert tars(out) == sorted({task.name for task in tasks} - {paths[missing][0]})
     assert not (out / "index.json").exists() and not (out / f"{paths[missing][0]}.json").exists()
 
     (root / "aside").rename(root / missing)
-    done = label(manifest, out, tiny_codec)
-    assert done.returncode == 0 and "1 to do" in done.stdout, done.stderr
+    code, said, errors = label(manifest, out, tiny_codec)
+    assert code == 0 and "1 to do" in said, errors
     index = load_index(str(out))
     assert index.dropped == {"changed": 2, "unreadable": 5}
     dropped = {drop.track: drop for name in tars(out) for drop in load_record(str(out), name).dropped_tracks}
@@ -330,7 +338,7 @@ def test_files_that_changed_are_dropped_and_missing_ones_fail_their_shard(
 
 @pytest.mark.timeout(400)
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(
-    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path
+    manifest: Path, tiny_codec: Path, undisturbed: Path, tmp_path: Path, label: Label
 ):
     out, log = tmp_path / "shards", tmp_path / "log"
     whole = contents(undisturbed)
@@ -346,8 +354,8 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(
             process.wait(30)
         if out.exists():
             assert_no_torn_file(out, whole)
-    done = label(manifest, out, tiny_codec)
-    assert done.returncode == 0, done.stderr
+    code, _, errors = label(manifest, out, tiny_codec)
+    assert code == 0, errors
     assert contents(out) == whole and not list(out.glob(".*.tmp"))
 
 
@@ -393,8 +401,7 @@ def test_tracks_labelled_side_by_side_get_their_own_labels(
     shutil.copytree(corpus, root)
     write_audio(root / "short.wav", noise(0.5))
     config = SegmentConfig(**SEGMENTS | {"examples_per_shard": 100})
-    scanned = ManifestConfig(root=str(root), out=str(tmp_path), min_seconds=0.1, splits={})
-    write_manifest(scanned, scan(scanned))
+    make_manifest(root, tmp_path, min_seconds=0.1, splits={})
     (task,) = plan_shards(load_manifest(str(tmp_path)), config)
     damaged = task.tracks[1].path
     (root / damaged).write_bytes(b"no audio")

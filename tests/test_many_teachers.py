@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import webdataset
 import yaml
-from audio_files import mert, noise, tone, write_audio
-from hubert_sources import random_hubert, save_hubert
+from audio_files import noise, tone, write_audio
+from hubert_sources import TINY, random_hubert, save_hubert
 from pretrain_run import CONFIG, final_weights, pretrain_here, read_metrics
 
-from mert_foundry.jobs import fit
+from mert_foundry.jobs import fit, label, verify
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import load_index
@@ -30,14 +30,14 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path, ray_address: str) -> Path:
     """A small corpus labelled by all teachers at once."""
     root, folder = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("many")
     for number in range(8):
         write_audio(root / f"track{number}.wav", tone(250 + 130 * number, 4) + noise(4, seed=number))
     config = ManifestConfig(root=str(root), out=str(folder / "manifest"), group_by="track", splits={"valid": 0.5})
     write_manifest(config, scan(config))
-    encoder = save_hubert(random_hubert(layers=1), folder / "model", 24_000)
+    encoder = save_hubert(random_hubert(**TINY), folder / "model", 24_000)
     for name, teacher in {
         "logmel": "{kind: kmeans, clusters: 30}",
         "chroma": "{kind: kmeans, feature: chroma, clusters: 20}",
@@ -55,13 +55,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
         {"kind": "encoder", "model": str(encoder), "weights": str(folder / "encoder")},
         {"kind": "random_projection", "codebooks": 2, "codebook_size": 256},
     ]
-    (folder / "label.yaml").write_text(
-        yaml.safe_dump(
-            {"teachers": teachers, "segments": {"segment_seconds": 2.0, "shortest_seconds": 1.0}, "actors": 1}
-        )
-    )
-    done = mert("label", folder / "label.yaml", f"manifest={folder / 'manifest'}", f"out={folder / 'shards'}")
-    assert done.returncode == 0, done.stderr
+    settings = {"teachers": teachers, "segments": {"segment_seconds": 2.0, "shortest_seconds": 1.0}, "actors": 1}
+    (folder / "label.yaml").write_text(yaml.safe_dump(settings))
+    arguments = [f"manifest={folder / 'manifest'}", f"out={folder / 'shards'}", f"address={ray_address}"]
+    assert run(label.main, [str(folder / "label.yaml"), *arguments], "") == 0
     return folder / "shards"
 
 
@@ -83,8 +80,7 @@ def test_every_target_is_in_the_index_and_in_every_example(shards: Path):
 
 
 def test_verify_makes_the_labels_again(shards: Path):
-    done = mert("verify", shards, "--relabel", 2)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run(verify.main, [str(shards), "--relabel", "2"], "") == 0
 
 
 def test_the_trainer_builds_a_head_for_each(shards: Path, tmp_path: Path):

@@ -7,13 +7,15 @@ import pytest
 import torch
 import yaml
 from audio_files import rising_tone, tone
+from folders import change_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mel_rvq_weights import random_weights, save_random_weights
 
 from mert_foundry.pipeline.audio.blocks import float_blocks, to_float, to_int16
-from mert_foundry.pipeline.storage.folder_kinds import FolderError
-from mert_foundry.pipeline.teachers.mel_rvq import MelRvqTeacher, MelRvqTeacherConfig
+from mert_foundry.pipeline.storage.folder_kinds import MEL_RVQ, FolderError
+from mert_foundry.pipeline.teachers.mel_rvq import BANDS, MelRvqTeacher, MelRvqTeacherConfig
+from mert_foundry.pipeline.teachers.residual_kmeans import save_residual
 from mert_foundry.pipeline.teachers.spectra.power_spectra import LogMel
 from mert_foundry.pipeline.teachers.spectra.stacked_log_mel import StackedLogMel
 from mert_foundry.pipeline.teachers.teacher import label_track
@@ -86,11 +88,6 @@ def test_fingerprint_follows_weights_not_name_and_place(tmp_path: Path):
     assert make_teacher(save_folder(tmp_path / "four", codebooks=2)).spec.fingerprint != first.fingerprint
 
 
-def change_card(folder: Path, **changes) -> None:
-    card = yaml.safe_load((folder / "mel_rvq.yaml").read_text())
-    (folder / "mel_rvq.yaml").write_text(yaml.safe_dump(card | changes))
-
-
 def test_missing_and_damaged_folders_are_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"nowhere/mel_rvq.yaml: not there; mert fit writes such a folder"):
         make_teacher(tmp_path / "nowhere")
@@ -100,12 +97,17 @@ def test_missing_and_damaged_folders_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"mel_rvq.safetensors: SHA-256 [0-9a-f]{64}, mel_rvq.yaml says [0-9a-f]{64}"):
         make_teacher(folder)
     (folder / "mel_rvq.safetensors").write_bytes(content)
-    change_card(folder, entries=33)
+    change_yaml(folder / "mel_rvq.yaml", entries=33)
     with pytest.raises(ValueError, match=r"codebooks is float32 \(3, 32, 8\), mel_rvq.yaml says float32 \(3, 33, 8\)"):
         make_teacher(folder)
     (folder / "mel_rvq.yaml").write_text(card)
-    change_card(folder, feature_settings=yaml.safe_load(card)["feature_settings"] | {"sample_rate": 16_000})
+    change_yaml(
+        folder / "mel_rvq.yaml", feature_settings=yaml.safe_load(card)["feature_settings"] | {"sample_rate": 16_000}
+    )
     with pytest.raises(ValueError, match=r"mel_rvq.yaml.*16000.*24000"):
+        make_teacher(folder)
+    change_yaml(folder / "mel_rvq.yaml", feature_settings=yaml.safe_load(card)["feature_settings"] | {"size": 128})
+    with pytest.raises(ValueError, match=r"mel_rvq.yaml: feature_settings.size is 128, .* is for 384 values a frame"):
         make_teacher(folder)
     for text in ("entries: [", "!!python/object/apply:os.getcwd []", "surprise: 1"):
         (folder / "mel_rvq.yaml").write_text(text)
@@ -115,6 +117,15 @@ def test_missing_and_damaged_folders_are_refused(tmp_path: Path):
     (folder / "mel_rvq.yaml").write_text(card)
     with pytest.raises(FileNotFoundError, match="mel_rvq.safetensors"):
         make_teacher(folder)
+
+
+@pytest.mark.parametrize("name", ["codebooks", "mean"])
+def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path):
+    weights = random_weights(3, 32, 8)
+    weights[name].flat[2] = np.nan
+    save_residual(tmp_path, MEL_RVQ, weights, StackedLogMel.describe(BANDS), {}, {})
+    with pytest.raises(ValueError, match=rf"mel_rvq.safetensors: 1 of \d+ values of {name} are not finite"):
+        make_teacher(tmp_path)
 
 
 def test_a_folder_of_centroids_is_refused_by_name(tmp_path: Path):

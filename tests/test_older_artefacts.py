@@ -17,7 +17,6 @@ import yaml
 from tiny_model import tiny_encoder
 
 from mert_foundry.jobs import export, inspect, pretrain, verify
-from mert_foundry.jobs.command.line import run
 from mert_foundry.model.encoder import EncoderConfig, MertEncoder
 from mert_foundry.model.interop.export import export_model
 from mert_foundry.model.interop.load import load_encoder, read_model
@@ -53,12 +52,12 @@ def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+def command(run_here: Callable) -> Callable[..., tuple[int, str]]:
+    """Run a command; gives its exit code and all that it said."""
+
     def command(module, *arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run(module.main, [str(argument) for argument in arguments], module.__doc__)
-        output = capsys.readouterr()
-        return code, output.out + output.err
+        code, out, err = run_here(module, *arguments)
+        return code, out + err
 
     return command
 

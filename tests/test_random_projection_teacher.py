@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audio_files import CLIPS
+from audio_files import CLIPS, decoded
 
 from mert_foundry.pipeline.audio.blocks import float_blocks
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.teachers.random_projection import (
     RandomProjectionTeacher,
     RandomProjectionTeacherConfig,
@@ -26,14 +24,9 @@ def make_teacher(**options) -> RandomProjectionTeacher:
     )
 
 
-def load(path: Path) -> np.ndarray:
-    with open_audio(path) as audio:
-        return decoded_track(audio.blocks(), audio.header.sample_rate)
-
-
 @pytest.fixture(scope="module")
 def clip(clips: Path) -> np.ndarray:
-    return load(clips / "wesnoth-1.16-music/transience.flac")
+    return decoded(clips / "wesnoth-1.16-music/transience.flac")
 
 
 def naive_cosines(audio: np.ndarray, seed: int, codebooks: int, codebook_size: int) -> np.ndarray:
@@ -93,7 +86,7 @@ def test_codes_do_not_depend_on_the_level(clip: np.ndarray):
 
 def test_real_music_uses_many_codes(clips: Path):
     teacher = make_teacher()
-    codes = np.concatenate([label_track(teacher, load(clips / name)) for name in CLIPS], axis=1)
+    codes = np.concatenate([label_track(teacher, decoded(clips / name)) for name in CLIPS], axis=1)
     shares = np.bincount(codes[0]) / codes.shape[1]
     shares = shares[shares > 0]
     assert np.exp(-(shares * np.log(shares)).sum()) > 300 and shares.max() < 0.1

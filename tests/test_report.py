@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from labelled_set import HOSTILE, label_manifest, write_manifest_folder
+from labelled_set import HOSTILE
 from shard_fixtures import as_dropped, index_shards, make_track, write_examples
 
 from mert_foundry.jobs import inspect
@@ -27,15 +27,6 @@ from mert_foundry.pipeline.shards.record import DroppedTrack, load_record
 from mert_foundry.pipeline.teachers.codec.weights import load_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory, tiny_codec) -> Path:
-    """A folder with audio/, manifest/ and shards/; read only."""
-    folder = tmp_path_factory.mktemp("labelled")
-    write_manifest_folder(folder / "audio", folder / "manifest")
-    label_manifest(folder / "manifest", folder / "shards", tiny_codec)
-    return folder
 
 
 def make(*arguments: object) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled_set import HOSTILE, label_manifest, write_manifest_folder
+from labelled_set import HOSTILE
 from PIL import Image
 from test_inspect import write_run
 from test_view import probe_report
@@ -32,13 +32,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, tiny_codec) -> Path:
-    """manifest/, shards/ and report.html; read only."""
-    folder = tmp_path_factory.mktemp("labelled")
-    write_manifest_folder(folder / "audio", folder / "manifest")
-    label_manifest(folder / "manifest", folder / "shards", tiny_codec)
-    make(folder / "shards", "--manifest", folder / "manifest", "--html", folder / "report.html", "--examples", 99)
-    return folder
+def report_path(labelled: Path, tmp_path_factory) -> Path:
+    """The report of the labelled set; read only."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    make(labelled / "shards", "--manifest", labelled / "manifest", "--html", path, "--examples", 99)
+    return path
 
 
 def make(*arguments: object) -> None:
@@ -93,9 +91,9 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser, labelled) -> Iterator[Opened]:
+def opened(browser, report_path) -> Iterator[Opened]:
     """The report of the shard set; afterwards nothing may have complained."""
-    report = Opened(browser, labelled / "report.html")
+    report = Opened(browser, report_path)
     report.load_examples()
     yield report
     report.check()
@@ -295,10 +293,10 @@ def test_intervals_are_drawn_and_reported(browser, tmp_path):
     report.context.close()
 
 
-def test_dark_light_and_phone(browser, labelled):
+def test_dark_light_and_phone(browser, report_path):
     grounds = {}
     for scheme in ("light", "dark"):
-        report = Opened(browser, labelled / "report.html", width=390, color_scheme=scheme, has_touch=True)
+        report = Opened(browser, report_path, width=390, color_scheme=scheme, has_touch=True)
         assert report.load_examples() == 8
         ground = "getComputedStyle(document.body).backgroundColor"
         grounds[scheme] = report.page.evaluate(ground)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from audio_files import noise, write_audio
+from folders import make_manifest
 from shard_fixtures import CODES
 from tiny_model import tiny_encoder
 
@@ -22,7 +23,6 @@ from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.index import build_index, load_index
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import load_record
@@ -43,6 +43,10 @@ NAME, SECOND = "train-000000", 24_000
 SEGMENTS = SegmentConfig(segment_seconds=1.0, shortest_seconds=0.5, examples_per_shard=100)
 # What each second of a track is; 0.3 s of the last one follow, which join its segment.
 TRACKS = {"middle.wav": "LSSL", "first.wav": "SL", "last.wav": "LLS", "loud.wav": "LL"}
+
+
+# Silent tracks too, as a manifest of an older version may have them.
+MANIFEST = {"splits": {}, "min_seconds": 0.5, "silence_dbfs": -300.0}
 
 
 def sound(seconds: str, seed: int) -> np.ndarray:
@@ -66,14 +70,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"))
-
-
-def make_manifest(root: Path, out: Path) -> Path:
-    """With silent tracks, as a manifest of an older version may have them."""
-    config = ManifestConfig(root=str(root), out=str(out), splits={}, min_seconds=0.5, silence_dbfs=-300.0)
-    write_manifest(config, scan(config))
-    return out
+    return make_manifest(corpus, tmp_path_factory.mktemp("manifest"), **MANIFEST)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +274,12 @@ def test_a_segment_is_silent_below_a_peak_of_one_in_a_thousand(
     audio = np.zeros(2 * SECOND, np.int16)
     audio[100], audio[SECOND + 100] = -32768, sign * peak  # -60 dB are 32.77 of 32768
     write_audio(tmp_path / "audio" / "a.wav", audio)
-    label(make_manifest(tmp_path / "audio", tmp_path / "manifest"), tmp_path / "shards", teachers[2:], SEGMENTS)
+    label(
+        make_manifest(tmp_path / "audio", tmp_path / "manifest", **MANIFEST),
+        tmp_path / "shards",
+        teachers[2:],
+        SEGMENTS,
+    )
     assert load_record(str(tmp_path / "shards"), NAME).dropped == ({"silent": 1} if silent else {})
 
 
@@ -325,7 +327,7 @@ class ShortTeacher:
 
 def test_a_teacher_that_ends_within_a_dropped_segment_is_an_error(tmp_path: Path):
     write_audio(tmp_path / "audio" / "last.wav", sound("LLS", 0))
-    manifest = make_manifest(tmp_path / "audio", tmp_path / "manifest")
+    manifest = make_manifest(tmp_path / "audio", tmp_path / "manifest", **MANIFEST)
     key = keys(manifest)["last.wav"]
     with pytest.raises(ValueError, match=rf"{key}-00002\.codes: uint16 \(2, 96\), expected uint16 \(2, 97\)"):
         label(manifest, tmp_path / "shards", [ShortTeacher()], SEGMENTS)

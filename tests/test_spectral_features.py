@@ -5,15 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audio_files import noise, tone
+from audio_files import decoded, noise, tone
 from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.transforms import MelSpectrogram
 from transformers.audio_utils import chroma_filter_bank
 
 from mert_foundry.pipeline.audio.blocks import to_float
-from mert_foundry.pipeline.audio.decode import open_audio
-from mert_foundry.pipeline.audio.resample import decoded_track
 from mert_foundry.pipeline.teachers.spectra import power_spectra
 from mert_foundry.pipeline.teachers.spectra.power_spectra import Chroma, LogMel, chroma_filters
 
@@ -22,8 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def clip(clips: Path) -> np.ndarray:
-    with open_audio(clips / "wesnoth-1.16-music/transience.flac") as audio:
-        return to_float(decoded_track(audio.blocks(), audio.header.sample_rate))
+    return to_float(decoded(clips / "wesnoth-1.16-music/transience.flac"))
 
 
 def computed(feature: LogMel | Chroma, *blocks: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Resume, stops, broken steps and ranks, on models of a few thousand weights and synthetic batches."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from pretrain_run import final_weights, read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import run_ranks, slice_rows, synthetic_batch, synthetic_stream, tiny_model
 
@@ -17,10 +17,9 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.precision import resolve_precision
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.train_step import TrainStep
-from mert_foundry.model.training.trainer import TrainerConfig, TrainResult, train
-from mert_foundry.model.training.weight_average import decay_at
+from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.training.weight_average import WeightAverage, decay_at
 
-TIMINGS = ("audio_seconds_per_second", "data_wait_share")
 MIXTURE = MixtureConfig(min_samples=500, max_samples=900)
 CPU = torch.device("cpu")
 
@@ -52,26 +51,15 @@ def run(
         stream = lambda position: synthetic_stream(position, rank(), world_size())  # noqa: E731
     return train(
         model=tiny_model(**model),
-        stream=stream,
-        validation=validation,
+        data=TrainingData(stream, validation, 24_000),
         config=trainer,
         run_folder=folder,
         run_config={"trainer": trainer.model_dump(mode="json")},
         seed=11,
-        sample_rate=24_000,
         device=CPU,
         stop=stop,
         report=([] if records is None else records).append,
     )
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
-
-
-def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_weights(latest_checkpoint(folder / "checkpoints")[0])
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -290,6 +278,20 @@ def test_validation_does_not_depend_on_training_before_it(tmp_path, uninterrupte
     assert first == read_metrics(uninterrupted)[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"), [("missing", "is only in the model"), ("unknown", "is only in the checkpoint")]
+)
+def test_an_average_of_other_weights_is_refused_in_a_line(change, words):
+    average = WeightAverage(tiny_model(), 0.9)
+    saved = dict(average.weights)
+    if change == "missing":
+        saved.pop("encoder.mask_embedding")
+    else:
+        saved["surprise"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=f"step_5: averaged weights: weight (encoder.mask_embedding|surprise) {words}"):
+        average.load(saved, "step_5")
+
+
 def test_training_lowers_the_validation_loss(tmp_path):
     stream = lambda position: iter([(synthetic_batch(1_000 + i % 2), {"offset": i}) for i in range(40)])  # noqa: E731
     run(tmp_path, config(total_steps=40, validate_every=40, checkpoint_every=40), stream=stream, dropout=0.0)
@@ -299,7 +301,8 @@ def test_training_lowers_the_validation_loss(tmp_path):
 
 def test_another_seed_or_model_is_refused(tmp_path, uninterrupted):
     with pytest.raises(ValueError, match="seed is 11 in the checkpoint but 12"):
-        train(tiny_model(), synthetic_stream, None, config(), uninterrupted, {}, 12, 24_000, CPU, lambda: False, print)
+        data = TrainingData(synthetic_stream, None, 24_000)
+        train(tiny_model(), data, config(), uninterrupted, {}, 12, CPU, lambda: False, print)
     with pytest.raises(ValueError, match="layers.2.*is only in the model"):
         run(uninterrupted, config(), layers=3)
 

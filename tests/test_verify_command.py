@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from audio_files import mert, noise, tone, write_audio
+from folders import make_manifest
 
 from mert_foundry.jobs import verify
 from mert_foundry.jobs.command.line import run
@@ -17,7 +18,6 @@ from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.labelling.shard_writer import write_shard
 from mert_foundry.pipeline.manifest.rows import load_manifest
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
 from mert_foundry.pipeline.shards.format import Example, decode_example
 from mert_foundry.pipeline.shards.index import ShardIndex, build_index, load_index
 from mert_foundry.pipeline.shards.record import load_record
@@ -37,8 +37,7 @@ def manifest(tmp_path_factory) -> Path:
     root, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("manifest")
     for number in range(5):
         write_audio(root / f"track{number}.wav", tone(300 * 2**number, 1.1) * 0.5 + noise(1.1, seed=number))
-    config = ManifestConfig(root=str(root), out=str(out), splits={"valid": 0.4}, group_by="track", min_seconds=0.5)
-    write_manifest(config, scan(config))
+    make_manifest(root, out, splits={"valid": 0.4}, group_by="track", min_seconds=0.5)
     return out
 
 

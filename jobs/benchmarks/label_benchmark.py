@@ -119,16 +119,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def find_audio(places: Sequence[Path]) -> list[Path]:
+def find_audio(locations: Sequence[Path]) -> list[Path]:
     """Files as they are given, and the audio of folders by name. Raises UsageError for what is not there."""
     files = []
-    for place in places:
-        if not place.exists():
-            raise UsageError(f"{place}: no such file or folder")
-        found = sorted(place.rglob("*")) if place.is_dir() else [place]
-        files += [path for path in found if path == place or path.suffix[1:].lower() in AUDIO_EXTENSIONS]
+    for location in locations:
+        if not location.exists():
+            raise UsageError(f"{location}: no such file or folder")
+        found = sorted(location.rglob("*")) if location.is_dir() else [location]
+        files += [path for path in found if path == location or path.suffix[1:].lower() in AUDIO_EXTENSIONS]
     if not files:
-        raise UsageError(f"{' '.join(map(str, places))}: no audio file")
+        raise UsageError(f"{' '.join(map(str, locations))}: no audio file")
     return files
 
 
@@ -165,16 +165,14 @@ def _label_batch(
 ) -> dict[str, str]:
     """Label files by ours, then by the reference on our audio, and compare; returns the files that cannot be used."""
     folder.mkdir()
-    places = [folder / str(position) for position in range(len(batch))]
-    outcomes = ours.label([Job(path, place.with_suffix(".ours")) for path, place in zip(batch, places)])
+    stems = [folder / str(position) for position in range(len(batch))]
+    outcomes = ours.label([Job(path, stem.with_suffix(".ours")) for path, stem in zip(batch, stems)])
     if ours.failure:
         raise ValueError(f"{batch[0]} and the files after it: {ours.failure}")
     skipped = {str(path): str(outcome) for path, outcome in zip(batch, outcomes) if isinstance(outcome, DecodeError)}
-    labelled = [
-        (path, place, labels) for path, place, labels in zip(batch, places, outcomes) if str(path) not in skipped
-    ]
+    labelled = [(path, stem, labels) for path, stem, labels in zip(batch, stems, outcomes) if str(path) not in skipped]
     theirs = reference.label(
-        [Job(path, place.with_suffix(".reference"), labels.folder / "audio") for path, place, labels in labelled]
+        [Job(path, stem.with_suffix(".reference"), labels.folder / "audio") for path, stem, labels in labelled]
     )
     for (_, _, mine), their in zip(labelled, theirs):
         agreement.add(mine, their)

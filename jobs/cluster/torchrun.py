@@ -37,13 +37,13 @@ def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
     """Join torchrun's process group if there are several ranks; gives this rank's device."""
     check_cuda(device)
     use_cuda = resolve_device(device) == "cuda"
-    place = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
+    device_of_rank = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
     if use_cuda:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(device_of_rank)
     if world_size > 1:
         distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
     try:
-        yield place
+        yield device_of_rank
         wait_for_all()  # gloo may abort a rank whose peer has gone
     finally:
         if distributed.is_initialized():

@@ -134,12 +134,12 @@ class StrictLoader(yaml.SafeLoader):
 def set_value(values: dict, key: str, text: str, is_text: bool = False) -> None:
     """Set `a.b.0.c` in nested mappings and lists to a YAML value, or to the text itself. Raises UsageError."""
     *parents, last = key.split(".")
-    place = values
+    branch = values
     try:
         for parent in parents:
-            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+            branch = branch[int(parent)] if isinstance(branch, list) else branch.setdefault(parent, {})
         value = text if is_text else yaml.load(text, StrictLoader)
-        place[int(last) if isinstance(place, list) else last] = value
+        branch[int(last) if isinstance(branch, list) else last] = value
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{key}={text}: there is no such place in the config") from error
     except yaml.YAMLError as error:

@@ -66,10 +66,10 @@ class Plan(BaseModel):
         dropped = self.dropped | {key: reason for record in records for key, reason in record.dropped.items()}
         found = {key: samples for record in records for key, samples in record.samples.items()}
         table = {name: list(values) for name, values in self.table.items()}
-        for place, key in enumerate(table["key"]):
+        for index, key in enumerate(table["key"]):
             if key in found:
-                table["seconds"][place] = found[key] / self.sample_rate
-                table["length"][place] = max(0, (found[key] - self.samples_of_a_frame) // self.hop + 1)
+                table["seconds"][index] = found[key] / self.sample_rate
+                table["length"][index] = max(0, (found[key] - self.samples_of_a_frame) // self.hop + 1)
         if self.order.layout.row == "track":  # else the rows lie as they were planned
             table["offset"] = frame_offsets(table["length"])[:-1].tolist()
         return table, dropped
@@ -82,12 +82,12 @@ def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
     """
     lengths = frames_of(found.tracks, model)
     # A track too short for a frame has no row, except in a table, which has a row for each of its lines.
-    kept = [place for place, frames in enumerate(lengths) if found.kind == "table" or frames != 0]
-    if all(lengths[place] == 0 for place in kept):
+    kept = [index for index, frames in enumerate(lengths) if found.kind == "table" or frames != 0]
+    if all(lengths[index] == 0 for index in kept):
         raise ValueError(
             f"{config.input}: no track with a frame in it ({len(found.tracks)} tracks, {len(found.rejected)} rejected)"
         )
-    tracks, frames = [found.tracks[place] for place in kept], [lengths[place] for place in kept]
+    tracks, frames = [found.tracks[index] for index in kept], [lengths[index] for index in kept]
     layout = make_layout(config, model, tracks, frames)
     description = describe_store(config, model, found, layout)
     frame_rate = model.sample_rate / model.geometry.hop

@@ -11,9 +11,9 @@ INDENT = "  "
 def as_text(view: View) -> list[str]:
     """Lines without control characters. A section that is for the page alone is not there."""
     lines = [f"{view.kind} {view.title}"]
-    for place, section in enumerate(view.sections):
+    for index, section in enumerate(view.sections):
         paragraphs = [(block, found) for block in section.blocks if (found := block_lines(block))]
-        if paragraphs and place:
+        if paragraphs and index:
             lines += ["", section.title]
         previous: Block | None = None
         for block, found in paragraphs:

@@ -50,14 +50,14 @@ def curve_plot(plot: str, names: Sequence[str], runs: Sequence[CurvesOfRun]) -> 
     series = []
     for run, (name, plots) in enumerate(zip(names, runs, strict=True)):
         lines = plots.get(plot, {})
-        for place, (label, curve) in enumerate(lines.items()):
+        for index, (label, curve) in enumerate(lines.items()):
             faint = label == "train" and len(lines) > 1
             if len(names) > 1:
                 series.append(line(f"{name}, {label}", curve, color=run, faint=faint))
             elif len(lines) > 4:
-                series.append(line(label, curve, shade=place / (len(lines) - 1), faint=faint))
+                series.append(line(label, curve, shade=index / (len(lines) - 1), faint=faint))
             else:
-                series.append(line(label, curve, color=place, faint=faint))
+                series.append(line(label, curve, color=index, faint=faint))
     return LinePlot(plot, series, STEPS, y_axis(plot))
 
 
@@ -67,7 +67,7 @@ def codebook_plots(plot: str, names: Sequence[str], runs: Sequence[CurvesOfRun])
     if len(names) == 1:
         curves_of_run = runs[0][plot]
         last = max(len(codebooks) - 1, 1)
-        series = [line(label, curves_of_run[label], shade=place / last) for place, label in enumerate(codebooks)]
+        series = [line(label, curves_of_run[label], shade=index / last) for index, label in enumerate(codebooks)]
         return [LinePlot(plot, series, STEPS, y_axis(plot))]
     found = []
     for codebook in codebooks:

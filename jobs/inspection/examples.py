@@ -80,7 +80,7 @@ def first_values(member: MemberSummary) -> list[Table]:
     rows = np.atleast_2d(member.first).tolist()
     header = (f"{member.name} begins", *map(str, range(len(rows[0]))))
     names = "codebook" if member.distinct else "frame" if len(rows) > 1 else "sample"
-    return [Table(header, [(f"{names} {place}", *map(number, row)) for place, row in enumerate(rows)])]
+    return [Table(header, [(f"{names} {index}", *map(number, row)) for index, row in enumerate(rows)])]
 
 
 def pitch_of_bins(spec: TargetSpec) -> Pitch | None:

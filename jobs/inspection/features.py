@@ -1,4 +1,4 @@
-"""What mert inspect shows of a feature store: layers in numbers and curves, tracks as points, who is near whom."""
+"""What mert inspect shows of a feature store: layers in numbers and curves, tracks as points, and nearest neighbours."""
 
 import random
 from collections import Counter
@@ -139,7 +139,7 @@ def group_blocks(read: FeatureRows) -> list[Block]:
     members = {
         label: [track for track in shown if labels[track] == label] for label in dict.fromkeys([*common, OTHERS])
     }
-    blocks: list[Block] = [Plots([layer_plot(read, place, members) for place in range(len(read.summary.layers))])]
+    blocks: list[Block] = [Plots([layer_plot(read, index, members) for index in range(len(read.summary.layers))])]
     if not any(read.groups):
         blocks.append(Note("The store knows no groups, as shards hold none; --manifest names the manifest that does."))
     if len(shown) < len(read.keys):
@@ -147,9 +147,9 @@ def group_blocks(read: FeatureRows) -> list[Block]:
     return blocks
 
 
-def layer_plot(read: FeatureRows, place: int, members: dict[str, list[int]]) -> PointPlot:
-    """The tracks in the layer at a place of the store; `members` are the tracks to draw by group."""
-    components, shares = project(read.vectors[:, place])
+def layer_plot(read: FeatureRows, index: int, members: dict[str, list[int]]) -> PointPlot:
+    """The tracks in one layer, the store's number `index`; `members` are the tracks to draw by group."""
+    components, shares = project(read.vectors[:, index])
     series = [
         Points(
             label,
@@ -161,7 +161,7 @@ def layer_plot(read: FeatureRows, place: int, members: dict[str, list[int]]) -> 
         if tracks
     ]
     return PointPlot(
-        f"Layer {read.summary.layers[place].layer}",
+        f"Layer {read.summary.layers[index].layer}",
         series,
         Axis("first component"),
         Axis("second component"),

@@ -93,7 +93,7 @@ class Axis:
 class Line:
     """A curve of points `x`, `y`, within the band `low` to `high` where these are given.
 
-    Its colour is that of its place among the lines, else `color` (which of eight) or `shade` (0 to 1, for ordered lines).
+    Its colour is that of its position among the lines, else `color` (which of eight) or `shade` (0 to 1, for ordered lines).
     """
 
     label: str

@@ -58,12 +58,12 @@ def sum_values(
 ) -> ContinuousSums:
     """Sums of one target over at most `MOST_EXAMPLES` examples of a split. Raises as `ShardReader.read`."""
     entries = index.shards(split)
-    places = [(shard, number) for shard, entry in enumerate(entries) for number in range(entry.nsamples)]
-    count = min(len(places), MOST_EXAMPLES)
+    examples = [(shard, number) for shard, entry in enumerate(entries) for number in range(entry.nsamples)]
+    count = min(len(examples), MOST_EXAMPLES)
     sums = measure_values(np.zeros((0, spec.size)))
     with closing(ShardReader(shards, index, entries)) as reader:
         for number in range(count):
-            shard, example = places[number * len(places) // count]
+            shard, example = examples[number * len(examples) // count]
             stored = reader.read_target(shard, example, spec.name)
             sums = merge_values(sums, measure_values(_as_the_head_sees(stored, spec, stride, logarithmic)))
     if not sums.count:

@@ -68,7 +68,7 @@ class FeatureTable:
 
 
 def cut_to_length(labelled: LabelledSet, listed: LabelledSet) -> ProbedTask:
-    """The clips of the length that the task asks for; those of files that cannot be measured are taken out.
+    """The clips of the length that the task asks for; clips of files whose length cannot be found are dropped.
 
     Args:
         listed: the task as it was read, with all of its clips, whose rows an error names.

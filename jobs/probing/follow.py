@@ -59,7 +59,7 @@ def follow(run: Path, config: ProbeConfig) -> int:
 
 
 def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
-    """A second name for a checkpoint's files, which takes no room on disk; None when it is gone meanwhile."""
+    """Hard links to a checkpoint's files, which take no room on disk; None when it is gone meanwhile."""
     shutil.rmtree(target, ignore_errors=True)
     try:
         shutil.copytree(checkpoint, target, copy_function=os.link)

@@ -71,7 +71,7 @@ def _named(model: str | list[str] | dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _checkpoints(config: ProbeConfig, name: str, location: str) -> list[ProbedModel]:
-    """The model itself, or the whole checkpoints of a run, oldest first; says which are not whole."""
+    """The model itself, or the whole checkpoints of a run, oldest first; prints which are incomplete."""
     run, averaged = split_average(location)
     folder = run / CHECKPOINTS
     if not (config.every_checkpoint and folder.is_dir()):

@@ -52,7 +52,7 @@ def layer_rows(model: ProbedModel, result: ProbeResult) -> list[LayerRow]:
 def difference_rows(
     results: dict[tuple[str, str], ProbeResult], compared_with: str, protocol: ProbeProtocol
 ) -> list[DifferenceRow]:
-    """The first metric of each task: every other model minus one. Results by (task, model).
+    """The first metric of each task: every other model minus the one that is compared with. Results by (task, model).
 
     Without bootstrap draws there are none.
     """

@@ -51,7 +51,7 @@ class ProbeFindings:
 
 
 def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
-    """Probe every model on every task; what was probed before with the same data, model and protocol is read back.
+    """Probe every model on every task; a result with the same data, model and protocol is read, not made again.
 
     A model whose features do not fit a task is named with the reason, and the others are scored.
 
@@ -110,7 +110,7 @@ def load_cut_tasks(config: ProbeConfig) -> list[ProbedTask]:
 
 
 def misfit(task: ProbeTask, model: ProbedModel, config: ProbeConfig) -> str:
-    """Why the features of a model do not fit a task; empty when they do. It is said too."""
+    """Why the features of a model do not fit a task; empty when they do. The reason is printed too."""
     if task.kind != "separation":
         return ""
     opened = open_model(model.location, torch.device("cpu"))
@@ -121,7 +121,7 @@ def misfit(task: ProbeTask, model: ProbedModel, config: ProbeConfig) -> str:
 
 
 def probe_task(probed: ProbedTask, table: FeatureTable, model: ProbedModel, config: ProbeConfig) -> ProbeResult:
-    """Train and score the heads, or read what they gave before; says the score."""
+    """Train and score the heads, or read their stored result; prints the score."""
     task = probed.labelled.task
     folder = Path(config.out) / RESULTS / task.name / model.slug
     key = result_fingerprint(table.description, probed.labelled, config)

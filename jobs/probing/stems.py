@@ -8,7 +8,7 @@ import numpy as np
 from mert_foundry.model.probing.features import FrameFeatures
 from mert_foundry.model.probing.separation import Stems
 from mert_foundry.pipeline.audio.blocks import to_float
-from mert_foundry.pipeline.features.clip_tracks import decode_file
+from mert_foundry.pipeline.features.clip_tracks import decode_clip_file
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
 from mert_foundry.pipeline.probe_sets.task import ProbeClip
 
@@ -38,7 +38,7 @@ def read_stems(features: FrameFeatures, file: IO[bytes]) -> Stems:
 
 def _read_stretch(path: Path, clip: ProbeClip) -> np.ndarray:
     """float32 [samples] of the clip."""
-    with decode_file(path) as audio:
+    with decode_clip_file(path) as audio:
         first = round(clip.start * SAMPLE_RATE)
         last = audio.num_frames * HOP if clip.end is None else round(clip.end * SAMPLE_RATE)
         return to_float(audio.read(first, last - first))
@@ -46,7 +46,7 @@ def _read_stretch(path: Path, clip: ProbeClip) -> np.ndarray:
 
 def _append(file: IO[bytes], values: np.ndarray) -> np.ndarray:
     """The same values, mapped from after what the file holds."""
-    place = file.seek(0, 2)
+    offset = file.seek(0, 2)
     file.write(values.tobytes())
     file.flush()
-    return np.memmap(file, dtype=np.float32, mode="r", offset=place, shape=values.shape)
+    return np.memmap(file, dtype=np.float32, mode="r", offset=offset, shape=values.shape)

@@ -69,10 +69,10 @@ def save_result(folder: Path, result: ProbeResult, fingerprint: str) -> None:
     )
     if folder.exists():
         retire_folder(folder)
-    with publish_folder(folder) as place:
+    with publish_folder(folder) as unpublished:
         for condition in stored.conditions:
-            result.predictions[CHOSEN, condition].save(place / f"{condition or PLAIN}.npz")
-        (place / RESULT).write_text(stored.model_dump_json(indent=1))
+            result.predictions[CHOSEN, condition].save(unpublished / f"{condition or PLAIN}.npz")
+        (unpublished / RESULT).write_text(stored.model_dump_json(indent=1))
 
 
 def load_result(folder: Path, fingerprint: str) -> ProbeResult | None:

@@ -8,7 +8,7 @@ HELD_OUT = 8  # one group of so many is held out of training
 
 
 def on_validation(labelled: LabelledSet) -> LabelledSet:
-    """The task without its test clips: the validation clips are tested, one training group of 8 validates in their place.
+    """The task without its test clips: the validation clips are tested, one training group of 8 is used for validation instead.
 
     The group is chosen by a hash of its name, so that it is the same for every model and every checkpoint.
 

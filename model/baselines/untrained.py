@@ -52,7 +52,7 @@ def read_encoder_config(path: Path) -> EncoderConfig:
         return EncoderConfig(**(values.get("encoder") or {}))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, ("encoder", *first["loc"])))
-        raise ValueError(f"{path}: {place}: {first['msg']}") from error
+        key = ".".join(map(str, ("encoder", *first["loc"])))
+        raise ValueError(f"{path}: {key}: {first['msg']}") from error
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(getattr(error, 'strerror', None) or error).split())}") from error

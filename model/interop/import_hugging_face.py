@@ -111,14 +111,14 @@ def fit_weights(
 
 def one_rate(stated: Mapping[str, int | None], given: int | None, source: Path) -> int:
     """The sample rate, Hz. Raises ValueError when none is known, one is no rate or two differ, naming where each stands."""
-    rates = {place: rate for place, rate in {**stated, "--sample-rate": given}.items() if rate is not None}
-    for place, rate in rates.items():
+    rates = {origin: rate for origin, rate in {**stated, "--sample-rate": given}.items() if rate is not None}
+    for origin, rate in rates.items():
         if not isinstance(rate, int | float) or rate < 1 or rate != int(rate):
-            raise ValueError(f"{source}: the sample rate in {place} is {rate!r}, a whole number of Hz is needed")
+            raise ValueError(f"{source}: the sample rate in {origin} is {rate!r}, a whole number of Hz is needed")
     if not rates:
         raise ValueError(f"{source}: no sample rate in {' or '.join(stated)}; give --sample-rate")
     if len(set(rates.values())) > 1:
-        raise ValueError(f"{source}: {', '.join(f'{place} says {rate} Hz' for place, rate in rates.items())}")
+        raise ValueError(f"{source}: {', '.join(f'{origin} says {rate} Hz' for origin, rate in rates.items())}")
     return int(next(iter(rates.values())))
 
 
@@ -155,13 +155,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _parts(index: Path) -> list[str]:
     """The files that an index of sharded weights names, all in its own folder. Raises ValueError."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: it has no weight_map")
-    for part in places.values():
+    for part in weight_map.values():
         if not isinstance(part, str) or part != Path(part).name:
             raise ValueError(f"{index}: {part!r} is no file name, weights are read from this folder alone")
-    return sorted(set(places.values()))
+    return sorted(set(weight_map.values()))
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:

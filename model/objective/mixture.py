@@ -65,5 +65,5 @@ def _add_snippet(target: Tensor, source: Tensor, config: MixtureConfig, generato
     samples = int(generator.integers(config.min_samples, config.max_samples, endpoint=True))
     samples = min(samples, len(source), len(target))
     begin = int(generator.integers(len(source) - samples, endpoint=True))
-    place = int(generator.integers(len(target) - samples, endpoint=True))
-    target[place : place + samples] += config.volume * source[begin : begin + samples]
+    start = int(generator.integers(len(target) - samples, endpoint=True))
+    target[start : start + samples] += config.volume * source[begin : begin + samples]

@@ -124,11 +124,11 @@ class PretrainModel(nn.Module):
         if self._learned_width:
             learned = encoded.frontend_features[:, :, : self._learned_width]
             sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(learned, valid)
-        places = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
-        for prefix, place in places.items():
-            frames = encoded.last[place]
+        selections = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
+        for prefix, selected in selections.items():
+            frames = encoded.last[selected]
             for spec in self.head_specs:
-                loss, correct = self._compare(spec, batch, place, frames, (codebooks or {}).get(spec.name))
+                loss, correct = self._compare(spec, batch, selected, frames, (codebooks or {}).get(spec.name))
                 sums[f"loss/{prefix}{spec.name}"] = loss
                 if correct is not None and prefix == "":
                     sums[f"correct/{spec.name}"] = correct
@@ -138,18 +138,18 @@ class PretrainModel(nn.Module):
         self,
         spec: HeadSpec,
         batch: Mapping[str, Tensor],
-        place: Tensor,
+        selected: Tensor,
         frames: Tensor,
         codebooks: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `place` [B, F] is true."""
-        stride, num_frames = self._strides[spec.name], place.shape[1]
+        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `selected` [B, F] is true."""
+        stride, num_frames = self._strides[spec.name], selected.shape[1]
         if spec.kind == "continuous":
-            values = align_values(batch[spec.name], stride, num_frames)[place]
+            values = align_values(batch[spec.name], stride, num_frames)[selected]
             if spec.scale is not None:
                 values = self.standardise[spec.name](values)
             return squared_error(self.heads[spec.name](frames), values), None
-        codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2)[place]
+        codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2)[selected]
         logits = self.heads[spec.name](frames, codebooks)
         if codebooks is None:
             return code_cross_entropy(logits, codes), correct_codes(logits, codes)

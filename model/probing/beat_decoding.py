@@ -6,7 +6,7 @@ no beat in its frame, plus the log probability of its period p after a period q:
 
     score(t, p) = evidence(t) + max over q of [score(t - p, q) + log P(p | q)],  P(p | q) ~ exp(-tightness * log(p / q)^2)
 
-P sums to 1 over p. So each beat pays for the choice of its place, and a path at twice the tempo, which has twice the choices in
+P sums to 1 over p. So each beat pays for the choice of its position, and a path at twice the tempo, which has twice the choices in
 which to find noise, gains nothing by it. The first beat lies within one period of the start, the last within one period of the end, so a path has no gaps. The squared
 log ratio is Ellis' price (Beat Tracking by Dynamic Programming, JNMR 2007); there it is taken against one global tempo, here
 against the period before, so that phase and tempo are found together and the tempo may drift.

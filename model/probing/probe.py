@@ -66,11 +66,11 @@ def probe(features: PooledFeatures, protocol: ProbeProtocol, device: torch.devic
     labelled = features.labelled
     if labelled.task.kind not in LOSSES:
         raise ValueError(f"task {labelled.task.name}: {labelled.task.kind} is not probed on pooled features")
-    labels, place = clip_labels(labelled), torch.device(device)
+    labels, on_device = clip_labels(labelled), torch.device(device)
     folds = []
     tested: list[IntArray] = []
     for fold, partition in enumerate(partitions(labelled)):
-        folds.append(_probe_fold(features, labels, partition, fold, protocol, place))
+        folds.append(_probe_fold(features, labels, partition, fold, protocol, on_device))
         tested.append(partition.train)
     training = labels[np.unique(np.concatenate(tested))]
 

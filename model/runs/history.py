@@ -209,7 +209,7 @@ def _diagnostics(history: RunHistory) -> dict[str, dict[str, Curve]]:
 
 
 def _parts(value: Any) -> list[tuple[str, float | None]]:
-    """Lines of one field: by name of a mapping, by place of a list, or one."""
+    """Lines of one field: by name of a mapping, by position in a list, or one."""
     if isinstance(value, Mapping):
         named = [(str(name), part) for name, part in value.items()]
     elif isinstance(value, list):

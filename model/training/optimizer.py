@@ -48,7 +48,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
     """Load the moments of a saved state dict; the settings of the groups stay the optimiser's own.
 
     Raises ValueError naming `source` when the state belongs to parameters of other names or another order, or has no
-    names (as before learning-rate multipliers): moments are stored by place, and would go to the wrong ones.
+    names (as before learning-rate multipliers): moments are stored by index, and would go to the wrong ones.
     """
     own = optimizer.state_dict()["param_groups"]
     if not all("param_names" in group for group in state["param_groups"]):
@@ -59,9 +59,9 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
         [name for group in groups for name in group["param_names"]] for groups in (state["param_groups"], own)
     )
     if found != expected:
-        place = next((i for i, names in enumerate(zip(found, expected)) if len(set(names)) == 2), len(found))
-        names = [names[place] if place < len(names) else "none" for names in (found, expected)]
-        raise ValueError(f"{source}: moment {place} of the optimiser is {names[0]}'s, here {names[1]}'s")
+        index = next((i for i, names in enumerate(zip(found, expected)) if len(set(names)) == 2), len(found))
+        names = [names[index] if index < len(names) else "none" for names in (found, expected)]
+        raise ValueError(f"{source}: moment {index} of the optimiser is {names[0]}'s, here {names[1]}'s")
     optimizer.load_state_dict({**state, "param_groups": own})
 
 

@@ -86,10 +86,7 @@ class TrainStep:
         """
         torch.manual_seed(derive_seed(self.seed, step, "dropout", rank()))
         self.model.train()
-        inputs, masking = self._prepare(batch, step)
-        if self.mixture is not None:
-            inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
-        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
+        inputs, masking = self._training_inputs(batch, step)
         valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
         counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
@@ -110,6 +107,14 @@ class TrainStep:
             with self._autocast():
                 diagnostics |= diagnose(self.model, inputs, masking)
         return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics or None)
+
+    def _training_inputs(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
+        """As `_prepare`, the audio mixed and filled as the settings ask for."""
+        inputs, masking = self._prepare(batch, step)
+        if self.mixture is not None:
+            inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
+        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
+        return inputs, masking
 
     def _move(self, rate: float) -> None:
         """The optimiser's step at a learning rate."""

@@ -91,15 +91,30 @@ class TrainResult:
     validation: dict[str, Any] | None
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What a rank trains on.
+
+    Args:
+        stream: position or None -> iterator of (batch, position after it), this rank's rows; batches as
+            in model/training/device_batch.py. The position of rank 0 is stored, unread, as JSON.
+        validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
+            numbers of them. None: no validation.
+        sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
+    """
+
+    stream: Stream
+    validation: Validation | None
+    sample_rate: int
+
+
 def train(
     model: PretrainModel,
-    stream: Stream,
-    validation: Validation | None,
+    data: TrainingData,
     config: TrainerConfig,
     run_folder: Path,
     run_config: dict[str, Any],
     seed: int,
-    sample_rate: int,
     device: torch.device,
     stop: Callable[[], bool],
     report: Callable[[dict[str, Any]], None],
@@ -109,12 +124,7 @@ def train(
 
     Args:
         model: on any device; it is moved to `device`.
-        stream: position or None -> iterator of (batch, position after it), this rank's rows; batches as
-            in model/training/device_batch.py. The position of rank 0 is stored, unread, as JSON.
-        validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
-            numbers of them. None: no validation.
         run_config: the resolved config, saved with each checkpoint.
-        sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
         stop: polled once a step; when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
@@ -123,29 +133,16 @@ def train(
     Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
     number of frames, when the stream ends early or gives a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
     """
-    precision = resolve_precision(config.precision, device)
-    set_precision(precision)
-    if config.compile:
-        compile_parts(model)
-    trainee = TrainStep(
-        model.to(device),
-        config.optimizer,
-        config.mask.in_frames(model.encoder.hop, sample_rate),
-        config.mixture,
-        config.accumulation,
-        precision == "bf16",
-        seed,
-        device,
-    )
+    trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
     checkpoints = Path(run_folder) / "checkpoints"
     state, checkpoint = _resume(trainee, checkpoints, seed, report)
     average = _average(trainee.model, config.ema, checkpoint)
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
-    with Recorder(Path(run_folder), known_until, sample_rate, report, trivial) as recorder:
-        run = _Run(trainee, validation, config, checkpoints, run_config, recorder, checkpoint, average)
-        return run.go_on(state, stream, stop)
+    with Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder:
+        run = _Run(trainee, data.validation, config, checkpoints, run_config, recorder, checkpoint, average)
+        return run.go_on(state, data.stream, stop)
 
 
 @dataclass
@@ -231,6 +228,26 @@ class _Run:
         return TrainResult(status, state.step, self.checkpoint, self.validated)
 
 
+def _trainee(
+    model: PretrainModel, config: TrainerConfig, sample_rate: int, seed: int, device: torch.device
+) -> TrainStep:
+    """The model on its device, with all that one step needs. Sets the precision of this process."""
+    precision = resolve_precision(config.precision, device)
+    set_precision(precision)
+    if config.compile:
+        compile_parts(model)
+    return TrainStep(
+        model.to(device),
+        config.optimizer,
+        config.mask.in_frames(model.encoder.hop, sample_rate),
+        config.mixture,
+        config.accumulation,
+        precision == "bf16",
+        seed,
+        device,
+    )
+
+
 def _resume(
     trainee: TrainStep, checkpoints: Path, seed: int, report: Callable[[dict[str, Any]], None]
 ) -> tuple[CheckpointState, Path | None]:
@@ -257,7 +274,7 @@ def _average(model: PretrainModel, decay: float | None, checkpoint: Path | None)
         return None
     average = WeightAverage(model, decay)
     if checkpoint is not None and has_average(checkpoint):
-        average.load(load_average(checkpoint))
+        average.load(load_average(checkpoint), checkpoint)
     return average
 
 

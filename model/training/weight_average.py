@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mert_foundry.model.runs.checkpoint import check_weights
+
 RAMP = 10  # steps: the decay is (1 + step) / (RAMP + step) until that reaches the one asked for
 
 
@@ -34,7 +36,8 @@ class WeightAverage:
         move = get_ema_multi_avg_fn(decay_at(self.decay, step))
         move(list(self.weights.values()), list(self.model.state_dict().values()), step)
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on from an average that was saved, on any device."""
+    def load(self, weights: Mapping[str, Tensor], source: object) -> None:
+        """Go on from an average that was saved, on any device. Raises as `check_weights`, naming `source`."""
+        check_weights(self.weights, weights, f"{source}: averaged weights")
         for name, weight in weights.items():
             self.weights[name].copy_(weight)

@@ -92,11 +92,11 @@ class TransformerConfig(LayerConfig):
             raise ValueError(f"memory_width is {self.memory_width} but no layer has reads_memory")
         return self
 
-    def _check_heads(self, heads: int, place: str = "") -> None:
+    def _check_heads(self, heads: int, prefix: str = "") -> None:
         if self.width % heads:
-            raise ValueError(f"{place}width {self.width} is not a multiple of heads {heads}")
+            raise ValueError(f"{prefix}width {self.width} is not a multiple of heads {heads}")
         if self.position == "rope" and self.width // heads % 2:
-            raise ValueError(f"{place}rope turns pairs, but width {self.width} / heads {heads} is odd")
+            raise ValueError(f"{prefix}rope turns pairs, but width {self.width} / heads {heads} is odd")
 
     def layer_configs(self) -> tuple[LayerConfig, ...]:
         """The settings of each layer. Raises ValueError naming layer and field where an override is wrong."""

@@ -1,4 +1,4 @@
-"""How frames know their place: a convolution over them, or a rotation of queries and keys. Neither has buffers."""
+"""How frames know their position: a convolution over them, or a rotation of queries and keys. Neither has buffers."""
 
 import torch
 from torch import Tensor, nn

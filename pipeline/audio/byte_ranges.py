@@ -53,15 +53,15 @@ class ByteRanges(io.RawIOBase):
         if self._failure:
             raise self._failure
 
-    def _read(self, count: int, place: int) -> bytes:
+    def _read(self, count: int, position: int) -> bytes:
         try:
-            return os.pread(self._file.fileno(), count, place)
+            return os.pread(self._file.fileno(), count, position)
         except OSError as error:
             self._failure = self._failure or error
             return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place relative to the start of all ranges, the current place, or their end."""
+        """Go to a position relative to the start of all ranges, the current position, or their end."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._places[-1]}[whence]
         self._place = max(0, base + offset)
         return self._place

@@ -75,28 +75,28 @@ def _mp4_boxes(file: Seekable, length: int) -> Iterator[tuple[str, int]]:
 
 def _matroska_segment(file: Seekable) -> Iterator[tuple[str, int]]:
     """The segment after the EBML head (https://www.rfc-editor.org/rfc/rfc9559): one of unknown size claims nothing."""
-    place, size = _ebml_size(file, len(EBML_MARK))
-    place += size or 0
-    if read_at(file, place, 4) == SEGMENT_MARK:
-        place, size = _ebml_size(file, place + len(SEGMENT_MARK))
+    offset, size = _ebml_size(file, len(EBML_MARK))
+    offset += size or 0
+    if read_at(file, offset, 4) == SEGMENT_MARK:
+        offset, size = _ebml_size(file, offset + len(SEGMENT_MARK))
         if size is not None:
-            yield "Matroska segment", place + size
+            yield "Matroska segment", offset + size
 
 
-def _ebml_size(file: Seekable, place: int) -> tuple[int, int | None]:
-    """Where the number at `place` ends, and its value; None when all of its bits are set: unknown."""
-    first = int.from_bytes(read_at(file, place, 1), "big")
+def _ebml_size(file: Seekable, offset: int) -> tuple[int, int | None]:
+    """Where the number at `offset` ends, and its value; None when all of its bits are set: unknown."""
+    first = int.from_bytes(read_at(file, offset, 1), "big")
     width = 9 - first.bit_length()
-    value = int.from_bytes(read_at(file, place, width), "big") & ((1 << 7 * width) - 1)
-    return place + width, None if value == (1 << 7 * width) - 1 else value
+    value = int.from_bytes(read_at(file, offset, width), "big") & ((1 << 7 * width) - 1)
+    return offset + width, None if value == (1 << 7 * width) - 1 else value
 
 
 def _voc_blocks(file: Seekable, length: int) -> Iterator[tuple[int, int]]:
     """Type and end of the blocks up to the end mark, or to bytes that are no block: some writers (SoX) state a few bytes less than they write."""
-    place = int.from_bytes(read_at(file, 20, 2), "little")
-    while 20 < place < length and 0 < (kind := read_at(file, place, 1)[0]) <= LAST_VOC_BLOCK:
-        place += 4 + int.from_bytes(read_at(file, place + 1, 3), "little")
-        yield kind, place
+    offset = int.from_bytes(read_at(file, 20, 2), "little")
+    while 20 < offset < length and 0 < (kind := read_at(file, offset, 1)[0]) <= LAST_VOC_BLOCK:
+        offset += 4 + int.from_bytes(read_at(file, offset + 1, 3), "little")
+        yield kind, offset
 
 
 def check_voc(file: Seekable) -> None:

@@ -142,8 +142,8 @@ class MediaFile(AudioFile):
         videos = sum(not stream.disposition & Disposition.attached_pic for stream in self.container.streams.video)
         if len(audio) == 1 and not videos:
             return ""
-        place = f"audio {audio.index(self.stream) + 1} of {len(audio)}"
-        return f"{place}, beside {videos} video" if videos else place
+        name = f"audio {audio.index(self.stream) + 1} of {len(audio)}"
+        return f"{name}, beside {videos} video" if videos else name
 
     def _block(self, gathered: av.AudioFifo, packed: av.AudioResampler) -> np.ndarray:
         try:

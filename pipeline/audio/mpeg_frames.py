@@ -77,23 +77,23 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[MpegPart]:
     """
     with open(path, "rb", buffering=BUFFER_BYTES) as file:
         parts: list[MpegPart] = []
-        place, gap, is_tag = start, None, True
-        while place + 4 <= stop:
-            file.seek(place)
+        offset, gap, is_tag = start, None, True
+        while offset + 4 <= stop:
+            file.seek(offset)
             frame = file.read(COUNT_BYTES)
             header = read_header(frame)
             if header is None:
-                gap = place if gap is None else gap
-                size = tag_size(file, place, stop)
+                gap = offset if gap is None else gap
+                size = tag_size(file, offset, stop)
                 is_tag = is_tag and size > 0
-                place = place + size if size else _next_frame(file, place, stop)
+                offset = offset + size if size else _next_frame(file, offset, stop)
                 continue
-            if place + header.size > stop:
+            if offset + header.size > stop:
                 if parts:
                     parts[-1].is_partial = True
                 break
-            _add_frame(parts, place, header, frame[: header.size], gap, is_tag)
-            place, gap, is_tag = place + header.size, None, True
+            _add_frame(parts, offset, header, frame[: header.size], gap, is_tag)
+            offset, gap, is_tag = offset + header.size, None, True
     # A part of few frames without a count is random bytes that look like frames.
     parts = [
         part
@@ -135,14 +135,14 @@ def read_header(head: bytes) -> FrameHeader | None:
 
 
 def _add_frame(
-    parts: list[MpegPart], place: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool
+    parts: list[MpegPart], offset: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool
 ) -> None:
     """Count a frame. A new part begins when the frame holds a count, follows tags, or follows all frames that the part claims.
 
     `gap`: where the last frame ended, when it was not here; `is_tag`: whether only tags lie between. Raises DecodeError
     `unreadable` for any other gap.
     """
-    new = MpegPart(place, place + header.size, header.samples)
+    new = MpegPart(offset, offset + header.size, header.samples)
     if _read_count(new, header, frame):
         if parts and parts[-1].found == 0:  # some tools write their own count in front of an older one
             parts.pop()
@@ -152,7 +152,7 @@ def _add_frame(
     if not parts or (gap is not None and (is_tag or is_done)):
         parts.append(new)
     elif gap is not None:
-        raise DecodeError("unreadable", f"damaged: bytes {gap} to {place} are neither a frame nor a tag")
+        raise DecodeError("unreadable", f"damaged: bytes {gap} to {offset} are neither a frame nor a tag")
     parts[-1].found += 1
     parts[-1].stop = new.stop
 
@@ -174,20 +174,20 @@ def _read_count(part: MpegPart, header: FrameHeader, frame: bytes) -> bool:
 
 def _read_xing(part: MpegPart, tag: bytes) -> None:
     flags = int.from_bytes(tag[4:8], "big")
-    place = 8
+    offset = 8
     if flags & 1:
-        part.claimed = int.from_bytes(tag[place : place + 4], "big") or None  # a streaming writer leaves 0
-    place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
-    delays = tag[place + 21 : place + 24]
-    if tag[place : place + 4] in (b"LAME", b"Lavf", b"Lavc") and len(delays) == 3:
+        part.claimed = int.from_bytes(tag[offset : offset + 4], "big") or None  # a streaming writer leaves 0
+    offset += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+    delays = tag[offset + 21 : offset + 24]
+    if tag[offset : offset + 4] in (b"LAME", b"Lavf", b"Lavc") and len(delays) == 3:
         delay, padding = delays[0] << 4 | delays[1] >> 4, (delays[1] & 15) << 8 | delays[2]
         part.delay = delay + DECODER_DELAY
         part.padding = max(0, padding - DECODER_DELAY)
 
 
-def _next_frame(file: BinaryIO, place: int, stop: int) -> int:
+def _next_frame(file: BinaryIO, offset: int, stop: int) -> int:
     """Where the next frame begins that another one follows, or `stop`."""
-    first = place + 1
+    first = offset + 1
     while first < stop:
         file.seek(first)
         chunk = file.read(min(BUFFER_BYTES, stop - first))

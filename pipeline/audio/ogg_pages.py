@@ -61,34 +61,34 @@ def check_ogg_pages(path: Path, start: int) -> OggPages:
         return _check(file, start, file.seek(0, os.SEEK_END))
 
 
-def _check(file: BinaryIO, place: int, length: int) -> OggPages:
+def _check(file: BinaryIO, offset: int, length: int) -> OggPages:
     found = OggPages()
     streams: dict[bytes, _Stream] = {}
-    while place < length:
-        page = _read_page(file, place)
+    while offset < length:
+        page = _read_page(file, offset)
         if page is None:
             if streams and all(stream.is_ended for stream in streams.values()):
                 break
-            place = _next_page(file, place)
+            offset = _next_page(file, offset)
             found.is_repaired = True
             continue
         if not _is_whole(page):
-            raise DecodeError("truncated", f"{length} bytes, they end within the Ogg page at byte {place}")
+            raise DecodeError("truncated", f"{length} bytes, they end within the Ogg page at byte {offset}")
         stated, computed = int.from_bytes(page[22:26], "little"), _checksum(page)
         if computed != stated:
             raise DecodeError(
-                "unreadable", f"the Ogg page at byte {place} has checksum {computed:08x}, it states {stated:08x}"
+                "unreadable", f"the Ogg page at byte {offset} has checksum {computed:08x}, it states {stated:08x}"
             )
         serial = page[14:18]
         if serial not in streams:
             if any(stream.is_ended for stream in streams.values()):
                 raise DecodeError(
-                    "unreadable", f"a second stream follows the first at byte {place}; only one can be read"
+                    "unreadable", f"a second stream follows the first at byte {offset}; only one can be read"
                 )
             streams[serial] = _Stream(_codec(page[PAGE_HEADER + page[26] :]))
-        streams[serial].add(page, place)
-        found.add(place, place + len(page))
-        place += len(page)
+        streams[serial].add(page, offset)
+        found.add(offset, offset + len(page))
+        offset += len(page)
     found.streams = [stream.codec for stream in streams.values()]
     found.is_repaired |= not all(stream.is_ended for stream in streams.values())
     if found.streams == ["opus"]:
@@ -106,11 +106,11 @@ class _Stream:
         self._number: int | None = None
         self._position = 0
 
-    def add(self, page: bytes, place: int) -> None:
+    def add(self, page: bytes, offset: int) -> None:
         """Take a page in. Raises DecodeError `unreadable` when it does not follow the one before."""
         number, position = int.from_bytes(page[18:22], "little"), int.from_bytes(page[6:14], "little", signed=True)
         if self._number is not None and number != self._number + 1:
-            raise DecodeError("unreadable", f"Ogg page {number} at byte {place} follows page {self._number}")
+            raise DecodeError("unreadable", f"Ogg page {number} at byte {offset} follows page {self._number}")
         self._number = number
         self.is_ended |= bool(page[5] & LAST)
         # The last page states where the audio ends; positions on earlier pages are not always in order.
@@ -120,7 +120,7 @@ class _Stream:
         if self.is_ended and self.codec in COUNTED and UNFINISHED != position < self._position and not is_trimmed:
             raise DecodeError(
                 "unreadable",
-                f"the last Ogg page, at byte {place}, states position {position}, one before {self._position}",
+                f"the last Ogg page, at byte {offset}, states position {position}, one before {self._position}",
             )
         self._position = position if is_trimmed else max(position, self._position)
         if self.codec == "opus":
@@ -128,9 +128,9 @@ class _Stream:
             self.opus.add(page[PAGE_HEADER:body], page[body:], position, bool(page[5] & LAST))
 
 
-def _next_page(file: BinaryIO, place: int) -> int:
+def _next_page(file: BinaryIO, offset: int) -> int:
     """Where the next whole page with the right checksum begins. Raises DecodeError `unreadable` when there is none."""
-    first = after = place + 1
+    first = after = offset + 1
     while True:
         file.seek(first)
         chunk = file.read(BUFFER_BYTES)
@@ -142,14 +142,14 @@ def _next_page(file: BinaryIO, place: int) -> int:
                 return after
             after += 1
         elif len(chunk) < BUFFER_BYTES:
-            raise DecodeError("unreadable", f"no Ogg page at byte {place}, where the last one ended, nor after it")
+            raise DecodeError("unreadable", f"no Ogg page at byte {offset}, where the last one ended, nor after it")
         else:
             first = after = first + len(chunk) - len(CAPTURE) + 1  # the mark may lie across two chunks
 
 
-def _read_page(file: BinaryIO, place: int) -> bytes | None:
-    """The page that begins at `place`, as much as there is of it; None when none begins there."""
-    file.seek(place)
+def _read_page(file: BinaryIO, offset: int) -> bytes | None:
+    """The page that begins at `offset`, as much as there is of it; None when none begins there."""
+    file.seek(offset)
     head = file.read(PAGE_HEADER)
     if not head.startswith(CAPTURE) and not CAPTURE.startswith(head):
         return None

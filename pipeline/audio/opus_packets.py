@@ -58,10 +58,10 @@ class OpusLength:
 
     def _finish(self, segments: bytes, body: bytes) -> list[bytes]:
         """The first bytes of the packets that end on a page."""
-        packets, place = [], 0
+        packets, offset = [], 0
         for size in segments:
-            self._unfinished += body[place : place + size][: HEAD_BYTES - len(self._unfinished)]
-            place += size
+            self._unfinished += body[offset : offset + size][: HEAD_BYTES - len(self._unfinished)]
+            offset += size
             if size < SEGMENT_BYTES:
                 packets.append(self._unfinished)
                 self._unfinished = b""

@@ -382,8 +382,8 @@ def _extended(digits: bytes) -> int:
     return mantissa >> shift
 
 
-def _read_exactly(file: Seekable, place: int, count: int) -> bytes:
-    data = read_at(file, place, count)
+def _read_exactly(file: Seekable, offset: int, count: int) -> bytes:
+    data = read_at(file, offset, count)
     if len(data) < count:
-        raise DecodeError("truncated", f"{place + len(data)} bytes, the header goes on to {place + count}")
+        raise DecodeError("truncated", f"{offset + len(data)} bytes, the header goes on to {offset + count}")
     return data

@@ -26,9 +26,9 @@ def audio_range(path: Path) -> tuple[int, int]:
     return start, stop
 
 
-def leading_tag(file: Seekable, place: int) -> int:
-    """Bytes of the ID3v2 or APEv2 tag that begins at `place`; 0 when there is none."""
-    head = read_at(file, place, APE_BYTES)
+def leading_tag(file: Seekable, offset: int) -> int:
+    """Bytes of the ID3v2 or APEv2 tag that begins at `offset`; 0 when there is none."""
+    head = read_at(file, offset, APE_BYTES)
     if head[:3] == b"ID3" and len(head) >= ID3V2_BYTES and max(head[6:10]) < 0x80 and head[3] != 0xFF:
         footer = ID3V2_BYTES if head[5] & 0x10 else 0
         return ID3V2_BYTES + _syncsafe(head[6:10]) + footer

@@ -27,7 +27,7 @@ class ShardPlace(Document):
 
     shard: int = Field(ge=0, description="Number of the shard in the shard list")
     examples: tuple[int | None, ...] = Field(
-        description="Its segments' places in the shard, in order; none of one that was dropped"
+        description="Numbers of its segments in the shard, in order; none of one that was dropped"
     )
     frames: tuple[int, ...] = Field(description="Target frames of each segment")
     audio: tuple[int | None, ...] = Field(
@@ -109,7 +109,7 @@ class TrackSpan(Document):
 class Part(Document):
     """Rows [number * part_rows, number * part_rows + rows) of a store."""
 
-    number: int = Field(ge=0, description="Place among the parts")
+    number: int = Field(ge=0, description="Number of the part, from 0")
     rows: int = Field(gt=0, description="Number of rows")
     spans: list[TrackSpan] = Field(description="What fills them, in order")
     seconds: float = Field(ge=0, description="Audio seconds, as far as they are known")

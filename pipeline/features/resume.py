@@ -30,7 +30,7 @@ class PartRecord(Document):
     schema_version: Literal[1] = Field(description="Form of this record")
     part: int = Field(ge=0, description="Number of the part")
     store: str = Field(description="SHA-256 of what the store is: `description_digest`")
-    files: dict[str, tuple[int, str]] = Field(description="Files by place in the store: bytes, SHA-256")
+    files: dict[str, tuple[int, str]] = Field(description="Files by path in the store: bytes, SHA-256")
     dropped: dict[str, str] = Field(description="Tracks that could not be used, by key: reason and detail")
     backend: dict[str, JsonValue] = Field(description="What computed it; never read by this project's code")
     samples: dict[str, int] = Field(
@@ -197,6 +197,6 @@ def _load_record(location: str, number: int) -> PartRecord | None:
 
 def _has_files(location: str, record: PartRecord) -> bool:
     try:
-        return all(files.size(files.join(location, place)) == size for place, (size, _) in record.files.items())
+        return all(files.size(files.join(location, path)) == size for path, (size, _) in record.files.items())
     except FileNotFoundError:
         return False

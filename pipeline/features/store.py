@@ -61,9 +61,9 @@ def publish_part(
     `samples`: of tracks whose length was not known, or another one, when the part was planned.
     """
     published: dict[str, tuple[int, str]] = {}
-    for place, content in _encode_part(layout, number, arrays):
-        files.publish_bytes(files.join(location, place), content)
-        published[place] = (len(content), hashlib.sha256(content).hexdigest())
+    for path, content in _encode_part(layout, number, arrays):
+        files.publish_bytes(files.join(location, path), content)
+        published[path] = (len(content), hashlib.sha256(content).hexdigest())
     record = PartRecord(
         schema_version=SCHEMA_VERSION,
         part=number,
@@ -78,16 +78,16 @@ def publish_part(
 
 
 def _encode_part(layout: StoreLayout, number: int, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
-    """Place in the store and content of each shard of a part."""
+    """Path in the store and content of each shard of a part."""
     encoded: dict[str, Any] = {}
     first = number * layout.part_rows
     with _quiet():
         created = _create_arrays(zarr.create_group(MemoryStore(encoded)), layout)
         for name, values in arrays.items():
             created[name][first : first + len(values)] = values
-    for place, buffer in sorted(encoded.items()):
-        if not place.endswith(ROOT):
-            yield place, buffer.to_bytes()
+    for path, buffer in sorted(encoded.items()):
+        if not path.endswith(ROOT):
+            yield path, buffer.to_bytes()
 
 
 def finish_store(
@@ -119,8 +119,8 @@ def finish_store(
     # zarr lists arrays in the order in which its threads come to them.
     arrays = root["consolidated_metadata"]["metadata"]
     root["consolidated_metadata"]["metadata"] = dict(sorted(arrays.items()))
-    for place, buffer in sorted(encoded.items()):
-        files.publish_bytes(files.join(location, place), buffer.to_bytes())
+    for path, buffer in sorted(encoded.items()):
+        files.publish_bytes(files.join(location, path), buffer.to_bytes())
     files.publish_bytes(files.join(location, ROOT), json.dumps(root, indent=2).encode())
 
 

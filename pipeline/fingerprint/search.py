@@ -72,13 +72,13 @@ def search(known: Known, found: Iterable[Landmarks]) -> Match | None:
     # A shift that is no whole number of frames is divided between two.
     together = votes + np.append(np.where(np.diff(shifts) == 1, votes[1:], 0), 0) if len(votes) else votes
     own_frames: dict[int, np.ndarray] = {}
-    for place in np.argsort(-together, kind="stable"):
-        if together[place] < FEWEST_VOTES:
+    for index in np.argsort(-together, kind="stable"):
+        if together[index] < FEWEST_VOTES:
             break
-        owner, shift = divmod(int(shifts[place]), SHIFTS)
+        owner, shift = divmod(int(shifts[index]), SHIFTS)
         if owner not in own_frames:
             own_frames[owner] = known.frames[known.owners == owner]
-        match = _judge(known.names[owner], own_frames[owner], shift - SHIFTS // 2, length, int(together[place]))
+        match = _judge(known.names[owner], own_frames[owner], shift - SHIFTS // 2, length, int(together[index]))
         if match.share >= SMALLEST_SHARE:
             return match
     return None
@@ -90,16 +90,16 @@ def _shifts(known: Known, hashes: np.ndarray, frames: np.ndarray) -> np.ndarray:
     counts = last - first
     total = int(counts.sum())
     # Positions first[i] .. last[i] of all i, one after another.
-    places = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
-    shift = np.repeat(frames.astype(np.int64), counts) - known.frames[places]
-    return known.owners[places].astype(np.int64) * SHIFTS + shift + SHIFTS // 2
+    indices = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    shift = np.repeat(frames.astype(np.int64), counts) - known.frames[indices]
+    return known.owners[indices].astype(np.int64) * SHIFTS + shift + SHIFTS // 2
 
 
 def _count(shifts: np.ndarray, votes: np.ndarray, more: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Equal shifts added up: some with their votes so far, and more with one vote each."""
-    unique, places = np.unique(np.concatenate([shifts, *more]), return_inverse=True)
-    weights = np.concatenate([votes, np.ones(len(places) - len(votes), np.int64)])
-    return unique, np.bincount(places, weights, len(unique)).astype(np.int64)
+    unique, indices = np.unique(np.concatenate([shifts, *more]), return_inverse=True)
+    weights = np.concatenate([votes, np.ones(len(indices) - len(votes), np.int64)])
+    return unique, np.bincount(indices, weights, len(unique)).astype(np.int64)
 
 
 def _judge(name: str, frames: np.ndarray, shift: int, length: int, votes: int) -> Match:

@@ -20,12 +20,11 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from mert_foundry.pipeline.audio.blocks import to_float
-from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.fitting.codec_quality import MelError
 from mert_foundry.pipeline.fitting.codec_state import CodecState, capture_tensors, restore_tensors
+from mert_foundry.pipeline.fitting.tracks import whole_track
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
-from mert_foundry.pipeline.manifest.decode_track import decode_track
-from mert_foundry.pipeline.manifest.rows import Manifest, Track
+from mert_foundry.pipeline.manifest.rows import Track
 from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec
 
 KMEANS_VECTORS = 12_000
@@ -74,37 +73,16 @@ class CodecTrainingConfig(BaseModel):
         return self
 
 
-def choose_tracks(manifest: Manifest, split: str, hours: float, seed: int) -> list[Track]:
-    """Tracks of a split, drawn by seed, until `hours` are reached.
-
-    Raises:
-        ValueError: the split has no track.
-    """
-    tracks = [track for track in manifest.tracks if track.split == split]
-    if not tracks:
-        raise ValueError(f"the manifest has no track in split {split!r}; see its group_by and splits")
-    chosen, seconds = [], 0.0
-    for index in np.random.default_rng([seed, 0]).permutation(len(tracks)):
-        if seconds >= hours * 3600:
-            break
-        chosen.append(tracks[index])
-        seconds += tracks[index].seconds
-    return chosen
-
-
 def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) -> list[np.ndarray]:
     """Decode tracks under `root` to int16 `[T]` at 24 kHz each, whole frames; `report` is given the seconds decoded so far.
 
     Raises:
-        ValueError: a file is not the one of the manifest, or cannot be decoded. OSError: as `decode_track`.
+        ValueError, OSError: as `whole_track`.
     """
 
     def decode(track: Track) -> np.ndarray:
-        try:
-            with decode_track(track, root) as audio:
-                return audio.read(0, audio.num_frames * HOP)
-        except DecodeError as error:
-            raise ValueError(f"{track.path}: {error.reason}: {error.detail}") from error
+        with whole_track(track, root) as audio:
+            return audio.read(0, audio.num_frames * HOP)
 
     decoded, seconds = [], 0.0
     with ThreadPoolExecutor() as threads:

@@ -1,6 +1,6 @@
 """Features of pieces of a manifest, drawn by seed: what codebooks are fitted to, and held-out tracks to judge them by.
 
-Features go to a temporary file that is read at random places, so memory does not grow with the sample.
+Features go to a temporary file that is read at random positions, so memory does not grow with the sample.
 """
 
 import tempfile
@@ -13,9 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from mert_foundry.pipeline.audio.blocks import float_blocks
-from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.fitting.tracks import tracks_of_split, whole_track
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, seconds_to_frames
-from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Manifest, Track
 
 HELD_OUT_SHARE = 0.1  # of the tracks drawn
@@ -51,19 +50,17 @@ def choose_crops(manifest: Manifest, frames: int, crop_seconds: float, seed: int
     Raises:
         ValueError: the train split has no track.
     """
-    tracks = [track for track in manifest.tracks if track.split == REST_SPLIT]
-    if not tracks:
-        raise ValueError(f"the manifest has no track in split {REST_SPLIT!r}; see its group_by and splits")
+    tracks = tracks_of_split(manifest, REST_SPLIT)
     pieces = [
         (index, number)
         for index, track in enumerate(tracks)
         for number in range(max(1, int(track.seconds / crop_seconds)))
     ]
     chosen, drawn = defaultdict(list), 0.0
-    for place in np.random.default_rng(seed).permutation(len(pieces)):
+    for piece in np.random.default_rng(seed).permutation(len(pieces)):
         if drawn >= frames:
             break
-        index, number = pieces[place]
+        index, number = pieces[piece]
         chosen[index].append(number)
         drawn += min(crop_seconds, tracks[index].seconds) * FRAME_RATE
     return [Crops(tracks[index], sorted(numbers)) for index, numbers in sorted(chosen.items())]
@@ -73,8 +70,8 @@ def hold_out(crops: list[Crops], seed: int) -> tuple[list[Crops], list[Crops]]:
     """The crops to fit to, and those of the tenth of the tracks (at least one) to judge by. A single track is not held out."""
     count = min(len(crops) - 1, max(1, round(HELD_OUT_SHARE * len(crops))))
     held = set(np.random.default_rng([seed, 1]).permutation(len(crops))[:count].tolist())
-    fitted = [drawn for place, drawn in enumerate(crops) if place not in held]
-    return fitted, [drawn for place, drawn in enumerate(crops) if place in held]
+    fitted = [drawn for number, drawn in enumerate(crops) if number not in held]
+    return fitted, [drawn for number, drawn in enumerate(crops) if number in held]
 
 
 def collect_features(
@@ -90,17 +87,13 @@ def collect_features(
     Each piece is taken as a track of its own. `report` is called after each with the seconds done in all.
 
     Raises:
-        ValueError: the file of a track is not the one of the manifest, or no track has a whole frame.
-        OSError: the folder for temporary files (TMPDIR) is full.
+        ValueError: as `whole_track`, or no track has a whole frame.
+        OSError: as `whole_track`, or the folder for temporary files (TMPDIR) is full.
     """
     length = seconds_to_frames(crop_seconds) * HOP
     frames, seconds = 0, 0.0
     for drawn in crops:
-        try:
-            decoded = decode_track(drawn.track, root)
-        except DecodeError as error:
-            raise ValueError(f"{drawn.track.path}: {error.reason}: {error.detail}") from error
-        with decoded:
+        with whole_track(drawn.track, root) as decoded:
             for number in drawn.numbers:
                 audio = decoded.read(number * length, length)
                 seconds += len(audio) / SAMPLE_RATE

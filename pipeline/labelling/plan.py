@@ -14,7 +14,7 @@ from mert_foundry.pipeline.frames import (
     segment_lengths,
     whole_frames,
 )
-from mert_foundry.pipeline.manifest.rows import Manifest, Track
+from mert_foundry.pipeline.manifest.rows import Manifest, Track, first_hours
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.index import ALL, Selection
 
@@ -94,19 +94,9 @@ def choose_tracks(manifest: Manifest, selection: Selection) -> dict[str, list[Tr
         return chosen
     hours = {split: math.fsum(track.seconds for track in tracks) / 3600 for split, tracks in chosen.items()}
     return {
-        split: _first_hours(tracks, selection.limit_hours * hours[split] / math.fsum(hours.values()))
+        split: first_hours(tracks, selection.limit_hours * hours[split] / math.fsum(hours.values()))
         for split, tracks in chosen.items()
     }
-
-
-def _first_hours(tracks: list[Track], hours: float) -> list[Track]:
-    """Tracks from the first on, until their hours are reached."""
-    seconds = 0.0
-    for count, track in enumerate(tracks):
-        if seconds >= hours * 3600:
-            return tracks[:count]
-        seconds += track.seconds
-    return tracks
 
 
 def planned_segments(track: Track, config: SegmentConfig) -> list[int]:

@@ -61,7 +61,7 @@ def difference(spec: TargetSpec, stored: np.ndarray, again: np.ndarray, start: i
 
 def _choose(reader: ShardReader, index: ShardIndex, count: int) -> Iterator[tuple[tuple[int, str], list[int]]]:
     """Random examples as ((shard, track), numbers of the examples in the shard), each track once."""
-    places = [(shard, number) for shard, entry in enumerate(index.shardlist) for number in range(entry.nsamples)]
-    chosen = sorted(random.Random(0).sample(places, min(count, len(places))))
-    for track, members in groupby(chosen, lambda place: (place[0], reader.entries(place[0])[place[1]].track)):
+    examples = [(shard, number) for shard, entry in enumerate(index.shardlist) for number in range(entry.nsamples)]
+    chosen = sorted(random.Random(0).sample(examples, min(count, len(examples))))
+    for track, members in groupby(chosen, lambda example: (example[0], reader.entries(example[0])[example[1]].track)):
         yield track, [number for _, number in members]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import webdataset
@@ -69,44 +70,31 @@ def write_shard(
     record_location = files.join(folder, f"{name}.json")
     contents = _Contents(specs)
     with files.publishing(files.join(folder, f"{name}.tar")) as temporary:
-        with open(temporary, "wb") as stream:
-            file = _HashedFile(stream)
-            _write_tar(file, outcomes, specs, audio_member, contents)
+        file = _write_tar(temporary, outcomes, audio_member, contents)
         files.remove(record_location)
-    record = contents.describe(
-        url=f"{name}.tar",
-        split=name.rpartition("-")[0],
-        bytes=file.size,
-        sha256=file.digest.hexdigest(),
-        audio_member=audio_member,
-        plan_fingerprint=plan_fingerprint,
-        teachers={spec.name: spec.fingerprint for spec in specs},
-        backend=dict(backend),
-    )
+    made = {"audio_member": audio_member, "plan_fingerprint": plan_fingerprint, "backend": dict(backend)}
+    record = contents.describe(name, file, **made)
     files.publish_bytes(record_location, json_bytes(record.model_dump(mode="json")))
     return record
 
 
 def _write_tar(
-    file: "_HashedFile",
-    outcomes: Iterable[Outcome],
-    specs: Sequence[TargetSpec],
-    audio_member: AudioMember,
-    contents: "_Contents",
-) -> None:
-    """Encode in threads and write in order; `contents` follows."""
-    with (
-        webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar,
-        closing(read_ahead(outcomes, partial(_encode, specs, audio_member), ENCODING_THREADS)) as results,
-    ):
-        for outcome, encoded in results:
-            if isinstance(outcome, DroppedTrack):
-                contents.dropped_tracks.append(outcome)
-            elif isinstance(outcome, DroppedSegment):
-                contents.dropped_segments.append(outcome)
-            else:
-                assert encoded is not None, "what is not dropped is encoded"
-                contents.add(outcome, encoded, tar)
+    path: Path, outcomes: Iterable[Outcome], audio_member: AudioMember, contents: "_Contents"
+) -> "_HashedFile":
+    """Encode in threads and write in order; `contents` follows. Returns the file, closed."""
+    encode = partial(_encode, contents.specs, audio_member)
+    with open(path, "wb") as stream, closing(read_ahead(outcomes, encode, ENCODING_THREADS)) as results:
+        file = _HashedFile(stream)
+        with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
+            for outcome, encoded in results:
+                if isinstance(outcome, DroppedTrack):
+                    contents.dropped_tracks.append(outcome)
+                elif isinstance(outcome, DroppedSegment):
+                    contents.dropped_segments.append(outcome)
+                else:
+                    assert encoded is not None, "what is not dropped is encoded"
+                    contents.add(outcome, encoded, tar)
+    return file
 
 
 @dataclass(frozen=True)
@@ -129,6 +117,7 @@ class _Contents:
     """What has gone into a tar so far: all the record will say about it."""
 
     def __init__(self, specs: Sequence[TargetSpec]) -> None:
+        self.specs = specs
         self.offset = 0
         self.keys: set[str] = set()
         self.entries: list[ExampleEntry] = []
@@ -147,11 +136,16 @@ class _Contents:
         for name, statistics in encoded.statistics.items():
             self.statistics[name] = merge(self.statistics[name], statistics)
 
-    def describe(self, **known: Any) -> ShardRecord:
-        """The record, with what is `known` beside the contents."""
+    def describe(self, name: str, file: "_HashedFile", **made: Any) -> ShardRecord:
+        """The record of the shard `name`, written to `file`; `made`: how, beside the contents."""
         num_frames = sum(entry.num_frames for entry in self.entries)
         return ShardRecord(
             schema_version=SCHEMA_VERSION,
+            url=f"{name}.tar",
+            split=name.rpartition("-")[0],
+            bytes=file.size,
+            sha256=file.digest.hexdigest(),
+            teachers={spec.name: spec.fingerprint for spec in self.specs},
             examples=len(self.entries),
             num_frames=num_frames,
             seconds=num_frames / FRAME_RATE,
@@ -160,7 +154,7 @@ class _Contents:
             dropped_segments=self.dropped_segments,
             statistics=self.statistics,
             members=self.entries,
-            **known,
+            **made,
         )
 
     def _locate(self, members: Mapping[str, bytes]) -> dict[str, tuple[int, int, int]]:

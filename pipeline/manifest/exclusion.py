@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from mert_foundry.pipeline.audio.decode import AudioDigest, decoder_faults, open_audio
+from mert_foundry.pipeline.audio.decode import decoder_faults
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.resample import resample_to_int16
+from mert_foundry.pipeline.audio.decoding import decoding
 from mert_foundry.pipeline.fingerprint.landmarks import FRAMES_PER_SECOND, Landmarks, landmarks, thin_out
 from mert_foundry.pipeline.fingerprint.search import FEWEST_VOTES, Known, index_stretches, search
 from mert_foundry.pipeline.manifest.rows import Reject, Track
@@ -140,14 +140,13 @@ def probe_files(data: str) -> list[ProbeFile]:
 def hear(file: ProbeFile) -> Heard:
     """Decode a probe file once, for its digest and the landmarks of its stretches."""
     try:
-        with decoder_faults(), open_audio(Path(file.path)) as audio:
-            digest = AudioDigest(audio.header)
-            found = list(landmarks(resample_to_int16(digest.follow(audio.blocks()), audio.header.sample_rate)))
+        with decoder_faults(), decoding(Path(file.path)) as decoded:
+            found = list(landmarks(decoded.blocks))
     except (DecodeError, OSError) as error:
         return Heard(fault=str(error))
     hashes, frames = (np.concatenate(column) for column in zip(*found))
     return Heard(
-        digest=digest.hexdigest(),
+        digest=decoded.digest.hexdigest(),
         landmarks=tuple(
             thin_out(_between(hashes, frames, start, end), MOST_LANDMARKS) for _, start, end in file.stretches
         ),
@@ -165,8 +164,8 @@ def _between(hashes: np.ndarray, frames: np.ndarray, start: float, end: float | 
 def _search_track(track: Track, root: str, folder: str) -> Track | Reject:
     """The track, or a reject that names the test clip in it."""
     try:
-        with local_copy(root, track.path) as path, decoder_faults(), open_audio(path) as audio:
-            match = search(_load(folder), landmarks(resample_to_int16(audio.blocks(), audio.header.sample_rate)))
+        with local_copy(root, track.path) as path, decoder_faults(), decoding(path) as decoded:
+            match = search(_load(folder), landmarks(decoded.blocks))
     except DecodeError as error:
         return Reject(path=track.path, reason=error.reason, detail=error.detail)
     except OSError as error:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import yaml
@@ -81,6 +81,16 @@ class Manifest(BaseModel):
     root: str = Field(description="Where the paths start")
     sha256: str = Field(description="SHA-256 of manifest.jsonl")
     tracks: list[Track] = Field(description="Rows, sorted by key")
+
+
+def first_hours(tracks: Sequence[Track], hours: float) -> list[Track]:
+    """Tracks from the first on, until their hours are reached."""
+    seconds = 0.0
+    for count, track in enumerate(tracks):
+        if seconds >= hours * 3600:
+            return list(tracks[:count])
+        seconds += track.seconds
+    return list(tracks)
 
 
 def count_streams_and_notes(tracks: Iterable[Track]) -> dict:

@@ -81,7 +81,7 @@ class ManifestConfig(BaseModel):
         return self
 
     def recorded(self) -> dict:
-        """The settings that shape the result, without places and worker count."""
+        """The settings that shape the result, without folders and worker count."""
         return self.model_dump(
             mode="json", exclude={"root", "out", "workers"} | ({"exclude"} if not self.exclude else set())
         )

@@ -47,11 +47,11 @@ def find_imbalances(tracks: Iterable[Track], config: ManifestConfig) -> list[Imb
     total = math.fsum(groups.values())
     found = []
     for split, share in wanted_shares(config).items():
-        hours = math.fsum(length for (_, place), length in groups.items() if place == split)
+        hours = math.fsum(length for (_, own), length in groups.items() if own == split)
         if abs(hours - share * total) <= TOLERANCE * share * total:
             continue
         is_over = hours > share * total
-        candidates = {name: length for (name, place), length in groups.items() if (place == split) == is_over}
+        candidates = {name: length for (name, own), length in groups.items() if (own == split) == is_over}
         longest = max(sorted(candidates), key=candidates.__getitem__)
         found.append(Imbalance(split, hours, share * total, longest, candidates[longest]))
     return found
@@ -73,7 +73,7 @@ def _hours_by_group(tracks: Iterable[Track]) -> dict[tuple[str, str], float]:
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     for track in tracks:
         seconds[track.group, track.split].append(track.seconds)
-    return {place: math.fsum(lengths) / 3600 for place, lengths in seconds.items()}
+    return {key: math.fsum(lengths) / 3600 for key, lengths in seconds.items()}
 
 
 def _split_hours(groups: Mapping[str, float], seed: int, config: ManifestConfig) -> dict[str, float]:

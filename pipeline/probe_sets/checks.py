@@ -28,11 +28,11 @@ FORMS: dict[Kind, str] = {
 }
 
 
-def check_clips(task: ProbeTask, clips: Sequence[ProbeClip], place: Callable[[int], str]) -> None:
+def check_clips(task: ProbeTask, clips: Sequence[ProbeClip], locate: Callable[[int], str]) -> None:
     """Refuse clips that cannot be learnt from or would leak.
 
     Args:
-        place: what names the clip of an index in a message, such as a file and a line.
+        locate: what names the clip of an index in a message, such as a file and a line.
 
     Raises:
         ValueError: a label that does not fit the task, a path out of the set's folder, a clip without a split, a stretch listed
@@ -44,23 +44,23 @@ def check_clips(task: ProbeTask, clips: Sequence[ProbeClip], place: Callable[[in
     tracks: dict[Hashable, int] = {}
     for index, clip in enumerate(clips):
         if fault := label_fault(task, clip) or _split_fault(task, clip) or _path_fault(clip):
-            raise ValueError(f"{place(index)}: {fault}")
+            raise ValueError(f"{locate(index)}: {fault}")
         stretch = (clip.path, clip.start, clip.end)
         if stretches.setdefault(stretch, index) != index:
-            raise ValueError(f"{place(index)}: the same stretch of {clip.path} as {place(stretches[stretch])}")
+            raise ValueError(f"{locate(index)}: the same stretch of {clip.path} as {locate(stretches[stretch])}")
         first = clips[groups.setdefault(clip.group, index)]
         if _part(task, first) != _part(task, clip):
             raise ValueError(
-                f"{place(index)}: group {clip.group} is in {_part(task, clip)}, but in {_part(task, first)} by"
-                f" {place(groups[clip.group])}"
+                f"{locate(index)}: group {clip.group} is in {_part(task, clip)}, but in {_part(task, first)} by"
+                f" {locate(groups[clip.group])}"
             )
         first = clips[tracks.setdefault(clip.track, index)]
         if fault := _track_fault(task, first, clip):
-            raise ValueError(f"{place(index)}: {fault} by {place(tracks[clip.track])}")
+            raise ValueError(f"{locate(index)}: {fault} by {locate(tracks[clip.track])}")
     there = {_part(task, clip) for clip in clips}
     for part in [f"fold {fold}" for fold in range(task.folds)] or SPLITS:
         if part not in there:
-            raise ValueError(f"{place(0) if clips else 'no clips'}: task {task.name} has no clip in {part}")
+            raise ValueError(f"{locate(0) if clips else 'no clips'}: task {task.name} has no clip in {part}")
 
 
 def label_fault(task: ProbeTask, clip: ProbeClip) -> str:
@@ -79,7 +79,7 @@ def paths_of(clip: ProbeClip) -> list[str]:
     return [clip.path, *(clip.label.values() if isinstance(clip.label, dict) else ())]
 
 
-def check_audio(root: Path, clips: Sequence[ProbeClip], place: Callable[[int], str]) -> None:
+def check_audio(root: Path, clips: Sequence[ProbeClip], locate: Callable[[int], str]) -> None:
     """Refuse a set whose audio is not all there; each folder is listed once. Raises FolderError naming the first file."""
     listings: dict[str, set[str]] = {}
     missing: list[tuple[int, str]] = []
@@ -97,7 +97,7 @@ def check_audio(root: Path, clips: Sequence[ProbeClip], place: Callable[[int], s
     if missing:
         index, path = missing[0]
         raise FolderError(
-            f"{place(index)}: {len(missing)} of {len(wanted)} audio files are not there, the first is {root / path}"
+            f"{locate(index)}: {len(missing)} of {len(wanted)} audio files are not there, the first is {root / path}"
         )
 
 

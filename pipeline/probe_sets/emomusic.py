@@ -59,8 +59,8 @@ def simple_artist(name: str) -> str:
 def _split(row: dict[str, str]) -> Split:
     if row[SPLIT_COLUMN] == "evaluation":
         return "test"
-    place = int(sha1(simple_artist(row["Artist"]).encode()).hexdigest(), 16) % 10
-    return "train" if place < 8 else "valid"
+    tenth = int(sha1(simple_artist(row["Artist"]).encode()).hexdigest(), 16) % 10
+    return "train" if tenth < 8 else "valid"
 
 
 TASKS = (

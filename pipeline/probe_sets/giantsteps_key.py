@@ -34,8 +34,8 @@ def split_artists(tracks: Iterable[tuple[str, ...]]) -> dict[str, Split]:
     tracks = list(tracks)
     splits: dict[str, Split] = {}
     for artist in (artist for track in tracks for artist in track):
-        place = int(sha1(artist.lower().encode()).hexdigest(), 16) % (TRAIN_SHARE + VALID_SHARE)
-        splits[artist] = "train" if place < TRAIN_SHARE else "valid"
+        draw = int(sha1(artist.lower().encode()).hexdigest(), 16) % (TRAIN_SHARE + VALID_SHARE)
+        splits[artist] = "train" if draw < TRAIN_SHARE else "valid"
     for _ in range(ROUNDS):
         for track in tracks:
             if any(splits[artist] == "valid" for artist in track):

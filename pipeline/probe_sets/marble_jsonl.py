@@ -120,17 +120,17 @@ def read_marble(folder: Path, name: str) -> LabelledSet:
         published_as=f"MARBLE v2 {name}",
     )
     dropped = _folders_above(folder, lines)
-    clips, places = [], []
+    clips, locations = [], []
     for split, path, number, line in lines:
         try:
             label = _label(marble_set, line["label"])
             if label is not None:
                 clips.append(_clip(marble_set, line, label, split, dropped))
-                places.append(f"{path} line {number}")
+                locations.append(f"{path} line {number}")
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path} line {number}: {_fault(error)}") from error
-    check_clips(task, clips, places.__getitem__)
-    check_audio(folder, clips, places.__getitem__)
+    check_clips(task, clips, locations.__getitem__)
+    check_audio(folder, clips, locations.__getitem__)
     return LabelledSet(task=task, root=str(folder), clips=tuple(clips))
 
 

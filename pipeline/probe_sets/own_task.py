@@ -77,13 +77,13 @@ def read_own_task(path: Path, root: Path) -> LabelledSet:
             raise ValueError(f"{table} line {number}: {_fault(task, error)}") from error
         lines.append(number)
 
-    def place(index: int) -> str:
+    def locate(index: int) -> str:
         return f"{table} line {lines[index]}"
 
     if not clips:
         raise ValueError(f"{table}: lists no clips")
-    check_clips(task, clips, place)
-    check_audio(root, clips, place)
+    check_clips(task, clips, locate)
+    check_audio(root, clips, locate)
     return LabelledSet(task=task, root=str(root), clips=tuple(clips))
 
 

@@ -156,11 +156,7 @@ def build_index(
             another size (all naming the shard and both values); or no example in any shard.
     """
     check_specs(specs)
-    records = [_load_fitting(folder, shard, specs, audio_member) for shard in sorted(names)]
-    entries = [_entry(*record) for record in records]
-    statistics, dropped = sum_records(specs, (record for record, _ in records))
-    if not any(entry.nsamples for entry in entries):
-        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dropped}")
+    entries, statistics, dropped = _join_records(folder, sorted(names), specs, audio_member)
     index = ShardIndex(
         schema_version=SCHEMA_VERSION,
         __kind__="wids-shard-index-v1",
@@ -180,6 +176,18 @@ def build_index(
     )
     files.publish_bytes(files.join(folder, INDEX_NAME), index.to_bytes())
     return index
+
+
+def _join_records(
+    folder: str, names: Sequence[str], specs: Sequence[TargetSpec], audio_member: AudioMember
+) -> tuple[list[ShardEntry], dict[str, Partial], dict[str, int]]:
+    """The list of the shards, and what `sum_records` makes of their records. Raises as `build_index`."""
+    records = [_load_fitting(folder, name, specs, audio_member) for name in names]
+    entries = [_entry(*record) for record in records]
+    statistics, dropped = sum_records(specs, (record for record, _ in records))
+    if not any(entry.nsamples for entry in entries):
+        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dropped}")
+    return entries, statistics, dropped
 
 
 def load_index(folder: str) -> ShardIndex:

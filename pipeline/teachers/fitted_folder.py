@@ -68,16 +68,29 @@ def read_fitted(
         raise ValueError(f"{folder / weights_name}: no weights can be read: {error}") from error
 
 
-def check_shapes(
+def check_arrays(
     folder: Path, kind: FolderKind, arrays: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Raise ValueError when an array is missing or, by the card, not of the shape it must have (float32)."""
+    """Raise ValueError when an array is missing, not of the shape it must have by the card (float32), or not finite."""
     card_name, weights_name = kind.markers[0]
     for name, shape in expected.items():
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype != np.float32:
             there = "is not there" if found is None else f"is {found.dtype} {found.shape}"
             raise ValueError(f"{folder / weights_name}: {name} {there}, {card_name} says float32 {shape}")
+        if not np.isfinite(found).all():
+            faults = np.count_nonzero(~np.isfinite(found))
+            raise ValueError(f"{folder / weights_name}: {faults} of {found.size} values of {name} are not finite")
+
+
+def check_size(folder: Path, kind: FolderKind, settings: dict, found: int) -> None:
+    """Raise ValueError when the card's settings of the feature have another size than the weights, values a frame."""
+    size = settings.get("size")
+    if size != found:
+        card_name, weights_name = kind.markers[0]
+        raise ValueError(
+            f"{folder / card_name}: feature_settings.size is {size!r}, {weights_name} is for {found} values a frame"
+        )
 
 
 def check_feature(folder: Path, kind: FolderKind, fitted_to: dict, computed: dict) -> None:

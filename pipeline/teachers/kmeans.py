@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.folder_kinds import KMEANS
 from mert_foundry.pipeline.teachers.fitted_folder import (
+    check_arrays,
     check_feature,
-    check_shapes,
+    check_size,
     codes_spec,
     read_fitted,
     write_fitted,
@@ -118,9 +119,10 @@ def load_kmeans(folder: Path) -> tuple[np.ndarray, KmeansCard]:
     """Centroids float32 `[clusters, size]` and their card.
 
     Raises:
-        FolderError, FileNotFoundError, ValueError: as `read_fitted` and `check_shapes`.
+        FolderError, FileNotFoundError, ValueError: as `read_fitted`, `check_arrays` and `check_size`.
     """
     arrays, card = read_fitted(folder, KMEANS, KmeansCard, "centroids_sha256")
-    size = int(card.feature_settings.get("size", 0))
-    check_shapes(folder, KMEANS, arrays, {"centroids": (card.clusters, size)})
+    size = arrays["centroids"].shape[-1] if np.ndim(arrays.get("centroids", 0)) else 0
+    check_arrays(folder, KMEANS, arrays, {"centroids": (card.clusters, size)})
+    check_size(folder, KMEANS, card.feature_settings, size)
     return arrays["centroids"], card

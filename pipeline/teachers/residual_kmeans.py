@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mert_foundry.pipeline.storage.folder_kinds import FolderKind
 from mert_foundry.pipeline.teachers.codec.quantizer import ResidualQuantizer
-from mert_foundry.pipeline.teachers.fitted_folder import check_shapes, read_fitted, write_fitted
+from mert_foundry.pipeline.teachers.fitted_folder import check_arrays, check_size, read_fitted, write_fitted
 
 
 class ResidualKmeans:
@@ -74,7 +74,7 @@ def load_residual(folder: Path, kind: FolderKind) -> tuple[dict[str, np.ndarray]
     """Weights and their card.
 
     Raises:
-        FolderError, FileNotFoundError, ValueError: as `read_fitted` and `check_shapes`.
+        FolderError, FileNotFoundError, ValueError: as `read_fitted`, `check_arrays` and `check_size`.
     """
     weights, card = read_fitted(folder, kind, ResidualCard, "weights_sha256")
     size = weights["mean"].size if "mean" in weights else 0
@@ -84,5 +84,7 @@ def load_residual(folder: Path, kind: FolderKind) -> tuple[dict[str, np.ndarray]
         "projection": (size, card.dimensions),
         "codebooks": (card.codebooks, card.entries, card.dimensions),
     }
-    check_shapes(folder, kind, weights, expected)
+    check_arrays(folder, kind, weights, expected)
+    if "size" in card.feature_settings:  # a hidden layer's is its encoder's
+        check_size(folder, kind, card.feature_settings, size)
     return weights, card
