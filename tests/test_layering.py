@@ -47,7 +47,7 @@ ARROWS = {
     "model/interop": "model/encoder model/frontend model/objective model/runs model/transformer",
     "model/features": "model/encoder model/frontend model/interop",
     "model/baselines": "model/encoder model/features model/interop pipeline/frames pipeline/teachers/codec pipeline/teachers/spectra",
-    "model/teacher": "model/encoder model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames pipeline/shards"
+    "model/teacher": "model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames pipeline/shards"
     " pipeline/storage pipeline/teachers",
     "model/probing": "pipeline/probe_sets",
     "model/training": "model/objective model/runs model/transformer",
