@@ -29,6 +29,11 @@ from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.documents import parse_model
 
+try:
+    from miniaudio import ffi, lib
+except ModuleNotFoundError:  # there is no wheel of it for ARM under Linux
+    lib = None
+
 AudioMember = Literal["flac", "pcm.npy"]
 
 KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -239,28 +244,50 @@ def encode_flac(audio: np.ndarray) -> bytes:
 
 
 def decode_flac(name: str, data: bytes, num_samples: int, start: int, count: int) -> np.ndarray:
-    """Samples [start, start + count) of a FLAC member that holds `num_samples` in all: int16 `[count]`.
+    """Samples [start, start + count) of a FLAC member that holds `num_samples` in all, by libsndfile.
 
-    Raises ValueError as `decode_flac_into`.
-    """
-    audio = np.empty(count, np.int16)
-    decode_flac_into(audio, name, data, num_samples, start)
-    return audio
-
-
-def decode_flac_into(audio: np.ndarray, name: str, data: bytes, num_samples: int, start: int) -> None:
-    """Samples from `start` on of a FLAC member that holds `num_samples` in all, as many as `audio` takes, int16 `[count]`.
-
-    Raises ValueError naming the member and both values.
+    Returns:
+        int16 `[count]`. Raises ValueError naming the member and both values.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            found = (file.samplerate, file.channels, file.frames)
-            if found != (SAMPLE_RATE, 1, num_samples):
-                raise ValueError(f"{name}: (Hz, channels, samples) {found}, expected {(SAMPLE_RATE, 1, num_samples)}")
+            _check_flac(name, (file.samplerate, file.channels, file.frames), num_samples)
             file.seek(start)
-            decoded = len(file.read(out=audio))
+            audio = file.read(count, dtype="int16")
     except soundfile.SoundFileError as error:
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
-    if decoded != len(audio):
-        raise ValueError(f"{name}: {decoded} samples decoded from sample {start}, expected {len(audio)}")
+    _check_decoded(name, len(audio), start, count)
+    return audio
+
+
+def decode_intact_flac(name: str, data: bytes, num_samples: int, start: int, audio: np.ndarray) -> None:
+    """What `decode_flac` gives, into `audio`, int16 `[count]`, in half the time, by dr_flac (in the package miniaudio).
+
+    The caller has checked the CRC-32 of `data`: dr_flac passes over a damaged frame without a word and goes on with the
+    next, so that the samples would be those of a later time. Without that package libsndfile decodes, to the same bits.
+    Raises ValueError as `decode_flac`.
+    """
+    if lib is None:
+        audio[:] = decode_flac(name, data, num_samples, start, len(audio))
+        return
+    flac = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL)
+    if flac == ffi.NULL:
+        raise ValueError(f"{name}: cannot be decoded (it does not begin as FLAC does)")
+    try:
+        _check_flac(name, (flac.sampleRate, flac.channels, flac.totalPCMFrameCount), num_samples)
+        samples = ffi.from_buffer("ma_dr_flac_int16[]", audio, require_writable=True)
+        found = bool(lib.ma_dr_flac_seek_to_pcm_frame(flac, start))
+        decoded = lib.ma_dr_flac_read_pcm_frames_s16(flac, len(audio), samples) if found else 0
+    finally:
+        lib.ma_dr_flac_close(flac)
+    _check_decoded(name, decoded, start, len(audio))
+
+
+def _check_flac(name: str, found: tuple[int, int, int], num_samples: int) -> None:
+    if found != (SAMPLE_RATE, 1, num_samples):
+        raise ValueError(f"{name}: (Hz, channels, samples) {found}, expected {(SAMPLE_RATE, 1, num_samples)}")
+
+
+def _check_decoded(name: str, decoded: int, start: int, count: int) -> None:
+    if decoded != count:
+        raise ValueError(f"{name}: {decoded} samples decoded from sample {start}, expected {count}")

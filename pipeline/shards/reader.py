@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mert_foundry.pipeline.frames import HOP
-from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_flac_into, decode_info
+from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_info, decode_intact_flac
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
 from mert_foundry.pipeline.shards.members import Span, check_checksum, check_size, find_member, find_rows, read_spans
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry
@@ -170,7 +170,12 @@ class ShardReader:
         whole = opened.member(entry, self._audio_member)
         num_samples = HOP * entry.num_frames
         if self._audio_member == "flac":
-            return _Part(whole, lambda data: decode_flac_into(audio, whole.name, data, num_samples, HOP * start))
+
+            def decode(data: bytes) -> None:
+                check_checksum(whole.name, data, entry.members["flac"][2])
+                decode_intact_flac(whole.name, data, num_samples, HOP * start, audio)
+
+            return _Part(whole, decode)
         return _Part(find_rows(whole, num_samples, 2, HOP * start, len(audio)), audio)
 
 
