@@ -1,11 +1,11 @@
 """Examples for `mert bench loader`, in the form each loader reads: shards of ours, and the files of its peers.
 
-All forms hold the same bits. Codes are random; CQT values too, since no loader looks at them. Audio is that of the
-given files, or decaying notes over noise, which FLAC packs about as it packs music (28 kB a second).
+All forms hold the same bits. Codes are random; CQT values too, since no loader looks at them. Audio is
+decaying notes over noise, which FLAC packs about as it packs music (29 kB a second).
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.labelling.shard_writer import write_shard
 from mert_foundry.pipeline.shards.companding import Companding
-from mert_foundry.pipeline.shards.format import AudioMember, Example, SegmentInfo
+from mert_foundry.pipeline.shards.format import AudioMember, Example, SegmentInfo, encode_flac
 from mert_foundry.pipeline.shards.index import build_index
 from mert_foundry.pipeline.shards.target import TargetSpec
 
@@ -36,17 +36,10 @@ def target_specs(storage: Storage) -> list[TargetSpec]:
     ]
 
 
-def make_examples(count: int, num_frames: int, storage: Storage, tracks: Sequence[np.ndarray] = ()) -> list[Example]:
-    """`count` examples of `num_frames` frames; a pure function of its arguments.
-
-    Args:
-        tracks: audio to cut into segments, int16 `[T]` at 24 kHz; once through they are cut again, one second later.
-
-    Raises:
-        ValueError: no track is as long as an example.
-    """
+def make_examples(count: int, num_frames: int, storage: Storage) -> list[Example]:
+    """`count` examples of `num_frames` frames; a pure function of its arguments."""
     rng = np.random.default_rng(0)
-    segments = _segments(tracks, HOP * num_frames) if len(tracks) else _synthetic_segments(rng, HOP * num_frames)
+    segments = _segments(rng, HOP * num_frames)
     examples = []
     for number, audio in enumerate(islice(segments, count)):
         codes = rng.integers(0, CODEBOOK_SIZE, (CODEBOOKS, num_frames), dtype=np.uint16)
@@ -65,17 +58,7 @@ def make_examples(count: int, num_frames: int, storage: Storage, tracks: Sequenc
     return examples
 
 
-def _segments(tracks: Sequence[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Endless segments of `length` samples."""
-    if max(map(len, tracks)) < length:
-        raise ValueError(f"the longest track has {max(map(len, tracks))} samples, an example needs {length}")
-    for shift in cycle(range(0, length, SAMPLE_RATE)):
-        for track in tracks:
-            for start in range(shift, len(track) - length + 1, length):
-                yield track[start : start + length]
-
-
-def _synthetic_segments(rng: np.random.Generator, length: int) -> Iterator[np.ndarray]:
+def _segments(rng: np.random.Generator, length: int) -> Iterator[np.ndarray]:
     """Endless segments of `length` samples: a note of five partials each quarter of a second, over noise."""
     times = np.arange(SAMPLE_RATE // 4) / SAMPLE_RATE
     while True:
@@ -108,8 +91,9 @@ def write_shards(folder: Path, examples: Sequence[Example], storage: Storage, au
 
 
 def write_arrays(folder: Path, examples: Sequence[Example]) -> None:
-    """`{key}.{audio,codes,cqt}.npy`, one file an array, as people keep labels who have no shards."""
+    """`{key}.{audio,codes,cqt}.npy` and `{key}.flac`, one file an array, as people keep labels who have no shards."""
     folder.mkdir(parents=True)
     for example in examples:
         for name, array in {"audio": example.audio, **example.targets}.items():
             np.save(folder / f"{example.key}.{name}.npy", array)
+        (folder / f"{example.key}.flac").write_bytes(encode_flac(example.audio))
