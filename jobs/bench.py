@@ -2,8 +2,9 @@
 
     mert bench label [--json] [--minutes 30] [--codec foundry-small] FILES_OR_FOLDERS...
     mert bench step  [--json] [--layout 95m]
+    mert bench loader [--json] [--peers]
 
-`mert bench label --help` and `mert bench step --help` tell what each measures and all its options.
+`mert bench label --help`, `mert bench step --help` and `mert bench loader --help` tell what each measures and all its options.
 Ratios within one run are what counts; a machine's times are its own.
 """
 
@@ -13,7 +14,11 @@ import sys
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.line import run
 
-PARTS = {"label": "mert_foundry.jobs.benchmarks.label_benchmark", "step": "mert_foundry.jobs.benchmarks.step_benchmark"}
+PARTS = {
+    "label": "mert_foundry.jobs.benchmarks.label_benchmark",
+    "step": "mert_foundry.jobs.benchmarks.step_benchmark",
+    "loader": "mert_foundry.jobs.benchmarks.loader_benchmark",
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -61,7 +61,7 @@ ARROWS = {
     "jobs/probing": "jobs/command jobs/extraction jobs/inspection model/probing model/runs pipeline/audio pipeline/features"
     " pipeline/frames pipeline/probe_sets pipeline/storage",
     "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
-    " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/teachers pipeline/teachers/codec",
+    " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/stream pipeline/teachers pipeline/teachers/codec",
     "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/pretraining jobs/probing model/interop model/objective model/runs"
     " model/teacher model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",

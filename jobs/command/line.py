@@ -40,6 +40,8 @@ EXTRAS = {
     "torchmetrics": "probe",
     "zarr": "features",
     "nnAudio": "bench",
+    "datasets": "bench",
+    "litdata": "bench",
     "transformers": "bench",
 }
 

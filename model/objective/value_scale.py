@@ -7,6 +7,7 @@ by bin, every bin counts alike and a constant has a loss of 1; in the logarithm,
 import math
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ class Companding(BaseModel):
 
     def expand(self, levels: Tensor) -> Tensor:
         """Levels uint8 of any shape -> values float32: peak / mu * expm1(level / 255 * log1p(mu))."""
+        if levels.device.type != "cpu":
+            return self._curve(levels)
+        # Each of the 256 values once: NumPy looks one up in a quarter of the time that computing it takes.
+        table = self._curve(torch.arange(256, dtype=torch.uint8))
+        return torch.from_numpy(np.asarray(np.take(table.numpy(), levels.numpy())))
+
+    def _curve(self, levels: Tensor) -> Tensor:
         return torch.expm1(levels.float() * (math.log1p(self.mu) / 255.0)) * (self.peak / self.mu)
 
     def logarithm(self, values: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ one example are adjacent and share what stands before the first dot.
 
 import io
 import json
+import math
 import re
 import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -26,6 +28,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.documents import parse_model
+
+try:
+    from miniaudio import ffi, lib
+except ModuleNotFoundError:  # there is no wheel of it for ARM under Linux
+    lib = None
 
 AudioMember = Literal["flac", "pcm.npy"]
 
@@ -187,9 +194,26 @@ def encode_array(array: np.ndarray) -> bytes:
 def decode_array(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """A read-only view of a `.npy` member that must have this dtype and shape.
 
-    The header is read before any allocation, so that a damaged shape costs no memory. Raises
+    Most members begin with the very header that `encode_array` writes: comparing its bytes takes a hundredth of the time
+    of parsing. Another header is read before any allocation, so that a damaged shape costs no memory. Raises
     ValueError naming the member and both values.
     """
+    header, little = _expected_header(dtype, shape)
+    if data.startswith(header) and len(data) == len(header) + little.itemsize * math.prod(shape):
+        return np.frombuffer(data, little, offset=len(header)).reshape(shape)
+    return _parse_array(name, data, dtype, shape)
+
+
+@lru_cache(maxsize=64)
+def _expected_header(dtype: str, shape: tuple[int, ...]) -> tuple[bytes, np.dtype]:
+    """All that comes before the data in what `encode_array` writes, and the dtype of the data."""
+    stream, little = io.BytesIO(), np.dtype(dtype).newbyteorder("<")
+    header = {"descr": np.lib.format.dtype_to_descr(little), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue(), little
+
+
+def _parse_array(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     stream = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
@@ -220,20 +244,50 @@ def encode_flac(audio: np.ndarray) -> bytes:
 
 
 def decode_flac(name: str, data: bytes, num_samples: int, start: int, count: int) -> np.ndarray:
-    """Samples [start, start + count) of a FLAC member that holds `num_samples` in all.
+    """Samples [start, start + count) of a FLAC member that holds `num_samples` in all, by libsndfile.
 
     Returns:
         int16 `[count]`. Raises ValueError naming the member and both values.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            found = (file.samplerate, file.channels, file.frames)
-            if found != (SAMPLE_RATE, 1, num_samples):
-                raise ValueError(f"{name}: (Hz, channels, samples) {found}, expected {(SAMPLE_RATE, 1, num_samples)}")
+            _check_flac(name, (file.samplerate, file.channels, file.frames), num_samples)
             file.seek(start)
             audio = file.read(count, dtype="int16")
     except soundfile.SoundFileError as error:
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
-    if len(audio) != count:
-        raise ValueError(f"{name}: {len(audio)} samples decoded from sample {start}, expected {count}")
+    _check_decoded(name, len(audio), start, count)
     return audio
+
+
+def decode_intact_flac(name: str, data: bytes, num_samples: int, start: int, audio: np.ndarray) -> None:
+    """What `decode_flac` gives, into `audio`, int16 `[count]`, in half the time, by dr_flac (in the package miniaudio).
+
+    The caller has checked the CRC-32 of `data`: dr_flac passes over a damaged frame without a word and goes on with the
+    next, so that the samples would be those of a later time. Without that package libsndfile decodes, to the same bits.
+    Raises ValueError as `decode_flac`.
+    """
+    if lib is None:
+        audio[:] = decode_flac(name, data, num_samples, start, len(audio))
+        return
+    flac = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL)
+    if flac == ffi.NULL:
+        raise ValueError(f"{name}: cannot be decoded (it does not begin as FLAC does)")
+    try:
+        _check_flac(name, (flac.sampleRate, flac.channels, flac.totalPCMFrameCount), num_samples)
+        samples = ffi.from_buffer("ma_dr_flac_int16[]", audio, require_writable=True)
+        found = bool(lib.ma_dr_flac_seek_to_pcm_frame(flac, start))
+        decoded = lib.ma_dr_flac_read_pcm_frames_s16(flac, len(audio), samples) if found else 0
+    finally:
+        lib.ma_dr_flac_close(flac)
+    _check_decoded(name, decoded, start, len(audio))
+
+
+def _check_flac(name: str, found: tuple[int, int, int], num_samples: int) -> None:
+    if found != (SAMPLE_RATE, 1, num_samples):
+        raise ValueError(f"{name}: (Hz, channels, samples) {found}, expected {(SAMPLE_RATE, 1, num_samples)}")
+
+
+def _check_decoded(name: str, decoded: int, start: int, count: int) -> None:
+    if decoded != count:
+        raise ValueError(f"{name}: {decoded} samples decoded from sample {start}, expected {count}")

@@ -47,12 +47,16 @@ def read_spans(spans: Sequence[Span], read: ReadSpans) -> Sequence[bytes]:
     """The bytes of each span. Raises ValueError naming the member when the tar ends before."""
     contents = read(spans)
     for span, content in zip(spans, contents, strict=True):
-        if len(content) != span.size:
-            raise ValueError(
-                f"{span.name}: {span.size} bytes expected at offset {span.offset}, {len(content)} read;"
-                " the file is truncated"
-            )
+        check_size(span, len(content))
     return contents
+
+
+def check_size(span: Span, found: int) -> None:
+    """Raise ValueError naming the member when `found` bytes were read of a span: the tar ends before."""
+    if found != span.size:
+        raise ValueError(
+            f"{span.name}: {span.size} bytes expected at offset {span.offset}, {found} read; the file is truncated"
+        )
 
 
 def check_checksum(name: str, content: bytes, checksum: int) -> None:

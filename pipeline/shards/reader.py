@@ -8,18 +8,19 @@ are read whole (a member is small) and cut after decoding. Threads may share a r
 import heapq
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
 from mert_foundry.pipeline.frames import HOP
-from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_flac, decode_info
+from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_info, decode_intact_flac
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
-from mert_foundry.pipeline.shards.members import Span, check_checksum, find_member, find_rows, read_spans
+from mert_foundry.pipeline.shards.members import Span, check_checksum, check_size, find_member, find_rows, read_spans
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
@@ -85,8 +86,19 @@ class ShardReader:
         """What was dropped of tracks that have examples in a shard. Raises as `entries`."""
         return self._open(shard).dropped_segments
 
-    def read(self, shard: int, example: int, start_frame: int = 0, num_frames: int | None = None) -> Clip:
+    def read(
+        self,
+        shard: int,
+        example: int,
+        start_frame: int = 0,
+        num_frames: int | None = None,
+        out: Mapping[str, np.ndarray] | None = None,
+    ) -> Clip:
         """Frames [start_frame, start_frame + num_frames) of an example, to its end if None.
+
+        Args:
+            out: arrays to read into, which the clip then has: `audio` and every target, in the clip's shapes and dtypes,
+                contiguous but for those of discrete targets.
 
         Raises:
             OSError: no tar or record, or the storage failed; names the file, or shard and key.
@@ -100,25 +112,20 @@ class ShardReader:
                 f"{opened.url}: {entry.key}: frames {start_frame} to {start_frame + num_frames} asked for, "
                 f"it has {entry.num_frames}"
             )
-        spans = [self._audio_span(opened, entry, start_frame, num_frames)]
-        spans += [_target_span(opened, entry, spec, start_frame, num_frames) for spec in self._specs]
-        audio, *targets = zip(spans, opened.read(spans), strict=True)
-        return Clip(
-            key=entry.key,
-            audio=self._decode_audio(*audio, entry, start_frame, num_frames),
-            targets={
-                spec.name: _decode_target(*target, spec, entry, start_frame, num_frames)
-                for spec, target in zip(self._specs, targets, strict=True)
-            },
-        )
+        arrays = self._allocate(num_frames) if out is None else out
+        parts = [self._audio_part(opened, entry, start_frame, arrays["audio"])]
+        parts += [_target_part(opened, entry, spec, start_frame, arrays[spec.name]) for spec in self._specs]
+        opened.read_parts(parts)
+        return Clip(entry.key, arrays["audio"], {spec.name: arrays[spec.name] for spec in self._specs})
 
     def read_target(self, shard: int, example: int, name: str) -> np.ndarray:
         """A target of a whole example as it is stored, `[K, F]` or `[F, bins]`, without its audio. Raises as `read`."""
         opened = self._open(shard)
         entry = opened.entries[example]
         spec = next(spec for spec in self._specs if spec.name == name)
-        span = _target_span(opened, entry, spec, 0, entry.num_frames)
-        return _decode_target(span, opened.read([span])[0], spec, entry, 0, entry.num_frames)
+        array = np.empty(spec.shape(entry.num_frames), spec.dtype)
+        opened.read_parts([_target_part(opened, entry, spec, 0, array)])
+        return array
 
     def read_track(self, shard: int, track: str) -> LabelledTrack:
         """All segments of a track, put together in order, with zeros in place of those that were dropped.
@@ -165,32 +172,43 @@ class ShardReader:
         span = opened.member(entry, "json")
         return decode_info(span.name, opened.read([span])[0])
 
-    def _audio_span(self, opened: "_OpenShard", entry: ExampleEntry, start: int, frames: int) -> Span:
+    def _allocate(self, num_frames: int) -> dict[str, np.ndarray]:
+        arrays = {spec.name: np.empty(spec.shape(num_frames), spec.dtype) for spec in self._specs}
+        return {"audio": np.empty(HOP * num_frames, np.int16), **arrays}
+
+    def _audio_part(self, opened: "_OpenShard", entry: ExampleEntry, start: int, audio: np.ndarray) -> "_Part":
         whole = opened.member(entry, self._audio_member)
+        num_samples = HOP * entry.num_frames
         if self._audio_member == "flac":
-            return whole
-        return find_rows(whole, HOP * entry.num_frames, 2, HOP * start, HOP * frames)
 
-    def _decode_audio(self, span: Span, data: bytes, entry: ExampleEntry, start: int, frames: int) -> np.ndarray:
-        if self._audio_member == "flac":
-            return decode_flac(span.name, data, HOP * entry.num_frames, HOP * start, HOP * frames)
-        return np.frombuffer(data, "<i2")
+            def decode(data: bytes) -> None:
+                check_checksum(whole.name, data, entry.members["flac"][2])
+                decode_intact_flac(whole.name, data, num_samples, HOP * start, audio)
 
-
-def _target_span(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, start: int, frames: int) -> Span:
-    whole = opened.member(entry, f"{spec.name}.npy")
-    if spec.kind == "discrete":  # frames are its last axis: a range of them is not one range of bytes
-        return whole
-    return find_rows(whole, entry.num_frames, spec.size * np.dtype(spec.dtype).itemsize, start, frames)
+            return _Part(whole, decode)
+        return _Part(find_rows(whole, num_samples, 2, HOP * start, len(audio)), audio)
 
 
-def _decode_target(
-    span: Span, data: bytes, spec: TargetSpec, entry: ExampleEntry, start: int, frames: int
-) -> np.ndarray:
-    if spec.kind == "discrete":
-        check_checksum(span.name, data, entry.members[f"{spec.name}.npy"][2])
-        return decode_array(span.name, data, spec.dtype, spec.shape(entry.num_frames))[:, start : start + frames]
-    return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(frames, spec.size)
+class _Part(NamedTuple):
+    """Bytes to read, and where they go: right into a contiguous array, or to a function that decodes them."""
+
+    span: Span
+    into: np.ndarray | Callable[[bytes], None]
+
+
+def _target_part(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, start: int, array: np.ndarray) -> _Part:
+    """The part of a target that `array` holds, from frame `start` on."""
+    suffix = f"{spec.name}.npy"
+    whole = opened.member(entry, suffix)
+    if spec.kind == "continuous":
+        return _Part(find_rows(whole, entry.num_frames, spec.size * array.itemsize, start, len(array)), array)
+
+    def decode(data: bytes) -> None:  # frames are the last axis: a range of them is not one range of bytes
+        check_checksum(whole.name, data, entry.members[suffix][2])
+        codes = decode_array(whole.name, data, spec.dtype, spec.shape(entry.num_frames))
+        np.copyto(array, codes[:, start : start + array.shape[1]])
+
+    return _Part(whole, decode)
 
 
 class _OpenShard:
@@ -245,6 +263,26 @@ class _OpenShard:
             return read_spans(spans, self._read_local)
         except OSError as error:
             raise OSError(f"{spans[0].name}: {error}") from error
+
+    def read_parts(self, parts: Sequence[_Part]) -> None:
+        """Read each part to where it goes. Raises as `read`, and as the functions that decode."""
+        if self._descriptor is None:
+            for part, content in zip(parts, self.read([part.span for part in parts]), strict=True):
+                if isinstance(part.into, np.ndarray):
+                    np.copyto(part.into, np.frombuffer(content, part.into.dtype).reshape(part.into.shape))
+                else:
+                    part.into(content)
+            return
+        for span, into in parts:
+            if isinstance(into, np.ndarray):
+                assert into.nbytes == span.size, f"{span.name}: {span.size} bytes do not fit {into.nbytes}"
+                try:
+                    found = os.preadv(self._descriptor, [into], span.offset)
+                except OSError as error:
+                    raise OSError(f"{span.name}: {error}") from error
+                check_size(span, found)
+            else:
+                into(self.read([span])[0])
 
     def _read_local(self, spans: Sequence[Span]) -> Sequence[bytes]:
         assert self._descriptor is not None

@@ -28,11 +28,15 @@ from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import ExampleEntry
+from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.documents import parse_values
+from mert_foundry.pipeline.stream.batch_arrays import BatchArrays
 from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
 
 Batch = dict[str, torch.Tensor | list[str]]
+ROWS_A_TASK = 4  # at most
+
 CropRule = Callable[[int, ExampleEntry], Crop]  # of the epoch and the example
 Tag = TypeVar("Tag")
 
@@ -217,16 +221,20 @@ class _Loader:
         self._specs = index.targets
         self._frames = frames
         self._crop = crop
+        self._arrays = BatchArrays(
+            {spec.name: (spec.shape(frames), spec.dtype) for spec in index.targets}
+            | {"audio": ((HOP * frames,), "int16"), "valid": ((frames,), "bool")}
+        )
         self._prefetch = config.prefetch
+        self._thread_count = config.threads
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="batch_stream")
 
     def batches(self, plans: Iterable[tuple[Tag, range, list[Place]]]) -> Generator[tuple[Batch, Tag], None, None]:
         """For each plan (tag, rows in the global batch, places to fill them from): its batch and tag."""
-        pending: deque[tuple[Tag, range, dict[str, np.ndarray], list[Future[str]]]] = deque()
+        pending: deque[tuple[Tag, range, dict[str, np.ndarray], list[Future[list[str]]]]] = deque()
         for tag, rows, places in plans:
-            arrays = self._allocate(len(rows))
-            futures = [self._threads.submit(self._fill, arrays, slot, place) for slot, place in enumerate(places)]
-            pending.append((tag, rows, arrays, futures))
+            arrays = self._arrays.take(len(rows))
+            pending.append((tag, rows, arrays, self._submit(arrays, places)))
             if len(pending) > self._prefetch:
                 yield _finish(*pending.popleft())
         while pending:
@@ -236,27 +244,40 @@ class _Loader:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
 
-    def _allocate(self, size: int) -> dict[str, np.ndarray]:
-        """A batch of zeros, which is what stays where an example is shorter than the crop."""
-        arrays = {spec.name: np.zeros((size, *spec.shape(self._frames)), spec.dtype) for spec in self._specs}
-        arrays["audio"] = np.zeros((size, HOP * self._frames), np.int16)
-        arrays["valid"] = np.zeros((size, self._frames), np.bool_)
-        return arrays
+    def _submit(self, arrays: dict[str, np.ndarray], places: list[Place]) -> list[Future[list[str]]]:
+        """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
+        rows = min(ROWS_A_TASK, max(1, len(places) * self._prefetch // self._thread_count))
+        return [
+            self._threads.submit(self._fill, arrays, start, places[start : start + rows])
+            for start in range(0, len(places), rows)
+        ]
 
-    def _fill(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
-        """Fill one row of a batch; returns the example's key."""
+    def _fill(self, arrays: dict[str, np.ndarray], start: int, places: list[Place]) -> list[str]:
+        """Fill the rows of a batch from `start` on; returns the examples' keys."""
+        return [self._fill_row(arrays, start + number, place) for number, place in enumerate(places)]
+
+    def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
+        """Read one row, right into the batch; what is beyond a short example is zero."""
         entry = self._reader.entries(place.shard)[place.example]
         crop = self._crop(place.epoch, entry)
-        clip = self._reader.read(place.shard, place.example, *crop)
-        arrays["audio"][slot, : HOP * crop.num_frames] = clip.audio
-        arrays["valid"][slot, : crop.num_frames] = True
-        for spec in self._specs:
-            row = np.moveaxis(arrays[spec.name][slot], spec.frame_axis, 0)
-            row[: crop.num_frames] = np.moveaxis(clip.targets[spec.name], spec.frame_axis, 0)
+        row = {name: array[slot] for name, array in arrays.items()}
+        if crop.num_frames < self._frames:
+            for array in row.values():
+                array[:] = 0
+        row["valid"][: crop.num_frames] = True
+        out = {spec.name: _first_frames(row[spec.name], spec, crop.num_frames) for spec in self._specs}
+        out["audio"] = row["audio"][: HOP * crop.num_frames]
+        self._reader.read(place.shard, place.example, *crop, out)
         return entry.key
 
 
-def _finish(tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[str]]) -> tuple[Batch, Tag]:
-    keys = [future.result() for future in futures]
+def _first_frames(target: np.ndarray, spec: TargetSpec, count: int) -> np.ndarray:
+    return target[:count] if spec.frame_axis == 0 else target[:, :count]
+
+
+def _finish(
+    tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[str]]]
+) -> tuple[Batch, Tag]:
+    keys = [key for future in futures for key in future.result()]
     batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {**batch, "row": torch.arange(rows.start, rows.stop), "key": keys}, tag
