@@ -1,6 +1,7 @@
 """`mert bench label`: both paths on the same files, every stage timed, and labels that agree."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from audio_files import mert, noise, tone, write_audio
 
 from mert_foundry.jobs.bench import main as bench
@@ -25,12 +27,24 @@ from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 
-@pytest.mark.process
-def test_both_paths_are_timed_and_agree(clips: Path, tmp_path: Path, tiny_codec: Path):
-    files = [clips / "singularity-music/coherence.opus", clips / "wesnoth-1.16-music/transience.flac"]
-    done = mert("bench", "label", "--json", "--codec", str(tiny_codec), "--codebooks", "4", *map(str, files))
+GOOD = ["singularity-music/coherence.opus", "wesnoth-1.16-music/transience.flac"]
+
+
+@pytest.fixture(scope="module")
+def report(clips: Path, tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> dict:
+    """What the command reports as JSON of a folder with two clips, a file that is no audio and one that is too short."""
+    folder = tmp_path_factory.mktemp("music")
+    for name in GOOD:
+        shutil.copy(clips / name, folder)
+    write_audio(folder / "short one.wav", tone(440.0, 0.01))
+    (folder / "noise.mp3").write_bytes(b"no audio" * 99)
+    done = mert("bench", "label", "--json", "--codec", tiny_codec, "--codebooks", 4, folder)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.process
+def test_both_paths_are_timed_and_agree(report: dict):
     rates = report["times_real_time"]
     assert set(rates) == {*STAGES, "teachers", "whole"} and all(rate["ours"] > 0 for rate in rates.values())
     assert (
@@ -75,20 +89,19 @@ def test_the_table_names_every_stage_and_minutes_end_the_run(tmp_path: Path, tin
 
 
 @pytest.mark.process
-def test_files_that_cannot_be_used_are_skipped_by_name(tmp_path: Path, tiny_codec: Path, bench_label):
-    write_audio(tmp_path / "good one.wav", tone(440.0, 1.0))
-    write_audio(tmp_path / "short.wav", tone(440.0, 0.01))
-    (tmp_path / "noise.mp3").write_bytes(b"no audio" * 99)
-    options = ["--codec", tiny_codec, "--codebooks", 2]
-    code, out, error = bench_label(*options, "--json", tmp_path)
-    assert code == 0, error
-    report = json.loads(out)
-    assert report["audio_hours"] == pytest.approx(1 / 3600)
+def test_files_that_cannot_be_used_are_skipped_by_name(clips: Path, report: dict):
+    seconds = sum(soundfile.info(clips / name).duration for name in GOOD)
+    assert report["audio_hours"] == pytest.approx(seconds / 3600, rel=1e-3)
     assert {Path(path).name: reason.split(":")[0] for path, reason in report["skipped"].items()} == {
         "noise.mp3": "unreadable",
-        "short.wav": "too_short",
+        "short one.wav": "too_short",
     }
-    code, _, error = bench_label(*options, tmp_path / "noise.mp3")
+
+
+@pytest.mark.process
+def test_no_file_that_can_be_used_is_one_line(tmp_path: Path, tiny_codec: Path, bench_label):
+    (tmp_path / "noise.mp3").write_bytes(b"no audio" * 99)
+    code, _, error = bench_label("--codec", tiny_codec, "--codebooks", 2, tmp_path / "noise.mp3")
     assert code == 1 and "none of 1 files can be used" in error.splitlines()[-1]
 
 
