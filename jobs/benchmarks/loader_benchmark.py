@@ -21,8 +21,9 @@ below TMPDIR: 2.5 MB an example, 6 MB with --peers. Needs the extra `label`; --p
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mert_foundry.jobs.benchmarks.loader_examples import Storage, make_examples, write_arrays, write_shards
 from mert_foundry.jobs.benchmarks.loader_peers import ARRAYS, PEERS
@@ -32,9 +33,10 @@ from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.frames import FRAME_RATE
+from mert_foundry.pipeline.shards.format import AudioMember
 
 SEGMENT_FRAMES = 30 * FRAME_RATE
-MEMBERS = {"PCM": "pcm.npy", "FLAC": "flac"}
+MEMBERS: dict[str, AudioMember] = {"PCM": "pcm.npy", "FLAC": "flac"}
 FORMS = ("stored", "converted")
 RATE = "audio_seconds_per_cpu_second"
 
@@ -84,19 +86,17 @@ def compare(folder: Path, options: argparse.Namespace) -> Figures:
     loaders = [OURS, *(name for name in PEERS if options.peers or name.startswith(ARRAYS))]
     report: Figures = {"settings": vars(options), "loaders": {}, "ours_to_best_peer": {}}
     for audio, member in MEMBERS.items():
-        results = take_turns(
-            loaders,
-            options.rounds,
-            lambda name, member=member: in_own_process(
-                "mert_foundry.jobs.benchmarks.loader_variant",
-                {"loader": name, "folder": str(folder), "audio_member": member}
-                | {"batch": options.batch, "seconds": options.seconds},
-            ),
-        )
+        settings = {"folder": str(folder), "audio_member": member, "batch": options.batch, "seconds": options.seconds}
+        results = take_turns(loaders, options.rounds, partial(measure, settings))
         rows = {name: summarise(figures) for name, figures in results.items()}
         report["loaders"][audio] = rows
         report["ours_to_best_peer"][audio] = {form: compare_form(rows, form) for form in FORMS}
     return report
+
+
+def measure(settings: dict[str, Any], loader: str) -> Figures:
+    """One turn of a loader."""
+    return in_own_process("mert_foundry.jobs.benchmarks.loader_variant", {**settings, "loader": loader})
 
 
 def summarise(figures: list[Figures]) -> Figures:

@@ -86,8 +86,16 @@ def write_shards(folder: Path, examples: Sequence[Example], storage: Storage, au
             plan_fingerprint="bench",
             backend={},
         )
-    index = {"name": "bench", "manifest_sha256": "0" * 64, "segment_seconds": examples[0].info.num_frames / FRAME_RATE}
-    build_index(str(folder), names, specs, audio_member=audio_member, **index)
+    seconds = examples[0].info.num_frames / FRAME_RATE
+    build_index(
+        str(folder),
+        names,
+        specs,
+        name="bench",
+        manifest_sha256="0" * 64,
+        segment_seconds=seconds,
+        audio_member=audio_member,
+    )
 
 
 def write_arrays(folder: Path, examples: Sequence[Example]) -> None:

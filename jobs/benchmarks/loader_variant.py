@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class LoaderSettings(BaseModel):
     seconds: float = Field(2.0, gt=0, description="time to measure each form for")
 
 
-def open_loader(settings: LoaderSettings) -> Iterator[Batch]:
+def open_loader(settings: LoaderSettings) -> Generator[Batch, None, None]:
     """Endless batches in the stored types."""
     if settings.loader == OURS:
         folder = str(settings.folder / settings.audio_member)

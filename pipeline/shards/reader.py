@@ -277,7 +277,7 @@ class _OpenShard:
             if isinstance(into, np.ndarray):
                 assert into.nbytes == span.size, f"{span.name}: {span.size} bytes do not fit {into.nbytes}"
                 try:
-                    found = os.preadv(self._descriptor, [into], span.offset)
+                    found = os.preadv(self._descriptor, [into.data], span.offset)
                 except OSError as error:
                     raise OSError(f"{span.name}: {error}") from error
                 check_size(span, found)
