@@ -44,11 +44,12 @@ PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_
 
 
 def random_hubert(scale: float = 0.1, **sizes: object) -> HubertModel:
-    """A HubertModel whose norms, biases and gains are random too."""
+    """A HubertModel whose norms, biases and gains are random too, by `scale`."""
     torch.manual_seed(3)
     model = HubertModel(HubertConfig(**sizes)).eval()
-    for parameter in model.parameters():
-        parameter.data += scale * torch.randn_like(parameter)
+    if scale:
+        for parameter in model.parameters():
+            parameter.data += scale * torch.randn_like(parameter)
     return model
 
 

@@ -224,10 +224,10 @@ def test_extract_names_what_it_takes(place: str, tmp_path: Path, model: Path, co
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from hubert_sources import random_hubert, save_hubert
+    from hubert_sources import TINY, random_hubert, save_hubert
 
     folder = tmp_path_factory.mktemp("kinds") / "model"
-    save_hubert(random_hubert(layers=1), folder, 24_000)
+    save_hubert(random_hubert(**TINY), folder, 24_000)
     return folder
 
 

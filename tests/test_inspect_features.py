@@ -15,7 +15,7 @@ from mert_foundry.pipeline.features.plan import StoreLayout
 from mert_foundry.pipeline.features.resume import KIND, SCHEMA_VERSION, description_digest, prepare_store
 from mert_foundry.pipeline.features.store import finish_store, publish_part
 from mert_foundry.pipeline.inspection import feature_summary
-from mert_foundry.pipeline.inspection.feature_summary import choose_tracks, read_features
+from mert_foundry.pipeline.inspection.feature_summary import read_features, sample_tracks
 from mert_foundry.pipeline.inspection.neighbours import project
 from mert_foundry.pipeline.manifest.rows import load_manifest
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
@@ -171,8 +171,8 @@ def test_projection_against_sklearn():
 
 
 def test_a_large_store_is_sampled(store, tmp_path, say, monkeypatch):
-    assert choose_tracks(list("abcdefgh"), [""] * 8, 4) == [0, 2, 4, 6]
-    assert choose_tracks(list("abcdefgh"), [""] * 8, 4, ["d"]) == [0, 2, 3, 4, 6]
+    assert sample_tracks(list("abcdefgh"), [""] * 8, 4) == [0, 2, 4, 6]
+    assert sample_tracks(list("abcdefgh"), [""] * 8, 4, ["d"]) == [0, 2, 3, 4, 6]
     monkeypatch.setattr(feature_summary, "MOST_FRAME_TRACKS", 2)
     monkeypatch.setattr(feature_summary, "MOST_VALUES", 2 * len(LAYERS) * DIM * 10)
     read = read_features(str(store))

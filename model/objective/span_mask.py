@@ -184,10 +184,10 @@ def _draw_starts(config: SpanConfig, num_spans: int, length: int, generator: np.
         return generator.choice(num_starts, min(num_spans, num_starts), replace=False)
     period = config.span + config.min_space
     num_spans = min(num_spans, max((length + config.min_space) // period, 1))
-    # Arrangements of n spans with gaps correspond one to one to n distinct places among free + n, in order.
+    # Arrangements of n spans with gaps correspond one to one to n distinct positions among free + n, in order.
     free = max(length - num_spans * period + config.min_space, 0)
-    places = np.sort(generator.choice(free + num_spans, num_spans, replace=False))
-    return places + np.arange(num_spans) * (period - 1)
+    positions = np.sort(generator.choice(free + num_spans, num_spans, replace=False))
+    return positions + np.arange(num_spans) * (period - 1)
 
 
 def _draw_fills(

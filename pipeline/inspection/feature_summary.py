@@ -93,7 +93,7 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
     array = feature_array(location, group)
     is_frames = array.basename == "features"
     check_sizes(location, table, layers, array, int(str(group.attrs.get("missing_frames", 0))))
-    chosen = choose_tracks(
+    chosen = sample_tracks(
         table["key"], table["dropped"], MOST_FRAME_TRACKS if is_frames else MOST_POOLED_TRACKS, wanted
     )
     if not chosen:
@@ -174,7 +174,7 @@ def check_sizes(
         raise ValueError(f"{location}: damaged, {found}, {rows} and {len(layers)} in the table")
 
 
-def choose_tracks(keys: list[str], dropped: list[str], most: int, wanted: Sequence[str] = ()) -> list[int]:
+def sample_tracks(keys: list[str], dropped: list[str], most: int, wanted: Sequence[str] = ()) -> list[int]:
     """Rows, in the track table, of at most `most` tracks with features, evenly over the store, and of those `wanted`.
 
     Raises ValueError when one of these is not there, or has no features.

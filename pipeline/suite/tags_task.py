@@ -47,14 +47,14 @@ CLASSES = (*dict.fromkeys(TAGS_OF.values()), "drums")
 
 @dataclass(frozen=True)
 class GamePiece:
-    """A MIDI piece of a game, by the hash of its content; `place` is a file, and in it an offset and a size."""
+    """A MIDI piece of a game, by the hash of its content; `lump` is a file, and in it an offset and a size."""
 
     group: str
-    place: tuple[Path, int, int]
+    lump: tuple[Path, int, int]
 
     def read(self) -> list[TimedMessage]:
         """Its messages."""
-        return read_lump(*self.place)
+        return read_lump(*self.lump)
 
 
 @functools.lru_cache(maxsize=256)
@@ -124,7 +124,7 @@ def _draw_window(piece: GamePiece, split: Split, random: np.random.Generator) ->
         start = round(random.uniform(0.0, max(0.0, length - SECONDS)), 3)
         if tags := find_tags(messages, start):
             return GameRecipe(choose_font(random, split, "", None), piece, start), tags, f"game-{piece.group}"
-    raise ValueError(f"tags: no window of {SECONDS} s with {LEAST_NOTES} notes in {piece.place[0]} at {piece.place[1]}")
+    raise ValueError(f"tags: no window of {SECONDS} s with {LEAST_NOTES} notes in {piece.lump[0]} at {piece.lump[1]}")
 
 
 def find_tags(messages: list[TimedMessage], start: float) -> tuple[str, ...]:

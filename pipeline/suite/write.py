@@ -144,8 +144,8 @@ def summarise(task: TaskPlan, lengths: dict[str, float]) -> TaskSummary:
     """Clips by split or fold, and seconds."""
     counts: dict[str, int] = {}
     for clip in task.clips:
-        place = clip.split or f"fold {clip.fold}"
-        name = f"{place}/{clip.condition}" if clip.condition else place
+        part = clip.split or f"fold {clip.fold}"
+        name = f"{part}/{clip.condition}" if clip.condition else part
         counts[name] = counts.get(name, 0) + 1
     seconds = sum(((clip.end or lengths[clip.path]) - clip.start) for clip in task.clips)
     return TaskSummary(clips=counts, seconds=round(seconds, 3))

@@ -29,7 +29,7 @@ else:
 
 
 def check_device(configs: Sequence[BaseModel], device: str) -> None:
-    """Raise ValueError for a teacher that cannot run on a device (`cpu` or `cuda`), naming its place in the config."""
+    """Raise ValueError for a teacher that cannot run on a device (`cpu` or `cuda`), naming its key in the config."""
     for number, config in enumerate(configs):
         if device == "cpu" and getattr(config, "precision", None) == "tf32":
             raise ValueError(f"teachers.{number}.precision tf32 needs a GPU (device cuda), the device is cpu")
