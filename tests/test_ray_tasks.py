@@ -45,7 +45,7 @@ class Guest:
 def cluster() -> Iterator[Cluster]:
     """A cluster of one node that says it has a GPU."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import the tests
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     yield cluster
     cluster.shutdown()
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
