@@ -23,7 +23,7 @@ from mert_foundry.jobs.command.preflight import Device, locked, resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
-from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, LABELLERS_A_GPU
+from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, LABELLERS_PER_GPU
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
@@ -61,8 +61,8 @@ class LabelConfig(BaseModel):
     actors: int = Field(
         default=0,
         ge=0,
-        description="Teacher processes; 0: one a CPU core, or up to 8 that share a GPU, one for each of its share of the"
-        " cores; they take about 1.5 GB of its memory each",
+        description="Worker processes; 0: one per CPU core, or up to 8 per GPU, but no more than there are CPU cores for each"
+        " GPU. Each takes about 1.5 GB of GPU memory",
     )
     decode_threads: int = Field(default=DECODE_THREADS, gt=0, description="Decoding threads of each actor")
     address: str | None = Field(
@@ -178,7 +178,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
             address=config.address,
             device=order.device,
             actors=config.actors,
-            actors_a_gpu=LABELLERS_A_GPU,
+            actors_per_gpu=LABELLERS_PER_GPU,
             report=progress.update,
         )
 

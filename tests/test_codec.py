@@ -230,7 +230,7 @@ def test_a_killed_training_goes_on_with_the_same_losses_and_weights(manifest, tm
         assert process.wait(30) == -signal.SIGKILL
     assert not killed.exists() and 15 <= checkpoint_step(killed) < 60
     code = run(job.main, command(manifest, killed, *LONGER, "learning_rate=0.01"), "")
-    assert code == 1 and "was begun with learning_rate 0.001, it is 0.01 now" in capsys.readouterr().err
+    assert code == 1 and "was begun with learning_rate 0.001, now it is 0.01" in capsys.readouterr().err
     step = checkpoint_step(killed)
 
     for out in (killed, undisturbed):
@@ -269,8 +269,8 @@ def test_training_goes_on_from_every_step_as_if_it_had_never_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("sizes.filters=3", "was begun with sizes.filters 2, it is 3 now"),
-        ("steps=7", "was begun with steps 6, it is 7 now"),
+        ("sizes.filters=3", "was begun with sizes.filters 2, now it is 3"),
+        ("steps=7", "was begun with steps 6, now it is 7"),
         ("manifest", "was begun with manifest_sha256 "),
     ],
 )

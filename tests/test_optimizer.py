@@ -22,7 +22,7 @@ def test_published_schedule_at_its_corners():
     assert learning_rate(config, 400_000) == 0.0
 
 
-@pytest.mark.parametrize("decay", [{}, {"decay": "cosine"}, {"decay": "last", "decay_steps": 15}])
+@pytest.mark.parametrize("decay", [{}, {"decay": "cosine"}, {"decay": "wsd", "decay_steps": 15}])
 def test_schedule_has_one_peak_and_no_jump_and_ends_at_zero(decay: dict):
     config = ScheduleConfig(learning_rate=1.0, warmup_steps=10, total_steps=50, **decay)
     rates = [learning_rate(config, step) for step in range(1, 51)]
@@ -42,7 +42,7 @@ def test_cosine_is_that_of_torch():
 
 def test_a_rate_that_falls_last_is_the_same_in_a_longer_run_until_it_falls():
     short, long = (
-        ScheduleConfig(learning_rate=1.0, warmup_steps=5, total_steps=total, decay="last", decay_steps=10)
+        ScheduleConfig(learning_rate=1.0, warmup_steps=5, total_steps=total, decay="wsd", decay_steps=10)
         for total in (30, 90)
     )
     assert [learning_rate(short, step) for step in range(1, 21)] == [learning_rate(long, step) for step in range(1, 21)]
@@ -53,9 +53,9 @@ def test_a_rate_that_falls_last_is_the_same_in_a_longer_run_until_it_falls():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decay": "last"}, "decay is last and decay_steps None"),
-        ({"decay_steps": 5}, "decay is linear and decay_steps 5"),
-        ({"decay": "last", "decay_steps": 50}, "warmup_steps 10 and decay_steps 50 are more than total_steps 50"),
+        ({"decay": "wsd"}, "decay is wsd, decay_steps None"),
+        ({"decay_steps": 5}, "decay is linear, decay_steps 5"),
+        ({"decay": "wsd", "decay_steps": 50}, "warmup_steps 10 and decay_steps 50 are more than total_steps 50"),
     ],
 )
 def test_phases_that_do_not_fit_are_refused(settings: dict, message: str):

@@ -64,7 +64,7 @@ def test_damage_bugs_and_interrupts_are_raised_at_once_as_they_are(error: BaseEx
 
 
 def test_one_thread_speaks_for_all(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(patience, "FIRST_WORD", 0.05)
+    monkeypatch.setattr(patience, "WARN_AFTER", 0.05)
     shared, together = Patience(60.0), threading.Barrier(3)
     over = threading.Event()
 

@@ -51,9 +51,9 @@ def cluster() -> Iterator[Cluster]:
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.mark.parametrize(("actors", "actors_a_gpu", "processes"), [(3, 1, 3), (0, 1, 1), (0, 8, 2)])
+@pytest.mark.parametrize(("actors", "actors_per_gpu", "processes"), [(3, 1, 3), (0, 1, 1), (0, 8, 2)])
 def test_actors_beyond_the_gpus_share_them(
-    actors: int, actors_a_gpu: int, processes: int, cluster: Cluster, tmp_path: Path
+    actors: int, actors_per_gpu: int, processes: int, cluster: Cluster, tmp_path: Path
 ):
     """By default as many as are told for each GPU, but no more than its share of the CPUs, of which there are two."""
     names = ["a", "b", "c"]
@@ -65,7 +65,7 @@ def test_actors_beyond_the_gpus_share_them(
         address=cluster.address,
         device="cuda",
         actors=actors,
-        actors_a_gpu=actors_a_gpu,
+        actors_per_gpu=actors_per_gpu,
         report=lambda seconds, note: None,
     )
     assert failures == {}

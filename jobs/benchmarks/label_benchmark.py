@@ -4,7 +4,8 @@
     mert bench label --codec official --backend openvino --minutes 60 --json MUSIC_FOLDER
 
 The published path labels one file after the other, with all cores in each operation; ours runs one labeller a
-core with one thread each, as `mert label` does, or on a GPU one, of those that `mert label` lets share it, that labels several files together. Rates are
+core with one thread each, as `mert label` does; on a GPU, one labeller that batches several files (`mert label` runs up to 8
+of these per GPU). Rates are
 seconds of audio per second of time; that of a stage counts the time of the stage alone. Both label exactly the same
 samples: ours, rounded to 16 bits. On a GPU the published path computes in full fp32, since its labels
 are what ours are compared with; torch by itself would let it use TF32, which is faster.

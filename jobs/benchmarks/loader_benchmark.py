@@ -7,7 +7,7 @@ The figure is trained audio seconds per CPU second: user and system time of the 
 little on a machine that others use. A batch is measured in two forms: `stored`, in the types of the shards, for a device
 to convert, and `converted` on the CPU. All loaders take the same random crop of each 30 s example. They take turns, each in a
 process of its own, from a local folder whose files are in the page cache. Quote ratios of one run. Files are written
-below TMPDIR: 2.5 MB an example, 6 MB with --peers. Needs the extra `label`; --peers needs `bench`.
+below TMPDIR: 7 MB an example, about 17 MB with --peers (1.3 and 3.3 GB by default). Needs the extra `label`; --peers needs `bench`.
 
     --examples 192   how many
     --cqt uint8 | float16   how the CQT is stored; uint8
@@ -22,6 +22,7 @@ import argparse
 import sys
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,6 +66,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise UsageError(f"mert bench loader: --{name} is {getattr(options, name)}, it must be above 0")
     if options.examples < options.batch:
         raise UsageError(f"mert bench loader: --examples is {options.examples}, a batch takes {options.batch}")
+    for package in ("datasets", "litdata") if options.peers else ():
+        if find_spec(package) is None:  # imported by other processes alone
+            raise ModuleNotFoundError(name=package)
     return options
 
 

@@ -77,12 +77,11 @@ def _measure_form(batches: Iterator[Batch], heads: list[HeadSpec] | None, settin
         examples += len(batch["audio"])
         if heads is not None:
             to_device(batch, heads, torch.device("cpu"))
-    wall, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
+    cpu = cpu_seconds() - cpu
     calls, read = (now - before for now, before in zip(read_calls(), (calls, read)))
     audio = examples * settings.frames * HOP / SAMPLE_RATE
     return {
         "audio_seconds_per_cpu_second": audio / cpu,
-        "audio_seconds_per_second": audio / wall,
         "cpu_milliseconds_per_example": 1000 * cpu / examples,
         "read_calls_per_example": calls / examples,
         "bytes_read_per_audio_second": read / audio,

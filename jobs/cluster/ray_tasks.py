@@ -47,7 +47,7 @@ def run_on_ray(
     address: str | None,
     device: Literal["cpu", "cuda"],
     actors: int,
-    actors_a_gpu: int = 1,
+    actors_per_gpu: int = 1,
     report: Callable[[float, str], None],
 ) -> dict[str, str]:
     """Do every task; returns the error message of each one that failed.
@@ -56,22 +56,19 @@ def run_on_ray(
         worker, arguments: the class of the actors, and what each is made with.
         address: `local` starts Ray on this machine for this call; else the address of a running cluster; None:
             RAY_ADDRESS, else local.
-        actors: processes; 0 means one for each CPU of the cluster, or `actors_a_gpu` for each GPU. More than there are CPUs
+        actors: processes; 0 means one for each CPU of the cluster, or `actors_per_gpu` for each GPU. More than there are CPUs
             or GPUs share them, so that on a GPU one computes while another reads or writes. Never more than tasks.
-        actors_a_gpu: how many share a GPU where `actors` is 0, but no more than there are CPUs for each GPU.
+        actors_per_gpu: how many share a GPU where `actors` is 0, but no more than there are CPUs for each GPU.
         report: called about twice a second with the audio seconds done and a note on failures.
     """
     address = _connect(address)
     try:
-        resource = "GPU" if device == "cuda" else "CPU"
-        available = int(ray.cluster_resources().get(resource, 0))
+        cluster, resource = ray.cluster_resources(), "GPU" if device == "cuda" else "CPU"
+        available = int(cluster.get(resource, 0))
         if not available:
             raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
-        by_default = available
-        if device == "cuda":
-            cores = int(ray.cluster_resources().get("CPU", 0)) // available
-            by_default = available * max(1, min(actors_a_gpu, cores))
-        wanted = min(actors or by_default, len(tasks))
+        per_device = min(actors_per_gpu, int(cluster.get("CPU", 0)) // available) if device == "cuda" else 1
+        wanted = min(actors or available * max(1, per_device), len(tasks))
         share = 1 / math.ceil(wanted / available)
         # An actor on a GPU must not wait for a CPU, as it would by default.
         resources = {"num_cpus": share} if device == "cpu" else {"num_cpus": 0, "num_gpus": share}

@@ -88,20 +88,20 @@ class ScheduleConfig(BaseModel):
     learning_rate: float = Field(5e-4, gt=0.0, description="highest rate, reached at the end of the warm-up")
     warmup_steps: int = Field(32_000, ge=0, description="optimiser steps from rate 0 to the highest")
     total_steps: int = Field(400_000, ge=1, description="optimiser steps in all; the rate is 0 at the last")
-    decay: Literal["linear", "cosine", "last"] = Field(
+    decay: Literal["linear", "cosine", "wsd"] = Field(
         "linear",
-        description="how the rate falls after the warm-up: along a line or half a cosine; last: it stays, and falls along a line"
-        " in the last decay_steps, so that a run can be made longer while it stays",
+        description="how the rate falls after the warm-up: linear, cosine, or wsd (constant, then linear over the last decay_steps;"
+        " such a run can be made longer until then)",
     )
-    decay_steps: int | None = Field(None, ge=1, description="optimiser steps of the fall, with decay: last alone")
+    decay_steps: int | None = Field(None, ge=1, description="optimiser steps of the fall, with decay: wsd alone")
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "ScheduleConfig":
         if self.warmup_steps >= self.total_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} is not below total_steps {self.total_steps}")
-        if (self.decay == "last") != (self.decay_steps is not None):
+        if (self.decay == "wsd") != (self.decay_steps is not None):
             raise ValueError(
-                f"decay is {self.decay} and decay_steps {self.decay_steps}: last needs them, no other takes them"
+                f"decay is {self.decay}, decay_steps {self.decay_steps}: wsd needs decay_steps, linear and cosine take none"
             )
         if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.total_steps:
             raise ValueError(
@@ -113,7 +113,7 @@ class ScheduleConfig(BaseModel):
 def learning_rate(config: ScheduleConfig, step: int) -> float:
     """Rate of optimiser step `step`, counted from 1.
 
-    The cosine is that of SGDR's one cycle (arXiv 1608.03983), `last` warm-up-stable-decay (arXiv 2404.06395).
+    The cosine is that of SGDR's one cycle (arXiv 1608.03983), `wsd` warm-up-stable-decay (arXiv 2404.06395).
     """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps

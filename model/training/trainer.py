@@ -71,7 +71,7 @@ class TrainerConfig(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="torch.compile front-end and layers: a minute or two at each start, then faster steps on a GPU",
+        description="torch.compile front-end and layers: about a minute at each start, then faster steps on a GPU",
     )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")

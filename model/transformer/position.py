@@ -29,7 +29,7 @@ def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     """What `conv1d(signal, weight, bias, padding=K // 2, groups=D / C)` gives for its first F frames, in fp32.
 
     In bf16 cuDNN has no fast kernel for so long a kernel in groups: for 64 crops of 5 s at 95M, forward and backward take 25 ms
-    of a step of 147 on an H100, this 3 (docs/measurements.md).
+    of a step of 149 on an H100, this 3 (docs/measurements.md).
 
     Position f of a correlation is sum over k of weight[k] signal[f + k - K // 2]. With K // 2 zeros before the signal, the
     product of its spectrum and the conjugate of the kernel's gives these sums at f, circular with the length of the

@@ -18,7 +18,6 @@ SCHEMA_VERSION = 1
 KIND = "mert-features"
 PARTS = "parts"
 ROOT = FEATURES.marker
-CHANGED = "{key} {before!r}, now it is {now!r}"  # words of `first_difference`
 THREADS = 16  # that wait for an object store
 # What the root's attributes say of the state of the store; the others say what it is.
 STATE = ("complete", "dropped", "coordinates", "table_sha256", "missing_frames")
@@ -86,7 +85,7 @@ def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool
         _publish_root(location, {**description, "complete": False})
         return
     before = _without_state(found)
-    difference = first_difference(present_names(before), present_names(description), CHANGED)
+    difference = first_difference(present_names(before), present_names(description))
     if difference is None:
         return
     if not overwrite:

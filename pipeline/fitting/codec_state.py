@@ -102,6 +102,8 @@ def read_state(location: str, position: TrainingPosition) -> CodecState:
     with safe_open(files.local_path(location), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
         expected = file.metadata().get(DIGEST_KEY)
+    if expected is None:
+        raise ValueError(f"{location}: written by an older version, without a digest; remove it and train anew")
     if (found := _digest(tensors)) != expected:
         raise ValueError(f"{location}: its tensors have the SHA-256 {found}, its metadata says {expected}")
     return CodecState(position.step, position.batches, tensors)

@@ -29,7 +29,7 @@ from mert_foundry.pipeline.teachers.teacher import Teacher, label_tracks
 # one, on 16 cores (docs/measurements.md). More processes decode more.
 DECODE_THREADS = 2
 # Processes that share a GPU, no more than its share of the cores: each decodes for itself, and needs about 1.5 GB there.
-LABELLERS_A_GPU = 8
+LABELLERS_PER_GPU = 8
 
 
 def process_shard(

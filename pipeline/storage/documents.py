@@ -56,26 +56,15 @@ def fingerprint(settings: dict, weights: dict[str, np.ndarray] | None = None) ->
     return digest.hexdigest()
 
 
-def first_difference(
-    before: Mapping[str, Any], now: Mapping[str, Any], words: str = "{key} {before}, it is {now} now"
-) -> str | None:
-    """The first setting, by its dotted key, that is another now; None when all are alike.
-
-    Args:
-        words: how it is said, with fields `key`, `before` and `now`.
-    """
-    found = _first_changed(before, now)
-    return None if found is None else words.format(**found)
-
-
-def _first_changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    """`key value, now it is value` of the first setting, by its dotted key, that differs; None when all are alike."""
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if inner := _first_changed(old, new, f"{prefix}{key}."):
+            if inner := first_difference(old, new, f"{prefix}{key}."):
                 return inner
         elif old != new:
-            return {"key": f"{prefix}{key}", "before": old, "now": new}
+            return f"{prefix}{key} {old!r}, now it is {new!r}"
     return None
 
 

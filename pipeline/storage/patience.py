@@ -10,8 +10,11 @@ from tenacity import RetryCallState, Retrying, retry_if_not_exception_type, wait
 
 Result = TypeVar("Result")
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two attempts; they double on the way
-FIRST_WORD, NEXT_WORD = 10.0, 60.0  # seconds of an outage before it is told, and from one telling to the next
+FIRST_WAIT, LONGEST_WAIT = (
+    0.5,
+    15.0,
+)  # seconds: bounds of the random wait between attempts; the first doubles up to the longest
+WARN_AFTER, WARN_EVERY = 10.0, 60.0  # seconds: from the start of an outage to the first warning, and between warnings
 # Of S3; the client renews a token when it can, so these are waited out.
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 # Attempts at what is missing or refused: a listing catches up, rights are given, or it stays so.
@@ -46,7 +49,7 @@ class Patience:
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._lock = threading.Lock()
-        self._next_word = 0.0
+        self._next_warning = 0.0
 
     def read(self, name: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` gives, in the end.
@@ -60,7 +63,7 @@ class Patience:
             stop=self._is_over,
             wait=wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
             retry=retry_if_not_exception_type((*NOT_OF_THE_STORAGE, KeyboardInterrupt, SystemExit)),
-            before_sleep=lambda state: self._tell(name, state),
+            before_sleep=lambda state: self._warn(name, state),
             reraise=True,
         )
         begun = time.monotonic()
@@ -71,7 +74,8 @@ class Patience:
         except Exception as error:
             waited = time.monotonic() - begun
             after = f", after {waited:.0f} s" if waited >= 1 else ""
-            kind = OSError if not isinstance(error, OSError) else type(error)
+            # Other subclasses of OSError may not take a message alone; aiohttp's do not.
+            kind = next((kind for kind in (FileNotFoundError, PermissionError) if isinstance(error, kind)), OSError)
             raise kind(f"{name}: {_explain(error)}{after}") from error
 
     def _is_over(self, state: RetryCallState) -> bool:
@@ -80,14 +84,14 @@ class Patience:
             return True
         return _passed(state) >= self.seconds
 
-    def _tell(self, name: str, state: RetryCallState) -> None:
+    def _warn(self, name: str, state: RetryCallState) -> None:
         """Say that a read waits: once it has for a while, and then once a minute over all threads."""
         assert state.outcome is not None, "told after an attempt"
         now, passed = time.monotonic(), _passed(state)
         with self._lock:
-            if passed < FIRST_WORD or now < self._next_word:
+            if passed < WARN_AFTER or now < self._next_warning:
                 return
-            self._next_word = now + NEXT_WORD
+            self._next_warning = now + WARN_EVERY
         error = state.outcome.exception()
         assert error is not None, "only a failed attempt is repeated"
         logging.getLogger(__name__).warning(
