@@ -55,6 +55,7 @@ ARROWS = {
     "jobs/cluster": "jobs/command model/training",
     "jobs/pretraining": "jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
     " pipeline/storage pipeline/stream",
+    "jobs/planning": "pipeline/audio pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards pipeline/teachers",
     "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs model/training pipeline/audio pipeline/features"
     " pipeline/frames pipeline/manifest pipeline/storage",
     "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage",
@@ -62,7 +63,7 @@ ARROWS = {
     " pipeline/frames pipeline/probe_sets pipeline/storage",
     "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
     " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/stream pipeline/teachers pipeline/teachers/codec",
-    "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/pretraining jobs/probing model/interop model/objective model/runs"
+    "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/planning jobs/pretraining jobs/probing model/interop model/objective model/runs"
     " model/teacher model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
 }

@@ -16,6 +16,7 @@ JOBS = {
     "manifest": "scan a folder of audio into a manifest",
     "codec": "train a small RVQ-VAE codec, to be a teacher",
     "fit": "fit codebooks to features of a corpus, to be a teacher",
+    "plan": "hours, bytes, memory and cost of labels and a run, before they are spent",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "verify": "check every shard against the index",
     "inspect": "look at a manifest, shards, runs, features or a probe; HTML report",

@@ -152,7 +152,7 @@ def encode_example(example: Example, specs: Sequence[TargetSpec], audio_member: 
     check_example(example, specs)
     members = {f"{spec.name}.npy": encode_array(example.targets[spec.name]) for spec in specs}
     members[audio_member] = encode_flac(example.audio) if audio_member == "flac" else encode_array(example.audio)
-    members["json"] = json.dumps(example.info.model_dump(), sort_keys=True).encode()
+    members["json"] = encode_info(example.info)
     return dict(sorted(members.items()))
 
 
@@ -176,6 +176,11 @@ def decode_example(
     example = Example(info, audio, targets)
     check_example(example, specs)
     return example
+
+
+def encode_info(info: SegmentInfo) -> bytes:
+    """The content of `{key}.json`."""
+    return json.dumps(info.model_dump(), sort_keys=True).encode()
 
 
 def decode_info(name: str, data: bytes) -> SegmentInfo:

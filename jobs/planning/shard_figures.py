@@ -1,0 +1,196 @@
+"""The data side of a plan: hours, tracks, shards, bytes, and hours of labelling."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from mert_foundry.jobs.planning.calibration import FlacSample, LabellingSample
+from mert_foundry.jobs.planning.figures import Basis, Figure, Line, Missing, figure
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP
+from mert_foundry.pipeline.labelling.plan import ShardTask
+from mert_foundry.pipeline.labelling.planned_bytes import PlannedBytes, PlannedShard, plan_bytes, plan_contents
+from mert_foundry.pipeline.shards.format import AudioMember
+from mert_foundry.pipeline.shards.target import TargetSpec
+
+CORPUS, SHARDS, BYTES, LABELLING = "corpus", "shards", "bytes", "labelling"
+UNDECODED = "silent segments and files that changed are found when they are decoded; here they count as kept"
+
+
+@dataclass(frozen=True)
+class PlannedSet:
+    """The shard set to be made: tasks, what each will hold, and what it is made of."""
+
+    tasks: Sequence[ShardTask]
+    contents: Sequence[PlannedShard]
+    specs: Sequence[TargetSpec]
+    audio_member: AudioMember
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        return sorted({shard.split for shard in self.contents})
+
+    def of(self, split: str) -> list[PlannedShard]:
+        """The shards of a split."""
+        return [shard for shard in self.contents if shard.split == split]
+
+    @property
+    def track_seconds(self) -> float:
+        """Seconds of all tracks, as they are labelled."""
+        return sum(task.seconds for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class FlacRate:
+    """FLAC bytes of an audio second, and where they are from."""
+
+    inputs: dict[str, float]
+    formula: str
+    value: float
+    basis: Basis
+    note: str
+
+
+def plan_set(tasks: Sequence[ShardTask], specs: Sequence[TargetSpec], audio_member: AudioMember) -> PlannedSet:
+    """What the tasks of a label config will give."""
+    return PlannedSet(tasks, [plan_contents(task) for task in tasks], specs, audio_member)
+
+
+def measured_flac(sample: FlacSample) -> FlacRate:
+    """The rate of a sample of tracks."""
+    share = 200 * sample.error * sample.seconds / sample.bytes
+    return FlacRate(
+        {"flac_bytes": sample.bytes, "flac_seconds": sample.seconds},
+        "flac_bytes / flac_seconds",
+        sample.bytes / sample.seconds,
+        "measured",
+        f"FLAC measured on {sample.tracks} tracks, {sample.seconds / 60:.1f} minutes; two standard errors are {share:.1f} %",
+    )
+
+
+def stated_flac(rate: float) -> FlacRate:
+    """A rate that the user gave."""
+    return FlacRate(
+        {"flac_bytes_per_second": rate}, "flac_bytes_per_second", rate, "stated", "flac_bytes_per_second as stated"
+    )
+
+
+def corpus_figures(planned: PlannedSet) -> Iterator[Line]:
+    """Tracks, hours, examples and shards by split."""
+    for split in planned.splits:
+        tasks = [task for task in planned.tasks if task.name.rpartition("-")[0] == split]
+        shards = planned.of(split)
+        tracks = sum(len(task.tracks) for task in tasks)
+        seconds = sum(task.seconds for task in tasks)
+        frames = sum(shard.frames for shard in shards)
+        examples = sum(shard.examples for shard in shards)
+        yield figure(CORPUS, f"{split}: tracks", "", "tracks", {"tracks": tracks}, "counted", "rows of the manifest")
+        yield figure(CORPUS, f"{split}: hours of tracks", "h", "seconds / 3600", {"seconds": seconds}, "counted")
+        short = {"tracks": sum(shard.short_tracks for shard in shards)}
+        yield figure(
+            CORPUS, f"{split}: tracks that are too short", "", "tracks", short, "counted", "segments.shortest_seconds"
+        )
+        yield figure(SHARDS, f"{split}: shards", "", "shards", {"shards": len(shards)}, "counted")
+        yield figure(SHARDS, f"{split}: examples", "", "examples", {"examples": examples}, "counted", UNDECODED)
+        hours = {"frames": frames, "frame_rate": FRAME_RATE}
+        yield figure(SHARDS, f"{split}: hours", "h", "frames / frame_rate / 3600", hours, "counted", UNDECODED)
+
+
+def byte_figures(planned: PlannedSet, flac: FlacRate) -> Iterator[Line]:
+    """Bytes by member, by split, and by how audio and spectra are stored."""
+    whole = plan_bytes(planned.contents, planned.specs, planned.audio_member, flac.value)
+    yield from _member_figures(planned, whole, flac)
+    for split in planned.splits:
+        yield _total(f"{split}: all shards", planned, planned.of(split), planned.specs, planned.audio_member, flac)
+    yield _total("all shards", planned, planned.contents, planned.specs, planned.audio_member, flac)
+    for audio, specs, how in _policies(planned):
+        yield _total(f"all shards, stored as {how}", planned, planned.contents, specs, audio, flac)
+
+
+def _member_figures(planned: PlannedSet, whole: PlannedBytes, flac: FlacRate) -> Iterator[Figure]:
+    """The bytes of each member, without what the tar adds."""
+    frames = sum(shard.frames for shard in planned.contents)
+    examples = sum(shard.examples for shard in planned.contents)
+    arrays = {f"{spec.name}.npy": (spec.size, np.dtype(spec.dtype).itemsize) for spec in planned.specs}
+    arrays["pcm.npy"] = (HOP, 2)
+    for suffix, size in sorted(whole.members.items()):
+        if suffix in arrays:
+            per_frame, each = arrays[suffix]
+            inputs: dict[str, float] = {"frames": frames, "values_per_frame": per_frame, "bytes_per_value": each}
+            inputs["array_headers"] = size - frames * per_frame * each
+            formula = "frames * values_per_frame * bytes_per_value + array_headers"
+            yield figure(BYTES, suffix, "B", formula, inputs, "counted")
+        elif suffix == "flac":
+            inputs = {"frames": frames, "frame_rate": FRAME_RATE, **flac.inputs}
+            formula = f"frames / frame_rate * ({flac.formula})"
+            yield figure(BYTES, suffix, "B", formula, inputs, flac.basis, flac.note)
+        else:
+            inputs = {"examples": examples, "mean_bytes": size / examples if examples else 0.0}
+            yield figure(BYTES, suffix, "B", "examples * mean_bytes", inputs, "counted")
+
+
+def _total(
+    name: str,
+    planned: PlannedSet,
+    shards: Sequence[PlannedShard],
+    specs: Sequence[TargetSpec],
+    audio_member: AudioMember,
+    flac: FlacRate,
+) -> Figure:
+    """The bytes of whole tars."""
+    sizes = plan_bytes(shards, specs, audio_member, flac.value)
+    named = {suffix.replace(".", "_"): size for suffix, size in sorted(sizes.members.items())}
+    inputs = {**named, "tar_headers": sizes.headers, "tar_padding": sizes.padding, "tar_ends": sizes.ends}
+    basis: Basis = flac.basis if audio_member == "flac" else "counted"
+    note = flac.note if audio_member == "flac" else UNDECODED
+    return figure(BYTES, name, "B", " + ".join(inputs), inputs, basis, note)
+
+
+def _policies(planned: PlannedSet) -> Iterator[tuple[AudioMember, list[TargetSpec], str]]:
+    """Every way to store audio and continuous targets, and what it is called."""
+    dtypes: tuple[Literal["uint8", "float16"], ...] = ("uint8", "float16")
+    continuous = [spec.name for spec in planned.specs if spec.kind == "continuous"]
+    for audio in get_args(AudioMember):
+        for dtype in dtypes if continuous else dtypes[:1]:
+            specs = [
+                spec.model_copy(update={"dtype": dtype}) if spec.kind == "continuous" else spec
+                for spec in planned.specs
+            ]
+            yield audio, specs, ", ".join([audio, *(f"{name} {dtype}" for name in continuous)])
+
+
+def labelling_figures(
+    planned: PlannedSet, measured: LabellingSample | None, stated: float | None, workers: int
+) -> Iterator[Line]:
+    """Hours of labelling, of one worker and of all."""
+    inputs: dict[str, float] = {"track_seconds": planned.track_seconds}
+    if stated is not None:
+        rate, note = "labelling_rate", "labelling_rate as stated"
+        inputs["labelling_rate"] = stated
+    elif measured is not None:
+        rate = "(labelled_seconds / wall_seconds)"
+        note = f"one worker of this machine, on {measured.seconds / 60:.1f} minutes; teachers were loaded before"
+        inputs |= {"labelled_seconds": measured.seconds, "wall_seconds": measured.wall_seconds}
+    else:
+        needs = "this machine has no GPU to measure device=cuda on: labelling_rate= states times real time of a worker"
+        yield Missing(section=LABELLING, name="hours of one worker", needs=needs)
+        return
+    basis: Basis = "measured" if stated is None else "stated"
+    only_rate = {name: value for name, value in inputs.items() if name != "track_seconds"}
+    yield figure(LABELLING, "rate of one worker, times real time", "", rate.strip("()"), only_rate, basis, note)
+    yield figure(LABELLING, "hours of one worker", "h", f"track_seconds / {rate} / 3600", inputs, basis, note)
+    inputs["workers"] = workers
+    note += "; workers are taken to be as fast together, which they are while each has its core"
+    formula = f"track_seconds / {rate} / workers / 3600"
+    yield figure(LABELLING, "hours, all workers at once", "h", formula, inputs, "estimate", note)
+
+
+def count_examples(planned: PlannedSet, split: str) -> Counter[int]:
+    """Examples of a split by their frames."""
+    total: Counter[int] = Counter()
+    for shard in planned.of(split):
+        total.update(shard.lengths)
+    return total

@@ -1,0 +1,145 @@
+"""Bytes of shards before they are made: exact, but for FLAC, whose size depends on the music.
+
+What is found only by decoding, such as silent segments and changed files, counts as if it were kept.
+"""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from tarfile import BLOCKSIZE, RECORDSIZE
+
+import numpy as np
+
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
+from mert_foundry.pipeline.labelling.plan import ShardTask, planned_segments
+from mert_foundry.pipeline.shards.format import AudioMember, SegmentInfo, encode_info
+from mert_foundry.pipeline.shards.target import TargetSpec
+
+TAR_END = 2 * BLOCKSIZE  # two blocks of zeros, after which the tar is padded to whole records
+MEAN_PADDING = (BLOCKSIZE - 1) / 2  # of a member whose size is not known
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """What a shard will hold.
+
+    lengths: examples by their number of frames. info_bytes, info_padding: of all `{key}.json`, and to whole tar blocks.
+    short_tracks: tracks that are shorter than the shortest segment, and give no example.
+    """
+
+    split: str
+    lengths: Counter[int]
+    info_bytes: int
+    info_padding: int
+    short_tracks: int
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return self.lengths.total()
+
+    @property
+    def frames(self) -> int:
+        """Target frames of all examples, 75 per second."""
+        return sum(frames * count for frames, count in self.lengths.items())
+
+
+@dataclass(frozen=True)
+class PlannedBytes:
+    """Bytes of shards: of members by suffix, and what the tars add: headers, padding of members, and their ends."""
+
+    members: dict[str, float]
+    headers: float
+    padding: float
+    ends: float
+
+    @property
+    def files(self) -> float:
+        """Bytes of the whole tars."""
+        return sum(self.members.values()) + self.headers + self.padding + self.ends
+
+
+def plan_contents(task: ShardTask) -> PlannedShard:
+    """The examples that a shard task will give."""
+    lengths: Counter[int] = Counter()
+    info_bytes = info_padding = short_tracks = 0
+    for track in task.tracks:
+        segments = planned_segments(track, task.config)
+        short_tracks += not segments
+        lengths.update(segments)
+        start = 0
+        for number, frames in enumerate(segments):
+            # Not checked anew for each of a million segments: the rows of the manifest are.
+            info = SegmentInfo.model_construct(
+                track=track.key,
+                segment=number,
+                segments=len(segments),
+                start_sample=start * HOP,
+                num_samples=frames * HOP,
+                num_frames=frames,
+                audio_sha256=track.audio_sha256,
+                sample_rate=SAMPLE_RATE,
+            )
+            size = len(encode_info(info))
+            info_bytes += size
+            info_padding += _padding(size)
+            start += frames
+    return PlannedShard(task.name.rpartition("-")[0], lengths, info_bytes, info_padding, short_tracks)
+
+
+def plan_bytes(
+    shards: Iterable[PlannedShard],
+    specs: Sequence[TargetSpec],
+    audio_member: AudioMember,
+    flac_bytes_per_second: float = 0.0,
+) -> PlannedBytes:
+    """Bytes of shards with these targets. Of FLAC, `flac_bytes_per_second` is the mean over the corpus."""
+    members: Counter[str] = Counter()
+    headers = padding = ends = 0.0
+    for shard in shards:
+        sizes, of_members = _member_bytes(shard, specs, audio_member, flac_bytes_per_second)
+        of_headers = BLOCKSIZE * shard.examples * len(sizes)
+        content = sum(sizes.values()) + of_headers + of_members
+        members.update(sizes)
+        headers += of_headers
+        padding += of_members
+        ends += math.ceil((content + TAR_END) / RECORDSIZE) * RECORDSIZE - content
+    return PlannedBytes(dict(members), headers, padding, ends)
+
+
+def _member_bytes(
+    shard: PlannedShard, specs: Sequence[TargetSpec], audio_member: AudioMember, flac_bytes_per_second: float
+) -> tuple[dict[str, float], float]:
+    """Bytes of the members of a shard by suffix, and their padding to whole tar blocks."""
+    sizes, padding = {"json": float(shard.info_bytes)}, float(shard.info_padding)
+    arrays: dict[str, tuple[str, Callable[[int], tuple[int, ...]]]] = {
+        f"{spec.name}.npy": (spec.dtype, spec.shape) for spec in specs
+    }
+    if audio_member == "flac":
+        sizes["flac"] = shard.frames / FRAME_RATE * flac_bytes_per_second
+        padding += MEAN_PADDING * shard.examples
+    else:
+        arrays[audio_member] = ("int16", lambda frames: (frames * HOP,))
+    for suffix, (dtype, shape) in arrays.items():
+        each = {frames: array_bytes(dtype, shape(frames)) for frames in shard.lengths}
+        sizes[suffix] = float(sum(each[frames] * count for frames, count in shard.lengths.items()))
+        padding += sum(_padding(each[frames]) * count for frames, count in shard.lengths.items())
+    return sizes, padding
+
+
+@lru_cache(maxsize=4096)
+def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of an array in the `.npy` form of `encode_array`."""
+    stream = io.BytesIO()
+    little = np.dtype(dtype).newbyteorder("<")
+    header = {"descr": np.lib.format.dtype_to_descr(little), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.tell() + little.itemsize * int(np.prod(shape))
+
+
+def _padding(size: int) -> int:
+    """Bytes from the end of a member to the next tar block."""
+    return -size % BLOCKSIZE
