@@ -1,6 +1,7 @@
 """Tell what labels and a run will come to, before anything is spent.
 
     mert plan configs/label.yaml configs/mert_95m.yaml manifest=MANIFEST_FOLDER
+    mert plan configs/label.yaml configs/mert_95m.yaml manifest=MANIFEST_FOLDER gpus=8 gpu=h100 prices.gpu_hour=2.5
     mert plan configs/label.yaml manifest=MANIFEST_FOLDER segments.audio=pcm.npy labelling_rate=5 --explain
 
 The first file is a config of mert label, the second, which may be left out, one of mert pretrain; which is which is seen
@@ -23,12 +24,12 @@ from mert_foundry.jobs.command.preflight import resolve_device
 from mert_foundry.jobs.command.text import human_bytes, table
 from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.planning.calibration import (
-    LabellingSample,
     choose_for_labelling,
     evenly,
     measure_flac,
     measure_labelling,
 )
+from mert_foundry.jobs.planning.cost_figures import cost_figures, labelling_requests, training_requests
 from mert_foundry.jobs.planning.figures import Figure, Line, Missing
 from mert_foundry.jobs.planning.settings import PlanConfig
 from mert_foundry.jobs.planning.shard_figures import (
@@ -36,14 +37,27 @@ from mert_foundry.jobs.planning.shard_figures import (
     PlannedSet,
     byte_figures,
     corpus_figures,
-    labelling_figures,
+    count_examples,
+    gpu_labelling_figures,
     measured_flac,
     plan_set,
     stated_flac,
+    worker_figures,
+)
+from mert_foundry.jobs.planning.training_figures import (
+    PlannedRun,
+    check_run,
+    checkpoint_figures,
+    memory_figures,
+    operation_figures,
+    order_figures,
+    run_figures,
+    time_figures,
 )
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.model.teacher.registry import TEACHERS
 from mert_foundry.pipeline.labelling.plan import ShardTask, plan_shards
+from mert_foundry.pipeline.labelling.process_shard import LABELLERS_A_GPU
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
 from mert_foundry.pipeline.teachers.registry import build_teachers, describe_targets
 
@@ -65,7 +79,7 @@ class Request:
 def main(arguments: list[str]) -> int:
     request = load(arguments)
     manifest = load_manifest(request.plan.manifest)
-    lines = list(plan(request, manifest))
+    lines = plan(request, manifest)
     figures = [line for line in lines if isinstance(line, Figure)]
     missing = [line for line in lines if isinstance(line, Missing)]
     document = {
@@ -132,20 +146,47 @@ def owner(setting: str) -> type:
     return found[0] if found else PlanConfig  # which names the nearest key it knows
 
 
-def plan(request: Request, manifest: Manifest) -> Iterator[Line]:
+def plan(request: Request, manifest: Manifest) -> list[Line]:
     """All lines of the plan, in their order. Raises as planning and measuring do."""
-    label = request.label
+    own, label = request.plan, request.label
     if not manifest.tracks:
-        raise ValueError(f"{request.plan.manifest}: the manifest has no track")
+        raise ValueError(f"{own.manifest}: the manifest has no track")
     try:
         tasks = plan_shards(manifest, label.segments, label.selection)
     except ValueError as error:
-        raise UsageError(f"{request.plan.manifest}: {error}") from error
+        raise UsageError(f"{own.manifest}: {error}") from error
     planned = plan_set(tasks, describe_targets(label.teachers, TEACHERS), label.segments.audio)
-    yield from corpus_figures(planned)
-    yield from byte_figures(planned, flac_rate(request, manifest, planned))
-    worker = None if request.plan.labelling_rate else time_worker(request, manifest, planned)
-    yield from labelling_figures(planned, worker, request.plan.labelling_rate, request.plan.workers)
+    run = plan_run(own, request.pretrain, planned) if request.pretrain is not None else None
+    flac = flac_rate(request, manifest, planned)
+    lines = [*corpus_figures(planned), *byte_figures(planned, flac), *time_labelling(request, manifest, planned)]
+    if run is not None:
+        lines += describe_run(own, run)
+    lines += labelling_requests(planned)
+    if run is not None:
+        lines += training_requests(run, planned, flac)
+    return [*lines, *cost_figures(own.prices, lines)]
+
+
+def plan_run(own: PlanConfig, pretrain: PretrainConfig, planned: PlannedSet) -> PlannedRun:
+    """The run on the planned shards. Raises UsageError for what `mert pretrain` would refuse."""
+    shards = [shard for shard in planned.of(pretrain.train_split) if shard.examples]
+    run = PlannedRun(pretrain, planned.specs, count_examples(planned, pretrain.train_split), len(shards), own.gpus)
+    filled = [split for split in planned.splits if count_examples(planned, split)]
+    try:
+        check_run(run, filled, own.manifest)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return run
+
+
+def describe_run(own: PlanConfig, run: PlannedRun) -> Iterator[Line]:
+    """The lines about training."""
+    yield from run_figures(run)
+    yield from order_figures(run)
+    yield from checkpoint_figures(run)
+    yield from operation_figures(run)
+    yield from time_figures(run, own.gpu, own.audio_seconds_per_second)
+    yield from memory_figures(run, own.gpu)
 
 
 def flac_rate(request: Request, manifest: Manifest, planned: PlannedSet) -> FlacRate:
@@ -159,18 +200,22 @@ def flac_rate(request: Request, manifest: Manifest, planned: PlannedSet) -> Flac
     return measured_flac(measure_flac(tracks, manifest.root, request.label.segments))
 
 
-def time_worker(request: Request, manifest: Manifest, planned: PlannedSet) -> LabellingSample | None:
-    """How fast one worker of this machine labels; None when it has no GPU for device=cuda."""
-    device = resolve_device(request.label.device)
+def time_labelling(request: Request, manifest: Manifest, planned: PlannedSet) -> Iterator[Line]:
+    """Hours of labelling: at a stated rate, as measured here, or as measured on a GPU that this machine does not have."""
+    own, label = request.plan, request.label
+    device = resolve_device(label.device)
+    if own.labelling_rate is not None:
+        return worker_figures(planned, own.labelling_rate, own.workers)
     if device == "cuda" and resolve_device("auto") == "cpu":
-        return None
-    check_root(manifest, request.plan.manifest)
+        return gpu_labelling_figures(planned, own.gpu, label.actors or LABELLERS_A_GPU)
+    check_root(manifest, own.manifest)
     tracks = [track for task in planned.tasks for track in task.tracks]
-    chosen = choose_for_labelling(tracks, request.plan.calibration_seconds)
+    chosen = choose_for_labelling(tracks, own.calibration_seconds)
     console.say(f"a worker is measured on {sum(track.seconds for track in chosen) / 60:.1f} minutes")
-    task = ShardTask(name="calibration-000000", tracks=chosen, config=request.label.segments)
-    teachers = build_teachers(request.label.teachers, device, TEACHERS)
-    return measure_labelling(task, teachers, manifest.root, device, request.label.decode_threads)
+    task = ShardTask(name="calibration-000000", tracks=chosen, config=label.segments)
+    teachers = build_teachers(label.teachers, device, TEACHERS)
+    sample = measure_labelling(task, teachers, manifest.root, device, label.decode_threads)
+    return worker_figures(planned, sample, own.workers)
 
 
 def show(lines: list[Line], explain: bool) -> Iterator[str]:
@@ -189,6 +234,8 @@ def show(lines: list[Line], explain: bool) -> Iterator[str]:
                 yield from (f"        {key} = {amount:.12g}" for key, amount in line.inputs.items())
                 if line.note:
                     yield f"      {line.note}"
+    if not explain:
+        yield "estimates leave something out; --explain says what, and shows every formula with its inputs"
 
 
 def cells(line: Line) -> tuple[str, str, str]:

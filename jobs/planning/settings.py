@@ -1,6 +1,28 @@
 """What `mert plan` is asked, beside the two configs that it plans for."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mert_foundry.jobs.planning.gpus import GPUS
+
+
+class Prices(BaseModel):
+    """Prices in any one currency; what has none is left out of the cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpu_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="Of a GPU for an hour")
+    worker_hour: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Of a labelling worker for an hour"
+    )
+    gb_month: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Of 1e9 bytes in the store for a month"
+    )
+    thousand_reads: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Of 1,000 requests that read from the store"
+    )
+    thousand_writes: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Of 1,000 requests that write into the store"
+    )
 
 
 class PlanConfig(BaseModel):
@@ -28,3 +50,19 @@ class PlanConfig(BaseModel):
     calibration_seconds: float = Field(
         default=120.0, gt=0, allow_inf_nan=False, description="About how much audio is labelled to measure a worker"
     )
+    gpus: int = Field(default=1, ge=1, description="GPUs that the run is trained on, one rank each")
+    gpu: str | None = Field(default=None, description=f"Kind of GPU with measured rates: {', '.join(GPUS)}; null: none")
+    audio_seconds_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Audio seconds that one GPU trains on in a second; null: as measured on `gpu`",
+    )
+    prices: Prices = Field(default=Prices(), description="What things cost")
+
+    @field_validator("gpu")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in GPUS:
+            raise ValueError(f"not measured; known are {', '.join(GPUS)}, and audio_seconds_per_second= states a rate")
+        return value

@@ -9,6 +9,7 @@ import numpy as np
 
 from mert_foundry.jobs.planning.calibration import FlacSample, LabellingSample
 from mert_foundry.jobs.planning.figures import Basis, Figure, Line, Missing, figure
+from mert_foundry.jobs.planning.gpus import GPUS, SOURCE, find_labelling
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.planned_bytes import PlannedBytes, PlannedShard, plan_bytes, plan_contents
@@ -162,30 +163,41 @@ def _policies(planned: PlannedSet) -> Iterator[tuple[AudioMember, list[TargetSpe
             yield audio, specs, ", ".join([audio, *(f"{name} {dtype}" for name in continuous)])
 
 
-def labelling_figures(
-    planned: PlannedSet, measured: LabellingSample | None, stated: float | None, workers: int
-) -> Iterator[Line]:
-    """Hours of labelling, of one worker and of all."""
-    inputs: dict[str, float] = {"track_seconds": planned.track_seconds}
-    if stated is not None:
-        rate, note = "labelling_rate", "labelling_rate as stated"
-        inputs["labelling_rate"] = stated
-    elif measured is not None:
-        rate = "(labelled_seconds / wall_seconds)"
-        note = f"one worker of this machine, on {measured.seconds / 60:.1f} minutes; teachers were loaded before"
-        inputs |= {"labelled_seconds": measured.seconds, "wall_seconds": measured.wall_seconds}
+def worker_figures(planned: PlannedSet, sample: LabellingSample | float, workers: int) -> Iterator[Line]:
+    """Hours of labelling, of one worker and of all, at a worker's measured or stated rate (times real time)."""
+    rate: dict[str, float]
+    basis: Basis
+    if isinstance(sample, LabellingSample):
+        rate = {"labelled_seconds": sample.seconds, "wall_seconds": sample.wall_seconds}
+        formula, basis = "labelled_seconds / wall_seconds", "measured"
+        note = f"one worker of this machine, on {sample.seconds / 60:.1f} minutes; teachers were loaded before"
     else:
-        needs = "this machine has no GPU to measure device=cuda on: labelling_rate= states times real time of a worker"
-        yield Missing(section=LABELLING, name="hours of one worker", needs=needs)
-        return
-    basis: Basis = "measured" if stated is None else "stated"
-    only_rate = {name: value for name, value in inputs.items() if name != "track_seconds"}
-    yield figure(LABELLING, "rate of one worker, times real time", "", rate.strip("()"), only_rate, basis, note)
-    yield figure(LABELLING, "hours of one worker", "h", f"track_seconds / {rate} / 3600", inputs, basis, note)
-    inputs["workers"] = workers
+        rate, formula, basis = {"labelling_rate": sample}, "labelling_rate", "stated"
+        note = "labelling_rate as stated"
+    yield figure(LABELLING, "rate of one worker, times real time", "", formula, rate, basis, note)
+    inputs = {"track_seconds": planned.track_seconds, **rate}
+    hours = f"track_seconds / ({formula}) / 3600"
+    yield figure(LABELLING, "hours of one worker", "h", hours, inputs, basis, note)
     note += "; workers are taken to be as fast together, which they are while each has its core"
-    formula = f"track_seconds / {rate} / workers / 3600"
-    yield figure(LABELLING, "hours, all workers at once", "h", formula, inputs, "estimate", note)
+    inputs["workers"] = workers
+    yield figure(LABELLING, "hours, all workers at once", "h", f"{hours} / workers", inputs, "estimate", note)
+
+
+def gpu_labelling_figures(planned: PlannedSet, gpu: str | None, workers: int) -> Iterator[Line]:
+    """Hours of labelling with `workers` on each GPU, where this machine has none to measure."""
+    if gpu is None:
+        needs = f"device is cuda and this machine has no GPU: gpu= names one that was measured ({', '.join(GPUS)}), or"
+        yield Missing(section=LABELLING, name="hours", needs=f"{needs} labelling_rate= states that of one worker")
+        return
+    measured = find_labelling(GPUS[gpu], workers)
+    note = (
+        f"{SOURCE}: {measured.workers} workers on one {gpu} and 16 CPU cores label 60 s MP3 files with EnCodec and CQT"
+    )
+    note += "; decoding was the limit"
+    rate = {"rate": measured.rate}
+    yield figure(LABELLING, "rate of one GPU, times real time", "", "rate", rate, "measured", note)
+    inputs = {"track_seconds": planned.track_seconds, **rate}
+    yield figure(LABELLING, "hours of one GPU", "h", "track_seconds / rate / 3600", inputs, "estimate", note)
 
 
 def count_examples(planned: PlannedSet, split: str) -> Counter[int]:

@@ -1,6 +1,6 @@
 """What a pre-training run is: its resolved config, heads and data, saved beside the run and compared when it goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.trainer import TrainerConfig
 from mert_foundry.pipeline.shards.index import ShardIndex
+from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.batch_stream import StreamConfig
@@ -76,31 +77,45 @@ class RunDescription(BaseModel):
 
 def heads_of(index: ShardIndex) -> list[HeadSpec]:
     """One head for each target of the shard set."""
-    return [HeadSpec(**spec.model_dump(include=set(HeadSpec.model_fields))) for spec in index.targets]
+    return heads_for(index.targets)
+
+
+def heads_for(targets: Sequence[TargetSpec]) -> list[HeadSpec]:
+    """One head for each target."""
+    return [HeadSpec(**spec.model_dump(include=set(HeadSpec.model_fields))) for spec in targets]
 
 
 def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> None:
     """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example."""
+    check_sizes(config, index.targets, index.sample_rate, index.hop, world_size)
+    filled = [split for split, totals in sorted(index.totals.items()) if totals.examples]
+    check_splits(config, filled, config.shards)
+
+
+def check_sizes(
+    config: PretrainConfig, targets: Sequence[TargetSpec], sample_rate: int, hop: int, world_size: int
+) -> None:
+    """Raise ValueError when targets, encoder and ranks do not fit each other; `sample_rate` (Hz) and `hop` are the shards'."""
     frontend = config.encoder.frontend
-    hop = frontend.hop
-    if frontend.sample_rate not in (None, index.sample_rate):
-        raise ValueError(
-            f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {index.sample_rate} Hz"
-        )
-    if hop % index.hop:
-        raise ValueError(f"the encoder's hop is {hop} samples, no multiple of the shards' hop of {index.hop}")
-    config.trainer.mask.in_frames(hop, index.sample_rate)
-    for spec in index.targets:
-        target_stride(spec.name, spec.frame_rate, hop)
+    if frontend.sample_rate not in (None, sample_rate):
+        raise ValueError(f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {sample_rate} Hz")
+    if frontend.hop % hop:
+        raise ValueError(f"the encoder's hop is {frontend.hop} samples, no multiple of the shards' hop of {hop}")
+    config.trainer.mask.in_frames(frontend.hop, sample_rate)
+    for spec in targets:
+        target_stride(spec.name, spec.frame_rate, frontend.hop)
     if config.stream.batch_size % world_size:
         raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
-    filled = [split for split, totals in sorted(index.totals.items()) if totals.examples]
+
+
+def check_splits(config: PretrainConfig, filled: Sequence[str], place: str) -> None:
+    """Raise ValueError naming the place of the shards when a split to use is not among those that have an example."""
     for split, use, hint in (
         (config.train_split, "train", ""),
         (config.valid_split, "validate", "; valid_split=null trains without validation"),
     ):
         if split is not None and split not in filled:
-            raise ValueError(f"{config.shards}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
+            raise ValueError(f"{place}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
 
 
 def describe_data(index: ShardIndex) -> dict:
