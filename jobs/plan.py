@@ -57,7 +57,7 @@ from mert_foundry.jobs.planning.training_figures import (
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.model.teacher.registry import TEACHERS
 from mert_foundry.pipeline.labelling.plan import ShardTask, plan_shards
-from mert_foundry.pipeline.labelling.process_shard import LABELLERS_A_GPU
+from mert_foundry.pipeline.labelling.process_shard import LABELLERS_PER_GPU
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
 from mert_foundry.pipeline.teachers.registry import build_teachers, describe_targets
 
@@ -207,7 +207,7 @@ def time_labelling(request: Request, manifest: Manifest, planned: PlannedSet) ->
     if own.labelling_rate is not None:
         return worker_figures(planned, own.labelling_rate, own.workers)
     if device == "cuda" and resolve_device("auto") == "cpu":
-        return gpu_labelling_figures(planned, own.gpu, label.actors or LABELLERS_A_GPU)
+        return gpu_labelling_figures(planned, own.gpu, label.actors or LABELLERS_PER_GPU)
     check_root(manifest, own.manifest)
     tracks = [track for task in planned.tasks for track in task.tracks]
     chosen = choose_for_labelling(tracks, own.calibration_seconds)
