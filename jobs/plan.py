@@ -13,7 +13,7 @@ are stated, so without a stated rate the audio must be there.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mert_foundry.jobs.command.config import UsageError, load_config, read_yaml
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import resolve_device
+from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import human_bytes, table
 from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.planning.calibration import (
@@ -97,9 +98,10 @@ def load(arguments: list[str]) -> Request:
         UsageError: a file that is neither config, two of one kind, no label config, an unknown key; and as `load_config` does,
             naming the file.
     """
-    settings = [argument for argument in arguments if "=" in argument]
+    words = list(join_options(argument for argument in arguments if argument != EXPLAIN))
+    settings = [word for word in words if "=" in word]
     places: dict[type, str] = {}
-    for path in (argument for argument in arguments if "=" not in argument and argument != EXPLAIN):
+    for path in (word for word in words if "=" not in word):
         kind = recognise(path)
         if kind in places:
             raise UsageError(f"{places[kind]} and {path} are both configs of mert {COMMANDS[kind]}; one is planned for")
@@ -117,6 +119,18 @@ def load(arguments: list[str]) -> Request:
         folders = [f"shards={NOWHERE}", f"out={NOWHERE}"]
         pretrain = load_config(PretrainConfig, [places[PretrainConfig], *chosen[PretrainConfig], *folders])
     return Request(own, label, pretrain, EXPLAIN in arguments)
+
+
+def join_options(arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments with `--key value` as `--key=value`. Raises UsageError for an option without value."""
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("--") and "=" not in argument:
+            value = next(waiting, "")
+            if not value or value.startswith("--") or "=" in value:
+                raise UsageError(f"{argument} needs a value")
+            argument = f"{argument}={value}"
+        yield argument
 
 
 OWNERS = (PlanConfig, LabelConfig, PretrainConfig)  # whose settings are looked at in this order
@@ -197,7 +211,8 @@ def flac_rate(request: Request, manifest: Manifest, planned: PlannedSet) -> Flac
     check_root(manifest, request.plan.manifest)
     tracks = evenly([track for task in planned.tasks for track in task.tracks], request.plan.calibration_tracks)
     console.say(f"FLAC is measured on {len(tracks)} tracks")
-    return measured_flac(measure_flac(tracks, manifest.root, request.label.segments))
+    with Progress("FLAC", sum(track.seconds for track in tracks)) as progress:
+        return measured_flac(measure_flac(tracks, manifest.root, request.label.segments, progress.update))
 
 
 def time_labelling(request: Request, manifest: Manifest, planned: PlannedSet) -> Iterator[Line]:

@@ -4,7 +4,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,14 +48,22 @@ def evenly(tracks: Sequence[Track], count: int) -> list[Track]:
     return [tracks[number * len(tracks) // count] for number in range(count)]
 
 
-def measure_flac(tracks: Sequence[Track], root: str, config: SegmentConfig) -> FlacSample:
-    """Encode the segments of tracks as a shard would hold them.
+def measure_flac(
+    tracks: Sequence[Track], root: str, config: SegmentConfig, report: Callable[[float], None]
+) -> FlacSample:
+    """Encode the segments of tracks as a shard would hold them; `report` is called with the seconds of tracks done so far.
 
     Raises:
         OSError: a file cannot be reached.
         ValueError: no track of them gives a segment.
     """
-    sizes = [size for track in tracks if (size := _flac_of(track, root, config))[1] > 0]
+    sizes, done = [], 0.0
+    for track in tracks:
+        size = _flac_of(track, root, config)
+        done += track.seconds
+        report(done)
+        if size[1] > 0:
+            sizes.append(size)
     total, seconds = sum(size for size, _ in sizes), sum(length for _, length in sizes)
     if not seconds:
         raise ValueError(

@@ -45,7 +45,7 @@ class PlanConfig(BaseModel):
         description="FLAC bytes of an audio second at 24 kHz mono; null: measured here on some tracks",
     )
     calibration_tracks: int = Field(
-        default=24, ge=1, description="Tracks of the manifest that are decoded and encoded to measure FLAC"
+        default=64, ge=1, description="Tracks of the manifest that are decoded and encoded to measure FLAC"
     )
     calibration_seconds: float = Field(
         default=120.0, gt=0, allow_inf_nan=False, description="About how much audio is labelled to measure a worker"

@@ -63,12 +63,13 @@ def plan_set(tasks: Sequence[ShardTask], specs: Sequence[TargetSpec], audio_memb
 def measured_flac(sample: FlacSample) -> FlacRate:
     """The rate of a sample of tracks."""
     share = 200 * sample.error * sample.seconds / sample.bytes
+    spread = f"two standard errors are {share:.1f} %" if sample.tracks > 1 else "how others differ is not known"
     return FlacRate(
         {"flac_bytes": sample.bytes, "flac_seconds": sample.seconds},
         "flac_bytes / flac_seconds",
         sample.bytes / sample.seconds,
         "measured",
-        f"FLAC measured on {sample.tracks} tracks, {sample.seconds / 60:.1f} minutes; two standard errors are {share:.1f} %",
+        f"FLAC measured on {sample.tracks} track{'s' if sample.tracks > 1 else ''}, {sample.seconds / 60:.1f} minutes; {spread}",
     )
 
 
