@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from itertools import islice
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_a_batch_that_is_kept_keeps_its_content(folder):
         for _ in islice(stream, 12):
             pass
         assert torch.equal(part, copy)
+
+
+@pytest.mark.process
+def test_a_forked_process_keeps_the_content_of_its_batches():
+    arrays = BatchArrays({"audio": ((6,), "int16")})
+    batch = arrays.take(4)["audio"]
+    batch[:] = 1
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(read, 1)
+        os._exit(0 if (batch == 1).all() else 1)
+    del batch
+    arrays.take(4)["audio"][:] = 2
+    os.write(write, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(read)
+    os.close(write)
 
 
 def test_memory_comes_back_when_the_last_view_goes():

@@ -52,6 +52,22 @@ def test_losses_stay_and_no_graph_is_broken_or_made_again(layer_drop: float, che
     assert counters["stats"]["unique_graphs"] == 5 and not counters["graph_break"]
 
 
+@pytest.mark.slow
+def test_validations_with_batches_of_any_size_go_on_compiled():
+    model = build()
+    compile_parts(model, backend="eager")
+    step = TrainStep(model, OptimizerConfig(), MaskConfig(), None, 1, False, 11, CPU)
+    for rows in (3, 4, 1, 2):
+        step.evaluate(synthetic_batch(0, rows))
+        step.train(synthetic_batch(rows), rows, 1e-2, {})
+    padded = synthetic_batch(9)
+    padded["valid"][0, 10:] = False
+    for number, batch in enumerate((padded, synthetic_batch(5, frames=24)), start=5):
+        step.train(batch, number, 1e-2, {})
+        step.evaluate(batch)
+    assert not counters["graph_break"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["fp32", "bf16"])

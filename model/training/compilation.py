@@ -1,11 +1,15 @@
 """torch.compile for the parts of a model that a training step spends its time in."""
 
+import torch._dynamo
 from torch import nn
 
 from mert_foundry.model.encoder import FeatureProjection
 from mert_foundry.model.frontend.convolution import ConvLayer
 from mert_foundry.model.transformer.layer import TransformerLayer
 
+# Forms of one part that are compiled: three kinds of convolutions, in training and evaluation, with rows and frames of one
+# number and of any. Beyond dynamo's own limit of 8 a whole graph is an error.
+FORMS = 64
 COMPILED = (ConvLayer, FeatureProjection, TransformerLayer)
 
 
@@ -15,6 +19,7 @@ def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
     Part by part, so that layers of the same form share one compilation, and layer drop and activation checkpointing stay
     outside it. Each part must be one graph: what would break it is an error at the first step, not a slow step.
     """
+    torch._dynamo.config.recompile_limit = FORMS
     for part in model.modules():
         if isinstance(part, COMPILED):
             part.compile(fullgraph=True, backend=backend)

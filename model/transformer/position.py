@@ -26,7 +26,8 @@ class PositionalConvolution(nn.Module):
 
 
 def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `conv1d(signal, weight, bias, padding=K // 2, groups=D / C)` gives for its first F frames, in fp32.
+    """What `conv1d(signal, weight, bias, padding=K // 2, groups=D / C)` gives for its first F frames, computed in fp32, or with products
+    in tf32 where these are allowed; in the dtype of `signal`.
 
     In bf16 cuDNN has no fast kernel for so long a kernel in groups: for 64 crops of 5 s at 95M, forward and backward take 25 ms
     of a step of 149 on an H100, this 3 (docs/measurements.md).
@@ -47,7 +48,7 @@ def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
         kernels = torch.fft.rfft(weight.float(), n=length).conj().unflatten(0, (width // channels, -1))
         product = torch.einsum("bgcf,gdcf->bgdf", spectrum, kernels).flatten(1, 2)
         summed = torch.fft.irfft(product, n=length)[:, :, :frames]
-    return summed if bias is None else summed + bias[:, None]
+    return (summed if bias is None else summed + bias[:, None]).to(signal.dtype)
 
 
 def rotate(heads: Tensor) -> Tensor:

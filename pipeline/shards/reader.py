@@ -72,7 +72,7 @@ class ShardReader:
     ) -> None:
         self._specs = index.targets
         self._audio_member = index.audio_member
-        waiting = Patience(patience)
+        self._patience = waiting = Patience(patience)
         self._open = lru_cache(maxsize=open_shards)(lambda shard: _OpenShard(folder, shards[shard], waiting))
 
     def entries(self, shard: int) -> list[ExampleEntry]:
@@ -159,6 +159,10 @@ class ShardReader:
                 for spec in self._specs
             },
         )
+
+    def stop_waiting(self) -> None:
+        """Let no read wait for the storage any more, in whatever thread."""
+        self._patience.end()
 
     def close(self) -> None:
         """Let go of all files."""

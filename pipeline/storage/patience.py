@@ -17,17 +17,22 @@ FIRST_WAIT, LONGEST_WAIT = (
 WARN_AFTER, WARN_EVERY = 10.0, 60.0  # seconds: from the start of an outage to the first warning, and between warnings
 # Of S3; the client renews a token when it can, so these are waited out.
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
-# Attempts at what is missing or refused: a listing catches up, rights are given, or it stays so.
+# Attempts in a row at what is missing or refused: a listing catches up, rights are given, or it stays so.
 REFUSALS = 4
 # What says that the content is wrong, or the program: another attempt would say it again.
 NOT_OF_THE_STORAGE = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    NameError,
-    LookupError,
+    ArithmeticError,
     AssertionError,
-    NotImplementedError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -50,6 +55,11 @@ class Patience:
         self.seconds = seconds
         self._lock = threading.Lock()
         self._next_warning = 0.0
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Let no read wait any more: those that do fail at once."""
+        self._ended.set()
 
     def read(self, name: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` gives, in the end.
@@ -59,8 +69,17 @@ class Patience:
             ShortRead: again and again fewer bytes came; the object is likely to be shorter.
             ValueError: as `attempt` does, at once.
         """
+        refusals = 0
+
+        def is_over(state: RetryCallState) -> bool:
+            nonlocal refusals
+            assert state.outcome is not None, "asked after an attempt"
+            refusals = refusals + 1 if _is_refused(state.outcome.exception()) else 0
+            return refusals >= REFUSALS or self._ended.is_set() or _passed(state) >= self.seconds
+
         retrying = Retrying(
-            stop=self._is_over,
+            sleep=self._sleep,
+            stop=is_over,
             wait=wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
             retry=retry_if_not_exception_type((*NOT_OF_THE_STORAGE, KeyboardInterrupt, SystemExit)),
             before_sleep=lambda state: self._warn(name, state),
@@ -78,11 +97,8 @@ class Patience:
             kind = next((kind for kind in (FileNotFoundError, PermissionError) if isinstance(error, kind)), OSError)
             raise kind(f"{name}: {_explain(error)}{after}") from error
 
-    def _is_over(self, state: RetryCallState) -> bool:
-        assert state.outcome is not None, "asked after an attempt"
-        if _is_refused(state.outcome.exception()) and state.attempt_number >= REFUSALS:
-            return True
-        return _passed(state) >= self.seconds
+    def _sleep(self, seconds: float) -> None:
+        self._ended.wait(seconds)
 
     def _warn(self, name: str, state: RetryCallState) -> None:
         """Say that a read waits: once it has for a while, and then once a minute over all threads."""

@@ -47,4 +47,5 @@ class BatchArrays:
             block = self._free.pop()
             if len(block) >= size:
                 return block
-        return mmap.mmap(-1, size)
+        # Private, so that a process forked from this one keeps the content of the batches it has.
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

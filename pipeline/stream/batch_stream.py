@@ -241,6 +241,7 @@ class _Loader:
             yield _finish(*pending.popleft())
 
     def close(self) -> None:
+        self._reader.stop_waiting()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
 
