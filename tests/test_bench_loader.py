@@ -73,7 +73,8 @@ def test_peers_give_the_same_crops(folder):
     for loader in (name for name in PEERS if "workers" not in name):
         for member in ("flac", "pcm.npy"):
             rows = one_epoch(folder, loader, member)
-            assert len(rows) == COUNT or loader.startswith("webdataset"), loader  # which mixes epochs in its buffer
+            # webdataset mixes epochs in its buffer, so not every example need come.
+            assert rows and (len(rows) == COUNT or loader.startswith("webdataset")), loader
             assert_crops(folder, rows)
 
 

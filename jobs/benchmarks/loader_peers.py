@@ -67,9 +67,8 @@ class ArrayFiles(Dataset):
         return {"key": key, "audio": audio, "codes": arrays["codes"][:, frames], "cqt": arrays["cqt"][frames]}
 
 
-def array_files(folder: Path, flac: bool, frames: int, batch: int, workers: int) -> Iterator[Batch]:
-    """Endless batches of `ArrayFiles` by torch's DataLoader in a random order."""
-    dataset = ArrayFiles(folder / "arrays", flac, frames)
+def shuffled(dataset: Dataset, batch: int, workers: int) -> Iterator[Batch]:
+    """Endless batches by torch's DataLoader in a random order."""
     loader = DataLoader(
         dataset,
         batch,
@@ -81,6 +80,11 @@ def array_files(folder: Path, flac: bool, frames: int, batch: int, workers: int)
     )
     while True:
         yield from loader
+
+
+def array_files(folder: Path, flac: bool, frames: int, batch: int, workers: int) -> Iterator[Batch]:
+    """Batches of `ArrayFiles`."""
+    return shuffled(ArrayFiles(folder / "arrays", flac, frames), batch, workers)
 
 
 def crop_whole(key: str, audio: Any, codes: np.ndarray, cqt: np.ndarray, frames: int) -> Arrays:
@@ -134,19 +138,8 @@ class ArrowTable(Dataset):
 
 
 def arrow_table(folder: Path, flac: bool, frames: int, batch: int, workers: int) -> Iterator[Batch]:
-    """Endless batches of `ArrowTable` by torch's DataLoader in a random order."""
-    dataset = ArrowTable(folder / "arrow", flac, frames)
-    loader = DataLoader(
-        dataset,
-        batch,
-        shuffle=True,
-        num_workers=workers,
-        collate_fn=collate,
-        drop_last=True,
-        persistent_workers=workers > 0,
-    )
-    while True:
-        yield from loader
+    """Batches of `ArrowTable`."""
+    return shuffled(ArrowTable(folder / "arrow", flac, frames), batch, workers)
 
 
 def litdata_chunks(folder: Path, flac: bool, frames: int, batch: int, workers: int) -> Iterator[Batch]:
