@@ -90,10 +90,6 @@ def test_published_sizes_agree_layer_by_layer(tmp_path, sizes, capsys):
             "\nlargest difference of state 0 to last, and of the output:", " ".join(f"{value:.1e}" for value in found)
         )
     assert max(found) < 1e-4
-    export_model(tmp_path / "out", imported.model, {})
-    file = load_file(tmp_path / "out" / "model.safetensors")
-    assert file.keys() == hubert.state_dict().keys()
-    assert all(torch.equal(file[name], weight) for name, weight in hubert.state_dict().items())
 
 
 @pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
