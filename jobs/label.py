@@ -27,7 +27,14 @@ from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, LABELL
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
-from mert_foundry.pipeline.shards.index import ALL, INDEX_NAME, RECORDED_CONFIG, Selection, ShardIndex, build_index
+from mert_foundry.pipeline.shards.index import (
+    INDEX_NAME,
+    RECORDED_CONFIG,
+    WHOLE_MANIFEST,
+    Selection,
+    ShardIndex,
+    build_index,
+)
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
@@ -130,7 +137,7 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
     files.sweep_temporary(config.out)
     remove_unplanned(config.out, tasks)
     whole = sum(track.seconds for track in manifest.tracks) / 3600
-    part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != ALL else ""
+    part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != WHOLE_MANIFEST else ""
     console.say(
         f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h{part}; {len(unfinished)} to do"
     )

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         description = None
         if rank == 0:
-            description = stack.enter_context(begun(config, index, out, world_size))
+            description = stack.enter_context(open_run(config, index, out, world_size))
         trivial = description.trivial if description else None
         report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, rank == 0, trivial))
         if description:
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def begun(config: PretrainConfig, index: ShardIndex, out: Path, world_size: int) -> Iterator[RunDescription]:
+def open_run(config: PretrainConfig, index: ShardIndex, out: Path, world_size: int) -> Iterator[RunDescription]:
     """The run of a folder that rank 0 holds meanwhile, as it begins or goes on.
 
     Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest. Raises as

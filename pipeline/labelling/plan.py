@@ -16,7 +16,7 @@ from mert_foundry.pipeline.frames import (
 )
 from mert_foundry.pipeline.manifest.rows import Manifest, Track, first_hours
 from mert_foundry.pipeline.shards.format import AudioMember
-from mert_foundry.pipeline.shards.index import ALL, Selection
+from mert_foundry.pipeline.shards.index import WHOLE_MANIFEST, Selection
 
 
 class SegmentConfig(BaseModel):
@@ -64,7 +64,7 @@ class ShardTask(BaseModel):
         return sum(track.seconds for track in self.tracks)
 
 
-def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection = ALL) -> list[ShardTask]:
+def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection = WHOLE_MANIFEST) -> list[ShardTask]:
     """Shards of every split, each of whole tracks, in an order that mixes folders. Raises as `choose_tracks`."""
     tasks = []
     for split, tracks in choose_tracks(manifest, selection).items():

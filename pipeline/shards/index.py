@@ -75,13 +75,13 @@ class Selection(Document):
         return None if splits is None else sorted(set(splits))
 
     def __str__(self) -> str:
-        if self == ALL:
+        if self == WHOLE_MANIFEST:
             return "all of it"
         splits = "all splits" if self.splits is None else f"splits {', '.join(self.splits)}"
         return splits if self.limit_hours is None else f"{splits}, limited to {self.limit_hours:g} h"
 
 
-ALL = Selection()
+WHOLE_MANIFEST = Selection()
 
 
 class ShardIndex(Document):
@@ -93,7 +93,8 @@ class ShardIndex(Document):
     name: str = Field(description="Name of the set")
     manifest_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl")
     selection: Selection = Field(
-        default=ALL, description="The part of the manifest that was taken; not in the file when that is all of it"
+        default=WHOLE_MANIFEST,
+        description="The part of the manifest that was taken; not in the file when that is all of it",
     )
     sample_rate: int = Field(ge=SAMPLE_RATE, le=SAMPLE_RATE, description="Hz")
     hop: int = Field(ge=HOP, le=HOP, description="Samples per target frame")
@@ -129,7 +130,7 @@ class ShardIndex(Document):
     def to_bytes(self) -> bytes:
         """The content of index.json."""
         # What a set does without is left out, so that the digest of an index of before stays what it was.
-        unused = {"selection"} if self.selection == ALL else None
+        unused = {"selection"} if self.selection == WHOLE_MANIFEST else None
         return json_bytes(self.model_dump(mode="json", by_alias=True, exclude=unused))
 
     def digest(self) -> str:
@@ -146,7 +147,7 @@ def build_index(
     manifest_sha256: str,
     segment_seconds: float,
     audio_member: AudioMember,
-    selection: Selection = ALL,
+    selection: Selection = WHOLE_MANIFEST,
 ) -> ShardIndex:
     """Join the records of the shards `names` (`train-000000`, ...) and publish `folder/index.json`.
 
