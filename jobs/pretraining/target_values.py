@@ -5,6 +5,7 @@ Examples at even distances of a split are read, so the moments are a pure functi
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,31 @@ import torch
 from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig, heads_of, read_description
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.target_alignment import align_values, target_stride
-from mert_foundry.model.objective.value_scale import ValueScale
+from mert_foundry.model.objective.value_scale import LOGARITHMIC, ValueScale, ValueScaleName, decorrelating_components
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
-from mert_foundry.pipeline.shards.statistics import (
-    ContinuousSums,
-    mean_and_variance,
-    measure_values,
-    merge_values,
-    standardising_deviation,
-)
+from mert_foundry.pipeline.shards.statistics import standardising_deviation
 
 MOST_EXAMPLES = 256  # of a split: two hours in segments of 30 s, read in 5 s
 
-Sampled = Mapping[str, Mapping[str, ContinuousSums]]  # by target, then by split
+
+@dataclass(frozen=True)
+class ValueMoments:
+    """Mean [bins] and covariance [bins, bins] over encoder frames, float64, in the value's unit or in nats."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+Sampled = Mapping[str, Mapping[str, ValueMoments]]  # by target, then by split
 
 
 def sample_values(config: PretrainConfig, index: ShardIndex) -> Sampled:
-    """Sums over encoder frames of each continuous target that has another scale or frame rate than its records.
+    """Moments over encoder frames of each continuous target that has another scale or frame rate than its records.
 
-    Of the logarithms where `objective.value_scale` is log. Nothing is read when there is no such target.
-    Raises ValueError when log is asked for and a target has no companding, or a split's sample has no encoder frame.
+    Of the logarithms where `objective.value_scale` takes them. Nothing is read when there is no such target.
+    Raises ValueError when a logarithm is asked for and a target has no companding, or a split's sample has no encoder frame.
     """
     splits = [split for split in (config.train_split, config.valid_split) if split is not None]
     hop = config.encoder.frontend.hop
@@ -42,33 +46,36 @@ def sample_values(config: PretrainConfig, index: ShardIndex) -> Sampled:
     for spec in heads_of(index):
         stride = target_stride(spec.name, spec.frame_rate, hop)
         if spec.kind == "continuous" and (stride > 1 or config.objective.value_scale != "raw"):
-            logarithmic = config.objective.value_scale == "log"
+            scale = config.objective.value_scale
+            logarithmic = scale in LOGARITHMIC
             if logarithmic and spec.companding is None:
                 raise ValueError(
-                    f"objective.value_scale is log, but target {spec.name} has no companding that says how small values count"
+                    f"objective.value_scale is {scale}, but target {spec.name} has no companding that says how small values count"
                 )
             sampled[spec.name] = {
-                split: sum_values(config.shards, index, split, spec, stride, logarithmic) for split in splits
+                split: measure_split(config.shards, index, split, spec, stride, logarithmic) for split in splits
             }
     return sampled
 
 
-def sum_values(
+def measure_split(
     shards: str, index: ShardIndex, split: str, spec: HeadSpec, stride: int, logarithmic: bool
-) -> ContinuousSums:
-    """Sums of one target over at most `MOST_EXAMPLES` examples of a split. Raises as `ShardReader.read`."""
+) -> ValueMoments:
+    """Moments of one target over at most `MOST_EXAMPLES` examples of a split. Raises as `ShardReader.read`."""
     entries = index.shards(split)
     examples = [(shard, number) for shard, entry in enumerate(entries) for number in range(entry.nsamples)]
     count = min(len(examples), MOST_EXAMPLES)
-    sums = measure_values(np.zeros((0, spec.size)))
+    frames, total, products = 0, np.zeros(spec.size), np.zeros((spec.size, spec.size))
     with closing(ShardReader(shards, index, entries)) as reader:
         for number in range(count):
             shard, example = examples[number * len(examples) // count]
             stored = reader.read_target(shard, example, spec.name)
-            sums = merge_values(sums, measure_values(_as_the_head_sees(stored, spec, stride, logarithmic)))
-    if not sums.count:
+            values = _as_the_head_sees(stored, spec, stride, logarithmic)
+            frames, total, products = frames + len(values), total + values.sum(0), products + values.T @ values
+    if not frames:
         raise ValueError(f"{shards}: no example of split {split} is as long as one frame of the encoder")
-    return sums
+    mean = total / frames
+    return ValueMoments(mean, products / frames - np.outer(mean, mean))
 
 
 def _as_the_head_sees(stored: np.ndarray, spec: HeadSpec, stride: int, logarithmic: bool) -> np.ndarray:
@@ -91,20 +98,21 @@ def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, ou
     if list_checkpoints(out / CHECKPOINTS):
         begun_with = {spec.name: spec.scale for spec in read_description(out).heads}
         return [spec.model_copy(update={"scale": begun_with.get(spec.name)}) for spec in heads_of(index)]
-    logarithmic = config.objective.value_scale == "log"
+    name = config.objective.value_scale
     return [
-        spec.model_copy(update={"scale": scale_of(sampled[spec.name][config.train_split], logarithmic)})
+        spec.model_copy(update={"scale": scale_of(sampled[spec.name][config.train_split], name)})
         if spec.kind == "continuous"
         else spec
         for spec in heads_of(index)
     ]
 
 
-def scale_of(sums: ContinuousSums, logarithmic: bool) -> ValueScale:
-    """Mean and deviation by bin, as `standardising_deviation` has it, to six digits."""
-    mean, variance = mean_and_variance(sums)
+def scale_of(moments: ValueMoments, name: ValueScaleName) -> ValueScale:
+    """The scale of this name: mean and deviation by bin, as `standardising_deviation` has it, to six digits; components."""
+    deviation = standardising_deviation(np.maximum(np.diag(moments.covariance), 0.0))
     return ValueScale(
-        logarithmic=logarithmic,
-        mean=[float(f"{value:.6g}") for value in mean],
-        deviation=[float(f"{value:.6g}") for value in standardising_deviation(variance)],
+        logarithmic=name in LOGARITHMIC,
+        mean=[float(f"{value:.6g}") for value in moments.mean],
+        deviation=[float(f"{value:.6g}") for value in deviation],
+        components=decorrelating_components(moments.covariance) if name == "decorrelated" else None,
     )

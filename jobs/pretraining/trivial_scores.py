@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.jobs.pretraining.target_values import MOST_EXAMPLES, Sampled
+from mert_foundry.jobs.pretraining.target_values import MOST_EXAMPLES, Sampled, ValueMoments
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, score_mean, score_unigram
 from mert_foundry.model.objective.value_scale import ValueScale
@@ -30,11 +30,11 @@ def measure_trivial(
         basis += f", scored on {config.train_split} and on {valid_basis}"
     train_scores, validation = {}, {}
     for spec in heads:
-        sums = sampled.get(spec.name, {})
-        of_train = sums.get(config.train_split, train[spec.name])
+        moments = sampled.get(spec.name, {})
+        of_train = moments.get(config.train_split, train[spec.name])
         train_scores[spec.name] = score(of_train, of_train, spec.scale)
         if config.valid_split is not None:
-            validation[spec.name] = score(of_train, sums.get(config.valid_split, valid[spec.name]), spec.scale)
+            validation[spec.name] = score(of_train, moments.get(config.valid_split, valid[spec.name]), spec.scale)
     if sampled:
         basis += f"; {', '.join(sampled)}: of at most {MOST_EXAMPLES} examples of a split"
     return TrivialScores(basis=f"the best constants of {basis}", train=train_scores, validation=validation)
@@ -49,11 +49,23 @@ def sum_split(shards: str, index: ShardIndex, split: str) -> tuple[Mapping[str, 
     return sums, f"{split} ({count} of {len(filled)} shards)"
 
 
-def score(train: Partial, scored: Partial, scale: ValueScale | None = None) -> TrivialScore:
-    """What the constant for the sums `train` reaches on the frames of the sums `scored`; values in a head's scale."""
+def score(
+    train: Partial | ValueMoments, scored: Partial | ValueMoments, scale: ValueScale | None = None
+) -> TrivialScore:
+    """What the constant for the frames `train` reaches on the frames `scored`; values in a head's scale."""
     if isinstance(train, DiscreteCounts) and isinstance(scored, DiscreteCounts):
         return score_unigram(np.array(train.counts), np.array(scored.counts))
-    assert not isinstance(train, DiscreteCounts) and not isinstance(scored, DiscreteCounts), "sums of the same target"
-    offset, unit = (np.array(scale.mean), np.array(scale.deviation)) if scale else (0.0, 1.0)
-    mean, variance = mean_and_variance(scored)
-    return score_mean((mean_and_variance(train)[0] - offset) / unit, (mean - offset) / unit, variance / unit**2)
+    if scale is None:
+        return score_mean(_mean_and_variance(train)[0], *_mean_and_variance(scored))
+    assert isinstance(train, ValueMoments) and isinstance(scored, ValueMoments), "a scale is measured on a sample"
+    projection, offset = scale.projection(), np.array(scale.mean)
+    variance = np.einsum("bk,bc,ck->k", projection, scored.covariance, projection, optimize=True)
+    return score_mean((train.mean - offset) @ projection, (scored.mean - offset) @ projection, variance)
+
+
+def _mean_and_variance(sums: Partial | ValueMoments) -> tuple[np.ndarray, np.ndarray]:
+    """By bin, float64 [bins] each."""
+    if isinstance(sums, ValueMoments):
+        return sums.mean, np.diag(sums.covariance)
+    assert not isinstance(sums, DiscreteCounts), "both are of the same target"
+    return mean_and_variance(sums)

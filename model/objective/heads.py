@@ -54,6 +54,11 @@ class HeadSpec(BaseModel):
         if scale.logarithmic and self.companding is None:
             raise ValueError(f"target {self.name} has no companding, which a logarithmic scale follows")
 
+    @property
+    def predicted(self) -> int:
+        """Values of a continuous target that are predicted for a frame."""
+        return self.size if self.scale is None else self.scale.size
+
     @model_serializer(mode="wrap")
     def _without_scale(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # The heads of a run in the scale of its shards read as they did before there was another.

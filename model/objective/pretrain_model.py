@@ -49,7 +49,8 @@ class ObjectiveConfig(BaseModel):
     value_scale: ValueScaleName = Field(
         "raw",
         description="what continuous heads predict: raw: values as stored; standardised: each bin less its mean, over its"
-        " deviation; log: the same of the logarithm that the target's companding follows",
+        " deviation; log: the same of the logarithm that the target's companding follows; decorrelated: that logarithm's"
+        " principal components, each over its deviation, so that pitch counts beside level",
     )
     codebooks_per_step: int | None = Field(
         None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"
@@ -253,7 +254,7 @@ def build_pretrain_model(
 
 def _build_head(spec: HeadSpec, width: int, objective: ObjectiveConfig) -> nn.Module:
     if spec.kind == "continuous":
-        return RegressionHead(width, spec.size)
+        return RegressionHead(width, spec.predicted)
     assert spec.codebook_size is not None, "HeadSpec asks for it"
     return CodeHead(
         width,

@@ -2,17 +2,36 @@
 
 The squared error of raw magnitudes is the error of a few loud bins, and it is small beside the nats of codes. Standardised
 by bin, every bin counts alike and a constant has a loss of 1; in the logarithm, quiet notes count as loud ones do.
+
+Bins of a spectrum rise and fall together: half of the variance of log-CQT frames lies along one direction, their level, and an
+encoder that knows level and colour has most of that error gone before it knows a pitch; its features then vary in few
+directions (docs/experiments.md). Decorrelated, the logarithm is predicted along its principal components, each
+over its own deviation (ridge whitening): what tells one pitch from another counts beside the level.
 """
 
+import base64
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from torch import Tensor, nn
 
-ValueScaleName = Literal["raw", "standardised", "log"]
+ValueScaleName = Literal["raw", "standardised", "log", "decorrelated"]
+LOGARITHMIC = ("log", "decorrelated")
+# Of log-CQT frames of rendered music, 64 components hold 93 % of the variance; the sixteenth has a hundredth of the first's.
+MOST_COMPONENTS = 64
+# Share of the largest variance that is added to each, so that components of noise count less than those of music.
+RIDGE = 0.01
 
 
 class Companding(BaseModel):
@@ -40,29 +59,82 @@ class Companding(BaseModel):
 
 
 class ValueScale(BaseModel):
-    """The scale of one target's head: (x - mean) / deviation by bin, with x the value or its `Companding.logarithm`."""
+    """The scale of one target's head, with x the value or its `Companding.logarithm`.
+
+    (x - mean) / deviation by bin, or, with components, (x - mean) times the matrix of components.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    logarithmic: bool = Field(description="whether mean and deviation are those of the logarithm")
+    logarithmic: bool = Field(description="whether x is the logarithm")
     mean: tuple[float, ...] = Field(description="of each bin over encoder frames, in the value's unit or in nats")
     deviation: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(description="of each bin, in the same unit")
+    components: str | None = Field(
+        None, description="base64 of float16 [bins, components], row by row, little-endian; null: bins are predicted"
+    )
+
+    @field_validator("components")
+    @classmethod
+    def _whole(cls, components: str | None, info: ValidationInfo) -> str | None:
+        bins = len(info.data.get("mean", ()))
+        if components is not None and bins and len(base64.b64decode(components, validate=True)) % (2 * bins):
+            raise ValueError(f"components are no float16 matrix of {bins} rows")
+        return components
+
+    @model_serializer(mode="wrap")
+    def _without_components(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A scale by bin reads as it did before there was another.
+        return {name: value for name, value in fields(self).items() if name != "components" or value is not None}
+
+    def projection(self) -> np.ndarray:
+        """What x - mean is multiplied by: float64 [bins, predicted values]."""
+        if self.components is None:
+            return np.diag(1.0 / np.array(self.deviation))
+        return _unpack(self.components, len(self.mean))
+
+    @property
+    def size(self) -> int:
+        """Values that the head predicts for a frame."""
+        return len(self.mean) if self.components is None else self.projection().shape[1]
+
+
+def decorrelating_components(covariance: np.ndarray) -> str:
+    """`ValueScale.components` for values with this covariance [bins, bins]: at most MOST_COMPONENTS, the largest first.
+
+    Column k is the k-th eigenvector over the root of its eigenvalue plus RIDGE of the largest. Its largest entry is positive, so
+    that the sign does not depend on the machine.
+    """
+    variances, directions = np.linalg.eigh(covariance)
+    variances, directions = variances[::-1][:MOST_COMPONENTS].clip(0), directions[:, ::-1][:, :MOST_COMPONENTS]
+    directions = directions * np.sign(np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0))
+    scaled = directions / np.sqrt(variances + (RIDGE * variances[0] or 1.0))
+    return base64.b64encode(scaled.astype("<f2").tobytes()).decode()
+
+
+def _unpack(components: str, bins: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(components), "<f2").reshape(bins, -1).astype(np.float64)
 
 
 class Standardise(nn.Module):
-    """Values [S, bins] in the target's unit -> what the head predicts, [S, bins] fp32. Has no weights."""
+    """Values [S, bins] in the target's unit -> what the head predicts, [S, predicted values] fp32. Has no weights."""
 
     mean: Tensor
     deviation: Tensor
+    components: Tensor | None
 
     def __init__(self, scale: ValueScale, companding: Companding | None):
         super().__init__()
         self.companding = companding if scale.logarithmic else None
+        components = None if scale.components is None else torch.from_numpy(scale.projection()).float()
         self.register_buffer("mean", torch.tensor(scale.mean), persistent=False)
         self.register_buffer("deviation", torch.tensor(scale.deviation), persistent=False)
+        self.register_buffer("components", components, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         values = values.float()
         if self.companding is not None:
             values = self.companding.logarithm(values)
-        return (values - self.mean) / self.deviation
+        if self.components is None:
+            return (values - self.mean) / self.deviation
+        with torch.autocast(values.device.type, enabled=False):
+            return (values - self.mean) @ self.components
