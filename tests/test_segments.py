@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mert_foundry.pipeline.frames import (
     FRAME_RATE,
@@ -197,7 +198,7 @@ def test_fingerprints_change_with_the_content(tracks: list, position: int, chang
     task = whole_task(tracks)
     position %= len(tracks)
     changed = list(task.tracks)
-    changed[position] = changed[position].model_copy(update=dict([change]))
+    changed[position] = replace(changed[position], **dict([change]))
     assert task.model_copy(update={"tracks": changed}).fingerprint() != task.fingerprint()
     assert task.model_copy(update={"tracks": task.tracks[:-1]}).fingerprint() != task.fingerprint()
     assert task.model_copy(update={"name": "train-000001"}).fingerprint() != task.fingerprint()
@@ -209,7 +210,7 @@ def test_fingerprints_change_with_the_content(tracks: list, position: int, chang
 def test_fingerprints_do_not_change_with_names_and_places(tracks: list, position: int, change: tuple):
     task = whole_task(tracks)
     changed = list(task.tracks)
-    changed[position % len(tracks)] = changed[position % len(tracks)].model_copy(update=dict([change]))
+    changed[position % len(tracks)] = replace(changed[position % len(tracks)], **dict([change]))
     assert task.model_copy(update={"tracks": changed}).fingerprint() == task.fingerprint()
 
 
