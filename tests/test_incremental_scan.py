@@ -251,7 +251,7 @@ def test_removed_files_are_those_that_no_folder_may_hold():
 def test_a_killed_scan_goes_on(tmp_path: Path, run_here):
     """SIGKILL to all of its processes, as soon as there is a part."""
     root, out = tmp_path / "root", tmp_path / "out"
-    first = write_audio(root / "00.wav", noise(30, 48_000, channels=2), 48_000)
+    first = write_audio(root / "00.wav", noise(10, 48_000, channels=2), 48_000)
     for number in range(1, 12):
         content = bytearray(first.read_bytes())
         content[1000] = number

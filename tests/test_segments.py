@@ -11,6 +11,7 @@ from mert_foundry.pipeline.frames import (
     FRAME_RATE,
     HOP,
     SAMPLE_RATE,
+    count_segments,
     resampled_length,
     seconds_to_frames,
     segment_lengths,
@@ -74,6 +75,7 @@ def make_track(number: int, seconds: float, rate: int, split: str) -> Track:
 def test_segments_cover_the_track(num_frames: int, segment: int, shortest: int):
     shortest = min(shortest, segment)
     lengths = segment_lengths(num_frames, segment, shortest)
+    assert count_segments(num_frames, segment, shortest) == len(lengths)
     if num_frames < shortest:
         assert lengths == []
         return

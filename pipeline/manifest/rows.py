@@ -123,8 +123,13 @@ def first_hours(tracks: Sequence[Track], hours: float) -> list[Track]:
 
 def count_streams_and_notes(tracks: Iterable[Track]) -> dict:
     """Tracks that are one of several streams of their file, and tracks by note."""
-    notes = Counter(note for track in tracks for note in track.notes)
-    return {"one_of_several_streams": sum(track.stream != "" for track in tracks), "notes": dict(sorted(notes.items()))}
+    notes: Counter[str] = Counter()
+    streams = 0
+    for track in tracks:
+        if track.notes:
+            notes.update(track.notes)
+        streams += track.stream != ""
+    return {"one_of_several_streams": streams, "notes": dict(sorted(notes.items()))}
 
 
 def load_manifest(folder: str) -> Manifest:
@@ -136,19 +141,29 @@ def load_manifest(folder: str) -> Manifest:
         ValueError: another schema version, or manifest.jsonl is not the one manifest.yaml was written for.
     """
     summary = read_summary(folder)
-    location, digest, tracks = files.join(folder, "manifest.jsonl"), hashlib.sha256(), []
+    tracks = list(stream_tracks(folder, summary["manifest_sha256"]))
+    return Manifest(root=summary["root"], sha256=summary["manifest_sha256"], tracks=tracks)
+
+
+def stream_tracks(folder: str, sha256: str) -> Iterator[Track]:
+    """The rows of a manifest one after the other; `sha256` is what manifest.yaml says of them.
+
+    Raises FileNotFoundError, and at the end of the rows ValueError when they are not those, or a line is no row.
+    """
+    location, digest = files.join(folder, "manifest.jsonl"), hashlib.sha256()
     fault: ValueError | None = None
     for number, block in read_blocks(location):
         digest.update(block)
+        tracks: list[Track] = []
         try:
-            tracks += [] if fault else parse_lines(f"{location}: line", number, block, Track)
+            tracks = [] if fault else parse_lines(f"{location}: line", number, block, Track)
         except ValueError as error:  # which another digest may explain
             fault = error
-    if digest.hexdigest() != summary["manifest_sha256"]:
-        raise ValueError(f"{location}: SHA-256 {digest.hexdigest()}, manifest.yaml says {summary['manifest_sha256']}")
+        yield from tracks
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{location}: SHA-256 {digest.hexdigest()}, manifest.yaml says {sha256}")
     if fault:
         raise fault
-    return Manifest(root=summary["root"], sha256=digest.hexdigest(), tracks=tracks)
 
 
 def read_summary(folder: str) -> dict:
