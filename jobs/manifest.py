@@ -4,53 +4,101 @@
 
 Writes manifest.jsonl (one line per track), rejected.jsonl (one line per rejected file, with the reason) and
 manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in that
-folder. Exit code 1 when no track is left, or when the storage
-did not give a file: the same command tries again.
+folder. Exit code 1 when no track is left, or when the storage did not give a file: the same command tries again.
+
+What is found is kept in OUT/scan while the scan goes on. After a stop or a kill the same command goes on; later it decodes
+only files that are new or changed, by path, size and time of change (or entity tag). --recheck decodes all files.
 """
 
 import os
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.command.preflight import check_writable
+from mert_foundry.jobs.command.preflight import check_writable, locked
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import printable
+from mert_foundry.pipeline.manifest.examine import crashed, result_version
 from mert_foundry.pipeline.manifest.exclusion import ProbeFile, exclude, probe_files
-from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, crashed, scan, write_manifest
+from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track, read_paths
+from mert_foundry.pipeline.manifest.scan import ScanProgress, check_folders, find_removed, scan, write_manifest
+from mert_foundry.pipeline.manifest.scan_parts import FOLDER, ScanParts
+from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.manifest.split_balance import find_better_seed, find_imbalances, wanted_shares
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, check_output
 
 CONFIG = ManifestConfig
+RECHECK = "--recheck"
+MOST_REMOVED = 20  # files that are named on a terminal
 
 
 def main(arguments: list[str]) -> int:
-    config = load_config(CONFIG, arguments)
+    config = load_config(CONFIG, [argument for argument in arguments if argument != RECHECK])
     check_output(config.out, MANIFEST)
-    if files.is_local(config.out):
-        check_writable(files.local_path(files.join(config.out, "manifest.yaml")))  # now, not after hours of decoding
-    probed = probe_files(config.exclude) if config.exclude else []  # also now
-    done = 0.0
-    with Progress("manifest") as progress:
+    probed = probe_files(config.exclude) if config.exclude else []  # now, not after hours of decoding
+    if not files.is_local(config.out):
+        return make_manifest(config, probed, RECHECK in arguments)
+    out = files.local_path(config.out)
+    check_writable(out / "manifest.yaml")
+    check_folders(config)  # before the lock, whose file is the first thing written
+    with locked(out / FOLDER, "scanning"):
+        return make_manifest(config, probed, RECHECK in arguments)
 
-        def report(seconds: float, rejected: int) -> None:
-            nonlocal done
-            done += seconds
-            progress.update(done, f"{rejected} rejected")
 
-        results = scan(config, report, partial(map_in_processes, crashed=crashed))
+def make_manifest(config: ManifestConfig, probed: list[ProbeFile], recheck: bool) -> int:
+    """Scan, publish, and say what was found; returns the exit code."""
+    files.sweep_temporary(config.out)
+    before = paths_before(config)
+    parts = ScanParts(config.out, result_version(config), recheck)
+    if parts.stale:
+        console.say(f"what was found before is not used: {parts.stale}")
+    results, state = scan_with_progress(config, parts)
+    removed = find_removed(before, results)
     if probed:
         results = leave_out_probe_clips(config, results, probed)
     summary = write_manifest(config, results)
-    unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     tracks = [result for result in results if isinstance(result, Track)]
-    console.finish({"out": config.out, **summary}, summary_lines(config, summary, tracks))
+    document = {"out": config.out, "known": state.known, "decoded": state.decoded, "removed": removed, **summary}
+    console.finish(document, chain(file_lines(state, removed), summary_lines(config, summary, tracks)))
+    return exit_code(config, results)
+
+
+def paths_before(config: ManifestConfig) -> list[str]:
+    """Files of the manifest that is there and will be replaced."""
+    try:
+        return read_paths(config.out)
+    except ValueError as error:
+        console.warn(f"warning: {error}; removed files cannot be listed")
+        return []
+
+
+def scan_with_progress(config: ManifestConfig, parts: ScanParts) -> tuple[list[Track | Reject], ScanProgress]:
+    """Results of the scan, and where it stood at its end."""
+    last: ScanProgress | None = None
+    with Progress("manifest") as progress:
+
+        def report(state: ScanProgress) -> None:
+            nonlocal last
+            last = state
+            known = f"{state.known} files known, " if state.known else ""
+            progress.update(
+                state.seconds, f"{known}{state.decoded} of {state.to_decode} decoded, {state.rejected} rejected"
+            )
+
+        results = scan(config, report, partial(map_in_processes, crashed=crashed), parts)
+    assert last is not None, "a scan reports once at least"
+    return results, last
+
+
+def exit_code(config: ManifestConfig, results: list[Track | Reject]) -> int:
+    """1 when the storage did not give a file or no track is left, and says so."""
+    unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     for reject in unreachable:
         print(printable(f"error: {reject.path}: unreachable: {reject.detail}"), file=sys.stderr)
     if unreachable:
@@ -58,10 +106,20 @@ def main(arguments: list[str]) -> int:
             f"{len(unreachable)} files or folders could not be reached; run the command again to retry", file=sys.stderr
         )
         return 1
-    if not any(split["tracks"] for split in summary["splits"].values()):
+    if not any(isinstance(result, Track) for result in results):
         print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)
         return 1
     return 0
+
+
+def file_lines(state: ScanProgress, removed: list[str]) -> Iterator[str]:
+    """How many files were known and decoded, and which ones of the manifest of before are gone."""
+    if state.known or removed:
+        yield f"files: {state.known} known, {state.decoded} decoded, {len(removed)} removed since the last scan"
+    for path in removed[:MOST_REMOVED]:
+        yield printable(f"  removed: {path}")
+    if len(removed) > MOST_REMOVED:
+        yield f"  and {len(removed) - MOST_REMOVED} more; --json lists all"
 
 
 def leave_out_probe_clips(

@@ -6,6 +6,7 @@ audio and every target agree to the frame.
 """
 
 import math
+from functools import lru_cache
 
 SAMPLE_RATE = 24_000
 HOP = 320
@@ -21,6 +22,7 @@ def whole_frames(num_samples: int) -> int:
     return num_samples // HOP
 
 
+@lru_cache(maxsize=4096)
 def nearest_rate(source_rate: int, target_rate: int = SAMPLE_RATE) -> int:
     """The rate, Hz, as which audio of `source_rate` is resampled: itself, or the nearest with few enough filters.
 
@@ -60,3 +62,11 @@ def segment_lengths(num_frames: int, segment_frames: int, shortest_frames: int) 
         return lengths + [remainder] if remainder else lengths
     lengths[-1] += remainder
     return lengths
+
+
+def count_segments(num_frames: int, segment_frames: int, shortest_frames: int) -> int:
+    """How many segments `segment_lengths` cuts."""
+    if num_frames < shortest_frames:
+        return 0
+    whole, remainder = divmod(num_frames, segment_frames)
+    return whole + bool(remainder and (remainder >= shortest_frames or not whole))

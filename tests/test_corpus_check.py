@@ -85,7 +85,7 @@ def test_a_reader_that_swaps_bytes_or_loses_the_end_is_found(
                 yield block[:, : block.shape[1] - 1640 if file.header.format.startswith("au/") else None]
 
     monkeypatch.setattr(PcmFile, "blocks", faulty)
-    monkeypatch.setattr("mert_foundry.pipeline.manifest.scan.check_length", lambda *arguments: None)
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.examine.check_length", lambda *arguments: None)
     manifest = build(corpus, tmp_path / "manifest")
     shards = make_shards(manifest, tmp_path / "shards")
     code, out, _ = say(shards, "--manifest", tmp_path / "manifest", "--corpus", 100)

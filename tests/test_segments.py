@@ -5,11 +5,13 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mert_foundry.pipeline.frames import (
     FRAME_RATE,
     HOP,
     SAMPLE_RATE,
+    count_segments,
     resampled_length,
     seconds_to_frames,
     segment_lengths,
@@ -73,6 +75,7 @@ def make_track(number: int, seconds: float, rate: int, split: str) -> Track:
 def test_segments_cover_the_track(num_frames: int, segment: int, shortest: int):
     shortest = min(shortest, segment)
     lengths = segment_lengths(num_frames, segment, shortest)
+    assert count_segments(num_frames, segment, shortest) == len(lengths)
     if num_frames < shortest:
         assert lengths == []
         return
@@ -197,7 +200,7 @@ def test_fingerprints_change_with_the_content(tracks: list, position: int, chang
     task = whole_task(tracks)
     position %= len(tracks)
     changed = list(task.tracks)
-    changed[position] = changed[position].model_copy(update=dict([change]))
+    changed[position] = replace(changed[position], **dict([change]))
     assert task.model_copy(update={"tracks": changed}).fingerprint() != task.fingerprint()
     assert task.model_copy(update={"tracks": task.tracks[:-1]}).fingerprint() != task.fingerprint()
     assert task.model_copy(update={"name": "train-000001"}).fingerprint() != task.fingerprint()
@@ -209,7 +212,7 @@ def test_fingerprints_change_with_the_content(tracks: list, position: int, chang
 def test_fingerprints_do_not_change_with_names_and_places(tracks: list, position: int, change: tuple):
     task = whole_task(tracks)
     changed = list(task.tracks)
-    changed[position % len(tracks)] = changed[position % len(tracks)].model_copy(update=dict([change]))
+    changed[position % len(tracks)] = replace(changed[position % len(tracks)], **dict([change]))
     assert task.model_copy(update={"tracks": changed}).fingerprint() == task.fingerprint()
 
 

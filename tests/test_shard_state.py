@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
@@ -169,7 +170,7 @@ def test_another_rounding_of_the_same_file_is_not_a_change(manifest: Manifest) -
     track = manifest.tracks[0]
 
     def pretend(**changes: object) -> Track:
-        return track.model_copy(update=changes)
+        return replace(track, **changes)
 
     def decoded(track: Track) -> np.ndarray:
         with decode_track(track, manifest.root) as audio:
@@ -211,7 +212,7 @@ def test_tracks_are_resampled_on_the_device_asked_for(manifest: Manifest, tmp_pa
 def test_a_shard_that_fails_holds_no_file_open(manifest: Manifest, tmp_path: Path) -> None:
     """Without the help of the garbage collector: a decoded track takes its space in TMPDIR until its file is closed."""
     (task,) = plan_shards(manifest, SegmentConfig(segment_seconds=2.0, shortest_seconds=1.0))
-    missing = task.tracks[2].model_copy(update={"path": "missing.wav"})
+    missing = replace(task.tracks[2], path="missing.wav")
     task = task.model_copy(update={"tracks": [*task.tracks[:2], missing, *task.tracks[3:]]})
     open_files = psutil.Process().num_fds()
     gc.disable()

@@ -111,7 +111,7 @@ def scan(config: ExtractConfig, root: str, paths: list[str] | None, ranks: int) 
     """Rows of a manifest for the files of a folder, or some of them, and why the others are no audio, by path."""
     from mert_foundry.jobs.cluster.worker_processes import map_in_processes
     from mert_foundry.pipeline.features.file_scan import CACHE, scan_files
-    from mert_foundry.pipeline.manifest.scan import crashed
+    from mert_foundry.pipeline.manifest.examine import crashed
 
     # Each rank scans, so they share the cores.
     workers = max(1, (os.cpu_count() or 1) // max(1, ranks))

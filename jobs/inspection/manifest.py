@@ -36,9 +36,9 @@ from mert_foundry.pipeline.inspection.manifest_summary import (
 
 def build_view(options: ManifestOptions) -> View:
     """The manifest, or how two differ. Raises as `load_manifest_folder`."""
-    read = load_manifest_folder(options.locations[0])
     if options.diff:
-        return difference_view(compare_manifests(read, load_manifest_folder(options.diff)))
+        return difference_view(compare_manifests(options.locations[0], options.diff))
+    read = load_manifest_folder(options.locations[0])
     summary = summarise_manifest(read)
     sections = [
         overview(summary),
@@ -106,7 +106,7 @@ def track_plots(read: ManifestFolder) -> Iterator[HistogramPlot]:
         ("peak_dbfs", "Peaks of tracks", "peak as stored", "dBFS"),
         ("clipped_share", "Clipping", "share of samples beyond full scale", ""),
     ):
-        values = [value for track in read.manifest.tracks if (value := getattr(track, name)) is not None]
+        values = read.values[name]
         if values or name == "seconds":
             yield histogram_plot(title, label, unit, "tracks", values)
 

@@ -91,10 +91,8 @@ def rejected_by(manifest_folder: str | None, index: ShardIndex) -> dict[str, int
     if manifest_folder is None:
         return None
     read = load_manifest_folder(manifest_folder)
-    if read.manifest.sha256 != index.manifest_sha256:
-        raise ValueError(
-            f"{manifest_folder}: SHA-256 {read.manifest.sha256}, the shards were made from {index.manifest_sha256}"
-        )
+    if read.sha256 != index.manifest_sha256:
+        raise ValueError(f"{manifest_folder}: SHA-256 {read.sha256}, the shards were made from {index.manifest_sha256}")
     return count_by_reason(read.rejects)
 
 

@@ -1,6 +1,6 @@
 """A file decoded by another library than `decode` uses for it, to check the first one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class SecondReading:
     blocks: Iterator[np.ndarray]
 
 
-def read_again(path: Path, format: str, notes: list[str]) -> SecondReading | None:
+def read_again(path: Path, format: str, notes: Sequence[str]) -> SecondReading | None:
     """Open a file of a manifest's `format` and `notes` with another library; None where no other library reads such a file correctly.
 
     Raises:

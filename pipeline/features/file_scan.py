@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import msgspec
 from fsspec import AbstractFileSystem
 
 from mert_foundry.pipeline.frames import AUDIO_VERSION
+from mert_foundry.pipeline.manifest.examine import ExamineAll, examine, examine_in_threads
+from mert_foundry.pipeline.manifest.listing import Listing, list_files
 from mert_foundry.pipeline.manifest.rows import Reject, Track
-from mert_foundry.pipeline.manifest.scan import ExamineAll, ManifestConfig, examine, examine_in_threads, list_files
+from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.files import open_filesystem
 
@@ -41,7 +44,8 @@ def scan_files(
     filesystem, path = open_filesystem(root)
     if not filesystem.isdir(path):
         raise FileNotFoundError(f"input {root}: no such folder")
-    listed, unlisted = (paths, []) if paths is not None else list_files(filesystem, path.rstrip("/"))
+    listing = Listing(dict.fromkeys(paths), []) if paths is not None else list_files(root)
+    listed, unlisted = list(listing.stamps), listing.unlisted
     stamps = {name: stamp(filesystem, files.join(path, name)) for name in listed}
     config = _rejecting_nothing(root, workers)
     header = {"audio_version": AUDIO_VERSION, "root": root, "settings": repr(config.recorded())}
@@ -50,8 +54,8 @@ def scan_files(
     missing = [name for name in listed if name not in results]
     rejected = len(unlisted)
     try:
-        for name, result in zip(missing, examine_all(partial(examine, config=config), missing, workers)):
-            results[name] = result
+        for name, examined in zip(missing, examine_all(partial(examine, config=config), missing, workers)):
+            result = results[name] = examined.result
             rejected += isinstance(result, Reject)
             report(result.seconds if isinstance(result, Track) else 0.0, rejected)
     finally:
@@ -96,8 +100,10 @@ def _load(cache: str, header: dict) -> dict[str, tuple[Stamp, Track | Reject]]:
         if not lines or lines[0] != header:
             return {}
         kinds = {"track": Track, "reject": Reject}
-        return {line["path"]: (line["stamp"], kinds[line["kind"]](**line["result"])) for line in lines[1:]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {
+            line["path"]: (line["stamp"], msgspec.convert(line["result"], kinds[line["kind"]])) for line in lines[1:]
+        }
+    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError):
         return {}
 
 
@@ -107,7 +113,7 @@ def _save(cache: str, header: dict, stamps: dict[str, Stamp | None], results: di
             "path": name,
             "stamp": stamps[name],
             "kind": "track" if isinstance(result, Track) else "reject",
-            "result": result.model_dump(),
+            "result": msgspec.structs.asdict(result),
         }
         for name, result in results.items()
         # What could not be reached may be there the next time.

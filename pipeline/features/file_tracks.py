@@ -2,6 +2,8 @@
 
 import math
 
+import msgspec
+
 from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.features.plan import FilePlace, SourceTrack
 from mert_foundry.pipeline.frames import HOP, resampled_length, whole_frames
@@ -22,7 +24,7 @@ class FileTracks:
     def open(self, track: SourceTrack) -> TrackAudio:
         """Decode a track. Raises as `decode_track`."""
         assert isinstance(track.place, FilePlace)
-        return decode_track(Track.model_validate(track.place.row), self.root)
+        return decode_track(msgspec.convert(track.place.row, Track), self.root)
 
 
 def list_manifest(folder: str) -> tuple[Manifest, list[SourceTrack]]:
@@ -38,7 +40,7 @@ def source_track(track: Track, split: str) -> SourceTrack:
         num_samples=stored_samples(track),
         split=split,
         group=track.group,
-        place=FilePlace(row=track.model_dump()),
+        place=FilePlace(row=msgspec.structs.asdict(track) | {"notes": list(track.notes)}),
     )
 
 

@@ -14,8 +14,8 @@ from mert_foundry.pipeline.features.file_scan import stamp
 from mert_foundry.pipeline.features.file_tracks import stored_samples
 from mert_foundry.pipeline.features.plan import ClipPlace, SourceTrack
 from mert_foundry.pipeline.frames import SAMPLE_RATE
+from mert_foundry.pipeline.manifest.placement import track_key
 from mert_foundry.pipeline.manifest.rows import Track
-from mert_foundry.pipeline.manifest.scan import track_key
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document
 from mert_foundry.pipeline.storage.tables import parse_csv, parse_json_lines

@@ -52,12 +52,8 @@ def difference(
     second_rows: Mapping[str, Mapping[str, JsonValue]],
 ) -> Difference:
     """Compare rows by key, and the content of each by name."""
-    changed = []
-    for key in sorted(set(first_rows) & set(second_rows)):
-        left, right = first_rows[key], second_rows[key]
-        what = [name for name in dict.fromkeys(chain(left, right)) if left.get(name) != right.get(name)]
-        if what:
-            changed.append(RowChange(key=key, what=[_worded(name, left.get(name), right.get(name)) for name in what]))
+    both = sorted(set(first_rows) & set(second_rows))
+    changed = [change for key in both if (change := row_change(key, first_rows[key], second_rows[key]))]
     added, removed = sorted(set(second_rows) - set(first_rows)), sorted(set(first_rows) - set(second_rows))
     return Difference(
         kind=kind,
@@ -70,6 +66,13 @@ def difference(
         removed=removed,
         changed=changed,
     )
+
+
+def row_change(key: str, left: Mapping[str, JsonValue], right: Mapping[str, JsonValue]) -> RowChange | None:
+    """What differs between the contents of a row, by name; None when nothing does."""
+    what = [name for name in dict.fromkeys(chain(left, right)) if left.get(name) != right.get(name)]
+    worded = [_worded(name, left.get(name), right.get(name)) for name in what]
+    return RowChange(key=key, what=worded) if what else None
 
 
 def compare_settings(first: Mapping[str, JsonValue], second: Mapping[str, JsonValue]) -> list[SettingChange]:

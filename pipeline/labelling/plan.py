@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.frames import (
     AUDIO_VERSION,
+    count_segments,
     resampled_length,
     seconds_to_frames,
     segment_lengths,
@@ -101,25 +102,33 @@ def choose_tracks(manifest: Manifest, selection: Selection) -> dict[str, list[Tr
 
 def planned_segments(track: Track, config: SegmentConfig) -> list[int]:
     """Frames of each segment the track will give; none when it is shorter than the shortest segment."""
-    frames = whole_frames(resampled_length(track.num_samples, track.sample_rate))
-    return cut(frames, config)
+    return cut(_num_frames(track), config)
 
 
 def cut(num_frames: int, config: SegmentConfig) -> list[int]:
     """Frames of each segment of a track of `num_frames` frames."""
+    return segment_lengths(num_frames, *_bounds(config))
+
+
+def _num_frames(track: Track) -> int:
+    return whole_frames(resampled_length(track.num_samples, track.sample_rate))
+
+
+def _bounds(config: SegmentConfig) -> tuple[int, int]:
+    """Frames of a segment, and of the shortest one."""
     segment = seconds_to_frames(config.segment_seconds)
-    return segment_lengths(num_frames, segment, min(segment, seconds_to_frames(config.shortest_seconds)))
+    return segment, min(segment, seconds_to_frames(config.shortest_seconds))
 
 
 def _fill(tracks: list[Track], config: SegmentConfig) -> list[list[Track]]:
     shards: list[list[Track]] = []
-    room = 0
+    room, bounds = 0, _bounds(config)
     for track in tracks:
         if room <= 0:
             shards.append([])
             room = config.examples_per_shard
         shards[-1].append(track)
-        room -= len(planned_segments(track, config))
+        room -= count_segments(_num_frames(track), *bounds)
     return shards
 
 

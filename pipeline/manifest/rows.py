@@ -4,73 +4,101 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Annotated, Literal, TypeVar
 
+import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, explain_missing
 
 SCHEMA_VERSION = 1
 REST_SPLIT = "train"
+BLOCK = 1 << 23  # bytes that are read and parsed at once
 
 
-class Track(BaseModel):
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A line of a manifest folder. A corpus has millions, which pydantic would take 5 KB each for.
+
+    Values are checked where a line is parsed, not where a row is made.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A row within a document of pydantic: an instance, which is written as a mapping."""
+        return core_schema.is_instance_schema(
+            cls, serialization=core_schema.plain_serializer_function_ser_schema(msgspec.structs.asdict)
+        )
+
+
+class Track(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One row of manifest.jsonl."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str = Field(description="Stable id made from the path relative to the root")
-    path: str = Field(description="Path relative to the root")
-    bytes: int = Field(description="File size, bytes")
-    sha256: str = Field(description="SHA-256 of the file")
-    audio_sha256: str = Field(description="SHA-256 of rate, channels and decoded PCM rounded to 16 bits")
-    sample_rate: int = Field(description="Hz")
-    channels: int = Field(description="Channels")
-    num_samples: int = Field(description="Decoded samples per channel")
-    seconds: float = Field(description="Decoded length, seconds")
-    header_seconds: float | None = Field(description="Length the header claims, seconds; none if it claims none")
-    format: str = Field(description="Container and codec")
-    group: str = Field(description="What must not straddle splits")
-    split: str = Field(description="Split this track belongs to")
+    key: Annotated[str, Meta(description="Stable id made from the path relative to the root")]
+    path: Annotated[str, Meta(description="Path relative to the root")]
+    bytes: Annotated[int, Meta(description="File size, bytes")]
+    sha256: Annotated[str, Meta(description="SHA-256 of the file")]
+    audio_sha256: Annotated[str, Meta(description="SHA-256 of rate, channels and decoded PCM rounded to 16 bits")]
+    sample_rate: Annotated[int, Meta(description="Hz")]
+    channels: Annotated[int, Meta(description="Channels")]
+    num_samples: Annotated[int, Meta(description="Decoded samples per channel")]
+    seconds: Annotated[float, Meta(description="Decoded length, seconds")]
+    header_seconds: Annotated[
+        float | None, Meta(description="Length the header claims, seconds; none if it claims none")
+    ]
+    format: Annotated[str, Meta(description="Container and codec")]
+    group: Annotated[str, Meta(description="What must not straddle splits")]
+    split: Annotated[str, Meta(description="Split this track belongs to")]
     # Manifests of older versions have none of these.
-    peak_dbfs: float | None = Field(default=None, description="Highest sample as stored (24 kHz mono), dB full scale")
-    loudness_lufs: float | None = Field(
-        default=None, description="Integrated loudness as stored (EBU R 128), LUFS; none where nothing is above -70"
-    )
-    clipped_share: float | None = Field(
-        default=None, description="Share of the mono mix's samples more than 1 dB beyond full scale"
-    )
-    stream: str = Field(default="", description="Which stream this is where the file has several")
-    notes: list[str] = Field(
-        default=[],
-        description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter",
-    )
+    peak_dbfs: Annotated[float | None, Meta(description="Highest sample as stored (24 kHz mono), dB full scale")] = None
+    loudness_lufs: Annotated[
+        float | None,
+        Meta(description="Integrated loudness as stored (EBU R 128), LUFS; none where nothing is above -70"),
+    ] = None
+    clipped_share: Annotated[
+        float | None, Meta(description="Share of the mono mix's samples more than 1 dB beyond full scale")
+    ] = None
+    stream: Annotated[str, Meta(description="Which stream this is where the file has several")] = ""
+    notes: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter"
+        ),
+    ] = ()
 
 
-class Reject(BaseModel):
+Reason = Literal[
+    "unreadable",
+    "unreachable",
+    "truncated",
+    "length_mismatch",
+    "silent",
+    "clipped",
+    "too_short",
+    "too_long",
+    "duplicate",
+    "excluded",
+    "not_audio",
+]
+
+
+class Reject(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One line of rejected.jsonl."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: Annotated[str, Meta(description="Path relative to the root")]
+    reason: Annotated[
+        Reason,
+        Meta(description="Why it is not in the manifest"),
+    ]
+    detail: Annotated[str, Meta(description="Both values, or what the decoder said")]
 
-    path: str = Field(description="Path relative to the root")
-    reason: Literal[
-        "unreadable",
-        "unreachable",
-        "truncated",
-        "length_mismatch",
-        "silent",
-        "clipped",
-        "too_short",
-        "too_long",
-        "duplicate",
-        "excluded",
-        "not_audio",
-    ] = Field(description="Why it is not in the manifest")
-    detail: str = Field(description="Both values, or what the decoder said")
+
+AnyStruct = TypeVar("AnyStruct", bound=msgspec.Struct)
 
 
 class Manifest(BaseModel):
@@ -95,8 +123,13 @@ def first_hours(tracks: Sequence[Track], hours: float) -> list[Track]:
 
 def count_streams_and_notes(tracks: Iterable[Track]) -> dict:
     """Tracks that are one of several streams of their file, and tracks by note."""
-    notes = Counter(note for track in tracks for note in track.notes)
-    return {"one_of_several_streams": sum(track.stream != "" for track in tracks), "notes": dict(sorted(notes.items()))}
+    notes: Counter[str] = Counter()
+    streams = 0
+    for track in tracks:
+        if track.notes:
+            notes.update(track.notes)
+        streams += track.stream != ""
+    return {"one_of_several_streams": streams, "notes": dict(sorted(notes.items()))}
 
 
 def load_manifest(folder: str) -> Manifest:
@@ -107,6 +140,34 @@ def load_manifest(folder: str) -> Manifest:
         FileNotFoundError: a file is missing, or the folder.
         ValueError: another schema version, or manifest.jsonl is not the one manifest.yaml was written for.
     """
+    summary = read_summary(folder)
+    tracks = list(stream_tracks(folder, summary["manifest_sha256"]))
+    return Manifest(root=summary["root"], sha256=summary["manifest_sha256"], tracks=tracks)
+
+
+def stream_tracks(folder: str, sha256: str) -> Iterator[Track]:
+    """The rows of a manifest one after the other; `sha256` is what manifest.yaml says of them.
+
+    Raises FileNotFoundError, and at the end of the rows ValueError when they are not those, or a line is no row.
+    """
+    location, digest = files.join(folder, "manifest.jsonl"), hashlib.sha256()
+    fault: ValueError | None = None
+    for number, block in read_blocks(location):
+        digest.update(block)
+        tracks: list[Track] = []
+        try:
+            tracks = [] if fault else parse_lines(f"{location}: line", number, block, Track)
+        except ValueError as error:  # which another digest may explain
+            fault = error
+        yield from tracks
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{location}: SHA-256 {digest.hexdigest()}, manifest.yaml says {sha256}")
+    if fault:
+        raise fault
+
+
+def read_summary(folder: str) -> dict:
+    """The content of manifest.yaml. Raises as `load_manifest`."""
     try:
         content = files.read_bytes(files.join(folder, "manifest.yaml"))
     except (FileNotFoundError, NotADirectoryError):
@@ -118,12 +179,7 @@ def load_manifest(folder: str) -> Manifest:
         raise ValueError(
             f"{folder}/manifest.yaml: schema version {summary['schema_version']}, this is version {SCHEMA_VERSION}"
         )
-    rows = files.read_bytes(files.join(folder, "manifest.jsonl"))
-    digest = hashlib.sha256(rows).hexdigest()
-    if digest != summary["manifest_sha256"]:
-        raise ValueError(f"{folder}/manifest.jsonl: SHA-256 {digest}, manifest.yaml says {summary['manifest_sha256']}")
-    tracks = [Track(**json.loads(line)) for line in rows.splitlines()]
-    return Manifest(root=summary["root"], sha256=digest, tracks=tracks)
+    return summary
 
 
 def check_root(manifest: Manifest, folder: str) -> None:
@@ -158,12 +214,67 @@ def _is_there(root: str, track: Track) -> bool:
 
 def load_rejects(folder: str) -> list[Reject]:
     """The lines of rejected.jsonl. Raises FileNotFoundError, or ValueError naming file and line."""
-    location = files.join(folder, "rejected.jsonl")
-    rejects = []
-    for number, line in enumerate(files.read_bytes(location).splitlines(), 1):
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{location}: line {number}: {error}") from error
-        rejects.append(parse_values(f"{location}: line {number}", values, Reject))
-    return rejects
+    return list(read_rows(files.join(folder, "rejected.jsonl"), Reject))
+
+
+class _Path(msgspec.Struct, gc=False):
+    """What is read of a row where only its path is of interest."""
+
+    path: str
+    reason: str = ""
+
+
+def read_paths(folder: str) -> list[str]:
+    """Paths of all tracks and rejects of a manifest folder that were there; none where there is no manifest.
+
+    Raises as `read_rows` for a damaged one.
+    """
+    paths: list[str] = []
+    for name in ("manifest.jsonl", "rejected.jsonl"):
+        with suppress(FileNotFoundError):
+            rows = read_rows(files.join(folder, name), _Path)
+            paths += (row.path for row in rows if row.reason != "unreachable")
+    return paths
+
+
+def read_rows(location: str, kind: type[AnyStruct]) -> Iterator[AnyStruct]:
+    """Rows of a file of JSON lines. Raises FileNotFoundError, or ValueError naming file and line."""
+    for number, block in read_blocks(location):
+        yield from parse_lines(f"{location}: line", number, block, kind)
+
+
+def read_blocks(location: str) -> Iterator[tuple[int, bytes]]:
+    """A file in blocks of whole lines, each with the number of its first line, from 1 on; never the whole in memory."""
+    filesystem, path = files.open_filesystem(location)
+    number, rest = 1, b""
+    with filesystem.open(path, "rb", block_size=BLOCK) as file:
+        while block := file.read(BLOCK):
+            whole, newline, rest = (rest + block).rpartition(b"\n")
+            if newline:
+                yield number, whole + newline
+                number += whole.count(b"\n") + 1
+    if rest:
+        yield number, rest
+
+
+def parse_lines(where: str, number: int, block: bytes, kind: type[AnyStruct]) -> list[AnyStruct]:
+    """Rows of JSON lines. Raises ValueError that begins with `where` and the line's number, of which the first is `number`."""
+    try:
+        return msgspec.json.Decoder(kind).decode_lines(block)
+    except msgspec.MsgspecError:  # also for what Python's own JSON has: infinity, and file names that are no UTF-8
+        return [_parse(f"{where} {at}", line, kind) for at, line in enumerate(block.splitlines(), number)]
+
+
+def _parse(where: str, line: bytes, kind: type[AnyStruct]) -> AnyStruct:
+    try:
+        return msgspec.convert(json.loads(line), kind)
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def row_line(row: Row) -> bytes:
+    """The line of a row: keys sorted, ASCII."""
+    return _ENCODER.encode(msgspec.structs.asdict(row)).encode() + b"\n"
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True)

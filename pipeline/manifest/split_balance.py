@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from mert_foundry.pipeline.manifest.placement import choose_split
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Track
-from mert_foundry.pipeline.manifest.scan import ManifestConfig, choose_split
+from mert_foundry.pipeline.manifest.settings import ManifestConfig
 
 TOLERANCE = 0.2  # by which a split's hours may differ from those wanted, relative to them
 SEEDS = 100

@@ -1,0 +1,214 @@
+"""One file decoded to its end and described, or the reason why it is rejected."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import av
+import msgspec
+import numpy as np
+import soundfile
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from mert_foundry.pipeline.audio.audio_file import AudioHeader
+from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, decoder_faults, open_audio
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.levels import Levels
+from mert_foundry.pipeline.audio.resample import mono_to_int16, to_mono
+from mert_foundry.pipeline.frames import AUDIO_VERSION, nearest_rate
+from mert_foundry.pipeline.manifest.placement import choose_split, track_group, track_key
+from mert_foundry.pipeline.manifest.rows import Reason, Reject, Track
+from mert_foundry.pipeline.manifest.settings import ManifestConfig
+from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.documents import file_sha256
+from mert_foundry.pipeline.storage.patience import Patience
+
+# To be raised when a file comes to have another row or reject, and AUDIO_VERSION stays: what was found before is then stale.
+ROW_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found of a file. is_lasting: it is so for as long as the file does not change; not what a storage failed to give."""
+
+    result: Track | Reject
+    is_lasting: bool
+
+    @property
+    def seconds(self) -> float:
+        """Of audio; 0 for a reject."""
+        return self.result.seconds if isinstance(self.result, Track) else 0.0
+
+
+ExamineAll = Callable[[Callable[[str], Examined], list[str], int], Iterable[Examined]]
+
+
+def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], workers: int) -> Iterator[Examined]:
+    """The result of each path, in order. A decoder that crashes takes all of them with it: commands use processes."""
+    with ThreadPoolExecutor(workers) as threads:
+        yield from threads.map(examine, paths)
+
+
+def result_version(config: ManifestConfig) -> dict:
+    """All that decides, beside the file and its path, what `examine` finds; group and split aside, which `place` decides."""
+    settings = ("min_seconds", "max_seconds", "silence_dbfs", "max_clipped_share", "length_tolerance_seconds")
+    libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
+    return {
+        "row_version": ROW_VERSION,
+        "audio_version": AUDIO_VERSION,
+        "libsndfile": soundfile.__libsndfile_version__,
+        "av": av.__version__,
+        **libraries,
+        **{name: getattr(config, name) for name in settings},
+    }
+
+
+class _Outage:
+    """Whether the last file was waited for in vain: then the next one is asked for once, or each would be waited for as long."""
+
+    is_on = False
+
+
+def examine(path: str, config: ManifestConfig) -> Examined:
+    """Decode one file (path relative to the root) and describe it, or say why it is rejected, whatever goes wrong.
+
+    What the storage does not give is asked for again, for `patience` seconds.
+    """
+    patience = Patience(0.0 if _Outage.is_on else config.patience)
+    try:
+        examined = patience.read(files.join(config.root, path), partial(_attempt, path, config))
+    except Exception as error:  # of the storage, whose libraries have errors of their own
+        _Outage.is_on = True
+        return Examined(reject_storage(path, error), is_lasting=False)
+    _Outage.is_on = False
+    return examined
+
+
+def _attempt(path: str, config: ManifestConfig) -> Examined:
+    """The result of a file. Raises what the storage raises when it does not give the file."""
+    try:
+        with files.local_copy(config.root, path) as local, decoder_faults():
+            return Examined(_describe(path, local, config), is_lasting=True)
+    except DecodeError as error:
+        return Examined(reject_decoding(path, error), is_lasting=not isinstance(error.__cause__, MemoryError))
+    except OSError as error:
+        if not is_own_fault(error, files.open_filesystem(config.root)[0]):
+            raise
+        return Examined(Reject(path=path, reason="unreadable", detail=_detail(error)), is_lasting=False)
+
+
+def is_own_fault(error: Exception, filesystem: AbstractFileSystem) -> bool:
+    """Whether an error lies in a file or folder itself, so that to ask again is of no use.
+
+    A local disk says that a link is broken, or a file somebody else's; an object store refuses what it has when the credentials
+    have run out.
+    """
+    return isinstance(filesystem, LocalFileSystem) and files.is_fault_of_file(error)
+
+
+def reject_decoding(path: str, error: DecodeError) -> Reject:
+    """The reject of a file that cannot be used."""
+    return msgspec.convert({"path": path, "reason": error.reason, "detail": error.detail}, Reject)  # checks the reason
+
+
+def reject_storage(path: str, error: Exception) -> Reject:
+    """The reject of what a storage does not give; `error` may be that of `Patience`, which counts seconds."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    reason: Reason = "unreadable" if isinstance(cause, FileNotFoundError) else "unreachable"
+    return Reject(path=path, reason=reason, detail=_detail(cause))
+
+
+def _detail(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())
+
+
+def crashed(path: str) -> Examined:
+    """The result of a file that ended the process which decoded it; it may have been ended from outside, so it is tried again."""
+    detail = "the decoder crashed: its process died, also when it had this file alone"
+    return Examined(Reject(path=path, reason="unreadable", detail=detail), is_lasting=False)
+
+
+def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
+    num_bytes = _size(local)
+    file_digest = file_sha256(local)
+    levels = Levels()
+    with open_audio(local) as audio:
+        header = audio.header
+        digest = AudioDigest(header)
+        blocks = _not_too_long(digest.follow(audio.blocks()), header, config)
+        mix = levels.follow_mix(map(to_mono, blocks))
+        for _ in levels.follow_stored(mono_to_int16(mix, header.sample_rate)):
+            pass
+    check_length(header, digest.num_samples, config.length_tolerance_seconds)
+    seconds = digest.num_samples / header.sample_rate
+    _check_use(seconds, levels, config)
+    group = track_group(path, config.group_by)
+    loudness = levels.loudness_lufs()
+    return Track(
+        key=track_key(path),
+        path=path,
+        bytes=num_bytes,
+        sha256=file_digest,
+        audio_sha256=digest.hexdigest(),
+        sample_rate=header.sample_rate,
+        channels=header.channels,
+        num_samples=digest.num_samples,
+        seconds=round(seconds, 6),
+        header_seconds=None if header.num_samples is None else round(header.num_samples / header.sample_rate, 6),
+        format=header.format,
+        group=group,
+        split=choose_split(group, config.seed, config.splits),
+        peak_dbfs=round(float(levels.peak_dbfs), 2),
+        loudness_lufs=None if loudness is None else round(float(loudness), 1),
+        clipped_share=round(float(levels.clipped_share), 6),
+        stream=header.stream,
+        notes=tuple(_notes(header)),
+    )
+
+
+def _size(local: Path) -> int:
+    """Bytes of a file. Raises DecodeError when it is none, or empty."""
+    num_bytes = local.stat().st_size
+    if not local.is_file():
+        # Reading a pipe or a device could wait for ever; links to folders could go round.
+        raise DecodeError("not_audio", "a linked folder" if local.is_dir() else "a pipe, socket or device")
+    if num_bytes == 0:
+        raise DecodeError("unreadable", "0 bytes")
+    return num_bytes
+
+
+def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: ManifestConfig) -> Iterator[np.ndarray]:
+    """Pass blocks `[channels, n]` on. Raises DecodeError `too_long` as soon as that is known: hours need not be decoded."""
+    seconds = (header.num_samples or 0) / header.sample_rate
+    if seconds > config.max_seconds:
+        raise DecodeError("too_long", f"{seconds:.3f} s by its header, at most {config.max_seconds} s are asked for")
+    decoded = 0
+    for block in blocks:
+        decoded += block.shape[1]
+        if decoded > config.max_seconds * header.sample_rate:
+            raise DecodeError("too_long", f"more than {config.max_seconds} s")
+        yield block
+
+
+def _check_use(seconds: float, levels: Levels, config: ManifestConfig) -> None:
+    """Raise DecodeError for a track that is of no use by the settings, with both values."""
+    if seconds < config.min_seconds:
+        raise DecodeError("too_short", f"{seconds:.3f} s, at least {config.min_seconds} s are asked for")
+    if levels.clipped_share > config.max_clipped_share:
+        raise DecodeError(
+            "clipped",
+            f"{levels.clipped_share:.2%} of the samples lie more than 1 dB beyond full scale, at most {config.max_clipped_share:.2%} may",
+        )
+    if levels.peak_dbfs < config.silence_dbfs:
+        raise DecodeError(
+            "silent",
+            f"peak {levels.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz, at least {config.silence_dbfs} dBFS is asked for",
+        )
+
+
+def _notes(header: AudioHeader) -> list[str]:
+    rate = nearest_rate(header.sample_rate)
+    return [*header.notes, *([f"resampled as {rate} Hz"] if rate != header.sample_rate else [])]

@@ -1,0 +1,127 @@
+"""Which files lie below a root, and by what each of them counts as the same as before."""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from mert_foundry.pipeline.manifest.examine import is_own_fault, reject_storage
+from mert_foundry.pipeline.manifest.rows import Reject
+from mert_foundry.pipeline.storage import files
+from mert_foundry.pipeline.storage.patience import Patience
+
+THREADS = 16  # folders that are listed at once: an object store takes 30 ms and more for each
+# Seconds: a file that changed so shortly before it was listed may change again with the same time of change (2 s on FAT).
+SETTLED = 2.0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a root.
+
+    stamps: by path relative to the root, sorted, what changes when the file does: its size and its entity tag or time of
+    change; None where a file system tells neither. unlisted: folders that could not be listed.
+    """
+
+    stamps: dict[str, str | None]
+    unlisted: list[Reject]
+
+    def may_hold(self, path: str) -> bool:
+        """Whether a file is there, or may be in a folder that could not be listed."""
+        return path in self.stamps or any(path.startswith(f"{folder.path}/") for folder in self.unlisted)
+
+
+def list_files(root: str, patience: float = 0.0) -> Listing:
+    """All files below a root, a folder or fsspec URL. (fsspec's own walk leaves out without a word what it cannot list.)
+
+    `patience` is how long the storage is asked again when it does not answer, seconds. Raises OSError when the root cannot be
+    listed.
+    """
+    filesystem, top = files.open_filesystem(root)
+    top, now = top.rstrip("/"), time.time()
+    stamps: dict[str, str | None] = {}
+    unlisted: list[Reject] = []
+    for folder, entries in _list_all(filesystem, top, Patience(patience)):
+        if isinstance(entries, OSError):
+            if folder == top:
+                raise entries
+            # Not the folder's own fault: nobody knows how many files are in there.
+            detail = reject_storage(folder, entries).detail
+            reject = Reject(path=folder[len(top) + 1 :], reason="unreachable", detail=f"cannot be listed: {detail}")
+            unlisted.append(reject)
+        else:
+            files_here = (entry for entry in entries if entry["type"] != "directory")
+            stamps.update((entry["name"].rstrip("/")[len(top) + 1 :], _stamp(entry, now)) for entry in files_here)
+    return Listing(dict(sorted(stamps.items())), sorted(unlisted, key=lambda reject: reject.path))
+
+
+def check_folder(root: str, patience: float) -> None:
+    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience` seconds."""
+    filesystem, path = files.open_filesystem(root)
+
+    def is_folder() -> bool:  # as the file system's `isdir`, which takes every error for a no
+        try:
+            return bool(filesystem.info(path)["type"] == "directory")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    if not Patience(patience).read(root, is_folder):
+        raise FileNotFoundError(f"root {root}: no such folder")
+
+
+def _list_all(
+    filesystem: AbstractFileSystem, top: str, waiting: Patience
+) -> Iterator[tuple[str, list[dict[str, Any]] | OSError]]:
+    """Every folder from the top on, with its entries or why it has none."""
+
+    def entries_of(folder: str) -> list[dict[str, Any]] | OSError:
+        def attempt() -> list[dict[str, Any]] | OSError:
+            try:
+                return list(filesystem.ls(folder or "/", detail=True))
+            except OSError as error:
+                if not is_own_fault(error, filesystem):
+                    raise
+                return error
+
+        try:
+            return waiting.read(folder, attempt)
+        except OSError as error:
+            return error
+
+    folders = [top]
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            while folders:
+                inner: list[str] = []
+                for folder, entries in zip(folders, threads.map(entries_of, folders)):
+                    yield folder, entries
+                    if not isinstance(entries, OSError):
+                        paths = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
+                        inner += [path for path in paths if path != folder]
+                folders = inner
+    finally:
+        waiting.end()  # on an interrupt
+
+
+def _stamp(entry: dict[str, Any], now: float) -> str | None:
+    """The stamp of a file, by what its file system lists; `now` is when the listing began, seconds."""
+    size, changed = entry.get("size"), entry.get("mtime")
+    if entry.get("islink"):  # what is listed is the time of the link
+        try:
+            target = os.stat(entry["name"])
+        except OSError:
+            return None
+        if not stat.S_ISREG(target.st_mode):
+            return None
+        size, changed = target.st_size, target.st_mtime
+    elif entry["type"] != "file":
+        return None
+    if isinstance(changed, float) and abs(now - changed) < SETTLED:
+        return None
+    tag = entry.get("ETag") or entry.get("etag") or changed or entry.get("LastModified") or entry.get("last_modified")
+    return None if tag is None else f"{size} {tag}"

@@ -1,0 +1,69 @@
+"""The settings of a scan."""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
+from mert_foundry.pipeline.manifest.rows import REST_SPLIT
+
+
+class ManifestConfig(BaseModel):
+    """What `mert manifest` needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: str = Field(description="Folder or fsspec URL with the audio; scanned with all folders below it")
+    out: str = Field(description="Folder or fsspec URL for manifest.jsonl, rejected.jsonl, manifest.yaml")
+    seed: int = Field(default=0, description="Seed of the split")
+    splits: dict[str, float] = Field(
+        default={"valid": 0.05}, description="Share per split, met on average over the groups; what is left is train"
+    )
+    group_by: Literal["folder", "track"] = Field(
+        default="folder", description="What must not straddle splits: a folder (a track right under root counts alone)"
+    )
+    min_seconds: float = Field(default=3.0, ge=0, description="Shorter tracks are rejected, seconds")
+    max_seconds: float = Field(default=10_800.0, gt=0, description="Longer tracks are rejected, seconds")
+    silence_dbfs: float = Field(
+        default=SILENCE_DBFS,
+        description="Tracks whose peak, as stored (24 kHz mono), is below are rejected, dB full scale",
+    )
+    max_clipped_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Tracks with a larger share of samples more than 1 dB beyond full scale are rejected",
+    )
+    length_tolerance_seconds: float = Field(
+        default=0.2,
+        ge=0,
+        description="The header of a lossy format may differ from the decoded length by this, seconds",
+    )
+    exclude: str = Field(
+        default="",
+        description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are rejected",
+    )
+    workers: int = Field(default=0, ge=0, description="Decoding processes; 0: one a core")
+    patience: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long a file is asked for that the storage does not give, before it is listed as unreachable, seconds",
+    )
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> "ManifestConfig":
+        for name in self.splits:
+            if not re.fullmatch(r"[a-z][a-z0-9]*", name) or name == REST_SPLIT:
+                raise ValueError(
+                    f"splits: {name!r} is not a split name (lower-case letters and digits; not {REST_SPLIT!r})"
+                )
+        if any(share < 0 for share in self.splits.values()) or sum(self.splits.values()) >= 1:
+            raise ValueError(f"splits: shares {self.splits} must be positive and leave something for {REST_SPLIT!r}")
+        return self
+
+    def recorded(self) -> dict:
+        """The settings that shape the result, without folders and worker count."""
+        return self.model_dump(
+            mode="json", exclude={"root", "out", "workers", "patience"} | ({"exclude"} if not self.exclude else set())
+        )

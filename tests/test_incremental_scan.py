@@ -1,0 +1,359 @@
+"""A scan that goes on: what is known is not decoded again, the result is that of a scan from nothing, and faults lose nothing."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+from audio_files import noise, started, wait_until, write_audio
+from fault_proxy import FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mert_foundry.jobs import manifest as command
+from mert_foundry.pipeline.manifest.examine import ExamineAll, result_version
+from mert_foundry.pipeline.manifest.rows import Reject
+from mert_foundry.pipeline.manifest.scan import find_removed, scan, write_manifest
+from mert_foundry.pipeline.manifest.scan_parts import ScanParts
+from mert_foundry.pipeline.manifest.settings import ManifestConfig
+from mert_foundry.pipeline.storage import patience
+
+FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
+NAMES = ["a/1.wav", "a/2.wav", "b/1.wav", "b/c/1.wav", "3.wav", "notes.txt"]
+
+
+class Corpus:
+    """A folder of tiny files; whatever happens to one gives it a time of change of its own, long ago."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.clock = 0
+        root.mkdir(parents=True)
+
+    def write(self, name: str, content: int) -> None:
+        """One of a few sounds, all of the same size, under a name; text under that of a text."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"text" if path.suffix == ".txt" else sound(content))
+        self.touch(name)
+
+    def touch(self, name: str) -> None:
+        self.clock += 1
+        os.utime(self.root / name, (1e9 + self.clock, 1e9 + self.clock))
+
+
+def sound(content: int, cache: dict[int, bytes] = {}) -> bytes:  # noqa: B006
+    """A WAV file of 0.1 s; that of 0 is silent."""
+    if content not in cache:
+        import io
+
+        buffer = io.BytesIO()
+        soundfile.write(buffer, noise(0.1, seed=content) * bool(content), 24_000, "PCM_16", format="WAV")
+        cache[content] = buffer.getvalue()
+    return cache[content]
+
+
+def configured(corpus: Path, out: Path, **options: object) -> ManifestConfig:
+    return ManifestConfig(**{"root": str(corpus), "out": str(out), "min_seconds": 0, "workers": 1} | options)
+
+
+def counting(decoded: list[str], stop_after: int = 1000) -> ExamineAll:
+    def examine_all(examine, paths, workers):
+        for number, path in enumerate(paths):
+            if number == stop_after:
+                raise KeyboardInterrupt
+            decoded.append(path)
+            yield examine(path)
+
+    return examine_all
+
+
+def scan_again(config: ManifestConfig, recheck: bool = False, stop_after: int = 1000) -> list[str]:
+    """Scan with what is kept, and write the manifest; returns the files that were decoded."""
+    decoded: list[str] = []
+    parts = ScanParts(config.out, result_version(config), recheck)
+    write_manifest(config, scan(config, examine_all=counting(decoded, stop_after), parts=parts))
+    return decoded
+
+
+def written(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in FILES]
+
+
+def from_nothing(config: ManifestConfig, out: Path) -> list[bytes]:
+    config = config.model_copy(update={"out": str(out)})
+    write_manifest(config, scan(config))
+    return written(out)
+
+
+CHANGES = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(NAMES), st.integers(0, 4)),
+    st.tuples(st.just("touch"), st.sampled_from(NAMES), st.just(0)),
+    st.tuples(st.just("remove"), st.sampled_from(NAMES), st.just(0)),
+    st.tuples(st.just("rename"), st.sampled_from(NAMES), st.sampled_from(NAMES)),
+    st.tuples(st.just("stop"), st.just(""), st.integers(0, 3)),
+    st.tuples(st.just("settings"), st.just(""), st.sampled_from([{"seed": 3}, {"group_by": "track"}, {"splits": {}}])),
+    st.tuples(st.just("move"), st.just(""), st.just(0)),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rounds=st.lists(st.lists(CHANGES, min_size=1, max_size=6), min_size=1, max_size=4))
+def test_the_result_is_that_of_a_scan_from_nothing_and_only_what_changed_is_decoded(tmp_path_factory, rounds):
+    folder = tmp_path_factory.mktemp("scan")
+    corpus, options, seen = Corpus(folder / "corpus"), {}, {}
+    for changes in rounds:
+        for kind, name, value in changes:
+            there = corpus.root / name
+            if kind == "write":
+                corpus.write(name, value)
+            elif kind == "touch" and there.exists():
+                corpus.touch(name)
+            elif kind == "remove":
+                there.unlink(missing_ok=True)
+            elif kind == "rename" and there.exists() and value != name:
+                (corpus.root / value).parent.mkdir(parents=True, exist_ok=True)
+                there.rename(corpus.root / value)
+            elif kind == "stop":
+                try:
+                    decoded: list[str] = []
+                    config = configured(corpus.root, folder / "out", **options)
+                    parts = ScanParts(config.out, result_version(config))
+                    scan(config, examine_all=counting(decoded, value), parts=parts)
+                except KeyboardInterrupt:
+                    pass
+                seen.update((path, stamp(corpus, path)) for path in decoded)
+            elif kind == "settings":
+                options = value
+            elif kind == "move":
+                corpus.root = corpus.root.rename(folder / f"moved{corpus.clock}{len(os.listdir(folder))}")
+        config = configured(corpus.root, folder / "out", **options)
+        paths = [str(path.relative_to(corpus.root)) for path in corpus.root.rglob("*") if path.is_file()]
+        expected = [path for path in sorted(paths) if seen.get(path) != stamp(corpus, path)]
+        assert scan_again(config) == expected
+        assert written(folder / "out") == from_nothing(config, folder / "nothing")
+        seen.update((path, stamp(corpus, path)) for path in paths)
+
+
+def stamp(corpus: Corpus, path: str) -> tuple[int, float]:
+    found = (corpus.root / path).stat()
+    return found.st_size, found.st_mtime
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    corpus = Corpus(tmp_path / "corpus")
+    for number, name in enumerate(NAMES):
+        corpus.write(name, number)
+    return corpus
+
+
+def test_settings_and_libraries_that_change_a_result_are_part_of_what_is_known(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = configured(corpus.root, tmp_path / "out")
+    assert len(scan_again(config)) == 6 and scan_again(config) == []
+    louder = configured(corpus.root, tmp_path / "out", silence_dbfs=-1.0)
+    assert ScanParts(config.out, result_version(louder)).stale == "silence_dbfs -60.0, now it is -1.0"
+    assert len(scan_again(louder)) == 6
+    assert {json.loads(line)["reason"] for line in written(tmp_path / "out")[1].splitlines()} == {"silent", "not_audio"}
+    assert written(tmp_path / "out") == from_nothing(louder, tmp_path / "nothing")
+    for module, name in (("examine", "AUDIO_VERSION"), ("examine", "ROW_VERSION")):
+        assert scan_again(louder) == []
+        monkeypatch.setattr(f"mert_foundry.pipeline.manifest.{module}.{name}", 1000)
+        assert len(scan_again(louder)) == 6
+    monkeypatch.setattr(soundfile, "__libsndfile_version__", "9.9")
+    assert len(scan_again(louder)) == 6
+
+
+def test_a_damaged_part_is_not_used(corpus: Corpus, tmp_path: Path):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    (part,) = (tmp_path / "out" / "scan").glob("*.gz")
+    whole, text = part.read_bytes(), gzip.decompress(part.read_bytes())
+    for damaged in (
+        b"",
+        whole[:-30],
+        whole[:40] + b"damage" + whole[46:],
+        b"{}\n",
+        gzip.compress(text[:-20]),
+        gzip.compress(b"[1]\n"),
+    ):
+        part.write_bytes(damaged)
+        assert len(scan_again(config)) == 6
+        assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+        (part,) = (tmp_path / "out" / "scan").glob("*.gz")
+
+
+def test_a_recheck_decodes_what_looks_the_same_and_goes_on_when_it_was_stopped(corpus: Corpus, tmp_path: Path):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    before = (corpus.root / "a/2.wav").stat()
+    (corpus.root / "a/2.wav").write_bytes(sound(7))
+    os.utime(corpus.root / "a/2.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert scan_again(config) == []  # the same size and time
+    with pytest.raises(KeyboardInterrupt):
+        scan_again(config, recheck=True, stop_after=4)
+    assert scan_again(config, recheck=True) == sorted(NAMES)[4:]
+    assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+    assert len(scan_again(config, recheck=True)) == 6 and scan_again(config) == []
+
+
+def test_a_file_that_changes_while_it_is_listed_is_decoded_again(corpus: Corpus, tmp_path: Path):
+    """A change within the same tick of the file system's clock would not show."""
+    config = configured(corpus.root, tmp_path / "out")
+    (corpus.root / "fresh.wav").write_bytes(sound(8))
+    assert len(scan_again(config)) == 7 and scan_again(config) == ["fresh.wav"]
+
+
+def test_a_link_counts_as_the_file_behind_it(corpus: Corpus, tmp_path: Path):
+    shutil.move(corpus.root / "3.wav", tmp_path / "behind.wav")
+    (corpus.root / "3.wav").symlink_to(tmp_path / "behind.wav")
+    config = configured(corpus.root, tmp_path / "out")
+    assert len(scan_again(config)) == 6 and scan_again(config) == []
+    (tmp_path / "behind.wav").write_bytes(sound(9))
+    os.utime(tmp_path / "behind.wav", (5, 5))
+    assert scan_again(config) == ["3.wav"]
+
+
+def test_many_parts_are_put_together(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.scan_parts.MOST_PARTS", 4)
+    config, parts = configured(corpus.root, tmp_path / "out"), tmp_path / "out" / "scan"
+    counts = []
+    for number in range(9):
+        corpus.write(f"new{number}.wav", number)
+        assert len(scan_again(config)) == (7 if number == 0 else 1)
+        counts.append(len(list(parts.glob("*.gz"))))
+    assert max(counts) == 4 and counts.count(1) >= 2 and scan_again(config) == []
+    for number in range(9):
+        (corpus.root / f"new{number}.wav").unlink()
+    (corpus.root / "a/1.wav").unlink()
+    assert scan_again(config) == []
+    lines = [line for part in parts.glob("*.gz") for line in gzip.decompress(part.read_bytes()).splitlines()]
+    assert len(lines) == 1 + 5  # what is gone is forgotten
+
+
+def test_removed_files_are_those_that_no_folder_may_hold():
+    def reject(path: str, reason: str = "silent") -> Reject:
+        return Reject(path=path, reason=reason, detail="")
+
+    now = [reject("a/1"), reject("closed", "unreachable")]
+    assert find_removed(["a/1", "a/2", "closed/1", "closed2"], now) == ["a/2", "closed2"]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_killed_scan_goes_on(tmp_path: Path, run_here):
+    """SIGKILL to all of its processes, as soon as there is a part."""
+    root, out = tmp_path / "root", tmp_path / "out"
+    first = write_audio(root / "00.wav", noise(10, 48_000, channels=2), 48_000)
+    for number in range(1, 12):
+        content = bytearray(first.read_bytes())
+        content[1000] = number
+        (root / f"{number:02}.wav").write_bytes(content)
+    for path in root.iterdir():
+        os.utime(path, (1e9, 1e9))
+    arguments = [f"root={root}", f"out={out}", "workers=1"]
+    with started(["manifest", *arguments], tmp_path / "log") as process:
+        wait_until(process, lambda: count_lines(out) > 0)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    assert not (out / "manifest.yaml").exists()
+    kept = count_lines(out)
+    code, printed, _ = run_here(command, *arguments, "--json")
+    result = json.loads(printed)
+    assert code == 0 and result["known"] == kept and result["decoded"] == 12 - kept and 0 < kept < 12
+    assert written(out) == from_nothing(configured(root, out, min_seconds=3.0), tmp_path / "nothing")
+
+
+def count_lines(out: Path) -> int:
+    """Results in all parts."""
+    return sum(gzip.decompress(part.read_bytes()).count(b"\n") for part in (out / "scan").glob("[!.]*.gz"))
+
+
+@pytest.mark.process
+def test_the_command_tells_what_is_known_decoded_and_removed(corpus: Corpus, tmp_path: Path, run_here):
+    arguments = [f"root={corpus.root}", f"out={tmp_path / 'out'}", "min_seconds=0", "workers=1"]
+    code, printed, said = run_here(command, *arguments)
+    assert code == 0 and "files:" not in printed
+    (corpus.root / "a/1.wav").unlink()
+    (corpus.root / "notes.txt").unlink()
+    corpus.write("a/2.wav", 9)
+    code, printed, said = run_here(command, *arguments)
+    assert (
+        "files: 3 known, 1 decoded, 2 removed since the last scan\n  removed: a/1.wav\n  removed: notes.txt" in printed
+    )
+    code, printed, said = run_here(command, *arguments, "--recheck")
+    assert code == 0 and "files:" not in printed
+    code, printed, said = run_here(command, *arguments, "min_seconds=0.2")
+    assert code == 1 and "what was found before is not used: min_seconds 0" in printed and "no usable track" in said
+
+
+@pytest.fixture
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before the S3 server of `bucket`, whose client tries once only."""
+    import s3fs
+
+    proxy = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.2)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.process
+@pytest.mark.s3
+@pytest.mark.slow
+def test_what_the_storage_does_not_give_is_retried_listed_and_done_by_the_next_run(
+    bucket: str, proxy: FaultProxy, corpus: Corpus, tmp_path: Path
+):
+    import s3fs
+
+    corpus.write("b/bad.tar.wav", 5)  # the proxy's faults are those of tars
+    root = f"{bucket}/corpus"
+    s3fs.S3FileSystem().put(f"{corpus.root}/", root, recursive=True)
+    config = configured(root, tmp_path / "out", patience=0.5)
+    expected = from_nothing(config, tmp_path / "nothing")
+    for fault in ("503", "reset", "forbidden"):
+        (tmp_path / fault).mkdir()
+        config = configured(root, tmp_path / fault / "out", patience=0.5)
+        proxy.strike(fault, 600.0, most=2)
+        assert len(scan_again(config)) == 7 and proxy.met == 2
+        assert written(tmp_path / fault / "out") == expected
+        shutil.rmtree(tmp_path / fault)
+        proxy.strike(fault, 600.0)
+        assert len(scan_again(config)) == 7
+        rejected = [json.loads(line) for line in written(tmp_path / fault / "out")[1].splitlines()]
+        assert [row["path"] for row in rejected if row["reason"] == "unreachable"] == ["b/bad.tar.wav"]
+        proxy.strike(fault, 0.0)
+        assert scan_again(config) == ["b/bad.tar.wav"]
+        assert written(tmp_path / fault / "out") == expected
+
+
+@pytest.mark.process
+@pytest.mark.s3
+@pytest.mark.slow
+def test_the_command_fails_when_the_storage_did_not_give_a_file_and_the_next_one_does_just_that(
+    bucket: str, proxy: FaultProxy, corpus: Corpus, tmp_path: Path, run_here
+):
+    import s3fs
+
+    corpus.write("b/bad.tar.wav", 5)
+    s3fs.S3FileSystem().put(f"{corpus.root}/", f"{bucket}/corpus", recursive=True)
+    arguments = [f"root={bucket}/corpus", f"out={bucket}/out", "min_seconds=0", "workers=1", "patience=0.5"]
+    proxy.strike("503", 600.0)
+    code, printed, said = run_here(command, *arguments)
+    assert code == 1 and "error: b/bad.tar.wav: unreachable: " in said and "again to retry" in said
+    proxy.strike("503", 0.0)
+    code, printed, said = run_here(command, *arguments, "--json")
+    result = json.loads(printed)
+    assert code == 0 and (result["known"], result["decoded"], result["removed"]) == (6, 1, [])
