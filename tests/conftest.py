@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 from audio_files import MUSIC, noise, tone, write_audio
+from fault_proxy import FaultProxy
 from hypothesis import settings
 
 from mert_foundry.jobs import inspect
@@ -179,6 +180,24 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "s3://mert-test"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before the S3 server of `bucket`, whose client tries once only, so that short outages show; waits are short too."""
+    import s3fs
+
+    from mert_foundry.pipeline.storage import patience
+
+    proxy = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.3)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="session")

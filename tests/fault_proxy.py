@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -22,13 +23,17 @@ FAULTS = ["refused", "reset", "stalled", "short", "429", "500", "503", "expired"
 
 
 class FaultProxy:
-    """Passes requests on to `endpoint`; while a fault lasts, requests for tars meet it, `most` of them; `met` counts them."""
+    """Passes requests on to `endpoint`; while a fault lasts, requests for tars meet it, `most` of them; `met` counts them.
+
+    `fetched` counts by name the requests for the content of objects.
+    """
 
     def __init__(self, endpoint: str):
         self.target = urlsplit(endpoint).netloc
         self.fault: str | None = None
         self.until = self.most = 0.0
         self.met = 0
+        self.fetched: Counter[str] = Counter()
         self._listen(0)
         self.port = self._server.server_address[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -61,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command == "GET":
+            self.proxy.fetched[self.path.split("?")[0].rsplit("/", 1)[-1]] += 1
         fault = self.proxy.current(self.path)
         if fault is not None:
             self.proxy.met += 1
@@ -95,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         told = headers.get("Content-Length", headers.get("content-length")) if self.command == "HEAD" else None
         self.send_header("Content-Length", told or str(len(body) if length is None else length))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(b"" if self.command == "HEAD" else body)
 
     def _reset(self) -> None:
         """End the connection by RST instead of FIN."""

@@ -1,6 +1,5 @@
 """A stream from an object store through each kind of outage: the batches of an undisturbed one, or one clear line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,28 +8,9 @@ from fault_proxy import FAULTS, FaultProxy
 from shard_fixtures import SPECS, write_set
 
 from mert_foundry.pipeline.shards.index import load_index
-from mert_foundry.pipeline.storage import patience
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, validation_batches
 
 pytestmark = [pytest.mark.process, pytest.mark.s3, pytest.mark.slow]
-
-
-@pytest.fixture
-def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the S3 server of `bucket`, whose client tries once only, so that short outages show; waits are short too."""
-    import os
-
-    import s3fs
-
-    proxy = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.3)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

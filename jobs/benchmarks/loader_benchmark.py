@@ -2,12 +2,16 @@
 
     mert bench loader
     mert bench loader --peers --rounds 3 --json
+    mert bench loader --store --latency 30
 
 The figure is trained audio seconds per CPU second: user and system time of the whole process tree, since wall time says
 little on a machine that others use. A batch is measured in two forms: `stored`, in the types of the shards, for a device
 to convert, and `converted` on the CPU. All loaders take the same random crop of each 30 s example. They take turns, each in a
 process of its own, from a local folder whose files are in the page cache. Quote ratios of one run. Files are written
-below TMPDIR: 7 MB an example, about 17 MB with --peers (1.3 and 3.3 GB by default). Needs the extra `label`; --peers needs `bench`.
+below TMPDIR: 7 MB an example, about 17 MB with --peers (1.3 and 3.3 GB by default). Needs the extra `label`; --peers and
+--store need `bench`. With --store our stream is also measured over an epoch from an S3 server on loopback (moto): with
+`stream.cache`, while it is filled and once all shards are there, without it, and from the local folder, in the stored types.
+The server's CPU time does not count. It keeps all shards in memory.
 
     --examples 192   how many
     --cqt uint8 | float16   how the CQT is stored; uint8
@@ -15,19 +19,25 @@ below TMPDIR: 7 MB an example, about 17 MB with --peers (1.3 and 3.3 GB by defau
     --seconds 2      time to measure each form for, in each turn
     --rounds 3       turns of each loader; medians are reported
     --peers          besides memory-mapped .npy files also webdataset, Hugging Face Arrow and litData
+    --store          also ours from an object store
+    --latency 30     milliseconds after which the store answers a request
     --json           the report as JSON
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 from mert_foundry.jobs.benchmarks.loader_examples import Storage, make_examples, write_arrays, write_shards
 from mert_foundry.jobs.benchmarks.loader_peers import ARRAYS, PEERS
+from mert_foundry.jobs.benchmarks.loader_store import running_store
+from mert_foundry.jobs.benchmarks.loader_store_variant import WAYS, upload
 from mert_foundry.jobs.benchmarks.loader_variant import OURS
 from mert_foundry.jobs.benchmarks.measurement import Figures, in_own_process, median, take_turns
 from mert_foundry.jobs.command.config import UsageError
@@ -47,6 +57,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mert-bench-") as folder:
         prepare(Path(folder), options)
         report = compare(Path(folder), options)
+        if options.store:
+            report["store"] = compare_store(Path(folder), options)
     console.answer(report, [as_table(report)])
     return 0
 
@@ -60,13 +72,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--store", action="store_true")
+    parser.add_argument("--latency", type=float, default=30.0)
     options = parser.parse_args(arguments)
     for name in ("batch", "rounds", "seconds"):
         if getattr(options, name) <= 0:
             raise UsageError(f"mert bench loader: --{name} is {getattr(options, name)}, it must be above 0")
     if options.examples < options.batch:
         raise UsageError(f"mert bench loader: --examples is {options.examples}, a batch takes {options.batch}")
-    for package in ("datasets", "litdata") if options.peers else ():
+    if options.latency < 0:
+        raise UsageError(f"mert bench loader: --latency is {options.latency}, it must be 0 or more")
+    needed = [("datasets", "litdata") if options.peers else (), ("moto", "s3fs") if options.store else ()]
+    for package in chain(*needed):
         if find_spec(package) is None:  # imported by other processes alone
             raise ModuleNotFoundError(name=package)
     return options
@@ -96,6 +113,29 @@ def compare(folder: Path, options: argparse.Namespace) -> Figures:
         report["loaders"][audio] = rows
         report["ours_to_best_peer"][audio] = {form: compare_form(rows, form) for form in FORMS}
     return report
+
+
+def compare_store(folder: Path, options: argparse.Namespace) -> Figures:
+    """Medians of our stream from the store by audio member and way, over an epoch."""
+    report: Figures = {}
+    with running_store(options.latency / 1000) as address:
+        upload([folder / member for member in MEMBERS.values()], address)
+        for audio, member in MEMBERS.items():
+            settings = {"folder": str(folder), "address": address, "audio_member": member, "batch": options.batch}
+            settings |= {"batches": options.examples // options.batch}
+            results = take_turns(WAYS, options.rounds, partial(measure_store, settings))
+            report[audio] = {way: summarise_way(figures) for way, figures in results.items()}
+    return report
+
+
+def measure_store(settings: dict[str, Any], way: str) -> Figures:
+    """One turn of one way."""
+    return in_own_process("mert_foundry.jobs.benchmarks.loader_store_variant", {**settings, "way": way})
+
+
+def summarise_way(figures: list[Figures]) -> Figures:
+    """Medians of one way."""
+    return figures[0] if "failed" in figures[0] else {key: median(figures, key) for key in figures[0]}
 
 
 def measure(settings: dict[str, Any], loader: str) -> Figures:
@@ -142,7 +182,27 @@ def as_table(report: Figures) -> str:
         found = ", ".join(f"{form} {ratio:.2f}" for form, ratio in ratios.items() if ratio is not None)
         lines.append(f"  ours to the best of the others: {found or 'nothing to compare'}")
     lines.append("Reads are calls of the system; memory maps are read without one.")
-    return "\n".join(lines)
+    return "\n".join(lines + list(describe_store(report)))
+
+
+def describe_store(report: Figures) -> Iterator[str]:
+    """The lines of the store, if it was measured."""
+    for audio, rows in report.get("store", {}).items():
+        yield (
+            f"{audio + ', ' + format(report['settings']['latency'], 'g') + ' ms a request':36} {'audio s/CPU s':>13} {'to local':>9}"
+            f" {'ms/example':>11} {'requests/audio s':>17} {'kB/audio s':>11} {'bytes to shards':>16}"
+        )
+        local = rows[WAYS[0]].get(RATE)
+        for way, row in rows.items():
+            if "failed" in row:
+                yield f"  {way:34} not measured: {row['failed']}"
+                continue
+            ratio = f"{row[RATE] / local:9.2f}" if local else f"{'':9}"
+            yield (
+                f"  {way:34} {row[RATE]:13.0f} {ratio} {row['cpu_milliseconds_per_example']:11.3f}"
+                f" {row['requests_per_audio_second']:17.3f} {row['bytes_per_audio_second'] / 1000:11.0f}"
+                f" {row['bytes_to_those_of_the_shards']:16.3f}"
+            )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from mert_foundry.pipeline.shards.record import (
     ShardRecord,
     find_misfits,
     load_record_bytes,
+    parse_record,
 )
 from mert_foundry.pipeline.shards.statistics import Partial, Summary, empty, merge, summarise
 from mert_foundry.pipeline.shards.target import TargetSpec
@@ -270,9 +271,15 @@ def load_records(folder: str, entries: Sequence[ShardEntry]) -> list[ShardRecord
 
 def load_listed_record(folder: str, entry: ShardEntry) -> ShardRecord:
     """The record that the index names. Raises as `load_record`, and ValueError for another one."""
-    record, digest = load_record_bytes(folder, entry.name)
+    location = files.join(folder, entry.record)
+    return parse_listed_record(location, files.read_bytes(location), entry)
+
+
+def parse_listed_record(location: str, content: bytes, entry: ShardEntry) -> ShardRecord:
+    """The record that the index names, of the content of a file. Raises ValueError naming `location`."""
+    record, digest = parse_record(location, content, entry.name)
     if fault := find_digest_fault(entry, digest):
-        raise ValueError(f"{files.join(folder, entry.record)}: {fault}")
+        raise ValueError(f"{location}: {fault}")
     return record
 
 

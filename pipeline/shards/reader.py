@@ -1,6 +1,6 @@
 """Random access to the examples of shards: any frame range of any example; no randomness in here.
 
-Local tars are read by `pread` on a bounded set of open files, others by ranges through fsspec.
+Local tars are read by `pread` on a bounded set of open files, others by ranges through fsspec, or from local copies.
 Only what is needed is read: the rows of a continuous target, the samples of PCM; FLAC and codes
 are read whole (a member is small) and cut after decoding. Threads may share a reader.
 """
@@ -8,10 +8,12 @@ are read whole (a member is small) and cut after decoding. Threads may share a r
 import heapq
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
@@ -19,12 +21,14 @@ import numpy as np
 
 from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_info, decode_intact_flac
-from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record, parse_listed_record
 from mert_foundry.pipeline.shards.members import Span, check_checksum, check_size, find_member, find_rows, read_spans
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import Patience, ShortRead
+
+FindCopy = Callable[[int], tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class ShardReader:
         shards: the shards to read from, for example `index.shards("train")`.
         open_shards: shards whose file and member table are kept at hand.
         patience: seconds that a remote storage may be out of reach before a read fails.
+        find_copy: gives tar and record of a shard on this machine, once they are there, instead of those in `folder`.
     """
 
     def __init__(
@@ -69,11 +74,17 @@ class ShardReader:
         shards: Sequence[ShardEntry],
         open_shards: int = 32,
         patience: float = 0.0,
+        find_copy: FindCopy | None = None,
     ) -> None:
         self._specs = index.targets
         self._audio_member = index.audio_member
         self._patience = waiting = Patience(patience)
-        self._open = lru_cache(maxsize=open_shards)(lambda shard: _OpenShard(folder, shards[shard], waiting))
+
+        def open_shard(shard: int) -> _OpenShard:
+            return _OpenShard(folder, shards[shard], waiting, find_copy(shard) if find_copy else None)
+
+        self._opened = _AtHand(open_shard, open_shards)
+        self._open = self._opened.get
 
     def entries(self, shard: int) -> list[ExampleEntry]:
         """Key, frames and members of every example of a shard, in the order of the tar.
@@ -164,9 +175,17 @@ class ShardReader:
         """Let no read wait for the storage any more, in whatever thread."""
         self._patience.end()
 
+    def keep_only(self, shards: Container[int]) -> None:
+        """Let go of the files of all other shards."""
+        self._opened.keep_only(lambda shard: shard in shards)
+
+    def let_go(self, shard: int) -> None:
+        """Let go of the file of a shard: it is opened anew when it is read again."""
+        self._opened.keep_only(lambda kept: kept != shard)
+
     def close(self) -> None:
         """Let go of all files."""
-        self._open.cache_clear()
+        self.keep_only(())
 
     def _hole(self, info: DroppedSegment) -> Clip:
         targets = {spec.name: np.zeros(spec.shape(info.num_frames), spec.dtype) for spec in self._specs}
@@ -215,19 +234,59 @@ def _target_part(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, st
     return _Part(whole, decode)
 
 
+class _AtHand:
+    """The shards used last, at most `size` of them; threads may share it."""
+
+    def __init__(self, open_shard: Callable[[int], "_OpenShard"], size: int) -> None:
+        self._open_shard = open_shard
+        self._size = size
+        self._lock = Lock()
+        self._shards: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def get(self, shard: int) -> "_OpenShard":
+        """A shard, opened when it is not at hand. Raises as opening it does."""
+        with self._lock:
+            if opened := self._shards.get(shard):
+                self._shards.move_to_end(shard)
+                return opened
+        opened = self._open_shard(shard)  # which may take long, and must not keep other shards waiting
+        with self._lock:
+            opened = self._shards.setdefault(shard, opened)
+            if len(self._shards) > self._size:
+                self._shards.popitem(last=False)
+        return opened
+
+    def keep_only(self, wanted: Callable[[int], bool]) -> None:
+        """Drop the others; their files are closed once no thread reads them."""
+        with self._lock:
+            for shard in [shard for shard in self._shards if not wanted(shard)]:
+                del self._shards[shard]
+
+
+def _load_record(folder: str, shard: ShardEntry, patience: Patience, copy: Path | None) -> ShardRecord:
+    """The record that the index names, of a copy or of the folder."""
+    if copy is not None:
+        return parse_listed_record(str(copy), copy.read_bytes(), shard)
+    if files.is_local(folder):
+        return load_listed_record(folder, shard)
+    return patience.read(f"record of {shard.url}", lambda: load_listed_record(folder, shard))
+
+
 class _OpenShard:
     """One shard at hand: its tar, open when local, and what its record lists, read when first asked for."""
 
-    def __init__(self, folder: str, shard: ShardEntry, patience: Patience) -> None:
+    def __init__(
+        self, folder: str, shard: ShardEntry, patience: Patience, copy: tuple[Path, Path] | None = None
+    ) -> None:
         self.url = shard.url
         self._patience = patience
-        self._folder = folder
         self._shard = shard
         self._lock = Lock()
         self._listed: tuple[list[ExampleEntry], list[DroppedSegment]] | None = None
-        self._filesystem, self._path = files.open_filesystem(files.join(folder, shard.url))
+        self._load_record = partial(_load_record, folder, shard, patience, copy[1] if copy else None)
+        self._filesystem, self._path = files.open_filesystem(str(copy[0]) if copy else files.join(folder, shard.url))
         self._descriptor: int | None = None
-        if files.is_local(folder):
+        if copy or files.is_local(folder):
             self._descriptor = os.open(self._path, os.O_RDONLY)
             # Closed with the last reference, so never under a thread that still reads.
             weakref.finalize(self, os.close, self._descriptor)
@@ -249,11 +308,6 @@ class _OpenShard:
                 record = self._load_record()
                 self._listed = record.members, record.dropped_segments
             return self._listed
-
-    def _load_record(self) -> ShardRecord:
-        if self._descriptor is not None:
-            return load_listed_record(self._folder, self._shard)
-        return self._patience.read(f"record of {self.url}", lambda: load_listed_record(self._folder, self._shard))
 
     def member(self, entry: ExampleEntry, suffix: str) -> Span:
         """Where a member of an example lies."""

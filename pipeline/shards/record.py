@@ -144,7 +144,11 @@ def load_record(folder: str, name: str) -> ShardRecord:
 def load_record_bytes(folder: str, name: str) -> tuple[ShardRecord, str]:
     """The record of shard `name` and the SHA-256 of its file. Raises as `load_record`."""
     location = files.join(folder, f"{name}.json")
-    content = files.read_bytes(location)
+    return parse_record(location, files.read_bytes(location), name)
+
+
+def parse_record(location: str, content: bytes, name: str) -> tuple[ShardRecord, str]:
+    """The same of the content of a file, wherever it lies. Raises ValueError naming `location`."""
     record = parse_model(location, content, ShardRecord)
     if record.name != name:
         raise ValueError(f"{location}: is the record of {record.name}")

@@ -13,25 +13,30 @@ A batch is a dict, in the form the shards hold (the device converts):
     key    list of b str       row    int64 [b], the row in the global batch
 """
 
+import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import count, islice
-from typing import TypeVar
+from itertools import islice
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mert_foundry.pipeline.cache.shard_cache import CacheConfig, ShardCache, check_limit
+from mert_foundry.pipeline.cache.shard_uses import ShardUses
 from mert_foundry.pipeline.frames import HOP
-from mert_foundry.pipeline.shards.index import ShardIndex
+from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import ExampleEntry
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.batch_arrays import BatchArrays
 from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
+from mert_foundry.pipeline.stream.global_batches import BadShards, GlobalBatches
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
 
 Batch = dict[str, torch.Tensor | list[str]]
@@ -59,12 +64,27 @@ class StreamConfig(BaseModel):
         allow_inf_nan=False,
         description="Seconds that an object store may be out of reach, in one go, before the run ends",
     )
+    cache: CacheConfig | None = Field(
+        default=None, description="Where whole shards of an object store are kept for training; null: ranges are read"
+    )
+    on_bad_shard: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="What a shard that is corrupt in the object store does; skip, with stream.cache: it is passed over and listed",
+    )
 
     @field_validator("crop_samples")
     @classmethod
     def _on_the_grid(cls, value: int) -> int:
         crop_frames(value)
         return value
+
+    @model_validator(mode="after")
+    def _whole_shards(self) -> "StreamConfig":
+        if self.on_bad_shard == "skip" and self.cache is None:
+            raise ValueError(
+                "on_bad_shard: skip needs cache: only there are whole shards verified before they are used"
+            )
+        return self
 
 
 class StreamPosition(BaseModel):
@@ -78,7 +98,8 @@ class StreamPosition(BaseModel):
     seed: int = Field(description="Seed of order and crops")
     shuffle_window: int = Field(description="Shards shuffled together")
     epoch: int = Field(ge=0, description="Epochs completed")
-    offset: int = Field(ge=0, description="Examples consumed of the current epoch")
+    offset: int = Field(ge=0, description="Examples consumed of the current epoch, those passed over included")
+    bad_shards: list[str] = Field(default=[], description="Shards passed over so far, since they were corrupt")
 
 
 class BatchStream:
@@ -95,8 +116,8 @@ class BatchStream:
             of threads may follow it.
 
     Raises:
-        ValueError: a batch size the world size does not divide, or a position of another set,
-            split, seed, window or order version (naming both values).
+        ValueError: a batch size the world size does not divide, a position of another set,
+            split, seed, window or order version, or a cache that is too small (naming both values).
 
     Iterating raises what the reader raises, naming shard and key, and closes the stream.
     """
@@ -124,16 +145,27 @@ class BatchStream:
             epoch=0,
             offset=0,
         )
-        consumed = self._consumed(position) if position is not None else 0
+        before = self._parse(position) if position is not None else self._start
+        consumed = before.epoch * self._order.epoch_size + before.offset
         frames = crop_frames(config.crop_samples)
+        self._cache = self._open_cache(folder, shards, config, consumed)
         # Around the border of two windows, shards of both are read.
-        reader = ShardReader(folder, index, shards, open_shards=2 * config.shuffle_window, patience=config.patience)
-        self._loader = _Loader(reader, index, frames, config, partial(_random_crop_of, seed, frames))
-        order = self._order  # not `self`, so that a stream that is deleted without close() ends its threads at once
-        plans = (
-            (start + config.batch_size, rows, order.take(start + rows.start, len(rows)))
-            for start in count(consumed, config.batch_size)
+        reader = ShardReader(
+            folder,
+            index,
+            shards,
+            open_shards=2 * config.shuffle_window,
+            patience=config.patience,
+            find_copy=self._cache.wait_for if self._cache else None,
         )
+        crop = partial(_random_crop_of, seed, frames)
+        self._loader = _Loader(reader, index, frames, config, crop, self._cache)
+        batches = GlobalBatches(self._order, config.batch_size, self._cache)
+        if config.on_bad_shard == "skip" and self._cache:
+            bad = BadShards(shards, self._cache, before.bad_shards, is_told=rank == 0)
+            plans = batches.without(bad, consumed, rows)
+        else:
+            plans = batches.after(consumed, rows, before.bad_shards)
         self._batches = self._loader.batches(plans)
 
     def __iter__(self) -> "BatchStream":
@@ -141,14 +173,17 @@ class BatchStream:
 
     def __next__(self) -> tuple[Batch, dict]:
         try:
-            batch, consumed = next(self._batches)
+            batch, mark = next(self._batches)
         except StopIteration:
             raise RuntimeError("this stream is closed") from None
         except BaseException:
             self.close()
             raise
-        epoch, offset = divmod(consumed, self._order.epoch_size)
-        return batch, self._start.model_copy(update={"epoch": epoch, "offset": offset}).model_dump()
+        if self._cache:
+            self._loader.leave(self._order.window_of(mark.consumed))
+        epoch, offset = divmod(mark.consumed, self._order.epoch_size)
+        changes = {"epoch": epoch, "offset": offset, "bad_shards": mark.bad_shards}
+        return batch, self._start.model_copy(update=changes).model_dump()
 
     def close(self) -> None:
         """End the threads; what was read ahead is dropped."""
@@ -161,8 +196,28 @@ class BatchStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _consumed(self, position: dict) -> int:
-        """Examples consumed since the start, of a position that must belong to this stream."""
+    def _open_cache(
+        self, folder: str, shards: Sequence[ShardEntry], config: StreamConfig, consumed: int
+    ) -> ShardCache | None:
+        """The cache, already fetching; none for a folder of this machine, which is read in place. Raises ValueError."""
+        if config.cache is None:
+            return None
+        if files.is_local(folder):
+            if config.on_bad_shard == "skip":
+                raise ValueError(f"{folder}: stream.on_bad_shard is skip, but shards of this machine are read in place")
+            return None
+        # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that.
+        at_work = self._order.most_shards((config.prefetch + 2) * config.batch_size)
+        check_limit(config.cache, shards, at_work, config.shuffle_window)
+        start = self._start
+        name = f"{start.index_digest} {start.split} {start.order_version} {start.seed} {start.shuffle_window}"
+        uses, window = ShardUses(shards, self._order), self._order.window_of(consumed)
+        cache = ShardCache(folder, uses, name, window, config.cache, config.patience)
+        weakref.finalize(self, cache.close)  # its threads know nothing of this stream
+        return cache
+
+    def _parse(self, position: dict) -> StreamPosition:
+        """A position that must belong to this stream."""
         given = parse_values("stream position", position, StreamPosition)
         for field in ("order_version", "index_digest", "split", "seed", "shuffle_window"):
             theirs, ours = getattr(given, field), getattr(self._start, field)
@@ -170,7 +225,7 @@ class BatchStream:
                 raise ValueError(f"stream position: {field} {theirs} does not fit this stream's {ours}")
         if given.offset >= self._order.epoch_size:
             raise ValueError(f"stream position: offset {given.offset} in an epoch of {self._order.epoch_size} examples")
-        return given.epoch * self._order.epoch_size + given.offset
+        return given
 
 
 def validation_batches(
@@ -215,9 +270,16 @@ class _Loader:
     """Fills batches in threads, in order, `prefetch` ahead of the consumer."""
 
     def __init__(
-        self, reader: ShardReader, index: ShardIndex, frames: int, config: StreamConfig, crop: CropRule
+        self,
+        reader: ShardReader,
+        index: ShardIndex,
+        frames: int,
+        config: StreamConfig,
+        crop: CropRule,
+        cache: ShardCache | None = None,
     ) -> None:
         self._reader = reader
+        self._cache = cache
         self._specs = index.targets
         self._frames = frames
         self._crop = crop
@@ -240,10 +302,20 @@ class _Loader:
         while pending:
             yield _finish(*pending.popleft())
 
+    def leave(self, window: int) -> None:
+        """Windows of shards before this one are done with: let go of their files, and then of their copies."""
+        assert self._cache is not None, "without copies there is nothing to leave"
+        self._reader.keep_only(self._cache.still_at_work(window))
+        self._cache.leave(window)
+
     def close(self) -> None:
+        if self._cache:
+            self._cache.stop_waiting()
         self._reader.stop_waiting()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
+        if self._cache:
+            self._cache.close()
 
     def _submit(self, arrays: dict[str, np.ndarray], places: list[Place]) -> list[Future[list[str]]]:
         """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
@@ -255,7 +327,17 @@ class _Loader:
 
     def _fill(self, arrays: dict[str, np.ndarray], start: int, places: list[Place]) -> list[str]:
         """Fill the rows of a batch from `start` on; returns the examples' keys."""
-        return [self._fill_row(arrays, start + number, place) for number, place in enumerate(places)]
+        return [self._fill_sound_row(arrays, start + number, place) for number, place in enumerate(places)]
+
+    def _fill_sound_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
+        """Fill a row, from a new copy of the shard if the one at hand turns out to be damaged."""
+        try:
+            return self._fill_row(arrays, slot, place)
+        except (OSError, ValueError):
+            if self._cache is None or not self._cache.discard_damaged(place.shard):
+                raise
+        self._reader.let_go(place.shard)
+        return self._fill_row(arrays, slot, place)
 
     def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
         """Read one row, right into the batch; what is beyond a short example is zero."""

@@ -46,9 +46,11 @@ class SampleOrder:
         self.epoch_size = int(self._sizes.sum())
         if not self.epoch_size:
             raise ValueError(f"no example in {len(self._sizes)} shards")
-        # Two of each: a batch may lie across a border.
-        self._epoch = lru_cache(maxsize=2)(self._permute_shards)
+        self._windows_an_epoch = -(-len(self._sizes) // window)
+        # Two of each: a batch may lie across a border. A third epoch: that in which a shard is needed again.
+        self._epoch = lru_cache(maxsize=3)(self._permute_shards)
         self.window = lru_cache(maxsize=2)(self._shuffle_window)
+        self._ranks = lru_cache(maxsize=3)(self._rank_shards)
 
     def take(self, start: int, count: int) -> list[Place]:
         """The examples at positions [start, start + count) of the stream."""
@@ -61,6 +63,38 @@ class SampleOrder:
             rows = self.window(epoch, number)[offset - int(starts[number]) :]
             places += [Place(epoch, shard, example) for shard, example in rows[: count - len(places)].tolist()]
         return places
+
+    def window_of(self, position: int) -> int:
+        """The number of the window, counted over all epochs, of the example at a position of the stream."""
+        epoch, offset = divmod(position, self.epoch_size)
+        _, starts = self._epoch(epoch)
+        return epoch * self._windows_an_epoch + int(np.searchsorted(starts, offset, side="right")) - 1
+
+    def shards_of(self, window: int) -> list[int]:
+        """The shards of a window, counted over all epochs, that have an example."""
+        epoch, number = divmod(window, self._windows_an_epoch)
+        shards, _ = self._epoch(epoch)
+        members = shards[number * self._window : (number + 1) * self._window]
+        return members[self._sizes[members] > 0].tolist()
+
+    def next_window(self, shard: int, window: int) -> int:
+        """The first window, from `window` on, that has a shard."""
+        epoch = window // self._windows_an_epoch
+        for candidate in (epoch, epoch + 1):
+            found = candidate * self._windows_an_epoch + int(self._ranks(candidate)[shard]) // self._window
+            if found >= window:
+                return found
+        raise AssertionError("every epoch has every shard")
+
+    def most_shards(self, examples: int) -> int:
+        """How many shards the windows that a stretch of so many examples touches can have together, at most."""
+        smallest = np.cumsum(np.sort(self._sizes))
+        within, rest = divmod(examples, self.epoch_size)
+        return len(self._sizes) * within + int(np.searchsorted(smallest, rest)) + 1 + 2 * self._window
+
+    def _rank_shards(self, epoch: int) -> np.ndarray:
+        """Where each shard stands in an epoch's order `[S]`."""
+        return np.argsort(self._epoch(epoch)[0])
 
     def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shards in order `[S]`, and the position in the epoch where each window starts `[W]`."""

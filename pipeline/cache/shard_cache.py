@@ -1,0 +1,191 @@
+"""This process's shards of an object store: fetched ahead in the order of their use, and waited for.
+
+    windows at work and the next ones -> threads: verify what is kept, else fetch -> folder -> readers wait for a shard
+
+The processes of one machine use the shards in the same order, so what one of them fetches serves all.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs, NotNow
+from mert_foundry.pipeline.cache.shard_fetcher import ShardFetcher, find_copy_fault
+from mert_foundry.pipeline.cache.shard_uses import ShardUses
+from mert_foundry.pipeline.shards.index import ShardEntry
+from mert_foundry.pipeline.storage import files
+
+READ_AHEAD = 2  # windows beyond those at work
+SHARDS_AT_ONCE = 2  # fetched by one process
+POLL = 0.1  # seconds, to see what other processes have done
+# Seconds that a needed shard waits for room: processes of two runs could keep each other waiting for ever.
+ROOM_PATIENCE = 600.0
+
+
+class CacheConfig(BaseModel):
+    """Where shards of an object store are kept for a while."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(min_length=1, description="Folder on a disk of this machine, shared by the ranks there")
+    bytes: ByteSize = Field(gt=0, description="What tars may take there, such as 500GB; records come on top, under 1 %")
+
+
+def check_limit(config: CacheConfig, shards: Sequence[ShardEntry], most: int, window: int) -> None:
+    """Raise ValueError naming both values when `most` shards, which may be at work at once, can be larger than the limit."""
+    sizes = sorted((shard.filesize for shard in shards), reverse=True)[:most]
+    if sum(sizes) > config.bytes:
+        raise ValueError(
+            f"stream.cache.bytes is {int(config.bytes)}, but {sum(sizes)} bytes are needed: with a shuffle window of {window}"
+            f" shards and the batches made ahead, {len(sizes)} shards can be at work at once"
+        )
+
+
+class ShardCache:
+    """Fetches shards ahead, in threads, until it is closed.
+
+    Args:
+        source: shard folder in an object store, an fsspec URL.
+        uses: the shards and the order in which they are used.
+        order: names that order; processes that give the same name use the same shards in the same order.
+        window: at which this process begins.
+        config: folder and limit.
+        patience: seconds that the store may be out of reach.
+    """
+
+    def __init__(
+        self, source: str, uses: ShardUses, order: str, window: int, config: CacheConfig, patience: float
+    ) -> None:
+        self._uses = uses
+        self._windows = range(window, window + 1)  # at work
+        needs = Needs(order=order, window=window, in_use=sorted(uses.names(self._windows)))
+        self._folder = CacheFolder(files.local_path(config.folder), config.bytes, needs)
+        self._folder.shrink(uses.next_use)
+        self._fetcher = ShardFetcher(source, self._folder, patience)
+        self._changed = threading.Condition()
+        self._failures: dict[int, Exception] = {}  # by shard
+        self._without_room: dict[int, float] = {}  # since when
+        self._closed = False
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(SHARDS_AT_ONCE)]
+        for worker in self._workers:
+            worker.start()
+
+    def reach(self, window: int) -> None:
+        """From now on, windows up to this one are at work."""
+        if window >= self._windows.stop:
+            self._set_windows(range(self._windows.start, window + 1))
+
+    def still_at_work(self, window: int) -> set[int]:
+        """The shards at work from a window on."""
+        return self._uses.numbers(range(window, self._windows.stop))
+
+    def leave(self, window: int) -> None:
+        """Windows before this one are done with, and their files are closed: they may be deleted."""
+        if window > self._windows.start:
+            self._set_windows(range(window, max(window + 1, self._windows.stop)))
+
+    def wait_for(self, shard: int) -> tuple[Path, Path]:
+        """Tar and record of a shard that is at work, once they are here.
+
+        Raises:
+            OSError: the store, or the disk, failed.
+            ValueError: the shard is corrupt in the store; names it and both values.
+        """
+        name = self._uses.name(shard)
+        with self._changed:
+            self._failures.pop(shard, None)  # it is tried again, since it is needed now
+            self._changed.notify_all()
+            while not self._folder.tar(name).exists():
+                self._raise_failure(shard, name)
+                self._changed.wait(POLL)
+        return self._folder.tar(name), self._folder.record(name)
+
+    def find_fault(self, shard: int) -> str:
+        """Why a shard that is at work is corrupt in the store; empty when it is not. Waits for it. Raises OSError as `wait_for`."""
+        try:
+            self.wait_for(shard)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def discard_damaged(self, shard: int) -> bool:
+        """Throw away the copy of a shard if it is damaged; whether another one can be waited for."""
+        name = self._uses.name(shard)
+        tar = self._folder.tar(name)
+        if tar.exists() and (fault := find_copy_fault(self._uses.shards[shard], tar, self._folder.record(name))):
+            logging.getLogger(__name__).warning(f"{tar}: damaged on this disk, fetched anew: {fault}")
+            self._folder.discard(name)
+        return not (tar.exists() or shard in self._failures or self._folder.fault(name) or self._closed)
+
+    def stop_waiting(self) -> None:
+        """Let nobody wait any more, in whatever thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._fetcher.stop_waiting()
+
+    def close(self) -> None:
+        """End the threads. What is in the folder stays there for the next process."""
+        self.stop_waiting()
+        for worker in self._workers:
+            worker.join()
+        self._fetcher.close()
+        self._folder.close()
+
+    def _set_windows(self, windows: range) -> None:
+        with self._changed:
+            self._windows = windows
+            self._folder.need(windows.start, self._uses.names(windows))
+            self._changed.notify_all()
+
+    def _raise_failure(self, shard: int, name: str) -> None:
+        """Raise what keeps a shard from coming."""
+        url = self._uses.shards[shard].url
+        if fault := self._folder.fault(name):
+            raise ValueError(f"{url}: corrupt in the store: {fault}")
+        if shard in self._failures:
+            raise self._failures[shard]
+        if self._closed:
+            raise OSError(f"{url}: the stream is closed")
+        if time.monotonic() - self._without_room.get(shard, time.monotonic()) > ROOM_PATIENCE:
+            raise OSError(f"{url}: no room for {ROOM_PATIENCE:.0f} s in the cache: other processes use all of it")
+
+    def _work(self) -> None:
+        while not self._closed:
+            if not self._advance():
+                with self._changed:
+                    self._changed.wait(POLL)
+
+    def _advance(self) -> bool:
+        """Bring the first shard here that is not, and that can be had now; whether there was one."""
+        windows = self._windows
+        for window, shard in self._uses.in_order(range(windows.start, windows.stop + READ_AHEAD)):
+            name = self._uses.name(shard)
+            if shard in self._failures or self._folder.tar(name).exists() or self._folder.fault(name):
+                continue
+            found = self._try(window, shard, name)
+            if found is not NotNow.FETCHED:
+                return found is None
+        return False
+
+    def _try(self, window: int, shard: int, name: str) -> NotNow | None:
+        """Bring a shard here, or keep the reason why not for who waits for it; else why this is not the moment."""
+        entry = self._uses.shards[shard]
+        try:
+            claim = self._folder.claim(name, entry.filesize, window, self._uses.next_use)
+            if claim is NotNow.NO_ROOM:
+                self._without_room.setdefault(shard, time.monotonic())
+            if isinstance(claim, NotNow):
+                return claim
+            self._without_room.pop(shard, None)
+            self._fetcher.obtain(name, entry, claim)
+        except Exception as error:
+            with self._changed:
+                self._failures[shard] = error
+        with self._changed:
+            self._changed.notify_all()
+        return None

@@ -1,0 +1,386 @@
+"""Whole shards in a local folder: the batches of a stream without it, whatever befalls store, disk and processes."""
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from fault_proxy import FAULTS, FaultProxy
+from pydantic import ValidationError
+from shard_fixtures import SPECS, write_set
+
+from mert_foundry.pipeline.cache import shard_cache
+from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
+from mert_foundry.pipeline.stream.sample_order import SampleOrder
+
+SIZES = [3, 4, 5, 2, 6, 3, 4, 5]
+EPOCH_BATCHES = sum(SIZES) // 4
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("local")
+    write_set(folder, SIZES)
+    return str(folder)
+
+
+@pytest.fixture
+def shards(local: str, bucket: str, proxy: FaultProxy) -> str:
+    """The set on an S3 server, behind the proxy."""
+    import s3fs
+
+    s3fs.S3FileSystem().put(sorted(map(str, Path(local).iterdir())), f"{bucket}/shards/")
+    return f"{bucket}/shards"
+
+
+@pytest.fixture
+def memory(local: str) -> Iterator[str]:
+    """The set in a store without a server."""
+    store = fsspec.filesystem("memory")
+    for path in Path(local).iterdir():
+        store.pipe_file(f"/shards/{path.name}", path.read_bytes())
+    yield "memory://shards"
+    store.rm("/shards", recursive=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def plain(**changes: object) -> StreamConfig:
+    sizes = {"batch_size": 4, "crop_samples": 6400, "threads": 2, "prefetch": 1, "patience": 60.0, "shuffle_window": 2}
+    return StreamConfig(**sizes | changes)
+
+
+def cached(folder: Path, limit: int | str = "1GB", **changes: object) -> StreamConfig:
+    return plain(cache={"folder": str(folder), "bytes": limit}, **changes)
+
+
+def stream(shards: str, config: StreamConfig, **place: object) -> BatchStream:
+    return BatchStream(shards, load_index(shards), "train", config, 0, **place)
+
+
+def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    (batch, position), (wanted, wanted_position) = found, expected
+    assert batch["key"] == wanted["key"] and position == wanted_position
+    for name in ("audio", "valid", "row", *(spec.name for spec in SPECS)):
+        assert torch.equal(batch[name], wanted[name]), name
+
+
+def tars(folder: Path, suffix: str = "tar") -> list[Path]:
+    return sorted(folder.glob(f"*.{suffix}"))
+
+
+def count_tars(proxy: FaultProxy) -> dict[str, int]:
+    return {name: count for name, count in proxy.fetched.items() if name.endswith(".tar")}
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for offset in range(1000, len(content), 97):
+        content[offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[list[int]]:
+    """Collects the bytes of all tars in the folder, those being fetched included, again and again."""
+    found: list[int] = [0]
+    over = threading.Event()
+
+    def measure() -> None:
+        while not over.is_set():
+            total = 0
+            for entry in os.scandir(folder) if folder.exists() else ():
+                if entry.name.endswith((".tar", ".kept", ".tmp")):
+                    try:
+                        total += entry.stat().st_size
+                    except FileNotFoundError:
+                        pass
+            found.append(total)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    yield found
+    over.set()
+    thread.join()
+
+
+def smallest_limit(shards: str, config: StreamConfig) -> int:
+    order = SampleOrder([entry.nsamples for entry in load_index(shards).shards("train")], 0, config.shuffle_window)
+    most = order.most_shards((config.prefetch + 2) * config.batch_size)
+    return sum(sorted((entry.filesize for entry in load_index(shards).shards("train")), reverse=True)[:most])
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_batches_are_the_same_and_once_all_is_here_the_store_is_not_asked(
+    shards: str, local: str, folder: Path, proxy: FaultProxy
+):
+    with stream(shards, cached(folder, patience=0.0)) as there, stream(local, plain()) as here:
+        for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
+            assert_same(found, expected)
+        assert count_tars(proxy) == {f"train-{number:06d}.tar": 1 for number in range(len(SIZES))}
+        proxy.strike("500", 600.0)
+        for found, expected in islice(zip(there, here), 3 * EPOCH_BATCHES):
+            assert_same(found, expected)
+        assert not proxy.met
+    assert proxy.fetched["train-000003.json"] == 1
+
+
+def test_a_small_folder_stays_within_its_limit(memory: str, local: str, folder: Path):
+    small = {"batch_size": 2, "shuffle_window": 1}
+    limit = smallest_limit(memory, plain(**small))
+    assert limit < sum(entry.filesize for entry in load_index(memory).shardlist)
+    with watched(folder) as used:
+        with stream(memory, cached(folder, limit, **small)) as there, stream(local, plain(**small)) as here:
+            for found, expected in islice(zip(there, here), 6 * EPOCH_BATCHES):
+                assert_same(found, expected)
+    assert limit / 2 < max(used) <= limit
+    with pytest.raises(ValueError, match=f"stream.cache.bytes is {limit - 1}, but {limit} bytes are needed"):
+        stream(memory, cached(folder, limit - 1, **small))
+
+
+def test_a_stream_goes_on_at_any_position_with_another_world_size(memory: str, local: str, folder: Path):
+    with stream(memory, cached(folder)) as first:
+        position = [position for _, position in islice(first, 5)][-1]
+    kept = tars(folder)
+    with (
+        stream(memory, cached(folder), rank=0, world_size=2, position=position) as zero,
+        stream(memory, cached(folder), rank=1, world_size=2, position=position) as one,
+        stream(local, plain(), rank=0, world_size=2, position=position) as local_zero,
+        stream(local, plain(), rank=1, world_size=2, position=position) as local_one,
+    ):
+        for found, other, expected, other_expected in islice(zip(zero, one, local_zero, local_one), EPOCH_BATCHES):
+            assert_same(found, expected)
+            assert_same(other, other_expected)
+    assert kept and set(kept) <= set(tars(folder))
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_batches_through_every_outage_are_those_of_an_undisturbed_stream(
+    shards: str, local: str, folder: Path, proxy: FaultProxy
+):
+    for fault in FAULTS:
+        proxy.strike(fault, 0.6)
+        with stream(shards, cached(folder / fault)) as there, stream(local, plain()) as here:
+            for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
+                assert_same(found, expected)
+        assert proxy.met or fault == "refused", fault
+    for fault in ("missing", "forbidden"):
+        proxy.strike(fault, 600.0, most=2)
+        with stream(shards, cached(folder / fault)) as there:
+            next(there)
+        assert proxy.met == 2
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_patience_ends_with_the_name_of_what_was_asked_for(shards: str, folder: Path, proxy: FaultProxy):
+    for fault, error in {"missing": FileNotFoundError, "forbidden": PermissionError, "500": OSError}.items():
+        proxy.strike(fault, 600.0)
+        with stream(shards, cached(folder, patience=0.5)) as there:
+            with pytest.raises(error, match=r"^train-\d+\.tar"):
+                next(there)
+    assert not tars(folder)
+
+
+READ = """
+import hashlib, json, sys
+from itertools import islice
+from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
+shards, config, rank, count = sys.argv[1], StreamConfig.model_validate_json(sys.argv[2]), *map(int, sys.argv[3:])
+print("ready", flush=True)
+sys.stdin.readline()
+with BatchStream(shards, load_index(shards), "train", config, 0, rank, 2) as stream:
+    for batch, _ in islice(stream, count):
+        print(json.dumps([batch["key"], hashlib.sha256(batch["audio"].numpy().tobytes()).hexdigest()]), flush=True)
+"""
+
+
+def start_reader(shards: str, config: StreamConfig, rank: int, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", READ, shards, config.model_dump_json(), str(rank), str(count)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_two_processes_fetch_each_shard_once_between_them(shards: str, local: str, folder: Path, proxy: FaultProxy):
+    count = 2 * EPOCH_BATCHES
+    with start_reader(shards, cached(folder), 1, count) as other:
+        assert other.stdout.readline() == "ready\n"
+        proxy.fetched.clear()
+        other.stdin.write("\n")
+        other.stdin.flush()
+        with (
+            stream(shards, cached(folder), rank=0, world_size=2) as there,
+            stream(local, plain(), rank=0, world_size=2) as here,
+        ):
+            for found, expected in islice(zip(there, here), count):
+                assert_same(found, expected)
+            lines = [json.loads(line) for line in other.communicate(timeout=60)[0].splitlines()]
+    with stream(local, plain(), rank=1, world_size=2) as here:
+        expected = [
+            [batch["key"], hashlib.sha256(batch["audio"].numpy().tobytes()).hexdigest()]
+            for batch, _ in islice(here, count)
+        ]
+    assert lines == expected and other.returncode == 0
+    assert count_tars(proxy) == {f"train-{number:06d}.tar": 1 for number in range(len(SIZES))}
+    assert not list(folder.glob(".*.needs")) and not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_what_a_killed_process_left_is_removed_and_what_it_had_is_verified(
+    shards: str, local: str, folder: Path, proxy: FaultProxy
+):
+    with start_reader(shards, cached(folder), 0, 1000) as reader:
+        assert reader.stdout.readline() == "ready\n"
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        while len(tars(folder)) < 3:
+            time.sleep(0.005)
+        proxy.strike("stalled", 600.0)
+        while not (proxy.met and list(folder.glob(".*.tmp"))):
+            time.sleep(0.01)
+            assert reader.poll() is None
+        reader.send_signal(signal.SIGKILL)
+    (left, *_), whole = folder.glob(".*.tmp"), tars(folder)
+    damage(whole[0])
+    proxy.until = 0.0
+    proxy.fetched.clear()
+    with stream(shards, cached(folder)) as there, stream(local, plain()) as here:
+        assert not left.exists() and len(list(folder.glob(".*.lock"))) == 1
+        for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
+            assert_same(found, expected)
+    names = {path.name.rpartition("-")[0] + ".tar" for path in whole}
+    assert {name for name in count_tars(proxy) if name in names} == {whole[0].name.rpartition("-")[0] + ".tar"}
+    assert not list(folder.glob(".*.tmp")) and not tars(folder, "kept")
+
+
+def test_a_copy_that_is_damaged_while_it_is_read_is_fetched_anew(
+    memory: str, local: str, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    with stream(memory, cached(folder, threads=1)) as there, stream(local, plain()) as here:
+        for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
+            assert_same(found, expected)
+        for path in tars(folder):
+            damage(path)
+        for found, expected in islice(zip(there, here), EPOCH_BATCHES):
+            assert found[0]["key"] == expected[0]["key"]
+            assert torch.equal(found[0]["audio"], expected[0]["audio"])
+            assert torch.equal(found[0]["codes"], expected[0]["codes"])
+    assert "damaged on this disk, fetched anew: SHA-256" in caplog.text
+    first = tars(folder)[0]
+    assert (Path(local) / f"{first.name.rpartition('-')[0]}.tar").read_bytes() == first.read_bytes()
+
+
+def spoil(name: str) -> None:
+    """Change a byte of a shard in the store."""
+    store = fsspec.filesystem("memory")
+    content = bytearray(store.cat_file(f"/shards/{name}"))
+    content[len(content) // 2] ^= 1
+    store.pipe_file(f"/shards/{name}", bytes(content))
+
+
+def test_a_shard_that_is_corrupt_in_the_store_ends_the_run(memory: str, folder: Path):
+    spoil("train-000004.tar")
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(ValueError, match=r"^train-000004.tar: corrupt in the store: SHA-256 \w+, the index says"):
+            list(islice(there, EPOCH_BATCHES + 1))
+
+
+def test_a_shard_or_record_of_another_size_or_set_is_corrupt(memory: str, folder: Path):
+    store = fsspec.filesystem("memory")
+    whole = store.cat_file("/shards/train-000004.tar")
+    store.pipe_file("/shards/train-000004.tar", whole[:-512])
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(ValueError, match=rf"the store: {len(whole) - 512} bytes, the index says {len(whole)}"):
+            list(islice(there, EPOCH_BATCHES + 1))
+    store.pipe_file("/shards/train-000004.tar", whole)
+    store.pipe_file("/shards/train-000004.json", store.cat_file("/shards/train-000003.json"))
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(ValueError, match=r"the store: train-000004.json: SHA-256 \w+, the index says"):
+            list(islice(there, EPOCH_BATCHES + 1))
+
+
+def test_a_corrupt_shard_is_passed_over_and_the_order_of_the_others_stays(
+    memory: str, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.WARNING)
+    spoil("train-000004.tar")
+    index = load_index(memory)
+    order = SampleOrder([entry.nsamples for entry in index.shards("train")], 0, 2)
+    wanted = [
+        (place.epoch, f"train{place.shard}x{place.example}-00000")
+        for place in order.take(0, 3 * order.epoch_size)
+        if place.shard != 4
+    ]
+    skip = cached(folder, on_bad_shard="skip")
+    found, positions = [], []
+    with stream(memory, skip) as there:
+        for batch, position in islice(there, 9):
+            found += batch["key"]
+            positions.append(position)
+    assert found == [key for _, key in wanted[: len(found)]]
+    assert positions[-1]["bad_shards"] == ["train-000004"] and positions[-1]["epoch"] == 1
+    consumed = order.epoch_size * positions[-1]["epoch"] + positions[-1]["offset"]
+    assert consumed - len(found) == sum(place.shard == 4 for place in order.take(0, consumed))
+    told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert len(told) == 1 and "with its 6 examples: train-000004.tar" in told[0] and "1 of 8 shards so far" in told[0]
+
+    with (
+        stream(memory, skip, rank=0, world_size=2, position=positions[3]) as zero,
+        stream(memory, skip, rank=1, world_size=2, position=positions[3]) as one,
+    ):
+        resumed = [first["key"] + second["key"] for (first, _), (second, _) in islice(zip(zero, one), 5)]
+    assert [key for keys in resumed for key in keys] == found[16:36]
+
+
+def test_a_set_that_is_corrupt_throughout_ends_the_run(memory: str, folder: Path):
+    for number in range(len(SIZES)):
+        spoil(f"train-{number:06d}.tar")
+    with stream(memory, cached(folder, on_bad_shard="skip")) as there:
+        with pytest.raises(ValueError, match="all 8 shards with examples are corrupt"):
+            next(there)
+
+
+def test_a_shard_that_finds_no_room_for_long_says_so(memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """As when another run uses the same folder."""
+    monkeypatch.setattr(shard_cache, "ROOM_PATIENCE", 0.3)
+    limit = smallest_limit(memory, plain(batch_size=2, shuffle_window=1))
+    config = cached(folder, limit, batch_size=2, shuffle_window=1)
+    with stream(memory, config) as first:
+        list(islice(first, 10))
+        needs = Needs(order="another", window=0, in_use=[path.stem for path in tars(folder)])
+        other = CacheFolder(folder, limit, needs)
+        with pytest.raises(OSError, match="no room for 0 s in the cache: other processes use all of it"):
+            list(islice(first, 2 * EPOCH_BATCHES))
+        other.close()
+
+
+def test_what_does_not_go_together_is_refused(local: str, folder: Path):
+    with pytest.raises(ValidationError, match="on_bad_shard: skip needs cache"):
+        plain(on_bad_shard="skip")
+    with pytest.raises(ValueError, match="shards of this machine are read in place"):
+        stream(local, cached(folder, on_bad_shard="skip"))
+    with stream(local, cached(folder)) as here:
+        next(here)
+    assert not folder.exists()
