@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mert_foundry.jobs.cluster.torchrun import process_group, stop_on_signal
+from mert_foundry.jobs.cluster.torchrun import node_count, process_group, stop_on_signal
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
@@ -33,7 +33,7 @@ from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_he
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
-from mert_foundry.model.training.trainer import Batch, Position, TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
@@ -71,7 +71,8 @@ def main(arguments: list[str]) -> int:
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
         run_config = description.model_dump(mode="json")
-        result = train(model, data, config.trainer, out, run_config, config.seed, device, stop, report, trivial)
+        trainer = with_replicas(config.trainer, world_size)
+        result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
         show(result, config.trainer.schedule.total_steps, trivial)
     return 0 if result.status == "done" else 1
@@ -95,6 +96,13 @@ def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDes
     heads = scaled_heads(config, index, sampled, out)
     trivial = measure_trivial(config, index, heads, sampled)
     return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
+
+
+def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
+    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do."""
+    if trainer.parallel != "hsdp" or trainer.replicas is not None:
+        return trainer
+    return trainer.model_copy(update={"replicas": node_count(world_size)})
 
 
 def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None) -> None:

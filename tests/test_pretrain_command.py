@@ -160,6 +160,23 @@ def read_batches(shards, position, ranks, count):
 
 @pytest.mark.process
 @pytest.mark.slow
+def test_a_model_divided_by_torchrun_goes_on_whole(shards, tmp_path):
+    changes = [*NO_DROPOUT, "trainer.mixture=null", "trainer.checkpoint_every=4", "trainer.keep_checkpoints=100"]
+    alone, divided = tmp_path / "alone", tmp_path / "divided"
+    assert pretrain_here(shards, alone, *changes) == 0
+    assert finish(start(2, shards, divided, *changes, "trainer.parallel=hsdp")) == 0
+    assert checkpoint_names(divided) == ["step_12", "step_4", "step_8"]
+    for step in (8, 12):
+        shutil.rmtree(divided / "checkpoints" / f"step_{step}")
+    assert len(read_metrics(divided)) == len(read_metrics(alone))
+    assert pretrain_here(shards, divided, *changes) == 0
+    for ours, theirs in zip(read_metrics(divided), read_metrics(alone), strict=True):
+        assert (ours["kind"], ours["step"]) == (theirs["kind"], theirs["step"])
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.process
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards, tmp_path, capsys):
     rare = "trainer.checkpoint_every=1000000"
     out = tmp_path / "run"
@@ -363,6 +380,13 @@ def test_no_training_split_or_another_hop_is_refused(shards, tmp_path, capsys):
 def test_a_mask_span_of_half_a_frame_is_refused(shards, tmp_path, capsys):
     line = refusal(capsys, shards, tmp_path / "run", "trainer.mask.span_seconds=0.02")
     assert line == "error: mask.span_seconds 0.02 is 1.5 frames of 0.01333 s; whole ones are 0.01333 s and 0.02667 s\n"
+
+
+def test_replicas_that_the_ranks_cannot_make_are_one_line(shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    replicas = ["trainer.parallel=hsdp", "trainer.replicas=3"]
+    line = refusal(capsys, shards, tmp_path / "run", *replicas)
+    assert line == "error: trainer.replicas is 3, which does not divide the 4 ranks\n"
 
 
 def test_a_batch_the_ranks_cannot_share_is_one_line(shards, tmp_path, capsys, monkeypatch):

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.distributed.fsdp import FSDPModule
 
 from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import PretrainModel
@@ -41,6 +42,7 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
+from mert_foundry.model.training.sharding import Parallel, copy_to_rank_zero, divided_as, gathered, shard
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
 
@@ -73,12 +75,26 @@ class TrainerConfig(BaseModel):
         False,
         description="torch.compile front-end and layers: about a minute at each start, then faster steps on a GPU",
     )
+    parallel: Parallel = Field(
+        "ddp",
+        description="ddp: every rank holds the whole model; fsdp: the ranks divide weights, gradients and moments; hsdp: they"
+        " divide them within a replica; may be switched when a run goes on",
+    )
+    replicas: int | None = Field(
+        None, ge=1, description="with hsdp: groups of ranks that hold the whole model each; null: every node is one"
+    )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> "TrainerConfig":
+        if self.replicas is not None and self.parallel != "hsdp":
+            raise ValueError(f"replicas is {self.replicas}, but parallel is {self.parallel}: only hsdp has replicas")
+        return self
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,10 @@ def train(
 
 @dataclass
 class _Run:
-    """The steps of a run, with the validations and checkpoints between them. `checkpoint`: the newest; `average`: on rank 0."""
+    """The steps of a run, with the validations and checkpoints between them.
+
+    `checkpoint`: the newest; `average`: on rank 0, on each its part where ranks divide the model.
+    """
 
     trainee: TrainStep
     validation: Validation | None
@@ -201,7 +220,7 @@ class _Run:
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
         if self.validation is None or not is_due:
             return
-        with self.recorder.paused():
+        with self.recorder.paused(), gathered(self.trainee.model):
             sums = self.trainee.model.zero_sums()
             for batch in self.validation():
                 sums = add_by_name(sums, self.trainee.evaluate(batch))
@@ -214,11 +233,20 @@ class _Run:
     def _save(self, state: CheckpointState) -> None:
         """Rank 0 publishes a checkpoint; no rank goes on before it is there."""
         with self.recorder.paused():
+            weights, optimizer_state = self.trainee.model.state_dict(), self.trainee.optimizer.state_dict()
+            average = self.average.weights if self.average is not None else None
+            whole = copy_to_rank_zero({"weights": weights, "optimizer": optimizer_state, "average": average})
             if rank() == 0:
-                weights, optimizer_state = self.trainee.model.state_dict(), self.trainee.optimizer.state_dict()
                 keep = self.config.keep_checkpoints
-                average = self.average.weights if self.average is not None else None
-                save_checkpoint(self.checkpoints, state, weights, optimizer_state, self.run_config, keep, average)
+                save_checkpoint(
+                    self.checkpoints,
+                    state,
+                    whole["weights"],
+                    whole["optimizer"],
+                    self.run_config,
+                    keep,
+                    whole["average"],
+                )
             wait_for_all()
         self.checkpoint = self.checkpoints / f"step_{state.step}"
         self.recorder.checkpoint(state.step, self.checkpoint)
@@ -236,6 +264,8 @@ def _trainee(
     set_precision(precision)
     if config.compile:
         compile_parts(model)
+    if config.parallel != "ddp":
+        shard(model, _replicas(config), precision == "bf16", device)
     return TrainStep(
         model.to(device),
         config.optimizer,
@@ -246,6 +276,14 @@ def _trainee(
         seed,
         device,
     )
+
+
+def _replicas(config: TrainerConfig) -> int:
+    if config.parallel == "fsdp":
+        return 1
+    if config.replicas is None:
+        raise ValueError("trainer.parallel is hsdp, which needs trainer.replicas where the nodes are not known")
+    return config.replicas
 
 
 def _resume(
@@ -260,8 +298,9 @@ def _resume(
     if state.seed != seed:
         raise ValueError(f"{path}: seed is {state.seed} in the checkpoint but {seed} in this run")
     weights = load_weights(path)
-    check_weights(trainee.model.state_dict(), weights, path)
-    trainee.model.load_state_dict(weights)
+    own = trainee.model.state_dict()
+    check_weights(own, weights, path)
+    trainee.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in weights.items()})
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
@@ -270,7 +309,7 @@ def _resume(
 
 def _average(model: PretrainModel, decay: float | None, checkpoint: Path | None) -> WeightAverage | None:
     """The average of the checkpoint that a run goes on from; of the weights as they are where there is none yet."""
-    if decay is None or rank() != 0:
+    if decay is None or not (rank() == 0 or isinstance(model, FSDPModule)):
         return None
     average = WeightAverage(model, decay)
     if checkpoint is not None and has_average(checkpoint):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.initialisation import initialise
 from mert_foundry.model.transformer.layer import TransformerLayer
-from mert_foundry.model.transformer.layer_drop import bernoulli, skip
+from mert_foundry.model.transformer.layer_drop import bernoulli
 from mert_foundry.model.transformer.norm import build_norm, norm_placement
 from mert_foundry.model.transformer.position import PositionalConvolution
 
@@ -91,7 +91,7 @@ class TransformerEncoderExtend(nn.Module):
 
     def _run(self, layer: TransformerLayer, hidden: Tensor, *context: Tensor | None) -> Tensor:
         if self.training and bernoulli(layer.config.layer_drop):
-            return skip(layer, hidden)
+            return layer.skip(hidden)
         if self.training and self.config.activation_checkpointing:
             return checkpoint(layer, hidden, *context, use_reentrant=False)
         return layer(hidden, *context)
