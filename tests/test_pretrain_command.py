@@ -100,14 +100,14 @@ def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
     # Standardised: rank 0 measures the scale of the values, the other takes it from the run's config.
     whole, killed, standardised = tmp_path / "whole", tmp_path / "killed", "objective.value_scale=standardised"
     assert finish(start(2, shards, whole, LONG, standardised)) == 0
-    for steps in (8, 16):
+    for steps in (11, 16):  # the checkpoint of step 10 waits for that of step 5
         process = start_held_back(2, shards, killed, LONG, standardised)
         read_steps(process, steps)
         kill_all(process)
         assert read_metrics(killed)[-1]["step"] < STEPS
     assert finish(start(2, shards, killed, LONG, standardised)) == 0
     (resumed,) = re.findall(r"^resumed from step (\d+): ", text_of(killed, "stderr"), re.MULTILINE)
-    assert 20 <= int(resumed) < STEPS  # both have written checkpoints: at step 5 or later, and 15 steps on or later
+    assert 15 <= int(resumed) < STEPS  # both have written checkpoints: at step 5 or later, and 10 steps on or later
     assert [record["step"] for record in read_metrics(killed, "train")] == list(range(1, STEPS + 1))
     assert_same_run(killed, whole)
 
@@ -120,7 +120,7 @@ def test_another_world_size_goes_on_with_the_very_batches(shards, tmp_path):
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     assert pretrain_here(shards, alone, *changes) == 0
     resumed = []
-    for ranks, steps in ((2, 8), (1, 16), (2, None)):
+    for ranks, steps in ((2, 11), (1, 16), (2, None)):
         if steps is None:
             assert finish(start(ranks, shards, moved, *changes)) == 0
             told = text_of(moved, "stderr")

@@ -4,8 +4,9 @@
 initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
 the same number of ranks, its losses are bit for bit the same.
 
-Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so that a validation that
-fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
+Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on; a run ends when the last is there,
+and fails when one could not be written. Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so
+that a validation that fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
 metrics.jsonl does not hold it.
 """
 
@@ -34,8 +35,8 @@ from mert_foundry.model.runs.checkpoint import (
     load_optimizer_state,
     load_state,
     load_weights,
-    save_checkpoint,
 )
+from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
 from mert_foundry.model.runs.publish import remove_leftovers
 from mert_foundry.model.training.compilation import compile_parts
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig, learning_rate, restore_moments
@@ -147,7 +148,8 @@ def train(
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
     Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
-    number of frames, when the stream ends early or gives a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
+    number of frames, when the stream ends early or gives a batch that does not fit; OSError when a checkpoint could not be written;
+    FloatingPointError after too many non-finite steps in a row.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
@@ -156,8 +158,11 @@ def train(
     average = _average(trainee.model, config.ema, checkpoint)
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
-    with Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder:
-        run = _Run(trainee, data.validation, config, checkpoints, run_config, recorder, checkpoint, average)
+    with (
+        Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
+        CheckpointWriter(checkpoints, run_config, config.keep_checkpoints) as writer,
+    ):
+        run = _Run(trainee, data.validation, config, recorder, writer, checkpoint, average)
         return run.go_on(state, data.stream, stop)
 
 
@@ -165,15 +170,14 @@ def train(
 class _Run:
     """The steps of a run, with the validations and checkpoints between them.
 
-    `checkpoint`: the newest; `average`: on rank 0, on each its part where ranks divide the model.
+    `checkpoint`: the newest that is there or under way; `average`: on rank 0, on each its part where ranks divide the model.
     """
 
     trainee: TrainStep
     validation: Validation | None
     config: TrainerConfig
-    checkpoints: Path
-    run_config: dict[str, Any]
     recorder: Recorder
+    writer: CheckpointWriter
     checkpoint: Path | None
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
@@ -188,6 +192,7 @@ class _Run:
         while state.step < total_steps:
             batch, position, wait = _next_batch(batches, state.step, total_steps)
             state, stopping = self._step(state, batch, position, {"stop": float(stop()), "wait": wait})
+            self._tell_of(self.writer.poll())
             done = state.step == total_steps
             if stopping or done or state.step % self.config.checkpoint_every == 0:
                 self._save(state)
@@ -231,27 +236,26 @@ class _Run:
         self.recorder.validation(step, self.validated)
 
     def _save(self, state: CheckpointState) -> None:
-        """Rank 0 publishes a checkpoint; no rank goes on before it is there."""
+        """Rank 0 takes a copy of everything and begins to write it, once the write before is done."""
         with self.recorder.paused():
-            weights, optimizer_state = self.trainee.model.state_dict(), self.trainee.optimizer.state_dict()
+            self._tell_of(self.writer.wait())
             average = self.average.weights if self.average is not None else None
-            whole = copy_to_rank_zero({"weights": weights, "optimizer": optimizer_state, "average": average})
+            optimizer_state = self.trainee.optimizer.state_dict()
+            weights, moments, average = (
+                copy_to_rank_zero(values) for values in (self.trainee.model.state_dict(), optimizer_state, average)
+            )
             if rank() == 0:
-                keep = self.config.keep_checkpoints
-                save_checkpoint(
-                    self.checkpoints,
-                    state,
-                    whole["weights"],
-                    whole["optimizer"],
-                    self.run_config,
-                    keep,
-                    whole["average"],
-                )
-            wait_for_all()
-        self.checkpoint = self.checkpoints / f"step_{state.step}"
-        self.recorder.checkpoint(state.step, self.checkpoint)
+                self.writer.start(state, weights, moments, average)
+        self.checkpoint = self.writer.folder / f"step_{state.step}"
+
+    def _tell_of(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self.recorder.checkpoint(checkpoint_step(checkpoint), checkpoint)
 
     def _result(self, status: Literal["done", "stopped"], state: CheckpointState) -> TrainResult:
+        """Once the last checkpoint is there, on every rank."""
+        self._tell_of(self.writer.wait())
+        wait_for_all()
         assert self.checkpoint is not None, "a run ends with a checkpoint, or finds one of its last step"
         return TrainResult(status, state.step, self.checkpoint, self.validated)
 
