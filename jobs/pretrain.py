@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from mert_foundry.jobs.cluster.torchrun import node_count, process_group, stop_on_signal
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
@@ -31,7 +33,7 @@ from mert_foundry.jobs.pretraining.run_description import (
 )
 from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_heads
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
-from mert_foundry.model.objective.pretrain_model import build_pretrain_model
+from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
@@ -65,8 +67,8 @@ def main(arguments: list[str]) -> int:
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
         stop = stack.enter_context(stop_on_signal())
-        model = build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
-        if initial is not None:
+        model = build_model(config, description, rank, world_size)
+        if initial is not None and holds_weights(config, rank, world_size):
             taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
@@ -96,6 +98,17 @@ def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDes
     heads = scaled_heads(config, index, sampled, out)
     trivial = measure_trivial(config, index, heads, sampled)
     return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
+
+
+def holds_weights(config: PretrainConfig, rank: int, world_size: int) -> bool:
+    """Whether a rank is to have all first weights. Where ranks divide the model, rank 0 gives each its part."""
+    return config.trainer.parallel == "ddp" or rank == 0 or world_size == 1
+
+
+def build_model(config: PretrainConfig, description: RunDescription, rank: int, world_size: int) -> PretrainModel:
+    """The model with its first weights, or without any memory (on the meta device) on a rank that is not to have them."""
+    with contextlib.nullcontext() if holds_weights(config, rank, world_size) else torch.device("meta"):
+        return build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
 
 
 def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:

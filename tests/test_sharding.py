@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.span_mask import MaskConfig
+from mert_foundry.model.objective.value_scale import ValueScale
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_average, load_optimizer_state
 from mert_foundry.model.training.compilation import compile_parts
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig
@@ -116,18 +117,36 @@ def of_two_ranks(process_rank: int, folder: Path) -> None:
     for part, stop_at in (("stopped", 2), ("stopped", None), ("unstopped", None)):
         run(folder / part, build(), trainer(4, parallel="fsdp", ema=0.7), stop_at)
     run(folder / "switched", build(regular=False), trainer(7, parallel="fsdp", ema=0.7), stop_at=3)
-    parts_are_divided(process_rank, folder)
+    first_weights_from_rank_zero()
+    parts_are_divided()
     halves_and_masters()
     compiled_layers()
 
 
-def parts_are_divided(process_rank: int, folder: Path) -> None:
+def first_weights_from_rank_zero() -> None:
+    """Rank 1 has its part of the weights that rank 0 drew, bit for bit, and all buffers, though it built the model without memory."""
+    scale = ValueScale(logarithmic=False, mean=(0.5,) * 6, deviation=(0.25,) * 6)
+    heads = [HEADS[0], HEADS[1].model_copy(update={"scale": scale})]
+    encoder = tiny_encoder(norm="sub", layers=3)
+    with torch.device("cpu" if rank() == 0 else "meta"):
+        model = build_pretrain_model(encoder, heads, OBJECTIVE, 1)
+    shard(model, 1, False, CPU)
+    whole = build_pretrain_model(encoder, heads, OBJECTIVE, 1)
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    for name, own in model.state_dict().items():
+        assert torch.equal(own.full_tensor(), whole.state_dict()[name]), name
+    for ours, theirs in zip(model.buffers(), whole.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert losses(model) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def parts_are_divided() -> None:
     """Every weight, gradient and moment lies on the ranks in parts, none of them on two."""
     model = build()
     names = {name: weight.numel() for name, weight in model.named_parameters()}
     shard(model, 1, False, CPU)
     step = TrainStep(model, OptimizerConfig(), MaskConfig(), None, 1, False, 11, CPU)
-    step.train(half(1, process_rank, 2), 1, 1e-3, {})
+    step.train(share(1), 1, 1e-3, {})
     assert {name: weight.numel() for name, weight in model.named_parameters()} == names
     for parameter in model.parameters():
         assert isinstance(parameter, DTensor) and parameter.placements == (Shard(0),)
@@ -140,15 +159,16 @@ def parts_are_divided(process_rank: int, folder: Path) -> None:
     assert held.tolist() == [sum(names.values()), trained]
 
 
-def half(number: int, process_rank: int, ranks: int) -> dict:
-    rows = 4 // ranks
-    return slice_rows(synthetic_batch(number), slice(process_rank * rows, (process_rank + 1) * rows))
+def share(number: int) -> dict:
+    """This rank's rows of a batch of eight."""
+    rows = 8 // world_size()
+    return slice_rows(synthetic_batch(number, rows=8), slice(rank() * rows, (rank() + 1) * rows))
 
 
-def losses(model: PretrainModel, bfloat16: bool = False, steps: int = 4) -> list[float]:
-    step = TrainStep(model, OptimizerConfig(gradient_clip=CLIP), MaskConfig(), None, 1, bfloat16, 11, CPU)
-    batches = [half(number, rank(), world_size()) for number in range(1, steps + 1)]
-    return [step.train(batch, n, 3e-3, {}).summary["loss"] for n, batch in enumerate(batches, start=1)]
+def losses(model: PretrainModel, bfloat16: bool = False, accumulation: int = 1) -> list[float]:
+    """Of three steps."""
+    step = TrainStep(model, OptimizerConfig(gradient_clip=CLIP), MaskConfig(), None, accumulation, bfloat16, 11, CPU)
+    return [step.train(share(number), number, 3e-3, {}).summary["loss"] for number in (1, 2, 3)]
 
 
 def halves_and_masters() -> None:
@@ -219,6 +239,7 @@ def of_four_ranks(process_rank: int, folder: Path) -> None:
     run(folder / "switched", build(regular=False), trainer(7, parallel="hsdp", replicas=2, ema=0.7))
     model = build()
     shard(model, 2, False, CPU)
+    assert losses(model, accumulation=2) == pytest.approx(losses(build(), accumulation=2), rel=1e-5)
     for parameter in model.parameters():
         assert isinstance(parameter, DTensor) and parameter.placements == (Replicate(), Shard(0))
     with pytest.raises(ValueError, match="trainer.replicas is 3, which does not divide the 4 ranks"):

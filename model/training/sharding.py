@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -34,11 +34,19 @@ def check_replicas(replicas: int | None, ranks: int) -> None:
 def shard(model: nn.Module, replicas: int, bfloat16: bool, device: torch.device) -> None:
     """Divide a model in place; each rank of a replica keeps its part, on `device`. Nothing to do for a rank alone.
 
+    The weights are those of rank 0: on other ranks the model may be on the meta device, so that it takes no memory there.
     Raises as `check_replicas`. Optimisers are to be built afterwards: the parameters are other objects then.
     """
     if world_size() == 1:
         return
-    mesh = _mesh(replicas, device)
+    weights = dict(model.named_parameters()) if rank() == 0 else {}
+    _divide(model, _mesh(replicas, device), bfloat16)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device=device)
+    _take_from_rank_zero(model, weights, device)
+
+
+def _divide(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
     fp32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     layers: list[FSDPModule] = []
@@ -52,6 +60,17 @@ def shard(model: nn.Module, replicas: int, bfloat16: bool, device: torch.device)
         # rank, one would gather what another does not. The root is still there when its turn comes.
         layer.set_modules_to_backward_prefetch([below])
     root.set_modules_to_backward_prefetch(layers[-1:])
+
+
+@torch.no_grad()
+def _take_from_rank_zero(model: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give every rank its part of rank 0's weights, one after another, and all of its buffers."""
+    for name, own in model.named_parameters():
+        assert isinstance(own, DTensor), "divided before"
+        value = weights[name].to(device) if rank() == 0 else torch.empty(own.shape, dtype=own.dtype, device=device)
+        own.copy_(distribute_tensor(value, own.device_mesh, own.placements))
+    for buffer in model.buffers():
+        distributed.broadcast(buffer, src=0)
 
 
 def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
