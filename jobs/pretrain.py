@@ -14,7 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mert_foundry.jobs.cluster.torchrun import process_group, stop_on_signal
+import torch
+
+from mert_foundry.jobs.cluster.torchrun import node_count, process_group, stop_on_signal
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
@@ -31,9 +33,9 @@ from mert_foundry.jobs.pretraining.run_description import (
 )
 from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_heads
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
-from mert_foundry.model.objective.pretrain_model import build_pretrain_model
+from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
-from mert_foundry.model.training.trainer import Batch, Position, TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
@@ -65,13 +67,14 @@ def main(arguments: list[str]) -> int:
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
         stop = stack.enter_context(stop_on_signal())
-        model = build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
-        if initial is not None:
+        model = build_model(config, description, rank, world_size)
+        if initial is not None and holds_weights(config, rank, world_size):
             taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
         run_config = description.model_dump(mode="json")
-        result = train(model, data, config.trainer, out, run_config, config.seed, device, stop, report, trivial)
+        trainer = with_replicas(config.trainer, world_size)
+        result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
         show(result, config.trainer.schedule.total_steps, trivial)
     return 0 if result.status == "done" else 1
@@ -95,6 +98,24 @@ def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDes
     heads = scaled_heads(config, index, sampled, out)
     trivial = measure_trivial(config, index, heads, sampled)
     return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
+
+
+def holds_weights(config: PretrainConfig, rank: int, world_size: int) -> bool:
+    """Whether a rank is to have all first weights. Where ranks divide the model, rank 0 gives each its part."""
+    return config.trainer.parallel == "ddp" or rank == 0 or world_size == 1
+
+
+def build_model(config: PretrainConfig, description: RunDescription, rank: int, world_size: int) -> PretrainModel:
+    """The model with its first weights, or without any memory (on the meta device) on a rank that is not to have them."""
+    with contextlib.nullcontext() if holds_weights(config, rank, world_size) else torch.device("meta"):
+        return build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
+
+
+def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
+    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do."""
+    if trainer.parallel != "hsdp" or trainer.replicas is not None:
+        return trainer
+    return trainer.model_copy(update={"replicas": node_count(world_size)})
 
 
 def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None) -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank
+from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank, node_count
 from mert_foundry.jobs.command.config import UsageError
+from mert_foundry.jobs.pretrain import with_replicas
+from mert_foundry.model.training.trainer import TrainerConfig
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,16 @@ def test_ranks_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UsageError, match="WORLD_SIZE is 8 and LOCAL_RANK is not set"):
         gpu_of_this_rank()
+
+
+@pytest.mark.parametrize(("ranks_of_a_node", "ranks", "nodes"), [(None, 1, 1), ("8", 8, 1), ("8", 32, 4)])
+def test_a_node_is_a_replica_where_none_are_asked_for(
+    ranks_of_a_node: str | None, ranks: int, nodes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks_of_a_node is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_of_a_node)
+    assert node_count(ranks) == nodes
+    assert with_replicas(TrainerConfig(parallel="hsdp"), ranks).replicas == nodes
+    assert with_replicas(TrainerConfig(parallel="hsdp", replicas=2), ranks).replicas == 2
+    assert with_replicas(TrainerConfig(parallel="fsdp"), ranks).replicas is None

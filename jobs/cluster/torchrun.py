@@ -32,6 +32,11 @@ def gpu_of_this_rank() -> int:
     return 0
 
 
+def node_count(world_size: int) -> int:
+    """Nodes of torchrun's group, of equal size; 1 for a process alone."""
+    return world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
 @contextlib.contextmanager
 def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
     """Join torchrun's process group if there are several ranks; gives this rank's device."""

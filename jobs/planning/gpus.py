@@ -73,8 +73,8 @@ def find_labelling(gpu: Gpu, workers: int) -> MeasuredLabelling:
     return below[-1] if below else gpu.labelling[0]
 
 
-def is_checkpointed(encoder: EncoderConfig) -> tuple[bool, bool]:
-    """Whether front-end and transformer compute activations again in the backward pass."""
+def is_checkpointed(encoder: EncoderConfig) -> tuple[bool, bool | int]:
+    """Whether front-end and transformer compute activations again in the backward pass; a number: every n-th layer of it."""
     return getattr(encoder.frontend, "activation_checkpointing", False), encoder.transformer.activation_checkpointing
 
 

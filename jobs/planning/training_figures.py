@@ -220,6 +220,12 @@ def memory_figures(run: PlannedRun, gpu: str | None) -> Iterator[Line]:
         yield Missing(section=MEMORY, name="peak of one GPU", needs=needs)
         return
     config = run.config
+    if config.trainer.parallel != "ddp":
+        needs = (
+            f"with trainer.parallel {config.trainer.parallel} it is not counted; ddp shows the memory of a whole model"
+        )
+        yield Missing(section=MEMORY, name="peak of one GPU", needs=needs)
+        return
     bf16 = config.trainer.precision in ("auto", "bf16")
     mask = config.trainer.mask.in_frames(config.encoder.frontend.hop, SAMPLE_RATE)
     activations = measure_activations(

@@ -15,6 +15,7 @@ from mert_foundry.model.objective.target_alignment import target_stride
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
+from mert_foundry.model.training.sharding import check_replicas
 from mert_foundry.model.training.trainer import TrainerConfig
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.target import TargetSpec
@@ -106,6 +107,7 @@ def check_sizes(
         target_stride(spec.name, spec.frame_rate, frontend.hop)
     if config.stream.batch_size % world_size:
         raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
+    check_replicas(config.trainer.replicas, world_size)
 
 
 def check_splits(config: PretrainConfig, filled: Sequence[str], place: str) -> None:

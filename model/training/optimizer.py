@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from mert_foundry.model.training.sharding import divided_as
 from mert_foundry.model.transformer.layer import TransformerLayer
 
 
@@ -62,7 +63,14 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
         index = next((i for i, names in enumerate(zip(found, expected)) if len(set(names)) == 2), len(found))
         names = [names[index] if index < len(names) else "none" for names in (found, expected)]
         raise ValueError(f"{source}: moment {index} of the optimiser is {names[0]}'s, here {names[1]}'s")
-    optimizer.load_state_dict({**state, "param_groups": own})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            name: value if name == "step" else divided_as(parameters[index], value) for name, value in of_one.items()
+        }
+        for index, of_one in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": own})
 
 
 def _rate_multipliers(model: nn.Module) -> dict[nn.Parameter, float]:

@@ -73,7 +73,7 @@ class Recorder:
         self._write({"kind": "validation", "step": step, **summary, **self._explained("validation", summary)})
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """Report a checkpoint; it says itself that it is there, so metrics.jsonl does not."""
+        """Report a checkpoint that has been published; it says itself that it is there, so metrics.jsonl does not."""
         self._report({"kind": "checkpoint", "step": step, "path": str(path)})
 
     def paused(self) -> AbstractContextManager[None]:

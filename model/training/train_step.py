@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
@@ -23,6 +24,7 @@ from mert_foundry.model.training.device_batch import check_batch, micro_batches,
 from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
 from mert_foundry.model.training.ranks import rank, sum_across_ranks, world_size
+from mert_foundry.model.training.sharding import gathered, whole
 from mert_foundry.model.transformer.masking import Masking
 
 VALIDATION_STEP = 0  # the step that validation masks are drawn for: training steps count from 1
@@ -45,7 +47,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Moves a model; holds the optimiser and, when there are several ranks, the DDP wrapper."""
+    """Moves a model; holds the optimiser and, when there are several ranks, the DDP wrapper of a model that is not divided among them."""
 
     def __init__(
         self,
@@ -90,9 +92,10 @@ class TrainStep:
         valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
         counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
-        diagnosed = diagnosed and rank() == 0  # gradients are the same on all ranks
+        # Gradients are the same on all ranks; where each holds a part of them, all take part.
+        diagnosed = diagnosed and (rank() == 0 or isinstance(self.model, FSDPModule))
         diagnostics: dict[str, Any] = {"gradient_norms": gradient_norms(self.model)} if diagnosed else {}
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
 
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
         loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
@@ -104,9 +107,10 @@ class TrainStep:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
         if diagnosed:
-            with self._autocast():
-                diagnostics |= diagnose(self.model, inputs, masking)
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics or None)
+            with gathered(self.model), self._autocast():
+                diagnostics |= diagnose(self.model, inputs, masking) if rank() == 0 else {}
+        told = diagnostics if diagnosed and rank() == 0 else None
+        return StepResult(self.model.summarise(totals), float(norm), finite, totals, told)
 
     def _training_inputs(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
         """As `_prepare`, the audio mixed and filled as the settings ask for."""
@@ -175,7 +179,11 @@ class TrainStep:
         return total
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
-        """DDP exchanges gradients on the last micro-batch only."""
+        """DDP exchanges gradients on the last micro-batch only; a divided model reduces each at once to this rank's part, which is
+        the memory it saves, and adds replicas up on the last.
+        """
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_all_reduce(last)
         if last or not isinstance(self._parallel, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._parallel.no_sync()
@@ -185,7 +193,7 @@ class TrainStep:
 
 
 def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:
-    if world_size() == 1:
+    if world_size() == 1 or isinstance(model, FSDPModule):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)

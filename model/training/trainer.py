@@ -4,8 +4,9 @@
 initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
 the same number of ranks, its losses are bit for bit the same.
 
-Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so that a validation that
-fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
+Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on; a run ends when the last is there,
+and fails when one could not be written. Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so
+that a validation that fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
 metrics.jsonl does not hold it.
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.distributed.fsdp import FSDPModule
 
 from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import PretrainModel
@@ -33,14 +35,15 @@ from mert_foundry.model.runs.checkpoint import (
     load_optimizer_state,
     load_state,
     load_weights,
-    save_checkpoint,
 )
+from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
 from mert_foundry.model.runs.publish import remove_leftovers
 from mert_foundry.model.training.compilation import compile_parts
 from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig, learning_rate, restore_moments
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
+from mert_foundry.model.training.sharding import Parallel, copy_to_rank_zero, divided_as, gathered, shard
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
 
@@ -73,12 +76,26 @@ class TrainerConfig(BaseModel):
         False,
         description="torch.compile front-end and layers: about a minute at each start, then faster steps on a GPU",
     )
+    parallel: Parallel = Field(
+        "ddp",
+        description="ddp: every rank holds the whole model; fsdp: the ranks divide weights, gradients and moments; hsdp: they"
+        " divide them within a replica; may be switched when a run goes on",
+    )
+    replicas: int | None = Field(
+        None, ge=1, description="with hsdp: groups of ranks that hold the whole model each; null: every node is one"
+    )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> "TrainerConfig":
+        if self.replicas is not None and self.parallel != "hsdp":
+            raise ValueError(f"replicas is {self.replicas}, but parallel is {self.parallel}: only hsdp has replicas")
+        return self
 
 
 @dataclass(frozen=True)
@@ -131,7 +148,8 @@ def train(
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
     Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
-    number of frames, when the stream ends early or gives a batch that does not fit; FloatingPointError after too many non-finite steps in a row.
+    number of frames, when the stream ends early or gives a batch that does not fit; OSError when a checkpoint could not be written;
+    FloatingPointError after too many non-finite steps in a row.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
@@ -140,21 +158,26 @@ def train(
     average = _average(trainee.model, config.ema, checkpoint)
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
-    with Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder:
-        run = _Run(trainee, data.validation, config, checkpoints, run_config, recorder, checkpoint, average)
+    with (
+        Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
+        CheckpointWriter(checkpoints, run_config, config.keep_checkpoints) as writer,
+    ):
+        run = _Run(trainee, data.validation, config, recorder, writer, checkpoint, average)
         return run.go_on(state, data.stream, stop)
 
 
 @dataclass
 class _Run:
-    """The steps of a run, with the validations and checkpoints between them. `checkpoint`: the newest; `average`: on rank 0."""
+    """The steps of a run, with the validations and checkpoints between them.
+
+    `checkpoint`: the newest that is there or under way; `average`: on rank 0, on each its part where ranks divide the model.
+    """
 
     trainee: TrainStep
     validation: Validation | None
     config: TrainerConfig
-    checkpoints: Path
-    run_config: dict[str, Any]
     recorder: Recorder
+    writer: CheckpointWriter
     checkpoint: Path | None
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
@@ -169,6 +192,7 @@ class _Run:
         while state.step < total_steps:
             batch, position, wait = _next_batch(batches, state.step, total_steps)
             state, stopping = self._step(state, batch, position, {"stop": float(stop()), "wait": wait})
+            self._tell_of(self.writer.poll())
             done = state.step == total_steps
             if stopping or done or state.step % self.config.checkpoint_every == 0:
                 self._save(state)
@@ -201,7 +225,7 @@ class _Run:
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
         if self.validation is None or not is_due:
             return
-        with self.recorder.paused():
+        with self.recorder.paused(), gathered(self.trainee.model):
             sums = self.trainee.model.zero_sums()
             for batch in self.validation():
                 sums = add_by_name(sums, self.trainee.evaluate(batch))
@@ -212,18 +236,26 @@ class _Run:
         self.recorder.validation(step, self.validated)
 
     def _save(self, state: CheckpointState) -> None:
-        """Rank 0 publishes a checkpoint; no rank goes on before it is there."""
+        """Rank 0 takes a copy of everything and begins to write it, once the write before is done."""
         with self.recorder.paused():
+            self._tell_of(self.writer.wait())
+            average = self.average.weights if self.average is not None else None
+            optimizer_state = self.trainee.optimizer.state_dict()
+            weights, moments, average = (
+                copy_to_rank_zero(values) for values in (self.trainee.model.state_dict(), optimizer_state, average)
+            )
             if rank() == 0:
-                weights, optimizer_state = self.trainee.model.state_dict(), self.trainee.optimizer.state_dict()
-                keep = self.config.keep_checkpoints
-                average = self.average.weights if self.average is not None else None
-                save_checkpoint(self.checkpoints, state, weights, optimizer_state, self.run_config, keep, average)
-            wait_for_all()
-        self.checkpoint = self.checkpoints / f"step_{state.step}"
-        self.recorder.checkpoint(state.step, self.checkpoint)
+                self.writer.start(state, weights, moments, average)
+        self.checkpoint = self.writer.folder / f"step_{state.step}"
+
+    def _tell_of(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self.recorder.checkpoint(checkpoint_step(checkpoint), checkpoint)
 
     def _result(self, status: Literal["done", "stopped"], state: CheckpointState) -> TrainResult:
+        """Once the last checkpoint is there, on every rank."""
+        self._tell_of(self.writer.wait())
+        wait_for_all()
         assert self.checkpoint is not None, "a run ends with a checkpoint, or finds one of its last step"
         return TrainResult(status, state.step, self.checkpoint, self.validated)
 
@@ -236,6 +268,8 @@ def _trainee(
     set_precision(precision)
     if config.compile:
         compile_parts(model)
+    if config.parallel != "ddp":
+        shard(model, _replicas(config), precision == "bf16", device)
     return TrainStep(
         model.to(device),
         config.optimizer,
@@ -246,6 +280,14 @@ def _trainee(
         seed,
         device,
     )
+
+
+def _replicas(config: TrainerConfig) -> int:
+    if config.parallel == "fsdp":
+        return 1
+    if config.replicas is None:
+        raise ValueError("trainer.parallel is hsdp, which needs trainer.replicas where the nodes are not known")
+    return config.replicas
 
 
 def _resume(
@@ -260,8 +302,9 @@ def _resume(
     if state.seed != seed:
         raise ValueError(f"{path}: seed is {state.seed} in the checkpoint but {seed} in this run")
     weights = load_weights(path)
-    check_weights(trainee.model.state_dict(), weights, path)
-    trainee.model.load_state_dict(weights)
+    own = trainee.model.state_dict()
+    check_weights(own, weights, path)
+    trainee.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in weights.items()})
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
@@ -270,7 +313,7 @@ def _resume(
 
 def _average(model: PretrainModel, decay: float | None, checkpoint: Path | None) -> WeightAverage | None:
     """The average of the checkpoint that a run goes on from; of the weights as they are where there is none yet."""
-    if decay is None or rank() != 0:
+    if decay is None or not (rank() == 0 or isinstance(model, FSDPModule)):
         return None
     average = WeightAverage(model, decay)
     if checkpoint is not None and has_average(checkpoint):

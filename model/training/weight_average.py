@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mert_foundry.model.runs.checkpoint import check_weights
+from mert_foundry.model.training.sharding import divided_as, local
 
 RAMP = 10  # steps: the decay is (1 + step) / (RAMP + step) until that reaches the one asked for
 
@@ -22,7 +23,8 @@ def decay_at(decay: float, step: int) -> float:
 class WeightAverage:
     """average = decay x average + (1 - decay) x weight after each step, in fp32, for every weight of the model.
 
-    It takes as much memory as the weights, 4 bytes each on their device, on rank 0 alone: all ranks have the same weights.
+    It takes as much memory as the weights, 4 bytes each on their device: on rank 0 alone where all ranks have the same weights, on
+    each its part where they are divided.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -34,10 +36,11 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 1."""
         move = get_ema_multi_avg_fn(decay_at(self.decay, step))
-        move(list(self.weights.values()), list(self.model.state_dict().values()), step)
+        weights = [local(weight) for weight in self.model.state_dict().values()]
+        move([local(average) for average in self.weights.values()], weights, step)
 
     def load(self, weights: Mapping[str, Tensor], source: object) -> None:
         """Go on from an average that was saved, on any device. Raises as `check_weights`, naming `source`."""
         check_weights(self.weights, weights, f"{source}: averaged weights")
         for name, weight in weights.items():
-            self.weights[name].copy_(weight)
+            self.weights[name].copy_(divided_as(self.weights[name], weight))

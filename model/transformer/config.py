@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -60,8 +60,10 @@ class TransformerConfig(LayerConfig):
     position_kernel: int = Field(128, ge=1, description="kernel of the positional convolution, frames")
     position_groups: int = Field(16, ge=1, description="groups of the positional convolution; must divide width")
     memory_width: int | None = Field(None, ge=1, description="features D_m of the memory; null: no memory")
-    activation_checkpointing: bool = Field(
-        False, description="compute each layer again in the backward pass instead of keeping its activations"
+    activation_checkpointing: bool | Annotated[int, Field(ge=2)] = Field(
+        False,
+        description="compute each layer again in the backward pass instead of keeping its activations; a number n: every"
+        " n-th layer",
     )
     overrides: dict[str, dict[str, Any]] = Field(
         {}, description="fields of LayerConfig by layer (from 0) or range, as in {0-3: {attention: {window: 32}}}"

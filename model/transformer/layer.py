@@ -11,6 +11,7 @@ from mert_foundry.model.transformer.config import LayerConfig, TransformerConfig
 from mert_foundry.model.transformer.convolution import ConvolutionPart
 from mert_foundry.model.transformer.cross_attention import MemoryReader
 from mert_foundry.model.transformer.feed_forward import build_feed_forward
+from mert_foundry.model.transformer.layer_drop import skip
 from mert_foundry.model.transformer.norm import build_norm, norm_placement
 
 
@@ -70,6 +71,10 @@ class TransformerLayer(nn.Module):
         if self.memory is not None:
             hidden = self.memory(hidden, memory, memory_valid)
         return self._joined(hidden, self.feed_forward, self.feed_forward_norm)
+
+    def skip(self, hidden: Tensor) -> Tensor:
+        """`hidden` itself, for a step that leaves the layer out (layer drop)."""
+        return skip(self, hidden)
 
     def attention_map(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """The map [B, H, F, F] by which `forward` attends for the same input."""

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.initialisation import initialise
 from mert_foundry.model.transformer.layer import TransformerLayer
-from mert_foundry.model.transformer.layer_drop import bernoulli, skip
+from mert_foundry.model.transformer.layer_drop import bernoulli
 from mert_foundry.model.transformer.norm import build_norm, norm_placement
 from mert_foundry.model.transformer.position import PositionalConvolution
 
@@ -81,18 +81,20 @@ class TransformerEncoderExtend(nn.Module):
 
         hidden_states = [hidden]
         layers = cast(Sequence[TransformerLayer], self.layers)
-        for layer in layers:
-            hidden_states.append(self._run(layer, hidden_states[-1], valid, memory, memory_valid))
+        for number, layer in enumerate(layers, start=1):
+            hidden_states.append(self._run(number, layer, hidden_states[-1], valid, memory, memory_valid))
         last = self.norm(hidden_states[-1]) if self.norm_first else hidden_states[-1]
         attention = None
         if return_attention:
             attention = tuple(layer.attention_map(state, valid) for layer, state in zip(layers, hidden_states))
         return TransformerOutput(tuple(hidden_states), last, attention)
 
-    def _run(self, layer: TransformerLayer, hidden: Tensor, *context: Tensor | None) -> Tensor:
+    def _run(self, number: int, layer: TransformerLayer, hidden: Tensor, *context: Tensor | None) -> Tensor:
+        """Layer `number`, counted from 1."""
+        every = int(self.config.activation_checkpointing)  # true is 1, false 0
         if self.training and bernoulli(layer.config.layer_drop):
-            return skip(layer, hidden)
-        if self.training and self.config.activation_checkpointing:
+            return layer.skip(hidden)
+        if self.training and every and number % every == 0:
             return checkpoint(layer, hidden, *context, use_reentrant=False)
         return layer(hidden, *context)
 

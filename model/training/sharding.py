@@ -1,0 +1,127 @@
+"""A model whose weights, gradients and moments are divided among ranks, by torch's FSDP2 (`fully_shard`).
+
+ddp     every rank holds the whole model
+fsdp    every rank holds its part of each weight, along the first axis; a layer's are gathered while it computes
+hsdp    the ranks form replicas of the whole model; within one they divide it as in fsdp, between them they average gradients
+
+A transformer layer is gathered as one, and so is all that is outside the layers. What a rank holds is in fp32; with bf16 the layers
+are gathered in bf16 and their gradients summed in fp32. Weights that autocast leaves in fp32 outside the layers (heads, front-end)
+stay so.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mert_foundry.model.training.ranks import rank, world_size
+from mert_foundry.model.transformer.layer import TransformerLayer
+
+Parallel = Literal["ddp", "fsdp", "hsdp"]
+
+
+def check_replicas(replicas: int | None, ranks: int) -> None:
+    """Raise ValueError when so many replicas cannot be made of the ranks. None: not said yet."""
+    if replicas is not None and ranks % replicas:
+        raise ValueError(f"trainer.replicas is {replicas}, which does not divide the {ranks} ranks")
+
+
+def shard(model: nn.Module, replicas: int, bfloat16: bool, device: torch.device) -> None:
+    """Divide a model in place; each rank of a replica keeps its part, on `device`. Nothing to do for a rank alone.
+
+    The weights are those of rank 0: on other ranks the model may be on the meta device, so that it takes no memory there.
+    Raises as `check_replicas`. Optimisers are to be built afterwards: the parameters are other objects then.
+    """
+    if world_size() == 1:
+        return
+    weights = dict(model.named_parameters()) if rank() == 0 else {}
+    _divide(model, _mesh(replicas, device), bfloat16)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device=device)
+    _take_from_rank_zero(model, weights, device)
+
+
+def _divide(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
+    fp32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    layers: list[FSDPModule] = []
+    for module in [module for module in model.modules() if isinstance(module, TransformerLayer)]:
+        layers.append(fully_shard(module, mesh=mesh, mp_policy=bf16 if bfloat16 else fp32))
+        # Layer drop is each rank's own decision, gathering is not: a rank that skips a layer gathers it with the others.
+        register_fsdp_forward_method(module, "skip")
+    root = fully_shard(model, mesh=mesh, mp_policy=fp32, reshard_after_forward=False)
+    for layer, below in zip(layers, [root, *layers]):
+        # Said, since torch else goes by the forward passes it has seen: after a validation with other numbers of batches on each
+        # rank, one would gather what another does not. The root is still there when its turn comes.
+        layer.set_modules_to_backward_prefetch([below])
+    root.set_modules_to_backward_prefetch(layers[-1:])
+
+
+@torch.no_grad()
+def _take_from_rank_zero(model: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give every rank its part of rank 0's weights, one after another, and all of its buffers."""
+    for name, own in model.named_parameters():
+        assert isinstance(own, DTensor), "divided before"
+        value = weights[name].to(device) if rank() == 0 else torch.empty(own.shape, dtype=own.dtype, device=device)
+        own.copy_(distribute_tensor(value, own.device_mesh, own.placements))
+    for buffer in model.buffers():
+        distributed.broadcast(buffer, src=0)
+
+
+def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
+    ranks = world_size()
+    check_replicas(replicas, ranks)
+    if replicas == 1:
+        return init_device_mesh(device.type, (ranks,))
+    return init_device_mesh(device.type, (replicas, ranks // replicas), mesh_dim_names=("replica", "part"))
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """All ranks hold all weights inside: forward passes exchange nothing, and each rank may make its own number of them.
+
+    Every rank enters and leaves together. For passes without gradient; nothing to do for a model that is not divided.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on every rank; all ranks call it together when it is divided."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def copy_to_rank_zero(values: Any) -> Any:
+    """Nested mappings with every tensor whole and copied to the CPU of rank 0; other ranks help and get None for it."""
+    if isinstance(values, Mapping):
+        return {key: copy_to_rank_zero(value) for key, value in values.items()}
+    if not isinstance(values, Tensor):
+        return values
+    gathered_value = whole(values.detach())
+    return gathered_value.to("cpu", copy=True) if rank() == 0 else None
+
+
+def divided_as(own: Tensor, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor that every rank has, divided as `own` is; the tensor itself where `own` is whole."""
+    if not isinstance(own, DTensor):
+        return value
+    on_device = value.to(own.device, own.dtype)
+    return distribute_tensor(on_device, own.device_mesh, own.placements, src_data_rank=None).clone()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,127 @@
+"""Checkpoints written beside training: training goes on meanwhile, a killed or failed write costs no whole one."""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from pretrain_run import final_weights, read_metrics
+from tiny_model import HEADS, OBJECTIVE, synthetic_batch, synthetic_stream, tiny_encoder
+
+from mert_foundry.model.objective.pretrain_model import build_pretrain_model
+from mert_foundry.model.runs.checkpoint import find_fault, latest_checkpoint
+from mert_foundry.model.training.optimizer import ScheduleConfig
+from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, train
+
+PARTIAL = ".partial-step_"
+WIDE = 100_000  # features of the feed-forward parts: 6.4 million weights, 77 MB to write, in steps of a few frames
+
+
+def run(
+    folder: Path, steps: int, feed_forward: int, stream: Stream = synthetic_stream, records: list | None = None
+) -> TrainResult:
+    """One rank, a checkpoint every second step."""
+    encoder = tiny_encoder()
+    transformer = encoder.transformer.model_copy(update={"feed_forward": feed_forward})
+    schedule = ScheduleConfig(learning_rate=1e-3, warmup_steps=1, total_steps=steps)
+    return train(
+        model=build_pretrain_model(encoder.model_copy(update={"transformer": transformer}), HEADS, OBJECTIVE, 1),
+        data=TrainingData(stream, None, 24_000),
+        config=TrainerConfig(schedule=schedule, mixture=None, log_every=1, checkpoint_every=2, keep_checkpoints=3),
+        run_folder=folder,
+        run_config={},
+        seed=11,
+        device=torch.device("cpu"),
+        stop=lambda: False,
+        report=(records if records is not None else []).append,
+    )
+
+
+def short_batches(position: dict | None) -> Iterator[tuple[dict, dict]]:
+    """One row of ten frames a step."""
+    number = 0 if position is None else position["offset"]
+    while True:
+        number += 1
+        yield synthetic_batch(number, rows=1, frames=10), {"offset": number}
+
+
+def killed_while_it_writes(process: subprocess.Popen, folder: Path) -> int:
+    """SIGKILL between the first byte of a checkpoint and its publication, when a later step has been recorded.
+
+    Returns the step of the checkpoint that was under way. The process is halted before one looks, so what is seen holds.
+    """
+    child, deadline = psutil.Process(process.pid), time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        partial = list((folder / "checkpoints").glob(PARTIAL + "*"))
+        if partial and latest_checkpoint(folder / "checkpoints")[0] is not None:
+            child.suspend()
+            os.waitpid(process.pid, os.WUNTRACED)
+            step = int(partial[0].name.removeprefix(PARTIAL))
+            beyond = max(record["step"] for record in read_metrics(folder, "train")) > step
+            if beyond and (partial[0] / "model.safetensors").exists() and not (partial[0] / "checksums.json").exists():
+                process.kill()
+                process.wait()
+                return step
+            child.resume()
+        time.sleep(0.01)
+    raise AssertionError("no moment at which training was ahead of a checkpoint under way")
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_training_goes_on_while_a_checkpoint_is_written_and_a_killed_writer_costs_only_that_one(tmp_path: Path):
+    script = (
+        f"import sys; from pathlib import Path; from test_checkpoint_writer import *; "
+        f"run(Path(sys.argv[1]), 100_000, {WIDE}, short_batches)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    try:
+        step = killed_while_it_writes(process, tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    newest, faults = latest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == f"step_{step - 2}" and faults == []
+
+    records: list[dict] = []
+    result = run(tmp_path, step + 1, WIDE, short_batches, records)
+    assert records[0] == {"kind": "resume", "step": step - 2, "path": str(newest), "world_size": 1}
+    assert (result.status, result.step) == ("done", step + 1)
+    assert [record["step"] for record in records if record["kind"] == "checkpoint"] == [step, step + 1]
+    assert [record["step"] for record in read_metrics(tmp_path, "train")] == list(range(1, step + 2))
+    assert all(find_fault(path) is None for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path: Path):
+    """From step 3 on no file may grow beyond 20 kB: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+        for batch, after in synthetic_stream(position):
+            if after["offset"] == 3:
+                while not (full / "checkpoints" / "step_2").exists():
+                    time.sleep(0.001)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            yield batch, after
+
+    full, whole = tmp_path / "full", tmp_path / "whole"
+    try:
+        with pytest.raises(OSError, match=r"checkpoints/step_4 could not be written: .*; \d+ MB are free there"):
+            run(full, 8, 32, stream)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (full / "checkpoints").iterdir()] == ["step_2"]
+    assert 4 <= read_metrics(full)[-1]["step"] <= 6  # the save at step 6 would have waited for it
+
+    run(full, 8, 32)
+    run(whole, 8, 32)
+    assert read_metrics(full) == read_metrics(whole)
+    ours, theirs = final_weights(full), final_weights(whole)
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
