@@ -390,6 +390,7 @@ def test_a_known_gpu_gives_rates_and_prices_a_cost(say: Plan, manifest: Path, la
         (["gpu=h100"], "time", "a model of these sizes was not measured"),
         (["gpu=h100", "trainer.precision=fp32"], "time", "trainer.precision fp32 was not measured on h100"),
         (["encoder.transformer.activation_checkpointing=true"], "memory", "activation_checkpointing"),
+        (["trainer.parallel=fsdp"], "memory", "with trainer.parallel fsdp it is not counted"),
         (["prices.gpu_hour=1"], "cost", "what is not known under time"),
         ([], "cost", "prices.NAME="),
     ],

@@ -29,6 +29,7 @@ from pretrain_run import (
     start,
     start_held_back,
     wait_for_step,
+    wait_until,
 )
 from shard_fixtures import write_set
 
@@ -41,7 +42,7 @@ from mert_foundry.jobs.pretraining.run_description import read_description
 from mert_foundry.jobs.probing.models import list_models
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.model.interop.load import load_encoder
-from mert_foundry.model.runs.checkpoint import load_average, load_config, load_state
+from mert_foundry.model.runs.checkpoint import find_fault, list_checkpoints, load_average, load_config, load_state
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
@@ -204,6 +205,27 @@ def test_sigterm_writes_a_checkpoint_and_no_second_run_enters_the_folder(shards,
     assert validation.startswith("last validation: loss ")
     assert f"trainer.schedule.total_steps: 100000 became {step + 1}" in output.err
     assert f"resumed from step {step}: " in output.err
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_sigterm_while_a_checkpoint_is_written_waits_for_it_and_writes_the_last(shards, tmp_path):
+    out = tmp_path / "run"
+    wide = "encoder.transformer.feed_forward=50000"  # 77 MB to write
+    process = start(1, shards, out, FOR_EVER, wide, "trainer.checkpoint_every=3", "trainer.keep_checkpoints=100")
+    try:
+        wait_until(process, lambda: (out / "checkpoints" / ".partial-step_3").exists())
+        process.send_signal(signal.SIGTERM)
+        assert finish(process) == 1
+    finally:
+        kill_all(process)
+    checkpoints = list_checkpoints(out / "checkpoints")
+    assert [find_fault(path) for path in checkpoints] == [None] * len(checkpoints)
+    assert not list((out / "checkpoints").glob(".partial-*"))
+    assert checkpoints[0].name == f"step_{read_metrics(out, 'train')[-1]['step']}" and checkpoints[-1].name == "step_3"
+    assert re.findall(r"^checkpoint: .*/(step_\d+)$", text_of(out, "stderr"), re.MULTILINE) == [
+        path.name for path in reversed(checkpoints)
+    ]
 
 
 @pytest.mark.process

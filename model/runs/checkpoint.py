@@ -176,9 +176,9 @@ def split_average(name: Path | str) -> tuple[Path, bool]:
     return Path(text), False
 
 
-def load_optimizer_state(path: Path) -> dict[str, Any]:
-    """The optimiser's state dict, on the CPU."""
-    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+def load_optimizer_state(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """The optimiser's state dict, on the CPU; `mapped`: its tensors are read from the file as they are used."""
+    return torch.load(str(path / "optimizer.pt"), map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:

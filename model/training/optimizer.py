@@ -66,7 +66,8 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            name: value if name == "step" else divided_as(parameters[index], value) for name, value in of_one.items()
+            name: value.clone() if name == "step" else divided_as(parameters[index], value)
+            for name, value in of_one.items()
         }
         for index, of_one in state["state"].items()
     }

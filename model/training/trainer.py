@@ -306,7 +306,9 @@ def _resume(
     check_weights(own, weights, path)
     trainee.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in weights.items()})
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
-    restore_moments(trainee.optimizer, load_optimizer_state(path), path)
+    # Ranks that keep a part each do not all hold the whole in memory.
+    moments = load_optimizer_state(path, mapped=isinstance(trainee.model, FSDPModule))
+    restore_moments(trainee.optimizer, moments, path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
 
