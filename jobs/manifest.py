@@ -156,7 +156,8 @@ def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) ->
         yield f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h ({shares[split] * total:.3f} h wanted)"
         if not totals["tracks"] and (split == REST_SPLIT or config.splits[split] > 0):
             yield f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups"
-    yield from imbalance_lines(config, tracks)
+    if not config.files:  # whose splits may be the user's own
+        yield from imbalance_lines(config, tracks)
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejected"].items())
     yield f"rejected: {reasons or 'none'}"
     if summary["one_of_several_streams"]:

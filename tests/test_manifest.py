@@ -20,7 +20,7 @@ import yaml
 from audio_files import CLIPS, MUSIC, mert, noise, tone, write_audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from mert_foundry.jobs import manifest as command
 from mert_foundry.jobs.command.line import run
@@ -334,6 +334,37 @@ def test_a_manifest_that_does_not_fit_is_refused(synthetic_corpus: Path, tmp_pat
     assert str(tmp_path) in str(caught.value)
     wanted = {"edit": [manifest.sha256], "cut": [manifest.sha256], "version": ["7", "1"], "missing": ["manifest.jsonl"]}
     assert all(value in str(caught.value) for value in wanted[damage])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    names=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=5, unique=True),
+    odd=st.sampled_from(["\udce9.wav", "\u2028.wav", "\x85.wav", "plain.wav"]),
+    peak=st.one_of(st.none(), st.floats(allow_nan=False), st.just(-np.inf)),
+)
+def test_rows_come_back_from_json_that_any_reader_understands(names: list[str], odd: str, peak: float | None):
+    """Also names that are no UTF-8, and a level without a bottom."""
+    rows = [replace(track(name), peak_dbfs=peak, notes=("joined",)) for name in [*names, odd]]
+    memory = fsspec.filesystem("memory")
+    write_manifest(ManifestConfig(root="root", out="memory://written"), rows)
+    lines = memory.cat("/written/manifest.jsonl").decode("ascii").split("\n")[:-1]
+    expected = sorted(rows, key=lambda row: row.key)
+    assert load_manifest("memory://written").tracks == expected
+    for line, row in zip(lines, expected, strict=True):
+        values = json.loads(line)
+        assert values == asdict(row) | {"notes": ["joined"]} and json.dumps(values, sort_keys=True) == line
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path: Path):
+    write_manifest(ManifestConfig(root="root", out=str(tmp_path)), [track("a.wav"), track("b.wav")])
+    rows = (tmp_path / "manifest.jsonl").read_text()
+    for damaged, words in ((rows.replace('"channels": 1', '"channels": "x"'), "channels"), (rows + "{\n", "line 3")):
+        summary = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
+        summary["manifest_sha256"] = hashlib.sha256(damaged.encode()).hexdigest()
+        (tmp_path / "manifest.yaml").write_text(yaml.safe_dump(summary))
+        (tmp_path / "manifest.jsonl").write_text(damaged)
+        with pytest.raises(ValueError, match=rf"manifest.jsonl: line \d: .*{words}|manifest.jsonl: {words}"):
+            load_manifest(str(tmp_path))
 
 
 @settings(max_examples=20, deadline=None)

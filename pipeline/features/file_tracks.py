@@ -8,7 +8,7 @@ from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.features.plan import FilePlace, SourceTrack
 from mert_foundry.pipeline.frames import HOP, resampled_length, whole_frames
 from mert_foundry.pipeline.manifest.decode_track import decode_track
-from mert_foundry.pipeline.manifest.rows import Manifest, Track, load_manifest
+from mert_foundry.pipeline.manifest.rows import Manifest, Track, load_manifest, row_values
 
 TEXTS = ("path", "format", "sha256", "audio_sha256", "stream")
 NUMBERS = ("sample_rate", "channels", "bytes")
@@ -40,7 +40,7 @@ def source_track(track: Track, split: str) -> SourceTrack:
         num_samples=stored_samples(track),
         split=split,
         group=track.group,
-        place=FilePlace(row=msgspec.structs.asdict(track) | {"notes": list(track.notes)}),
+        place=FilePlace(row=row_values(track) | {"notes": list(track.notes)}),
     )
 
 

@@ -3,7 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,33 @@ def list_files(root: str, patience: float = 0.0) -> Listing:
             files_here = (entry for entry in entries if entry["type"] != "directory")
             stamps.update((entry["name"].rstrip("/")[len(top) + 1 :], _stamp(entry, now)) for entry in files_here)
     return Listing(dict(sorted(stamps.items())), sorted(unlisted, key=lambda reject: reject.path))
+
+
+def stamp_files(root: str, paths: Iterable[str], patience: float) -> Listing:
+    """Files of a list, as `list_files` has them; one that is not there has no stamp, and it shows when it is read."""
+    filesystem, top = files.open_filesystem(root)
+    waiting, now = Patience(patience), time.time()
+
+    def stamp(path: str) -> str | None:
+        location = files.join(top, path)
+
+        def attempt() -> str | None:
+            try:
+                return _stamp(filesystem.info(location), now)
+            except FileNotFoundError:
+                return None
+
+        try:
+            return waiting.read(location, attempt)
+        except OSError:
+            return None
+
+    names = sorted(paths)
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            return Listing(dict(zip(names, threads.map(stamp, names))), [])
+    finally:
+        waiting.end()  # on an interrupt
 
 
 def check_folder(root: str, patience: float) -> None:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -70,6 +70,9 @@ class Track(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False
             description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter"
         ),
     ] = ()
+    extra: Annotated[
+        dict[str, Any] | None, Meta(description="Columns of the user's own list of files; not there without any")
+    ] = None
 
 
 Reason = Literal[
@@ -274,7 +277,12 @@ def _parse(where: str, line: bytes, kind: type[AnyStruct]) -> AnyStruct:
 
 def row_line(row: Row) -> bytes:
     """The line of a row: keys sorted, ASCII."""
-    return _ENCODER.encode(msgspec.structs.asdict(row)).encode() + b"\n"
+    return _ENCODER.encode(row_values(row)).encode() + b"\n"
+
+
+def row_values(row: Row) -> dict[str, Any]:
+    """The values of a row by name; `extra` is not among them where there is none."""
+    return {name: value for name, value in msgspec.structs.asdict(row).items() if name != "extra" or value}
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True)

@@ -7,15 +7,17 @@ order, clock or host, nor of where the corpus lies or what was known of it befor
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import yaml
 
 from mert_foundry.pipeline.manifest.examine import ExamineAll, examine, examine_in_threads
-from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files
+from mert_foundry.pipeline.manifest.file_list import Listed, read_file_list
+from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
 from mert_foundry.pipeline.manifest.rows import (
     REST_SPLIT,
@@ -58,8 +60,13 @@ def scan(
     Raises as `check_folders`, and OSError when the root cannot be listed.
     """
     check_folders(config)
-    listing = list_files(config.root, config.patience)
-    results = [*listing.unlisted, *_find_or_examine(config, listing, report, examine_all, parts)]
+    listed = read_file_list(config) if config.files else {}
+    if config.files:
+        listing = stamp_files(config.root, listed, config.patience)
+    else:
+        listing = list_files(config.root, config.patience)
+    found = _find_or_examine(config, listing, report, examine_all, parts)
+    results = [*listing.unlisted, *(_place(result, config, listed) for result in found)]
     if parts is not None:
         parts.finish(listing)
     return list(_without_duplicates(sorted(results, key=lambda result: result.path)))
@@ -96,7 +103,7 @@ def _find_or_examine(
             missing.append(path)
         else:
             rejected += isinstance(result, Reject)
-            yield place(result, config) if isinstance(result, Track) else result
+            yield result
     known, seconds = len(listing.stamps) - len(missing), 0.0
     report(ScanProgress(known, 0, len(missing), seconds, rejected))
     examined = examine_all(partial(examine, config=config), missing, config.workers or os.cpu_count() or 1)
@@ -111,6 +118,16 @@ def _find_or_examine(
     finally:
         if parts:  # what was decoded before an interrupt or an error
             parts.publish()
+
+
+def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, Listed]) -> Track | Reject:
+    """A track in the group and split that the list gives it, or the settings."""
+    if isinstance(result, Reject):
+        return result
+    own = listed.get(result.path)
+    if own is None:
+        return place(result, config)
+    return msgspec.structs.replace(result, group=own.group, split=own.split, extra=own.extra)
 
 
 def find_removed(before: Iterable[str], results: Iterable[Track | Reject]) -> list[str]:

@@ -149,8 +149,8 @@ class ScanParts:
         return version, parse_lines(f"{location}: line", 2, lines, Kept)
 
     def _write(self, lines: Sequence[Kept]) -> None:
-        last = max([0, *(int(name.partition(".")[0]) for name in (*self._used, *self._useless) if name[:1].isdigit())])
-        name = f"{last + 1:06d}{SUFFIX}"
+        stems = (name.removesuffix(SUFFIX) for name in (*self._used, *self._useless))
+        name = f"{max([0, *(int(stem) for stem in stems if stem.isdecimal())]) + 1:06d}{SUFFIX}"
         content = b"\n".join(json.dumps(line).encode() for line in (self.version, *map(msgspec.to_builtins, lines)))
         files.publish_bytes(files.join(self.folder, name), gzip.compress(content, compresslevel=1))
         self._used.append(name)

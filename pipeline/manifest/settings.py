@@ -16,6 +16,11 @@ class ManifestConfig(BaseModel):
 
     root: str = Field(description="Folder or fsspec URL with the audio; scanned with all folders below it")
     out: str = Field(description="Folder or fsspec URL for manifest.jsonl, rejected.jsonl, manifest.yaml")
+    files: str = Field(
+        default="",
+        description="CSV or JSON lines with a column path, relative to root: these files alone are scanned. Columns group and split"
+        " say where they belong, others are carried along in the manifest as extra",
+    )
     seed: int = Field(default=0, description="Seed of the split")
     splits: dict[str, float] = Field(
         default={"valid": 0.05}, description="Share per split, met on average over the groups; what is left is train"
@@ -65,5 +70,7 @@ class ManifestConfig(BaseModel):
     def recorded(self) -> dict:
         """The settings that shape the result, without folders and worker count."""
         return self.model_dump(
-            mode="json", exclude={"root", "out", "workers", "patience"} | ({"exclude"} if not self.exclude else set())
+            mode="json",
+            exclude={"root", "out", "workers", "patience"}
+            | {name for name in ("exclude", "files") if not getattr(self, name)},
         )
