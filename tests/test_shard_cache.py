@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -23,6 +24,7 @@ from shard_fixtures import SPECS, write_set
 
 from mert_foundry.pipeline.cache import shard_cache
 from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+from mert_foundry.pipeline.cache.object_source import open_source
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 from mert_foundry.pipeline.stream.sample_order import SampleOrder
@@ -188,6 +190,41 @@ def test_batches_through_every_outage_are_those_of_an_undisturbed_stream(
         with stream(shards, cached(folder / fault)) as there:
             next(there)
         assert proxy.met == 2
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_whole_shards_are_asked_for_with_the_credentials_and_the_endpoint_of_fsspec(
+    shards: str, local: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = (Path(local) / "train-000001.tar").read_bytes()
+
+    def fetch() -> Counter[str]:
+        proxy.signed.clear()
+        source = open_source(f"{shards}/train-000001.tar")
+        with open(tmp_path / "copy", "wb+") as file:
+            file.truncate(len(whole))
+            assert source.size() == len(whole)
+            assert source.copy_range(512, 5000, file.fileno()) == 4488
+            assert file.read() == bytes(512) + whole[512:5000] + bytes(len(whole) - 5000)
+        return proxy.signed
+
+    assert fetch() == {"test": 1}
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "given", "secret": "x", "endpoint_url": proxy.endpoint})
+    assert fetch() == {"given": 1}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True, "endpoint_url": proxy.endpoint})
+    with pytest.raises(PermissionError):  # the bucket is not public
+        fetch()
+    (tmp_path / "aws").write_text("[default]\naws_access_key_id = profile\naws_secret_access_key = y\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": proxy.endpoint})
+    assert fetch() == {"profile": 1}
+    monkeypatch.setitem(
+        fsspec.config.conf, "s3", {"endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 9}}
+    )
+    assert fetch() == {"profile": 1}  # by s3fs
 
 
 @pytest.mark.s3
