@@ -1,5 +1,6 @@
 """Whole shards in a local folder: the batches of a stream without it, whatever befalls store, disk and processes."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -411,6 +412,20 @@ def test_a_shard_that_finds_no_room_for_long_says_so(memory: str, folder: Path, 
         with pytest.raises(OSError, match="no room for 0 s in the cache: other processes use all of it"):
             list(islice(first, 2 * EPOCH_BATCHES))
         other.close()
+
+
+def test_a_stream_that_is_dropped_ends_its_threads_and_its_claim(memory: str, folder: Path):
+    before = threading.active_count()
+    there = stream(memory, cached(folder))
+    next(there)
+    assert list(folder.glob(".*.needs")) and threading.active_count() > before
+    del there
+    gc.collect()
+    assert not list(folder.glob(".*.needs"))
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_what_does_not_go_together_is_refused(local: str, folder: Path):
