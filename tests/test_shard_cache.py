@@ -20,9 +20,11 @@ import fsspec
 import pytest
 import torch
 from fault_proxy import FAULTS, FaultProxy
+from pretrain_run import pretrain_here, read_metrics
 from pydantic import ValidationError
 from shard_fixtures import SPECS, write_set
 
+from mert_foundry.model.runs.checkpoint import latest_checkpoint
 from mert_foundry.pipeline.cache import shard_cache
 from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
 from mert_foundry.pipeline.cache.object_source import open_source
@@ -390,6 +392,22 @@ def test_a_corrupt_shard_is_passed_over_and_the_order_of_the_others_stays(
     ):
         resumed = [first["key"] + second["key"] for (first, _), (second, _) in islice(zip(zero, one), 5)]
     assert [key for keys in resumed for key in keys] == found[16:36]
+
+
+def test_a_training_run_has_the_losses_of_one_from_a_disk_and_lists_what_it_passed_over(
+    memory: str, local: str, folder: Path, tmp_path: Path
+):
+    short = ["valid_split=null", "device=cpu", "trainer.schedule.total_steps=8", "trainer.schedule.warmup_steps=2"]
+    cache = [f"stream.cache.folder={folder}", "stream.cache.bytes=1GB", "stream.on_bad_shard=skip"]
+    assert pretrain_here(Path(local), tmp_path / "disk", *short) == 0
+    assert pretrain_here(memory, tmp_path / "store", *short, *cache) == 0
+    losses = {name: [record["loss"] for record in read_metrics(tmp_path / name, "train")] for name in ("disk", "store")}
+    assert len(losses["disk"]) == 8 and losses["store"] == losses["disk"]
+    spoil("train-000004.tar")
+    other = [f"stream.cache.folder={folder}2", *cache[1:]]
+    assert pretrain_here(memory, tmp_path / "spoiled", *short, *other) == 0
+    state = json.loads((latest_checkpoint(tmp_path / "spoiled" / "checkpoints")[0] / "state.json").read_text())
+    assert state["position"]["bad_shards"] == ["train-000004"]
 
 
 def test_a_set_that_is_corrupt_throughout_ends_the_run(memory: str, folder: Path):

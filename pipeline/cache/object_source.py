@@ -14,7 +14,7 @@ from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import EXPIRED
 
 CHUNK_BYTES = 1 << 20  # as they come: memory for a whole range costs as much as receiving it
-CLIENT = {"connect_timeout": "10s", "timeout": "60s"}  # of a request, of which patience makes another
+CONNECT_TIMEOUT, TIMEOUT = "10s", "60s"  # of a request, of which patience makes another
 CREDENTIALS_LAST = timedelta(minutes=15)  # before they are asked for again; obstore asks 5 minutes earlier
 
 
@@ -67,7 +67,11 @@ class S3Object:
             endpoint=client.endpoint_url,
             region=client.region_name or "us-east-1",
             request_payer=filesystem.requester_pays,
-            client_options={**CLIENT, "allow_http": client.endpoint_url.startswith("http:")},
+            client_options={
+                "connect_timeout": CONNECT_TIMEOUT,
+                "timeout": TIMEOUT,
+                "allow_http": client.endpoint_url.startswith("http:"),
+            },
             retry_config={"max_retries": 0},
             **({"skip_signature": True} if filesystem.anon else {"credential_provider": _Credentials(filesystem)}),
         )
