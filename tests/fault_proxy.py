@@ -25,7 +25,7 @@ FAULTS = ["refused", "reset", "stalled", "short", "429", "500", "503", "expired"
 class FaultProxy:
     """Passes requests on to `endpoint`; while a fault lasts, requests for tars meet it, `most` of them; `met` counts them.
 
-    `fetched` counts by name the requests for the content of objects.
+    `fetched` counts by name the requests for the content of objects, `signed` by the access key that signed them.
     """
 
     def __init__(self, endpoint: str):
@@ -34,6 +34,7 @@ class FaultProxy:
         self.until = self.most = 0.0
         self.met = 0
         self.fetched: Counter[str] = Counter()
+        self.signed: Counter[str] = Counter()
         self._listen(0)
         self.port = self._server.server_address[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -68,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.command == "GET":
             self.proxy.fetched[self.path.split("?")[0].rsplit("/", 1)[-1]] += 1
+            self.proxy.signed[self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]] += 1
         fault = self.proxy.current(self.path)
         if fault is not None:
             self.proxy.met += 1

@@ -11,6 +11,9 @@ import torch
 from mert_foundry.jobs.benchmarks import loader_benchmark
 from mert_foundry.jobs.benchmarks.loader_examples import make_examples, write_arrays, write_shards
 from mert_foundry.jobs.benchmarks.loader_peers import ARRAYS, PEERS, write_arrow, write_litdata
+from mert_foundry.jobs.benchmarks.loader_store import running_store
+from mert_foundry.jobs.benchmarks.loader_store_variant import WAYS, StoreSettings, environment, upload
+from mert_foundry.jobs.benchmarks.loader_store_variant import measure as measure_store
 from mert_foundry.jobs.benchmarks.loader_variant import OURS, LoaderSettings, measure, open_loader
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.stream.crops import random_crop
@@ -100,6 +103,31 @@ def test_the_report_compares_ours_with_the_best(capsys):
         best = max(rates[ARRAYS], rates[f"{ARRAYS}, 2 workers"])
         assert report["ours_to_best_peer"][audio]["stored"] == pytest.approx(rates[OURS] / best)
     assert "ours to the best of the others" in loader_benchmark.as_table(report)
+
+
+@pytest.mark.process
+@pytest.mark.s3
+@pytest.mark.slow
+def test_the_store_is_asked_for_each_shard_once_and_no_more_once_it_is_here(tmp_path, monkeypatch):
+    for package in ("moto", "s3fs", "obstore"):
+        pytest.importorskip(package)
+    for name in environment(""):
+        monkeypatch.setenv(name, "")  # to be as before at the end
+    write_shards(tmp_path / "flac", make_examples(COUNT, LENGTH, "uint8"), "uint8", "flac")
+    with running_store(0.01) as address:
+        upload([tmp_path / "flac"], address)
+        values = {"folder": tmp_path, "address": address, "audio_member": "flac", "frames": FRAMES, "batch": 4}
+        found = {way: measure_store(StoreSettings(way=way, batches=COUNT // 4, **values)) for way in WAYS}
+    requests = {way: figures["requests_per_audio_second"] for way, figures in found.items()}
+    audio = COUNT * FRAMES / 75
+    assert requests["local folder"] == requests["store, cache filled"] == 0
+    assert 3 <= requests["store, cache empty"] * audio <= 4  # of the tar its size and a range, and the record
+    assert requests["store, no cache"] * audio >= 3 * COUNT
+    shard, record = ((tmp_path / "flac" / f"train-000000.{suffix}").stat().st_size for suffix in ("tar", "json"))
+    assert found["store, cache empty"]["bytes_to_those_of_the_shards"] == pytest.approx(1 + record / shard)
+    assert all(figures["audio_seconds_per_cpu_second"] > 0 for figures in found.values())
+    report = {"settings": {"latency": 10.0}, "store": {"FLAC": found}}
+    assert "store, cache filled" in "\n".join(loader_benchmark.describe_store(report))
 
 
 def test_bad_options_are_named(capsys):

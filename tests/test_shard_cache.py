@@ -1,5 +1,6 @@
 """Whole shards in a local folder: the batches of a stream without it, whatever befalls store, disk and processes."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -18,11 +20,14 @@ import fsspec
 import pytest
 import torch
 from fault_proxy import FAULTS, FaultProxy
+from pretrain_run import pretrain_here, read_metrics
 from pydantic import ValidationError
 from shard_fixtures import SPECS, write_set
 
+from mert_foundry.model.runs.checkpoint import latest_checkpoint
 from mert_foundry.pipeline.cache import shard_cache
 from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+from mert_foundry.pipeline.cache.object_source import open_source
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 from mert_foundry.pipeline.stream.sample_order import SampleOrder
@@ -177,9 +182,10 @@ def test_a_stream_goes_on_at_any_position_with_another_world_size(memory: str, l
 def test_batches_through_every_outage_are_those_of_an_undisturbed_stream(
     shards: str, local: str, folder: Path, proxy: FaultProxy
 ):
+    index = load_index(shards)
     for fault in FAULTS:
         proxy.strike(fault, 0.6)
-        with stream(shards, cached(folder / fault)) as there, stream(local, plain()) as here:
+        with BatchStream(shards, index, "train", cached(folder / fault), 0) as there, stream(local, plain()) as here:
             for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
                 assert_same(found, expected)
         assert proxy.met or fault == "refused", fault
@@ -188,6 +194,41 @@ def test_batches_through_every_outage_are_those_of_an_undisturbed_stream(
         with stream(shards, cached(folder / fault)) as there:
             next(there)
         assert proxy.met == 2
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_whole_shards_are_asked_for_with_the_credentials_and_the_endpoint_of_fsspec(
+    shards: str, local: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = (Path(local) / "train-000001.tar").read_bytes()
+
+    def fetch() -> Counter[str]:
+        proxy.signed.clear()
+        source = open_source(f"{shards}/train-000001.tar")
+        with open(tmp_path / "copy", "wb+") as file:
+            file.truncate(len(whole))
+            assert source.size() == len(whole)
+            assert source.copy_range(512, 5000, file.fileno()) == 4488
+            assert file.read() == bytes(512) + whole[512:5000] + bytes(len(whole) - 5000)
+        return proxy.signed
+
+    assert fetch() == {"test": 1}
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "given", "secret": "x", "endpoint_url": proxy.endpoint})
+    assert fetch() == {"given": 1}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True, "endpoint_url": proxy.endpoint})
+    with pytest.raises(PermissionError):  # the bucket is not public
+        fetch()
+    (tmp_path / "aws").write_text("[default]\naws_access_key_id = profile\naws_secret_access_key = y\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": proxy.endpoint})
+    assert fetch() == {"profile": 1}
+    monkeypatch.setitem(
+        fsspec.config.conf, "s3", {"endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 9}}
+    )
+    assert fetch() == {"profile": 1}  # by s3fs
 
 
 @pytest.mark.s3
@@ -354,6 +395,22 @@ def test_a_corrupt_shard_is_passed_over_and_the_order_of_the_others_stays(
     assert [key for keys in resumed for key in keys] == found[16:36]
 
 
+def test_a_training_run_has_the_losses_of_one_from_a_disk_and_lists_what_it_passed_over(
+    memory: str, local: str, folder: Path, tmp_path: Path
+):
+    short = ["valid_split=null", "device=cpu", "trainer.schedule.total_steps=8", "trainer.schedule.warmup_steps=2"]
+    cache = [f"stream.cache.folder={folder}", "stream.cache.bytes=1GB", "stream.on_bad_shard=skip"]
+    assert pretrain_here(Path(local), tmp_path / "disk", *short) == 0
+    assert pretrain_here(memory, tmp_path / "store", *short, *cache) == 0
+    losses = {name: [record["loss"] for record in read_metrics(tmp_path / name, "train")] for name in ("disk", "store")}
+    assert len(losses["disk"]) == 8 and losses["store"] == losses["disk"]
+    spoil("train-000004.tar")
+    other = [f"stream.cache.folder={folder}2", *cache[1:]]
+    assert pretrain_here(memory, tmp_path / "spoiled", *short, *other) == 0
+    state = json.loads((latest_checkpoint(tmp_path / "spoiled" / "checkpoints")[0] / "state.json").read_text())
+    assert state["position"]["bad_shards"] == ["train-000004"]
+
+
 def test_a_set_that_is_corrupt_throughout_ends_the_run(memory: str, folder: Path):
     for number in range(len(SIZES)):
         spoil(f"train-{number:06d}.tar")
@@ -374,6 +431,20 @@ def test_a_shard_that_finds_no_room_for_long_says_so(memory: str, folder: Path, 
         with pytest.raises(OSError, match="no room for 0 s in the cache: other processes use all of it"):
             list(islice(first, 2 * EPOCH_BATCHES))
         other.close()
+
+
+def test_a_stream_that_is_dropped_ends_its_threads_and_its_claim(memory: str, folder: Path):
+    before = set(threading.enumerate())
+    there = stream(memory, cached(folder))
+    next(there)
+    started = set(threading.enumerate()) - before
+    assert len(started) > 2 and list(folder.glob(".*.needs"))
+    del there
+    gc.collect()
+    for thread in started:
+        thread.join(timeout=30)
+        assert not thread.is_alive(), thread.name
+    assert not list(folder.glob(".*.needs"))
 
 
 def test_what_does_not_go_together_is_refused(local: str, folder: Path):

@@ -82,7 +82,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UsageError(f"mert bench loader: --examples is {options.examples}, a batch takes {options.batch}")
     if options.latency < 0:
         raise UsageError(f"mert bench loader: --latency is {options.latency}, it must be 0 or more")
-    needed = [("datasets", "litdata") if options.peers else (), ("moto", "s3fs") if options.store else ()]
+    needed = [("datasets", "litdata") if options.peers else (), ("moto", "s3fs", "obstore") if options.store else ()]
     for package in chain(*needed):
         if find_spec(package) is None:  # imported by other processes alone
             raise ModuleNotFoundError(name=package)

@@ -73,7 +73,7 @@ def open_stream(settings: StoreSettings, cache: str, batches: int) -> Iterator[B
     local = settings.way == "local folder"
     shards = str(settings.folder / settings.audio_member) if local else f"s3://{BUCKET}/{settings.audio_member}"
     limits = {"folder": cache, "bytes": sum(shard.filesize for shard in index.shardlist)}
-    values = {"batch_size": settings.batch, "crop_samples": HOP * settings.frames}
+    values: dict[str, object] = {"batch_size": settings.batch, "crop_samples": HOP * settings.frames}
     values |= {"cache": limits} if settings.way.startswith("store, cache") else {}
     with BatchStream(shards, index, "train", StreamConfig.model_validate(values), SEED) as stream:
         for batch, _ in islice(stream, batches):

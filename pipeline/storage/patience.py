@@ -61,6 +61,11 @@ class Patience:
         """Let no read wait any more: those that do fail at once."""
         self._ended.set()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no read is to wait any more."""
+        return self._ended.is_set()
+
     def read(self, name: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` gives, in the end.
 

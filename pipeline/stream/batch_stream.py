@@ -149,15 +149,9 @@ class BatchStream:
         consumed = before.epoch * self._order.epoch_size + before.offset
         frames = crop_frames(config.crop_samples)
         self._cache = self._open_cache(folder, shards, config, consumed)
+        find_copy = self._cache.wait_for if self._cache else None
         # Around the border of two windows, shards of both are read.
-        reader = ShardReader(
-            folder,
-            index,
-            shards,
-            open_shards=2 * config.shuffle_window,
-            patience=config.patience,
-            find_copy=self._cache.wait_for if self._cache else None,
-        )
+        reader = ShardReader(folder, index, shards, 2 * config.shuffle_window, config.patience, find_copy)
         crop = partial(_random_crop_of, seed, frames)
         self._loader = _Loader(reader, index, frames, config, crop, self._cache)
         batches = GlobalBatches(self._order, config.batch_size, self._cache)
