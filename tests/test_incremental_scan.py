@@ -323,7 +323,7 @@ def test_what_the_storage_does_not_give_is_retried_listed_and_done_by_the_next_r
     s3fs.S3FileSystem().put(f"{corpus.root}/", root, recursive=True)
     config = configured(root, tmp_path / "out", patience=0.5)
     expected = from_nothing(config, tmp_path / "nothing")
-    for fault in ("503", "reset", "forbidden"):
+    for fault in ("reset", "forbidden"):
         (tmp_path / fault).mkdir()
         config = configured(root, tmp_path / fault / "out", patience=0.5)
         proxy.strike(fault, 600.0, most=2)
