@@ -260,6 +260,15 @@ def test_a_bin_that_hardly_varies_teaches_little_noise():
     assert still.deviation == (1.0, 1.0, 1.0) and np.isfinite(still.projection()).all()
 
 
+@pytest.mark.parametrize("spread", [0.0, 3e-17, 1e-8])
+def test_what_hardly_varies_has_small_finite_components(spread):
+    generator = np.random.default_rng(0)
+    values = 9.2 + generator.normal(size=(500, 336)) * np.sqrt(spread)
+    scale = scale_of(ValueMoments(values.mean(0), np.cov(values.T, bias=True)), "decorrelated")
+    predicted = (values - values.mean(0)) @ scale.projection()
+    assert np.abs(scale.projection()).max() < 1e4 and np.square(predicted).mean() < 0.2
+
+
 def test_decorrelated_values_are_uncorrelated_and_noise_stays_small():
     generator = np.random.default_rng(0)
     mixed = generator.normal(size=(4000, 100)) * np.geomspace(30.0, 0.01, 100) @ generator.normal(size=(100, 100))
@@ -281,7 +290,9 @@ def test_decorrelated_values_are_uncorrelated_and_noise_stays_small():
         ({"scale": {"logarithmic": False, "mean": [0.0], "deviation": [1.0]}}, "has 2 bins, its scale 1 means"),
         ({"scale": {"logarithmic": True, "mean": [0, 0], "deviation": [1, 1]}}, "no companding"),
         ({"scale": {"logarithmic": False, "mean": [0, 0], "deviation": [1, 0]}}, "greater than 0"),
-        ({"scale": {"logarithmic": False, "mean": [0, 0], "deviation": [1, 1], "components": "AAAAAAAA"}}, "of 2 rows"),
+        ({"scale": {"logarithmic": False, "mean": [0, 0], "deviation": [1, 1], "components": "AAAAAAAA"}}, "no finite"),
+        ({"scale": {"logarithmic": False, "mean": [0], "deviation": [1], "components": "AHw="}}, "no finite"),
+        ({"scale": {"logarithmic": False, "mean": [0], "deviation": [1], "components": ""}}, "no finite"),
         (
             {"kind": "discrete", "codebook_size": 4, "scale": {"logarithmic": False, "mean": [], "deviation": []}},
             "discrete",

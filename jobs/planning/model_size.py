@@ -111,7 +111,7 @@ def _loss(model: PretrainModel, frames: Tensor) -> Tensor:
     for spec in model.head_specs:
         head = model.heads[spec.name]
         if spec.kind == "continuous":
-            total = total + squared_error(head(frames), frames.new_empty(len(frames), spec.size))
+            total = total + squared_error(head(frames), frames.new_empty(len(frames), spec.predicted))
             continue
         used = model.objective.codebooks_per_step
         logits = head(frames, None if used is None else list(range(used)))

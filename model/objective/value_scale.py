@@ -32,6 +32,8 @@ LOGARITHMIC = ("log", "decorrelated")
 MOST_COMPONENTS = 64
 # Share of the largest variance that is added to each, so that components of noise count less than those of music.
 RIDGE = 0.01
+# Added as well, in nats squared: what rounding leaves of a constant target does not become a value to predict.
+LEAST_VARIANCE = 1e-6
 
 
 class Companding(BaseModel):
@@ -77,8 +79,11 @@ class ValueScale(BaseModel):
     @classmethod
     def _whole(cls, components: str | None, info: ValidationInfo) -> str | None:
         bins = len(info.data.get("mean", ()))
-        if components is not None and bins and len(base64.b64decode(components, validate=True)) % (2 * bins):
-            raise ValueError(f"components are no float16 matrix of {bins} rows")
+        if components is None or not bins:
+            return components
+        size = len(base64.b64decode(components, validate=True))
+        if not size or size % (2 * bins) or not np.isfinite(_unpack(components, bins)).all():
+            raise ValueError(f"components are no finite float16 matrix of {bins} rows")
         return components
 
     @model_serializer(mode="wrap")
@@ -101,14 +106,14 @@ class ValueScale(BaseModel):
 def decorrelating_components(covariance: np.ndarray) -> str:
     """`ValueScale.components` for values with this covariance [bins, bins]: at most MOST_COMPONENTS, the largest first.
 
-    Column k is the k-th eigenvector over the root of its eigenvalue plus RIDGE of the largest. Its largest entry is positive, so
+    Column k is the k-th eigenvector over the root of its eigenvalue plus RIDGE of the largest and LEAST_VARIANCE. Its largest entry is positive, so
     that the sign does not depend on the machine.
     """
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = variances[::-1][:MOST_COMPONENTS].clip(0), directions[:, ::-1][:, :MOST_COMPONENTS]
     directions = directions * np.sign(np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0))
-    scaled = directions / np.sqrt(variances + (RIDGE * variances[0] or 1.0))
-    return base64.b64encode(scaled.astype("<f2").tobytes()).decode()
+    scaled = (directions / np.sqrt(variances + RIDGE * variances[0] + LEAST_VARIANCE)).astype("<f2")
+    return base64.b64encode(scaled.tobytes()).decode()
 
 
 def _unpack(components: str, bins: int) -> np.ndarray:
