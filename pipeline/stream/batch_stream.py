@@ -69,7 +69,7 @@ class StreamConfig(BaseModel):
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What a shard that is corrupt in the object store does; skip, with stream.cache: it is passed over and listed",
+        description="stop: a shard that is corrupt in the object store ends the run; skip, with stream.cache: it is left out and listed",
     )
 
     @field_validator("crop_samples")
