@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> int:
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
         stop = stack.enter_context(stop_on_signal())
-        model = build_model(config, description, rank, world_size)
-        if initial is not None and holds_weights(config, rank, world_size):
+        model = build_model(config, description, rank)
+        if initial is not None and holds_weights(config, rank):
             taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
@@ -100,14 +100,14 @@ def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDes
     return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
 
 
-def holds_weights(config: PretrainConfig, rank: int, world_size: int) -> bool:
+def holds_weights(config: PretrainConfig, rank: int) -> bool:
     """Whether a rank is to have all first weights. Where ranks divide the model, rank 0 gives each its part."""
-    return config.trainer.parallel == "ddp" or rank == 0 or world_size == 1
+    return config.trainer.parallel == "ddp" or rank == 0
 
 
-def build_model(config: PretrainConfig, description: RunDescription, rank: int, world_size: int) -> PretrainModel:
+def build_model(config: PretrainConfig, description: RunDescription, rank: int) -> PretrainModel:
     """The model with its first weights, or without any memory (on the meta device) on a rank that is not to have them."""
-    with contextlib.nullcontext() if holds_weights(config, rank, world_size) else torch.device("meta"):
+    with contextlib.nullcontext() if holds_weights(config, rank) else torch.device("meta"):
         return build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
 
 

@@ -106,7 +106,9 @@ def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path:
     def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
         for batch, after in synthetic_stream(position):
             if after["offset"] == 3:
+                deadline = time.monotonic() + 60
                 while not (full / "checkpoints" / "step_2").exists():
+                    assert time.monotonic() < deadline, "step 2 was never written"
                     time.sleep(0.001)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
             yield batch, after

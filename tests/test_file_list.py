@@ -1,6 +1,7 @@
 """A scan of the user's own list of files: these alone, in the groups and splits it gives, with its other columns."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,6 @@ def test_another_list_decodes_only_what_is_new(root: Path):
         for path in paths:
             decoded.append(path)
             yield examine(path)
-
-    import os
 
     for path in root.rglob("*.wav"):
         os.utime(path, (1e9, 1e9))

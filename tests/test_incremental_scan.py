@@ -1,11 +1,12 @@
 """A scan that goes on: what is known is not decoded again, the result is that of a scan from nothing, and faults lose nothing."""
 
 import gzip
+import io
 import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from mert_foundry.pipeline.manifest.rows import Reject
 from mert_foundry.pipeline.manifest.scan import find_removed, scan, write_manifest
 from mert_foundry.pipeline.manifest.scan_parts import ScanParts
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
-from mert_foundry.pipeline.storage import patience
 
 FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
 NAMES = ["a/1.wav", "a/2.wav", "b/1.wav", "b/c/1.wav", "3.wav", "notes.txt"]
@@ -47,15 +47,12 @@ class Corpus:
         os.utime(self.root / name, (1e9 + self.clock, 1e9 + self.clock))
 
 
-def sound(content: int, cache: dict[int, bytes] = {}) -> bytes:  # noqa: B006
+@cache
+def sound(content: int) -> bytes:
     """A WAV file of 0.1 s; that of 0 is silent."""
-    if content not in cache:
-        import io
-
-        buffer = io.BytesIO()
-        soundfile.write(buffer, noise(0.1, seed=content) * bool(content), 24_000, "PCM_16", format="WAV")
-        cache[content] = buffer.getvalue()
-    return cache[content]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise(0.1, seed=content) * bool(content), 24_000, "PCM_16", format="WAV")
+    return buffer.getvalue()
 
 
 def configured(corpus: Path, out: Path, **options: object) -> ManifestConfig:
@@ -292,22 +289,6 @@ def test_the_command_tells_what_is_known_decoded_and_removed(corpus: Corpus, tmp
     assert code == 0 and "files:" not in printed
     code, printed, said = run_here(command, *arguments, "min_seconds=0.2")
     assert code == 1 and "what was found before is not used: min_seconds 0" in printed and "no usable track" in said
-
-
-@pytest.fixture
-def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the S3 server of `bucket`, whose client tries once only."""
-    import s3fs
-
-    proxy = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.2)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield proxy
-    proxy.close()
 
 
 @pytest.mark.process

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from audio_files import wait_until
 from fault_proxy import FAULTS, FaultProxy
 from pretrain_run import pretrain_here, read_metrics
 from pydantic import ValidationError
@@ -296,12 +296,9 @@ def test_what_a_killed_process_left_is_removed_and_what_it_had_is_verified(
         assert reader.stdout.readline() == "ready\n"
         reader.stdin.write("\n")
         reader.stdin.flush()
-        while len(tars(folder)) < 3:
-            time.sleep(0.005)
+        wait_until(reader, lambda: len(tars(folder)) >= 2)
         proxy.strike("stalled", 600.0)
-        while not (proxy.met and list(folder.glob(".*.tmp"))):
-            time.sleep(0.01)
-            assert reader.poll() is None
+        wait_until(reader, lambda: proxy.met > 0 and any(folder.glob(".*.tmp")))
         reader.send_signal(signal.SIGKILL)
     (left, *_), whole = folder.glob(".*.tmp"), tars(folder)
     damage(whole[0])

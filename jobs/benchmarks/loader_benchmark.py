@@ -30,7 +30,6 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -82,8 +81,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UsageError(f"mert bench loader: --examples is {options.examples}, a batch takes {options.batch}")
     if options.latency < 0:
         raise UsageError(f"mert bench loader: --latency is {options.latency}, it must be 0 or more")
-    needed = [("datasets", "litdata") if options.peers else (), ("moto", "s3fs", "obstore") if options.store else ()]
-    for package in chain(*needed):
+    for_peers = ["datasets", "litdata"] if options.peers else []
+    for_store = ["moto", "s3fs", "obstore"] if options.store else []
+    for package in for_peers + for_store:
         if find_spec(package) is None:  # imported by other processes alone
             raise ModuleNotFoundError(name=package)
     return options
@@ -188,9 +188,10 @@ def as_table(report: Figures) -> str:
 def describe_store(report: Figures) -> Iterator[str]:
     """The lines of the store, if it was measured."""
     for audio, rows in report.get("store", {}).items():
+        title = f"{audio}, {report['settings']['latency']:g} ms a request"
         yield (
-            f"{audio + ', ' + format(report['settings']['latency'], 'g') + ' ms a request':36} {'audio s/CPU s':>13} {'to local':>9}"
-            f" {'ms/example':>11} {'requests/audio s':>17} {'kB/audio s':>11} {'bytes to shards':>16}"
+            f"{title:36} {'audio s/CPU s':>13} {'to local':>9} {'ms/example':>11} {'requests/audio s':>17}"
+            f" {'kB/audio s':>11} {'bytes to shards':>16}"
         )
         local = rows[WAYS[0]].get(RATE)
         for way, row in rows.items():

@@ -49,8 +49,8 @@ class ObjectiveConfig(BaseModel):
     value_scale: ValueScaleName = Field(
         "raw",
         description="what continuous heads predict: raw: values as stored; standardised: each bin less its mean, over its"
-        " deviation; log: the same of the logarithm that the target's companding follows; decorrelated: that logarithm's"
-        " principal components, each over its deviation, so that pitch counts beside level",
+        " standard deviation; log: the same of the logarithm that the target's companding follows; decorrelated: that logarithm's"
+        " principal components, each over its standard deviation, so that pitch counts beside level",
     )
     codebooks_per_step: int | None = Field(
         None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"

@@ -53,7 +53,7 @@ class ManifestConfig(BaseModel):
     patience: float = Field(
         default=60.0,
         ge=0,
-        description="How long a file is asked for that the storage does not give, before it is listed as unreachable, seconds",
+        description="Seconds to retry a file that the storage does not give, before it is listed as unreachable",
     )
 
     @model_validator(mode="after")

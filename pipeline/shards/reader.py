@@ -28,7 +28,7 @@ from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import Patience, ShortRead
 
-FindCopy = Callable[[int], tuple[Path, Path]]
+FindCopy = Callable[[int], tuple[Path, Path]]  # of a shard: tar and record
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,18 @@ class ShardReader:
         def open_shard(shard: int) -> _OpenShard:
             return _OpenShard(folder, shards[shard], waiting, find_copy(shard) if find_copy else None)
 
-        self._opened = _AtHand(open_shard, open_shards)
-        self._open = self._opened.get
+        self._open_shards = _OpenShards(open_shard, open_shards)
 
     def entries(self, shard: int) -> list[ExampleEntry]:
         """Key, frames and members of every example of a shard, in the order of the tar.
 
         Raises as `read` does when there is no record, or not the one the index names.
         """
-        return self._open(shard).entries
+        return self._open_shards.get(shard).entries
 
     def dropped_segments(self, shard: int) -> list[DroppedSegment]:
         """What was dropped of tracks that have examples in a shard. Raises as `entries`."""
-        return self._open(shard).dropped_segments
+        return self._open_shards.get(shard).dropped_segments
 
     def read(
         self,
@@ -115,7 +114,7 @@ class ShardReader:
             OSError: no tar or record, or the storage failed; names the file, or shard and key.
             ValueError: a short file, damaged member or foreign record; names shard, key and both values.
         """
-        opened = self._open(shard)
+        opened = self._open_shards.get(shard)
         entry = opened.entries[example]
         num_frames = entry.num_frames - start_frame if num_frames is None else num_frames
         if start_frame < 0 or num_frames < 1 or start_frame + num_frames > entry.num_frames:
@@ -131,7 +130,7 @@ class ShardReader:
 
     def read_target(self, shard: int, example: int, name: str) -> np.ndarray:
         """A target of a whole example as it is stored, `[K, F]` or `[F, bins]`, without its audio. Raises as `read`."""
-        opened = self._open(shard)
+        opened = self._open_shards.get(shard)
         entry = opened.entries[example]
         spec = next(spec for spec in self._specs if spec.name == name)
         array = np.empty(spec.shape(entry.num_frames), spec.dtype)
@@ -144,7 +143,7 @@ class ShardReader:
         Raises ValueError, besides as `read` does, when the shard does not hold the track from its
         first sample to its last segment.
         """
-        opened = self._open(shard)
+        opened = self._open_shards.get(shard)
         numbers = [number for number, entry in enumerate(opened.entries) if entry.track == track]
         infos = [self._read_info(opened, opened.entries[number]) for number in numbers]
         holes = [hole for hole in opened.dropped_segments if hole.track == track]
@@ -176,12 +175,12 @@ class ShardReader:
         self._patience.end()
 
     def keep_only(self, shards: Container[int]) -> None:
-        """Let go of the files of all other shards."""
-        self._opened.keep_only(lambda shard: shard in shards)
+        """Close the files of all other shards."""
+        self._open_shards.keep_only(lambda shard: shard in shards)
 
-    def let_go(self, shard: int) -> None:
-        """Let go of the file of a shard: it is opened anew when it is read again."""
-        self._opened.keep_only(lambda kept: kept != shard)
+    def close_shard(self, shard: int) -> None:
+        """Close the file of a shard; the next read opens it again."""
+        self._open_shards.keep_only(lambda other: other != shard)
 
     def close(self) -> None:
         """Let go of all files."""
@@ -234,7 +233,7 @@ def _target_part(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, st
     return _Part(whole, decode)
 
 
-class _AtHand:
+class _OpenShards:
     """The shards used last, at most `size` of them; threads may share it."""
 
     def __init__(self, open_shard: Callable[[int], "_OpenShard"], size: int) -> None:

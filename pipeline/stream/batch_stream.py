@@ -69,7 +69,7 @@ class StreamConfig(BaseModel):
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What a shard that is corrupt in the object store does; skip, with stream.cache: it is passed over and listed",
+        description="stop: a shard that is corrupt in the object store ends the run; skip, with stream.cache: it is left out and listed",
     )
 
     @field_validator("crop_samples")
@@ -156,7 +156,7 @@ class BatchStream:
         self._loader = _Loader(reader, index, frames, config, crop, self._cache)
         batches = GlobalBatches(self._order, config.batch_size, self._cache)
         if config.on_bad_shard == "skip" and self._cache:
-            bad = BadShards(shards, self._cache, before.bad_shards, is_told=rank == 0)
+            bad = BadShards(shards, self._cache, before.bad_shards, warns=rank == 0)
             plans = batches.without(bad, consumed, rows)
         else:
             plans = batches.after(consumed, rows, before.bad_shards)
@@ -330,7 +330,7 @@ class _Loader:
         except (OSError, ValueError):
             if self._cache is None or not self._cache.discard_damaged(place.shard):
                 raise
-        self._reader.let_go(place.shard)
+        self._reader.close_shard(place.shard)
         return self._fill_row(arrays, slot, place)
 
     def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:

@@ -28,13 +28,13 @@ class BadShards:
         shards: of the split.
         cache: which verifies them.
         names: those passed over before.
-        is_told: whether this process tells of each.
+        warns: whether this process logs a warning for each.
     """
 
-    def __init__(self, shards: Sequence[ShardEntry], cache: ShardCache, names: Sequence[str], is_told: bool) -> None:
+    def __init__(self, shards: Sequence[ShardEntry], cache: ShardCache, names: Sequence[str], warns: bool) -> None:
         self._shards = shards
         self._cache = cache
-        self._is_told = is_told
+        self._warns = warns
         self.names = sorted(names)
         # Asked for every example; once an epoch is enough, as a shard is read once an epoch.
         self.has = lru_cache(maxsize=1024)(self._find)
@@ -45,7 +45,7 @@ class BadShards:
         name = self._shards[shard].name
         if fault and name not in self.names:
             self.names = sorted([*self.names, name])
-            if self._is_told:
+            if self._warns:
                 logging.getLogger(__name__).warning(
                     f"passed over with its {self._shards[shard].nsamples} examples: {fault};"
                     f" {len(self.names)} of {len(self._shards)} shards so far"
