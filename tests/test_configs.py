@@ -32,6 +32,7 @@ JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "suite": (SuiteConfig, ["out=suite"]),
     "probe": (ProbeConfig, ["model=run", "data=suite", "out=probe"]),
     "tiny": (PretrainConfig, ["shards=shards", "out=run"]),
+    "small_corpus": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_95m": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_330m": (PretrainConfig, ["shards=shards", "out=run"]),
 }
