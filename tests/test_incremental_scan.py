@@ -22,6 +22,7 @@ from mert_foundry.pipeline.manifest.scan import find_removed, scan, write_manife
 from mert_foundry.pipeline.manifest.scan_parts import ScanParts
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.storage import patience
+from mert_foundry.pipeline.storage.documents import file_sha256
 
 FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
 NAMES = ["a/1.wav", "a/2.wav", "b/1.wav", "b/c/1.wav", "3.wav", "notes.txt"]
@@ -127,22 +128,21 @@ def test_the_result_is_that_of_a_scan_from_nothing_and_only_what_changed_is_deco
                     scan(config, examine_all=counting(decoded, value), parts=parts)
                 except KeyboardInterrupt:
                     pass
-                seen.update((path, stamp(corpus, path)) for path in decoded)
+                seen.update((path, content(corpus, path)) for path in decoded)
             elif kind == "settings":
                 options = value
             elif kind == "move":
                 corpus.root = corpus.root.rename(folder / f"moved{corpus.clock}{len(os.listdir(folder))}")
         config = configured(corpus.root, folder / "out", **options)
         paths = [str(path.relative_to(corpus.root)) for path in corpus.root.rglob("*") if path.is_file()]
-        expected = [path for path in sorted(paths) if seen.get(path) != stamp(corpus, path)]
+        expected = [path for path in sorted(paths) if seen.get(path) != content(corpus, path)]
         assert scan_again(config) == expected
         assert written(folder / "out") == from_nothing(config, folder / "nothing")
-        seen.update((path, stamp(corpus, path)) for path in paths)
+        seen.update((path, content(corpus, path)) for path in paths)
 
 
-def stamp(corpus: Corpus, path: str) -> tuple[int, float]:
-    found = (corpus.root / path).stat()
-    return found.st_size, found.st_mtime
+def content(corpus: Corpus, path: str) -> bytes:
+    return (corpus.root / path).read_bytes()
 
 
 @pytest.fixture
@@ -190,13 +190,9 @@ def test_a_damaged_part_is_not_used(corpus: Corpus, tmp_path: Path):
         (part,) = (tmp_path / "out" / "scan").glob("*.gz")
 
 
-def test_a_recheck_decodes_what_looks_the_same_and_goes_on_when_it_was_stopped(corpus: Corpus, tmp_path: Path):
+def test_a_recheck_decodes_all_and_goes_on_when_it_was_stopped(corpus: Corpus, tmp_path: Path):
     config = configured(corpus.root, tmp_path / "out")
     scan_again(config)
-    before = (corpus.root / "a/2.wav").stat()
-    (corpus.root / "a/2.wav").write_bytes(sound(7))
-    os.utime(corpus.root / "a/2.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert scan_again(config) == []  # the same size and time
     with pytest.raises(KeyboardInterrupt):
         scan_again(config, recheck=True, stop_after=4)
     assert scan_again(config, recheck=True) == sorted(NAMES)[4:]
@@ -204,11 +200,83 @@ def test_a_recheck_decodes_what_looks_the_same_and_goes_on_when_it_was_stopped(c
     assert len(scan_again(config, recheck=True)) == 6 and scan_again(config) == []
 
 
-def test_a_file_that_changes_while_it_is_listed_is_decoded_again(corpus: Corpus, tmp_path: Path):
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of files that were read; files count as the same by their stamp at once."""
+    names: list[str] = []
+
+    def reading(path: Path) -> str:
+        names.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.examine.file_sha256", reading)
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.0)
+    return names
+
+
+def test_a_file_of_equal_name_size_and_time_in_another_root_is_another(corpus: Corpus, tmp_path: Path, read: list[str]):
+    """As in zips and reproducible tars, whose files all have one time."""
+    other = Corpus(tmp_path / "other")
+    for number, name in enumerate(NAMES):
+        other.write(name, number + 10)
+        for root in (corpus.root, other.root):
+            os.utime(root / name, (315_532_800, 315_532_800))
+    config, another = (configured(root, tmp_path / "out") for root in (corpus.root, other.root))
+    scan_again(config)
+    assert len(scan_again(another)) == 5  # the text is the same
+    assert written(tmp_path / "out") == from_nothing(another, tmp_path / "nothing")
+
+
+def test_a_file_written_over_with_equal_size_and_time_is_another(corpus: Corpus, tmp_path: Path, read: list[str]):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    for name, change in (("a/1.wav", "in place"), ("a/2.wav", "replaced")):
+        path, before = corpus.root / name, (corpus.root / name).stat()
+        target = path if change == "in place" else path.with_suffix(".new")
+        target.write_bytes(sound(12))
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        target.replace(path)
+    assert scan_again(config) == ["a/1.wav", "a/2.wav"]
+    assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+
+
+def test_a_corpus_in_its_place_is_not_read_and_a_moved_or_copied_one_is_read_once(
+    corpus: Corpus, tmp_path: Path, read: list[str]
+):
+    scan_again(configured(corpus.root, tmp_path / "out"))
+    shutil.copytree(corpus.root, tmp_path / "copy")
+    shutil.move(corpus.root, tmp_path / "moved")
+    for root in (tmp_path / "copy", tmp_path / "moved"):
+        config = configured(root, tmp_path / "out")
+        for count in (6, 0):
+            read.clear()
+            assert scan_again(config) == [] and len(read) == count
+        assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+
+
+def test_what_is_found_of_a_file_that_changes_meanwhile_does_not_last(corpus: Corpus, tmp_path: Path, read: list[str]):
+    config = configured(corpus.root, tmp_path / "out")
+
+    def writing(path: Path) -> str:
+        digest = file_sha256(path)
+        if path.name == "3.wav":
+            path.write_bytes(sound(13))
+        return digest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mert_foundry.pipeline.manifest.examine.file_sha256", writing)
+        scan_again(config)
+    assert scan_again(config) == ["3.wav"]
+    assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+
+
+def test_a_file_that_has_just_changed_is_read_again(corpus: Corpus, tmp_path: Path):
     """A change within the same tick of the file system's clock would not show."""
     config = configured(corpus.root, tmp_path / "out")
     (corpus.root / "fresh.wav").write_bytes(sound(8))
-    assert len(scan_again(config)) == 7 and scan_again(config) == ["fresh.wav"]
+    assert len(scan_again(config)) == 7 and scan_again(config) == []  # it is read
+    (corpus.root / "fresh.wav").write_bytes(sound(9))
+    assert scan_again(config) == ["fresh.wav"]
 
 
 def test_a_link_counts_as_the_file_behind_it(corpus: Corpus, tmp_path: Path):
@@ -223,6 +291,7 @@ def test_a_link_counts_as_the_file_behind_it(corpus: Corpus, tmp_path: Path):
 
 def test_many_parts_are_put_together(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mert_foundry.pipeline.manifest.scan_parts.MOST_PARTS", 4)
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.0)
     config, parts = configured(corpus.root, tmp_path / "out"), tmp_path / "out" / "scan"
     counts = []
     for number in range(9):
@@ -231,11 +300,11 @@ def test_many_parts_are_put_together(corpus: Corpus, tmp_path: Path, monkeypatch
         counts.append(len(list(parts.glob("*.gz"))))
     assert max(counts) == 4 and counts.count(1) >= 2 and scan_again(config) == []
     for number in range(9):
-        (corpus.root / f"new{number}.wav").unlink()
-    (corpus.root / "a/1.wav").unlink()
-    assert scan_again(config) == []
-    lines = [line for part in parts.glob("*.gz") for line in gzip.decompress(part.read_bytes()).splitlines()]
-    assert len(lines) == 1 + 5  # what is gone is forgotten
+        corpus.touch(f"new{number}.wav")
+    for number in range(9):
+        corpus.touch(f"new{number}.wav")
+        assert scan_again(config) == []
+    assert count_lines(tmp_path / "out") <= 2 * 15  # lines of no use are not kept for ever
 
 
 def test_removed_files_are_those_that_no_folder_may_hold():

@@ -32,10 +32,15 @@ ROW_VERSION = 1
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found of a file. is_lasting: it is so for as long as the file does not change; not what a storage failed to give."""
+    """What was found of a file.
+
+    is_lasting: it is so for as long as the file does not change; not what a storage failed to give. sha256: of the file's bytes;
+    empty when they were not read.
+    """
 
     result: Track | Reject
     is_lasting: bool
+    sha256: str = ""
 
     @property
     def seconds(self) -> float:
@@ -90,14 +95,40 @@ def examine(path: str, config: ManifestConfig) -> Examined:
 def _attempt(path: str, config: ManifestConfig) -> Examined:
     """The result of a file. Raises what the storage raises when it does not give the file."""
     try:
-        with files.local_copy(config.root, path) as local, decoder_faults():
-            return Examined(_describe(path, local, config), is_lasting=True)
-    except DecodeError as error:
-        return Examined(reject_decoding(path, error), is_lasting=not isinstance(error.__cause__, MemoryError))
+        with files.local_copy(config.root, path) as local:
+            return _examine_local(path, local, config)
     except OSError as error:
         if not is_own_fault(error, files.open_filesystem(config.root)[0]):
             raise
         return Examined(Reject(path=path, reason="unreadable", detail=_detail(error)), is_lasting=False)
+
+
+def _examine_local(path: str, local: Path, config: ManifestConfig) -> Examined:
+    """The result of a file on the local disk, which does not last when the file changes meanwhile."""
+    before, sha256 = _state(local), ""
+    try:
+        with decoder_faults():
+            num_bytes = _size(local)
+            sha256 = file_sha256(local)
+            track = _describe(path, local, num_bytes, sha256, config)
+    except DecodeError as error:
+        is_lasting = _state(local) == before and not isinstance(error.__cause__, MemoryError)
+        return Examined(reject_decoding(path, error), is_lasting, sha256)
+    return Examined(track, _state(local) == before, sha256)
+
+
+def _state(local: Path) -> tuple[int, int, int, int]:
+    found = local.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def read_sha256(path: str, config: ManifestConfig) -> str | None:
+    """SHA-256 of a file (path relative to the root); None when it cannot be read now, which `examine` then explains."""
+    try:
+        with files.local_copy(config.root, path) as local:
+            return file_sha256(local) if local.is_file() else None  # to read a pipe could wait for ever
+    except Exception:  # of the storage, whose libraries have errors of their own
+        return None
 
 
 def is_own_fault(error: Exception, filesystem: AbstractFileSystem) -> bool:
@@ -131,9 +162,7 @@ def crashed(path: str) -> Examined:
     return Examined(Reject(path=path, reason="unreadable", detail=detail), is_lasting=False)
 
 
-def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
-    num_bytes = _size(local)
-    file_digest = file_sha256(local)
+def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: ManifestConfig) -> Track:
     levels = Levels()
     with open_audio(local) as audio:
         header = audio.header
@@ -151,7 +180,7 @@ def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
         key=track_key(path),
         path=path,
         bytes=num_bytes,
-        sha256=file_digest,
+        sha256=sha256,
         audio_sha256=digest.hexdigest(),
         sample_rate=header.sample_rate,
         channels=header.channels,
