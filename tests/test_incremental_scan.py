@@ -3,8 +3,10 @@
 import gzip
 import json
 import os
+import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import pytest
 import soundfile
 from audio_files import noise, started, wait_until, write_audio
 from fault_proxy import FaultProxy
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mert_foundry.jobs import manifest as command
 from mert_foundry.pipeline.manifest.examine import ExamineAll, result_version
-from mert_foundry.pipeline.manifest.rows import Reject
+from mert_foundry.pipeline.manifest.listing import list_files
+from mert_foundry.pipeline.manifest.rows import Reject, load_rejects
 from mert_foundry.pipeline.manifest.scan import find_removed, scan, write_manifest
 from mert_foundry.pipeline.manifest.scan_parts import ScanParts
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
@@ -183,6 +187,8 @@ def test_a_damaged_part_is_not_used(corpus: Corpus, tmp_path: Path):
         b"{}\n",
         gzip.compress(text[:-20]),
         gzip.compress(b"[1]\n"),
+        gzip.compress(b"[" * 200_000),
+        gzip.compress(text.splitlines()[0] + b'\n{"stamp": "1 2"}'),
     ):
         part.write_bytes(damaged)
         assert len(scan_again(config)) == 6
@@ -289,6 +295,84 @@ def test_a_link_counts_as_the_file_behind_it(corpus: Corpus, tmp_path: Path):
     assert scan_again(config) == ["3.wav"]
 
 
+def test_files_of_others_among_the_parts_are_left_alone(corpus: Corpus, tmp_path: Path):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    names = {"000002 copy.jsonl.gz", "notes.jsonl.gz", "7.jsonl.gz", "\u0663\u0663\u0663\u0663\u0663\u0663.jsonl.gz"}
+    for name in names:
+        (tmp_path / "out" / "scan" / name).write_bytes(b"mine")
+    corpus.write("new.wav", 9)
+    assert scan_again(config) == ["new.wav"] and len(scan_again(config, recheck=True)) == 7
+    assert names < set(os.listdir(tmp_path / "out" / "scan"))
+
+
+def test_files_that_are_gone_for_a_while_are_known_when_they_are_back(corpus: Corpus, tmp_path: Path):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    before = written(tmp_path / "out")
+    corpus.root.rename(tmp_path / "mounted")
+    corpus.root.mkdir()
+    assert scan_again(config) == [] and written(tmp_path / "out")[0] == b""
+    corpus.root.rmdir()
+    (tmp_path / "mounted").rename(corpus.root)
+    assert scan_again(config) == [] and written(tmp_path / "out") == before
+
+
+def test_a_file_of_1970_is_known_without_reading_it(corpus: Corpus, tmp_path: Path, read: list[str]):
+    for name in NAMES:
+        os.utime(corpus.root / name, (0, 0))
+    config = configured(corpus.root, tmp_path / "out")
+    assert len(scan_again(config)) == 6
+    read.clear()
+    assert scan_again(config) == [] and read == []
+
+
+def test_a_file_that_changes_just_before_its_folder_is_listed_has_no_stamp(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+):
+    """However long ago the listing of the root began."""
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.2)
+    time.sleep(0.3)
+    ls = LocalFileSystem.ls
+
+    def slow(self, path, detail=False, **options):
+        found = ls(self, path, detail=detail, **options)
+        if path == str(corpus.root):
+            time.sleep(0.5)
+            (corpus.root / "a/1.wav").write_bytes(sound(9))
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "ls", slow)
+    stamps = list_files(str(corpus.root)).stamps
+    assert [path for path, stamp in stamps.items() if stamp is None] == ["a/1.wav"]
+
+
+def test_a_row_that_is_no_utf_8_or_shares_its_line_is_named(tmp_path: Path):
+    first = b'{"path": "a", "reason": "silent", "detail": ""}'
+    for fault in (first.replace(b"a", b"\xff", 1), first + first, b""):
+        (tmp_path / "rejected.jsonl").write_bytes(first + b"\n" + fault + b"\n")
+        with pytest.raises(ValueError, match=r"rejected.jsonl: line 2: "):
+            load_rejects(str(tmp_path))
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may become longer than 100 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named(corpus: Corpus, tmp_path: Path, full_disk: None):
+    config = configured(corpus.root, tmp_path / "out")
+    with pytest.raises(OSError, match="out/scan/000001.jsonl.gz"):
+        scan(config, parts=ScanParts(config.out, result_version(config)))
+    results = scan(config)
+    with pytest.raises(OSError, match="out/manifest.jsonl"):
+        write_manifest(config, results)
+
+
 def test_many_parts_are_put_together(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mert_foundry.pipeline.manifest.scan_parts.MOST_PARTS", 4)
     monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.0)
@@ -359,8 +443,28 @@ def test_the_command_tells_what_is_known_decoded_and_removed(corpus: Corpus, tmp
     )
     code, printed, said = run_here(command, *arguments, "--recheck")
     assert code == 0 and "files:" not in printed
+    before = written(tmp_path / "out")
     code, printed, said = run_here(command, *arguments, "min_seconds=0.2")
     assert code == 1 and "what was found before is not used: min_seconds 0" in printed and "no usable track" in said
+    assert written(tmp_path / "out") == before
+
+
+@pytest.mark.process
+def test_the_command_keeps_a_manifest_when_there_is_no_file(corpus: Corpus, tmp_path: Path, run_here):
+    arguments = [f"root={corpus.root}", f"out={tmp_path / 'out'}", "min_seconds=0", "workers=1"]
+    assert run_here(command, *arguments)[0] == 0
+    before = written(tmp_path / "out")
+    corpus.root.rename(tmp_path / "mounted")
+    corpus.root.mkdir()
+    code, _, said = run_here(command, *arguments)
+    assert code == 1 and "which has tracks, stays as it was" in said and said.count("error: ") == 1
+    assert written(tmp_path / "out") == before
+    corpus.root.rmdir()
+    (tmp_path / "mounted").rename(corpus.root)
+    code, printed, _ = run_here(command, *arguments, "--json")
+    assert code == 0 and json.loads(printed)["known"] == 6
+    code, _, said = run_here(command, *arguments[:1], f"out={tmp_path / 'new'}", "min_seconds=9", "workers=1")
+    assert code == 1 and "rejected.jsonl says why" in said and (tmp_path / "new" / "rejected.jsonl").exists()
 
 
 @pytest.fixture
