@@ -59,7 +59,7 @@ def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], wor
 
 def result_version(config: ManifestConfig) -> dict:
     """All that decides, beside the file and its path, what `examine` finds; group and split aside, which `place` decides."""
-    settings = ("min_seconds", "max_seconds", "silence_dbfs", "max_clipped_share", "length_tolerance_seconds")
+    settings = ("max_seconds", "length_tolerance_seconds")
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     return {
         "row_version": ROW_VERSION,
@@ -80,6 +80,7 @@ class _Outage:
 def examine(path: str, config: ManifestConfig) -> Examined:
     """Decode one file (path relative to the root) and describe it, or say why it is rejected, whatever goes wrong.
 
+    Whether what it holds is of use is for `judge` to say.
     What the storage does not give is asked for again, for `patience` seconds.
     """
     patience = Patience(0.0 if _Outage.is_on else config.patience)
@@ -173,7 +174,6 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
             pass
     check_length(header, digest.num_samples, config.length_tolerance_seconds)
     seconds = digest.num_samples / header.sample_rate
-    _check_use(seconds, levels, config)
     group = track_group(path, config.group_by)
     loudness = levels.loudness_lufs()
     return Track(
@@ -222,20 +222,24 @@ def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: Man
         yield block
 
 
-def _check_use(seconds: float, levels: Levels, config: ManifestConfig) -> None:
-    """Raise DecodeError for a track that is of no use by the settings, with both values."""
-    if seconds < config.min_seconds:
-        raise DecodeError("too_short", f"{seconds:.3f} s, at least {config.min_seconds} s are asked for")
-    if levels.clipped_share > config.max_clipped_share:
-        raise DecodeError(
-            "clipped",
-            f"{levels.clipped_share:.2%} of the samples lie more than 1 dB beyond full scale, at most {config.max_clipped_share:.2%} may",
+def judge(result: Track | Reject, config: ManifestConfig) -> Track | Reject:
+    """A track, or its reject when it is of no use by the settings, with both values. By what was measured: nothing is decoded."""
+    if isinstance(result, Reject):
+        return result
+    assert result.peak_dbfs is not None and result.clipped_share is not None, "examine measures them"
+    if result.num_samples / result.sample_rate < config.min_seconds:
+        detail = f"{result.seconds:.3f} s, at least {config.min_seconds} s are asked for"
+        return Reject(path=result.path, reason="too_short", detail=detail)
+    if result.clipped_share > config.max_clipped_share:
+        share = f"{result.clipped_share:.2%} of the samples lie more than 1 dB beyond full scale"
+        detail = f"{share}, at most {config.max_clipped_share:.2%} may"
+        return Reject(path=result.path, reason="clipped", detail=detail)
+    if result.peak_dbfs < config.silence_dbfs:
+        peak = f"peak {result.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz"
+        return Reject(
+            path=result.path, reason="silent", detail=f"{peak}, at least {config.silence_dbfs} dBFS is asked for"
         )
-    if levels.peak_dbfs < config.silence_dbfs:
-        raise DecodeError(
-            "silent",
-            f"peak {levels.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz, at least {config.silence_dbfs} dBFS is asked for",
-        )
+    return result
 
 
 def _notes(header: AudioHeader) -> list[str]:

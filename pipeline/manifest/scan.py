@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, examine, examine_in_threads, read_sha256
+from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, examine, examine_in_threads, judge, read_sha256
 from mert_foundry.pipeline.manifest.file_list import Listed, read_file_list
 from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
@@ -103,6 +103,7 @@ def _find_or_examine(
         if result is None:
             missing.append(path)
         else:
+            result = judge(result, config)
             rejected += isinstance(result, Reject)
             yield result
     if parts:
@@ -115,12 +116,13 @@ def _find_or_examine(
     examined = examine_all(partial(examine, config=config), missing, config.workers or os.cpu_count() or 1)
     try:
         for decoded, (path, found) in enumerate(zip(missing, examined), 1):
-            rejected += isinstance(found.result, Reject)
+            result = judge(found.result, config)
+            rejected += isinstance(result, Reject)
             seconds += found.seconds
             report(ScanProgress(known, decoded, len(missing), seconds, rejected))
             if parts:
                 parts.add(listing.stamps[path], found)
-            yield found.result
+            yield result
     finally:
         if parts:  # what was decoded before an interrupt or an error
             parts.publish()
@@ -137,7 +139,7 @@ def _find_by_bytes(
         for path, sha256 in zip(kept, threads.map(partial(read_sha256, config=config), kept)):
             before, result = kept[path]
             if sha256 == before:
-                same[path] = result
+                same[path] = judge(result, config)
                 if listing.stamps[path]:
                     parts.add(listing.stamps[path], Examined(result, is_lasting=True, sha256=before))
     finally:
