@@ -4,10 +4,14 @@
 
 Writes manifest.jsonl (one line per track), rejected.jsonl (one line per rejected file, with the reason) and
 manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in that
-folder. Exit code 1 when no track is left, or when the storage did not give a file: the same command tries again.
+folder. Exit code 1 when no track is left (a manifest with tracks then stays as it was), or when the storage did not give a
+file: the same command tries again.
 
 What is found is kept in OUT/scan while the scan goes on. After a stop or a kill the same command goes on; later it decodes
-only files that are new or changed, by path, size and time of change (or entity tag). --recheck decodes all files.
+only files that are new or changed. A file of the same root, path, size, number (inode) and times of change (or entity tag) is
+not read. Any other is read, and not decoded when its bytes are those that were under its path before: so a moved or copied
+corpus is read once. What was found of files that are gone is kept for when they come back. --recheck forgets all and decodes
+all files.
 """
 
 import os
@@ -62,11 +66,25 @@ def make_manifest(config: ManifestConfig, probed: list[ProbeFile], recheck: bool
     removed = find_removed(before, results)
     if probed:
         results = leave_out_probe_clips(config, results, probed)
+    if not find_tracks(results) and has_tracks(config.out):
+        print_unreachable(results)
+        say_no_track(config, f"the manifest in {config.out}, which has tracks, stays as it was")
+        return 1
     summary = write_manifest(config, results)
-    tracks = [result for result in results if isinstance(result, Track)]
+    tracks = find_tracks(results)
     document = {"out": config.out, "known": state.known, "decoded": state.decoded, "removed": removed, **summary}
     console.finish(document, chain(file_lines(state, removed), summary_lines(config, summary, tracks)))
     return exit_code(config, results)
+
+
+def find_tracks(results: list[Track | Reject]) -> list[Track]:
+    return [result for result in results if isinstance(result, Track)]
+
+
+def has_tracks(out: str) -> bool:
+    """Whether a manifest is there, with a line at least."""
+    location = files.join(out, "manifest.jsonl")
+    return files.exists(location) and files.size(location) > 0
 
 
 def paths_before(config: ManifestConfig) -> list[str]:
@@ -98,6 +116,20 @@ def scan_with_progress(config: ManifestConfig, parts: ScanParts) -> tuple[list[T
 
 def exit_code(config: ManifestConfig, results: list[Track | Reject]) -> int:
     """1 when the storage did not give a file or no track is left, and says so."""
+    if print_unreachable(results):
+        return 1
+    if not find_tracks(results):
+        say_no_track(config, f"{config.out}/rejected.jsonl says why")
+        return 1
+    return 0
+
+
+def say_no_track(config: ManifestConfig, more: str) -> None:
+    print(printable(f"error: no usable track under {config.root}; {more}"), file=sys.stderr)
+
+
+def print_unreachable(results: list[Track | Reject]) -> bool:
+    """Say what the storage did not give; whether there was such a file or folder."""
     unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     for reject in unreachable:
         print(printable(f"error: {reject.path}: unreachable: {reject.detail}"), file=sys.stderr)
@@ -105,11 +137,7 @@ def exit_code(config: ManifestConfig, results: list[Track | Reject]) -> int:
         print(
             f"{len(unreachable)} files or folders could not be reached; run the command again to retry", file=sys.stderr
         )
-        return 1
-    if not any(isinstance(result, Track) for result in results):
-        print(f"error: no usable track under {config.root}; {config.out}/rejected.jsonl says why", file=sys.stderr)
-        return 1
-    return 0
+    return bool(unreachable)
 
 
 def file_lines(state: ScanProgress, removed: list[str]) -> Iterator[str]:

@@ -4,8 +4,11 @@ import gzip
 import io
 import json
 import os
+import resource
 import shutil
 import signal
+import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,15 +16,18 @@ import pytest
 import soundfile
 from audio_files import noise, started, wait_until, write_audio
 from fault_proxy import FaultProxy
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mert_foundry.jobs import manifest as command
 from mert_foundry.pipeline.manifest.examine import ExamineAll, result_version
-from mert_foundry.pipeline.manifest.rows import Reject
+from mert_foundry.pipeline.manifest.listing import list_files
+from mert_foundry.pipeline.manifest.rows import Reject, load_rejects
 from mert_foundry.pipeline.manifest.scan import find_removed, scan, write_manifest
 from mert_foundry.pipeline.manifest.scan_parts import ScanParts
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
+from mert_foundry.pipeline.storage.documents import file_sha256
 
 FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
 NAMES = ["a/1.wav", "a/2.wav", "b/1.wav", "b/c/1.wav", "3.wav", "notes.txt"]
@@ -124,22 +130,21 @@ def test_the_result_is_that_of_a_scan_from_nothing_and_only_what_changed_is_deco
                     scan(config, examine_all=counting(decoded, value), parts=parts)
                 except KeyboardInterrupt:
                     pass
-                seen.update((path, stamp(corpus, path)) for path in decoded)
+                seen.update((path, content(corpus, path)) for path in decoded)
             elif kind == "settings":
                 options = value
             elif kind == "move":
                 corpus.root = corpus.root.rename(folder / f"moved{corpus.clock}{len(os.listdir(folder))}")
         config = configured(corpus.root, folder / "out", **options)
         paths = [str(path.relative_to(corpus.root)) for path in corpus.root.rglob("*") if path.is_file()]
-        expected = [path for path in sorted(paths) if seen.get(path) != stamp(corpus, path)]
+        expected = [path for path in sorted(paths) if seen.get(path) != content(corpus, path)]
         assert scan_again(config) == expected
         assert written(folder / "out") == from_nothing(config, folder / "nothing")
-        seen.update((path, stamp(corpus, path)) for path in paths)
+        seen.update((path, content(corpus, path)) for path in paths)
 
 
-def stamp(corpus: Corpus, path: str) -> tuple[int, float]:
-    found = (corpus.root / path).stat()
-    return found.st_size, found.st_mtime
+def content(corpus: Corpus, path: str) -> bytes:
+    return (corpus.root / path).read_bytes()
 
 
 @pytest.fixture
@@ -155,9 +160,14 @@ def test_settings_and_libraries_that_change_a_result_are_part_of_what_is_known(
 ):
     config = configured(corpus.root, tmp_path / "out")
     assert len(scan_again(config)) == 6 and scan_again(config) == []
+    longer = configured(corpus.root, tmp_path / "out", max_seconds=100)
+    assert ScanParts(config.out, result_version(longer)).stale == "max_seconds 10800.0, now it is 100.0"
+    assert len(scan_again(longer)) == 6 and len(scan_again(config)) == 6
+    for thresholds in ({"min_seconds": 0.2}, {"max_clipped_share": 0.0}, {"silence_dbfs": float("-inf")}):
+        changed = configured(corpus.root, tmp_path / "out", **thresholds)
+        assert scan_again(changed) == [] and written(tmp_path / "out") == from_nothing(changed, tmp_path / "nothing")
     louder = configured(corpus.root, tmp_path / "out", silence_dbfs=-1.0)
-    assert ScanParts(config.out, result_version(louder)).stale == "silence_dbfs -60.0, now it is -1.0"
-    assert len(scan_again(louder)) == 6
+    assert scan_again(louder) == []
     assert {json.loads(line)["reason"] for line in written(tmp_path / "out")[1].splitlines()} == {"silent", "not_audio"}
     assert written(tmp_path / "out") == from_nothing(louder, tmp_path / "nothing")
     for module, name in (("examine", "AUDIO_VERSION"), ("examine", "ROW_VERSION")):
@@ -180,6 +190,8 @@ def test_a_damaged_part_is_not_used(corpus: Corpus, tmp_path: Path):
         b"{}\n",
         gzip.compress(text[:-20]),
         gzip.compress(b"[1]\n"),
+        gzip.compress(b"[" * 200_000),
+        gzip.compress(text.splitlines()[0] + b'\n{"stamp": "1 2"}'),
     ):
         part.write_bytes(damaged)
         assert len(scan_again(config)) == 6
@@ -187,13 +199,9 @@ def test_a_damaged_part_is_not_used(corpus: Corpus, tmp_path: Path):
         (part,) = (tmp_path / "out" / "scan").glob("*.gz")
 
 
-def test_a_recheck_decodes_what_looks_the_same_and_goes_on_when_it_was_stopped(corpus: Corpus, tmp_path: Path):
+def test_a_recheck_decodes_all_and_goes_on_when_it_was_stopped(corpus: Corpus, tmp_path: Path):
     config = configured(corpus.root, tmp_path / "out")
     scan_again(config)
-    before = (corpus.root / "a/2.wav").stat()
-    (corpus.root / "a/2.wav").write_bytes(sound(7))
-    os.utime(corpus.root / "a/2.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert scan_again(config) == []  # the same size and time
     with pytest.raises(KeyboardInterrupt):
         scan_again(config, recheck=True, stop_after=4)
     assert scan_again(config, recheck=True) == sorted(NAMES)[4:]
@@ -201,11 +209,83 @@ def test_a_recheck_decodes_what_looks_the_same_and_goes_on_when_it_was_stopped(c
     assert len(scan_again(config, recheck=True)) == 6 and scan_again(config) == []
 
 
-def test_a_file_that_changes_while_it_is_listed_is_decoded_again(corpus: Corpus, tmp_path: Path):
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of files that were read; files count as the same by their stamp at once."""
+    names: list[str] = []
+
+    def reading(path: Path) -> str:
+        names.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.examine.file_sha256", reading)
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.0)
+    return names
+
+
+def test_a_file_of_equal_name_size_and_time_in_another_root_is_another(corpus: Corpus, tmp_path: Path, read: list[str]):
+    """As in zips and reproducible tars, whose files all have one time."""
+    other = Corpus(tmp_path / "other")
+    for number, name in enumerate(NAMES):
+        other.write(name, number + 10)
+        for root in (corpus.root, other.root):
+            os.utime(root / name, (315_532_800, 315_532_800))
+    config, another = (configured(root, tmp_path / "out") for root in (corpus.root, other.root))
+    scan_again(config)
+    assert len(scan_again(another)) == 5  # the text is the same
+    assert written(tmp_path / "out") == from_nothing(another, tmp_path / "nothing")
+
+
+def test_a_file_written_over_with_equal_size_and_time_is_another(corpus: Corpus, tmp_path: Path, read: list[str]):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    for name, change in (("a/1.wav", "in place"), ("a/2.wav", "replaced")):
+        path, before = corpus.root / name, (corpus.root / name).stat()
+        target = path if change == "in place" else path.with_suffix(".new")
+        target.write_bytes(sound(12))
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        target.replace(path)
+    assert scan_again(config) == ["a/1.wav", "a/2.wav"]
+    assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+
+
+def test_a_corpus_in_its_place_is_not_read_and_a_moved_or_copied_one_is_read_once(
+    corpus: Corpus, tmp_path: Path, read: list[str]
+):
+    scan_again(configured(corpus.root, tmp_path / "out"))
+    shutil.copytree(corpus.root, tmp_path / "copy")
+    shutil.move(corpus.root, tmp_path / "moved")
+    for root in (tmp_path / "copy", tmp_path / "moved"):
+        config = configured(root, tmp_path / "out")
+        for count in (6, 0):
+            read.clear()
+            assert scan_again(config) == [] and len(read) == count
+        assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+
+
+def test_what_is_found_of_a_file_that_changes_meanwhile_does_not_last(corpus: Corpus, tmp_path: Path, read: list[str]):
+    config = configured(corpus.root, tmp_path / "out")
+
+    def writing(path: Path) -> str:
+        digest = file_sha256(path)
+        if path.name == "3.wav":
+            path.write_bytes(sound(13))
+        return digest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mert_foundry.pipeline.manifest.examine.file_sha256", writing)
+        scan_again(config)
+    assert scan_again(config) == ["3.wav"]
+    assert written(tmp_path / "out") == from_nothing(config, tmp_path / "nothing")
+
+
+def test_a_file_that_has_just_changed_is_read_again(corpus: Corpus, tmp_path: Path):
     """A change within the same tick of the file system's clock would not show."""
     config = configured(corpus.root, tmp_path / "out")
     (corpus.root / "fresh.wav").write_bytes(sound(8))
-    assert len(scan_again(config)) == 7 and scan_again(config) == ["fresh.wav"]
+    assert len(scan_again(config)) == 7 and scan_again(config) == []  # it is read
+    (corpus.root / "fresh.wav").write_bytes(sound(9))
+    assert scan_again(config) == ["fresh.wav"]
 
 
 def test_a_link_counts_as_the_file_behind_it(corpus: Corpus, tmp_path: Path):
@@ -218,8 +298,87 @@ def test_a_link_counts_as_the_file_behind_it(corpus: Corpus, tmp_path: Path):
     assert scan_again(config) == ["3.wav"]
 
 
+def test_files_of_others_among_the_parts_are_left_alone(corpus: Corpus, tmp_path: Path):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    names = {"000002 copy.jsonl.gz", "notes.jsonl.gz", "7.jsonl.gz", "\u0663\u0663\u0663\u0663\u0663\u0663.jsonl.gz"}
+    for name in names:
+        (tmp_path / "out" / "scan" / name).write_bytes(b"mine")
+    corpus.write("new.wav", 9)
+    assert scan_again(config) == ["new.wav"] and len(scan_again(config, recheck=True)) == 7
+    assert names < set(os.listdir(tmp_path / "out" / "scan"))
+
+
+def test_files_that_are_gone_for_a_while_are_known_when_they_are_back(corpus: Corpus, tmp_path: Path):
+    config = configured(corpus.root, tmp_path / "out")
+    scan_again(config)
+    before = written(tmp_path / "out")
+    corpus.root.rename(tmp_path / "mounted")
+    corpus.root.mkdir()
+    assert scan_again(config) == [] and written(tmp_path / "out")[0] == b""
+    corpus.root.rmdir()
+    (tmp_path / "mounted").rename(corpus.root)
+    assert scan_again(config) == [] and written(tmp_path / "out") == before
+
+
+def test_a_file_of_1970_is_known_without_reading_it(corpus: Corpus, tmp_path: Path, read: list[str]):
+    for name in NAMES:
+        os.utime(corpus.root / name, (0, 0))
+    config = configured(corpus.root, tmp_path / "out")
+    assert len(scan_again(config)) == 6
+    read.clear()
+    assert scan_again(config) == [] and read == []
+
+
+def test_a_file_that_changes_just_before_its_folder_is_listed_has_no_stamp(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+):
+    """However long ago the listing of the root began."""
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.2)
+    time.sleep(0.3)
+    ls = LocalFileSystem.ls
+
+    def slow(self, path, detail=False, **options):
+        found = ls(self, path, detail=detail, **options)
+        if path == str(corpus.root):
+            time.sleep(0.5)
+            (corpus.root / "a/1.wav").write_bytes(sound(9))
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "ls", slow)
+    stamps = list_files(str(corpus.root)).stamps
+    assert [path for path, stamp in stamps.items() if stamp is None] == ["a/1.wav"]
+
+
+def test_a_row_that_is_no_utf_8_or_shares_its_line_is_named(tmp_path: Path):
+    first = b'{"path": "a", "reason": "silent", "detail": ""}'
+    for fault in (first.replace(b"a", b"\xff", 1), first + first, b""):
+        (tmp_path / "rejected.jsonl").write_bytes(first + b"\n" + fault + b"\n")
+        with pytest.raises(ValueError, match=r"rejected.jsonl: line 2: "):
+            load_rejects(str(tmp_path))
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may become longer than 100 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named(corpus: Corpus, tmp_path: Path, full_disk: None):
+    config = configured(corpus.root, tmp_path / "out")
+    with pytest.raises(OSError, match="out/scan/000001.jsonl.gz"):
+        scan(config, parts=ScanParts(config.out, result_version(config)))
+    results = scan(config)
+    with pytest.raises(OSError, match="out/manifest.jsonl"):
+        write_manifest(config, results)
+
+
 def test_many_parts_are_put_together(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mert_foundry.pipeline.manifest.scan_parts.MOST_PARTS", 4)
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.listing.SETTLED", 0.0)
     config, parts = configured(corpus.root, tmp_path / "out"), tmp_path / "out" / "scan"
     counts = []
     for number in range(9):
@@ -228,11 +387,11 @@ def test_many_parts_are_put_together(corpus: Corpus, tmp_path: Path, monkeypatch
         counts.append(len(list(parts.glob("*.gz"))))
     assert max(counts) == 4 and counts.count(1) >= 2 and scan_again(config) == []
     for number in range(9):
-        (corpus.root / f"new{number}.wav").unlink()
-    (corpus.root / "a/1.wav").unlink()
-    assert scan_again(config) == []
-    lines = [line for part in parts.glob("*.gz") for line in gzip.decompress(part.read_bytes()).splitlines()]
-    assert len(lines) == 1 + 5  # what is gone is forgotten
+        corpus.touch(f"new{number}.wav")
+    for number in range(9):
+        corpus.touch(f"new{number}.wav")
+        assert scan_again(config) == []
+    assert count_lines(tmp_path / "out") <= 2 * 15  # lines of no use are not kept for ever
 
 
 def test_removed_files_are_those_that_no_folder_may_hold():
@@ -287,8 +446,30 @@ def test_the_command_tells_what_is_known_decoded_and_removed(corpus: Corpus, tmp
     )
     code, printed, said = run_here(command, *arguments, "--recheck")
     assert code == 0 and "files:" not in printed
+    before = written(tmp_path / "out")
     code, printed, said = run_here(command, *arguments, "min_seconds=0.2")
-    assert code == 1 and "what was found before is not used: min_seconds 0" in printed and "no usable track" in said
+    assert code == 1 and "no usable track" in said
+    assert written(tmp_path / "out") == before
+    code, printed, said = run_here(command, *arguments, "max_seconds=9")
+    assert code == 0 and "what was found before is not used: max_seconds 10800.0, now it is 9.0" in printed
+
+
+@pytest.mark.process
+def test_the_command_keeps_a_manifest_when_there_is_no_file(corpus: Corpus, tmp_path: Path, run_here):
+    arguments = [f"root={corpus.root}", f"out={tmp_path / 'out'}", "min_seconds=0", "workers=1"]
+    assert run_here(command, *arguments)[0] == 0
+    before = written(tmp_path / "out")
+    corpus.root.rename(tmp_path / "mounted")
+    corpus.root.mkdir()
+    code, _, said = run_here(command, *arguments)
+    assert code == 1 and "which has tracks, stays as it was" in said and said.count("error: ") == 1
+    assert written(tmp_path / "out") == before
+    corpus.root.rmdir()
+    (tmp_path / "mounted").rename(corpus.root)
+    code, printed, _ = run_here(command, *arguments, "--json")
+    assert code == 0 and json.loads(printed)["known"] == 6
+    code, _, said = run_here(command, *arguments[:1], f"out={tmp_path / 'new'}", "min_seconds=9", "workers=1")
+    assert code == 1 and "rejected.jsonl says why" in said and (tmp_path / "new" / "rejected.jsonl").exists()
 
 
 @pytest.mark.process

@@ -32,10 +32,15 @@ ROW_VERSION = 1
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found of a file. is_lasting: it is so for as long as the file does not change; not what a storage failed to give."""
+    """What was found of a file.
+
+    is_lasting: it is so for as long as the file does not change; not what a storage failed to give. sha256: of the file's bytes;
+    empty when they were not read.
+    """
 
     result: Track | Reject
     is_lasting: bool
+    sha256: str = ""
 
     @property
     def seconds(self) -> float:
@@ -54,7 +59,7 @@ def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], wor
 
 def result_version(config: ManifestConfig) -> dict:
     """All that decides, beside the file and its path, what `examine` finds; group and split aside, which `place` decides."""
-    settings = ("min_seconds", "max_seconds", "silence_dbfs", "max_clipped_share", "length_tolerance_seconds")
+    settings = ("max_seconds", "length_tolerance_seconds")
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     return {
         "row_version": ROW_VERSION,
@@ -75,6 +80,7 @@ class _Outage:
 def examine(path: str, config: ManifestConfig) -> Examined:
     """Decode one file (path relative to the root) and describe it, or say why it is rejected, whatever goes wrong.
 
+    Whether what it holds is of use is for `judge` to say.
     What the storage does not give is asked for again, for `patience` seconds.
     """
     patience = Patience(0.0 if _Outage.is_on else config.patience)
@@ -90,14 +96,40 @@ def examine(path: str, config: ManifestConfig) -> Examined:
 def _attempt(path: str, config: ManifestConfig) -> Examined:
     """The result of a file. Raises what the storage raises when it does not give the file."""
     try:
-        with files.local_copy(config.root, path) as local, decoder_faults():
-            return Examined(_describe(path, local, config), is_lasting=True)
-    except DecodeError as error:
-        return Examined(reject_decoding(path, error), is_lasting=not isinstance(error.__cause__, MemoryError))
+        with files.local_copy(config.root, path) as local:
+            return _examine_local(path, local, config)
     except OSError as error:
         if not is_own_fault(error, files.open_filesystem(config.root)[0]):
             raise
         return Examined(Reject(path=path, reason="unreadable", detail=_detail(error)), is_lasting=False)
+
+
+def _examine_local(path: str, local: Path, config: ManifestConfig) -> Examined:
+    """The result of a file on the local disk, which does not last when the file changes meanwhile."""
+    before, sha256 = _state(local), ""
+    try:
+        with decoder_faults():
+            num_bytes = _size(local)
+            sha256 = file_sha256(local)
+            track = _describe(path, local, num_bytes, sha256, config)
+    except DecodeError as error:
+        is_lasting = _state(local) == before and not isinstance(error.__cause__, MemoryError)
+        return Examined(reject_decoding(path, error), is_lasting, sha256)
+    return Examined(track, _state(local) == before, sha256)
+
+
+def _state(local: Path) -> tuple[int, int, int, int]:
+    found = local.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def read_sha256(path: str, config: ManifestConfig) -> str | None:
+    """SHA-256 of a file (path relative to the root); None when it cannot be read now, which `examine` then explains."""
+    try:
+        with files.local_copy(config.root, path) as local:
+            return file_sha256(local) if local.is_file() else None  # to read a pipe could wait for ever
+    except Exception:  # of the storage, whose libraries have errors of their own
+        return None
 
 
 def is_own_fault(error: Exception, filesystem: AbstractFileSystem) -> bool:
@@ -131,9 +163,7 @@ def crashed(path: str) -> Examined:
     return Examined(Reject(path=path, reason="unreadable", detail=detail), is_lasting=False)
 
 
-def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
-    num_bytes = _size(local)
-    file_digest = file_sha256(local)
+def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: ManifestConfig) -> Track:
     levels = Levels()
     with open_audio(local) as audio:
         header = audio.header
@@ -144,14 +174,13 @@ def _describe(path: str, local: Path, config: ManifestConfig) -> Track:
             pass
     check_length(header, digest.num_samples, config.length_tolerance_seconds)
     seconds = digest.num_samples / header.sample_rate
-    _check_use(seconds, levels, config)
     group = track_group(path, config.group_by)
     loudness = levels.loudness_lufs()
     return Track(
         key=track_key(path),
         path=path,
         bytes=num_bytes,
-        sha256=file_digest,
+        sha256=sha256,
         audio_sha256=digest.hexdigest(),
         sample_rate=header.sample_rate,
         channels=header.channels,
@@ -193,20 +222,24 @@ def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: Man
         yield block
 
 
-def _check_use(seconds: float, levels: Levels, config: ManifestConfig) -> None:
-    """Raise DecodeError for a track that is of no use by the settings, with both values."""
-    if seconds < config.min_seconds:
-        raise DecodeError("too_short", f"{seconds:.3f} s, at least {config.min_seconds} s are asked for")
-    if levels.clipped_share > config.max_clipped_share:
-        raise DecodeError(
-            "clipped",
-            f"{levels.clipped_share:.2%} of the samples lie more than 1 dB beyond full scale, at most {config.max_clipped_share:.2%} may",
+def judge(result: Track | Reject, config: ManifestConfig) -> Track | Reject:
+    """A track, or its reject when it is of no use by the settings, with both values. By what was measured: nothing is decoded."""
+    if isinstance(result, Reject):
+        return result
+    assert result.peak_dbfs is not None and result.clipped_share is not None, "examine measures them"
+    if result.num_samples / result.sample_rate < config.min_seconds:
+        detail = f"{result.seconds:.3f} s, at least {config.min_seconds} s are asked for"
+        return Reject(path=result.path, reason="too_short", detail=detail)
+    if result.clipped_share > config.max_clipped_share:
+        share = f"{result.clipped_share:.2%} of the samples lie more than 1 dB beyond full scale"
+        detail = f"{share}, at most {config.max_clipped_share:.2%} may"
+        return Reject(path=result.path, reason="clipped", detail=detail)
+    if result.peak_dbfs < config.silence_dbfs:
+        peak = f"peak {result.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz"
+        return Reject(
+            path=result.path, reason="silent", detail=f"{peak}, at least {config.silence_dbfs} dBFS is asked for"
         )
-    if levels.peak_dbfs < config.silence_dbfs:
-        raise DecodeError(
-            "silent",
-            f"peak {levels.peak_dbfs:.1f} dBFS in the mono mix at 24 kHz, at least {config.silence_dbfs} dBFS is asked for",
-        )
+    return result
 
 
 def _notes(header: AudioHeader) -> list[str]:

@@ -1,5 +1,6 @@
 """Which files lie below a root, and by what each of them counts as the same as before."""
 
+import hashlib
 import os
 import stat
 import time
@@ -17,6 +18,7 @@ from mert_foundry.pipeline.storage.patience import Patience
 
 THREADS = 16  # folders that are listed at once: an object store takes 30 ms and more for each
 # Seconds: a file that changed so shortly before it was listed may change again with the same time of change (2 s on FAT).
+# Such a file has no stamp.
 SETTLED = 2.0
 
 
@@ -24,16 +26,13 @@ SETTLED = 2.0
 class Listing:
     """What lies below a root.
 
-    stamps: by path relative to the root, sorted, what changes when the file does: its size and its entity tag or time of
-    change; None where a file system tells neither. unlisted: folders that could not be listed.
+    stamps: by path relative to the root, sorted, what changes when the file does: the root, the file's size and its entity tag or
+    time of change; for a local file its number (inode) and the time of its last change of any kind (ctime) too, which no program
+    can set back. None where a file system tells neither, or the file has just changed. unlisted: folders that could not be listed.
     """
 
     stamps: dict[str, str | None]
     unlisted: list[Reject]
-
-    def may_hold(self, path: str) -> bool:
-        """Whether a file is there, or may be in a folder that could not be listed."""
-        return path in self.stamps or any(path.startswith(f"{folder.path}/") for folder in self.unlisted)
 
 
 def list_files(root: str, patience: float = 0.0) -> Listing:
@@ -43,10 +42,11 @@ def list_files(root: str, patience: float = 0.0) -> Listing:
     listed.
     """
     filesystem, top = files.open_filesystem(root)
-    top, now = top.rstrip("/"), time.time()
+    top = top.rstrip("/")
+    origin = _origin(filesystem, top)
     stamps: dict[str, str | None] = {}
     unlisted: list[Reject] = []
-    for folder, entries in _list_all(filesystem, top, Patience(patience)):
+    for folder, began, entries in _list_all(filesystem, top, Patience(patience)):
         if isinstance(entries, OSError):
             if folder == top:
                 raise entries
@@ -56,21 +56,24 @@ def list_files(root: str, patience: float = 0.0) -> Listing:
             unlisted.append(reject)
         else:
             files_here = (entry for entry in entries if entry["type"] != "directory")
-            stamps.update((entry["name"].rstrip("/")[len(top) + 1 :], _stamp(entry, now)) for entry in files_here)
+            stamps.update(
+                (entry["name"].rstrip("/")[len(top) + 1 :], _stamp(entry, began, origin)) for entry in files_here
+            )
     return Listing(dict(sorted(stamps.items())), sorted(unlisted, key=lambda reject: reject.path))
 
 
 def stamp_files(root: str, paths: Iterable[str], patience: float) -> Listing:
     """Files of a list, as `list_files` has them; one that is not there has no stamp, and it shows when it is read."""
     filesystem, top = files.open_filesystem(root)
-    waiting, now = Patience(patience), time.time()
+    waiting, origin = Patience(patience), _origin(filesystem, top.rstrip("/"))
 
     def stamp(path: str) -> str | None:
         location = files.join(top, path)
 
         def attempt() -> str | None:
+            began = time.time()
             try:
-                return _stamp(filesystem.info(location), now)
+                return _stamp(filesystem.info(location), began, origin)
             except FileNotFoundError:
                 return None
 
@@ -103,11 +106,15 @@ def check_folder(root: str, patience: float) -> None:
 
 def _list_all(
     filesystem: AbstractFileSystem, top: str, waiting: Patience
-) -> Iterator[tuple[str, list[dict[str, Any]] | OSError]]:
-    """Every folder from the top on, with its entries or why it has none."""
+) -> Iterator[tuple[str, float, list[dict[str, Any]] | OSError]]:
+    """Every folder from the top on, with the time when its listing began and its entries, or why it has none."""
 
-    def entries_of(folder: str) -> list[dict[str, Any]] | OSError:
+    def entries_of(folder: str) -> tuple[float, list[dict[str, Any]] | OSError]:
+        began = time.time()
+
         def attempt() -> list[dict[str, Any]] | OSError:
+            nonlocal began
+            began = time.time()
             try:
                 return list(filesystem.ls(folder or "/", detail=True))
             except OSError as error:
@@ -116,17 +123,18 @@ def _list_all(
                 return error
 
         try:
-            return waiting.read(folder, attempt)
+            entries = waiting.read(folder, attempt)
         except OSError as error:
-            return error
+            return began, error
+        return began, entries
 
     folders = [top]
     try:
         with ThreadPoolExecutor(THREADS) as threads:
             while folders:
                 inner: list[str] = []
-                for folder, entries in zip(folders, threads.map(entries_of, folders)):
-                    yield folder, entries
+                for folder, (began, entries) in zip(folders, threads.map(entries_of, folders)):
+                    yield folder, began, entries
                     if not isinstance(entries, OSError):
                         paths = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
                         inner += [path for path in paths if path != folder]
@@ -135,20 +143,33 @@ def _list_all(
         waiting.end()  # on an interrupt
 
 
-def _stamp(entry: dict[str, Any], now: float) -> str | None:
-    """The stamp of a file, by what its file system lists; `now` is when the listing began, seconds."""
-    size, changed = entry.get("size"), entry.get("mtime")
-    if entry.get("islink"):  # what is listed is the time of the link
-        try:
-            target = os.stat(entry["name"])
-        except OSError:
-            return None
-        if not stat.S_ISREG(target.st_mode):
-            return None
-        size, changed = target.st_size, target.st_mtime
-    elif entry["type"] != "file":
+def _origin(filesystem: AbstractFileSystem, top: str) -> str:
+    """A short name of a root: another folder may hold files of the same names, sizes and times."""
+    return hashlib.sha256(filesystem.unstrip_protocol(top).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _stamp(entry: dict[str, Any], began: float, origin: str) -> str | None:
+    """The stamp of a file, by what its file system lists; `began` is when that was asked for, seconds."""
+    if "ino" in entry:
+        return _local_stamp(entry, began, origin)
+    if entry["type"] != "file":
         return None
-    if isinstance(changed, float) and abs(now - changed) < SETTLED:
+    tag = entry.get("ETag") or entry.get("etag")
+    if tag is None:
+        times = (entry.get(name) for name in ("mtime", "LastModified", "last_modified"))
+        tag = next((time for time in times if time is not None), None)
+        if isinstance(tag, float) and tag > began - SETTLED:
+            return None
+    return None if tag is None else f"{origin} {entry.get('size')} {tag}"
+
+
+def _local_stamp(entry: dict[str, Any], began: float, origin: str) -> str | None:
+    try:
+        found = os.stat(
+            entry["name"]
+        )  # what is listed rounds the times, has a link's own, and may lack the last change
+    except OSError:
         return None
-    tag = entry.get("ETag") or entry.get("etag") or changed or entry.get("LastModified") or entry.get("last_modified")
-    return None if tag is None else f"{size} {tag}"
+    if not stat.S_ISREG(found.st_mode) or found.st_ctime > began - SETTLED:
+        return None
+    return f"{origin} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"

@@ -263,9 +263,15 @@ def read_blocks(location: str) -> Iterator[tuple[int, bytes]]:
 def parse_lines(where: str, number: int, block: bytes, kind: type[AnyStruct]) -> list[AnyStruct]:
     """Rows of JSON lines. Raises ValueError that begins with `where` and the line's number, of which the first is `number`."""
     try:
-        return msgspec.json.Decoder(kind).decode_lines(block)
-    except msgspec.MsgspecError:  # also for what Python's own JSON has: infinity, and file names that are no UTF-8
-        return [_parse(f"{where} {at}", line, kind) for at, line in enumerate(block.splitlines(), number)]
+        rows = msgspec.json.Decoder(kind).decode_lines(block)
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+    ):  # also for what Python's own JSON has: infinity, names that are no UTF-8
+        rows = []
+    if len(rows) == block.count(b"\n") + (block[-1:] not in (b"", b"\n")):  # else there may be two on a line
+        return rows
+    return [_parse(f"{where} {at}", line, kind) for at, line in enumerate(block.splitlines(), number)]
 
 
 def _parse(where: str, line: bytes, kind: type[AnyStruct]) -> AnyStruct:

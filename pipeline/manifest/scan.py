@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from mert_foundry.pipeline.manifest.examine import ExamineAll, examine, examine_in_threads
+from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, examine, examine_in_threads, judge, read_sha256
 from mert_foundry.pipeline.manifest.file_list import Listed, read_file_list
 from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
@@ -68,7 +69,7 @@ def scan(
     found = _find_or_examine(config, listing, report, examine_all, parts)
     results = [*listing.unlisted, *(_place(result, config, listed) for result in found)]
     if parts is not None:
-        parts.finish(listing)
+        parts.finish()
     return list(_without_duplicates(sorted(results, key=lambda result: result.path)))
 
 
@@ -102,22 +103,49 @@ def _find_or_examine(
         if result is None:
             missing.append(path)
         else:
+            result = judge(result, config)
             rejected += isinstance(result, Reject)
             yield result
+    if parts:
+        same = _find_by_bytes(config, listing, missing, parts)
+        missing = [path for path in missing if path not in same]
+        rejected += sum(isinstance(result, Reject) for result in same.values())
+        yield from same.values()
     known, seconds = len(listing.stamps) - len(missing), 0.0
     report(ScanProgress(known, 0, len(missing), seconds, rejected))
     examined = examine_all(partial(examine, config=config), missing, config.workers or os.cpu_count() or 1)
     try:
         for decoded, (path, found) in enumerate(zip(missing, examined), 1):
-            rejected += isinstance(found.result, Reject)
+            result = judge(found.result, config)
+            rejected += isinstance(result, Reject)
             seconds += found.seconds
             report(ScanProgress(known, decoded, len(missing), seconds, rejected))
             if parts:
                 parts.add(listing.stamps[path], found)
-            yield found.result
+            yield result
     finally:
         if parts:  # what was decoded before an interrupt or an error
             parts.publish()
+
+
+def _find_by_bytes(
+    config: ManifestConfig, listing: Listing, paths: list[str], parts: ScanParts
+) -> dict[str, Track | Reject]:
+    """Results of files that look changed, or lie elsewhere now, and hold the bytes they held; these are read, not decoded."""
+    kept = {path: found for path in paths if (found := parts.find_bytes(path))}
+    same: dict[str, Track | Reject] = {}
+    threads = ThreadPoolExecutor(config.workers or os.cpu_count() or 1)
+    try:
+        for path, sha256 in zip(kept, threads.map(partial(read_sha256, config=config), kept)):
+            before, result = kept[path]
+            if sha256 == before:
+                same[path] = judge(result, config)
+                if listing.stamps[path]:
+                    parts.add(listing.stamps[path], Examined(result, is_lasting=True, sha256=before))
+    finally:
+        threads.shutdown(cancel_futures=True)
+        parts.publish()
+    return same
 
 
 def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, Listed]) -> Track | Reject:

@@ -19,6 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 # Error numbers of faults that lie in the file itself; other such faults have exception classes of their own.
 FAULTS_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
+# Of a disk that takes no more, which Python names no file for.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def open_filesystem(location: str) -> tuple[AbstractFileSystem, str]:
@@ -96,7 +98,7 @@ def publish_bytes(location: str, content: bytes) -> None:
 def publishing(location: str) -> Iterator[Path]:
     """Give a local path to write to; on a clean exit the file appears under `location`, whole.
 
-    On an error nothing appears and the temporary file is removed. A killed process leaves a file
+    On an error nothing appears and the temporary file is removed; that of a full disk names the file. A killed process leaves a file
     whose name begins with a dot, which `sweep_temporary` deletes.
     """
     filesystem, path = open_filesystem(location)
@@ -107,6 +109,10 @@ def publishing(location: str) -> Iterator[Path]:
         try:
             yield temporary
             move_into_place(temporary, Path(path))
+        except OSError as error:
+            if error.errno in FULL and error.filename is None:
+                error.filename = path
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         return
