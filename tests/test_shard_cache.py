@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from shard_fixtures import SPECS, write_set
 
 from mert_foundry.model.runs.checkpoint import latest_checkpoint
-from mert_foundry.pipeline.cache import shard_cache
-from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+from mert_foundry.pipeline.cache import shard_cache, stall
+from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Claim, Needs, NotNow
 from mert_foundry.pipeline.cache.object_source import open_source
+from mert_foundry.pipeline.cache.shard_uses import ShardUses
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 from mert_foundry.pipeline.stream.sample_order import SampleOrder
@@ -426,11 +427,58 @@ def test_a_shard_that_finds_no_room_for_long_says_so(memory: str, folder: Path, 
     config = cached(folder, limit, batch_size=2, shuffle_window=1)
     with stream(memory, config) as first:
         list(islice(first, 10))
+        time.sleep(0.5)  # until what fits is there
         needs = Needs(order="another", window=0, in_use=[path.stem for path in tars(folder)])
         other = CacheFolder(folder, limit, needs)
         with pytest.raises(OSError, match="no room for 0 s in the cache: other processes use all of it"):
             list(islice(first, 2 * EPOCH_BATCHES))
         other.close()
+
+
+IDLE = Needs(order="another", window=0, in_use=[])
+CLAIM = """
+import sys
+from pathlib import Path
+from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+folder = CacheFolder(Path(sys.argv[1]), 10**6, Needs(order="another", window=0, in_use=[]))
+print(type(folder.claim(sys.argv[2], 1000, 0, lambda name, window: 0.0)).__name__, flush=True)
+sys.stdin.readline()
+"""
+
+
+def names_in_order(shards: str, window: int = 2) -> list[str]:
+    """The names of all shards in the folder, that needed first to that needed last in the first epoch."""
+    entries = load_index(shards).shards("train")
+    order = SampleOrder([entry.nsamples for entry in entries], 0, window)
+    numbers = dict.fromkeys(place.shard for place in order.take(0, order.epoch_size))
+    return [ShardUses(entries, order).name(number) for number in numbers]
+
+
+@pytest.mark.process
+def test_the_claim_of_a_killed_process_passes_to_one_that_was_there_before(memory: str, folder: Path):
+    name = names_in_order(memory)[0]
+    here = CacheFolder(folder, 10**6, IDLE)
+    command = [sys.executable, "-c", CLAIM, str(folder), name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "Claim\n"
+        assert here.claim(name, 1000, 0, lambda _name, _window: 0.0) is NotNow.FETCHED
+        other.kill()
+    assert isinstance(here.claim(name, 1000, 0, lambda _name, _window: 0.0), Claim)
+    here.close()
+
+
+def test_a_process_that_lives_but_writes_nothing_ends_the_wait(
+    memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(stall, "WARN_AFTER", 0.1)
+    monkeypatch.setattr(stall, "SLACK", 0.5)
+    other = CacheFolder(folder, 10**9, IDLE)
+    claim = other.claim(names_in_order(memory)[0], 1000, 0, lambda _name, _window: 0.0)
+    with stream(memory, cached(folder, patience=0.0)) as there:
+        with pytest.raises(OSError, match=rf"fetches it to {claim.path}, but has written nothing for 1 s: it may be"):
+            next(there)
+    other.close()
+    assert "waiting for 0 s at most" in caplog.text
 
 
 def test_a_stream_that_is_dropped_ends_its_threads_and_its_claim(memory: str, folder: Path):

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from mert_foundry.pipeline.cache.eviction import Kept, choose_evictions
+from mert_foundry.pipeline.cache.stall import Progress
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 
 SHARD = re.compile(r"([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16})\.(tar|kept|json|bad)")
@@ -107,7 +108,7 @@ class CacheFolder:
         """
         partial = self._folder / f".{shard}.{self._owner}.tmp"
         with self._decision():
-            if self.tar(shard).exists() or self.fault(shard) or any(name == shard for name, _ in self._partials()):
+            if self.tar(shard).exists() or self.fault(shard) or self._is_being_fetched(shard):
                 return NotNow.FETCHED
             kept = self._folder / f"{shard}.kept"
             if kept.exists():
@@ -117,6 +118,16 @@ class CacheFolder:
                 return NotNow.NO_ROOM
             self._allocate(partial, size)
             return Claim(partial, is_kept=False)
+
+    def progress_elsewhere(self, shard: str) -> Progress | None:
+        """How far another process has fetched a shard, if one is at it."""
+        for name, path in self._partials():
+            if name == shard and not path.name.endswith(f".{self._owner}.tmp"):
+                try:
+                    return Progress(path, path.stat().st_mtime_ns)
+                except FileNotFoundError:  # published, or given up
+                    return None
+        return None
 
     def shrink(self, next_use: NextUse) -> None:
         """Delete what an earlier, larger limit let in."""
@@ -145,6 +156,16 @@ class CacheFolder:
         with self._decision():
             self._remove_owner(self._owner)
             self._alive.release()
+
+    def _is_being_fetched(self, shard: str) -> bool:
+        """Whether a process that lives fetches a shard; what one has left that was killed goes."""
+        if not self._has_partial(shard):
+            return False
+        self._sweep()
+        return self._has_partial(shard)
+
+    def _has_partial(self, shard: str) -> bool:
+        return any(name == shard for name, _ in self._partials())
 
     def _make_room(self, size: int, window: int, next_use: NextUse) -> bool:
         """Delete what is needed later than `window`, until `size` bytes fit; whether they do."""

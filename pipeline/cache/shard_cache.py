@@ -16,6 +16,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs, NotNow
 from mert_foundry.pipeline.cache.shard_fetcher import ShardFetcher, find_copy_fault
 from mert_foundry.pipeline.cache.shard_uses import ShardUses
+from mert_foundry.pipeline.cache.stall import Stall
 from mert_foundry.pipeline.shards.index import ShardEntry
 from mert_foundry.pipeline.storage import files
 
@@ -92,15 +93,17 @@ class ShardCache:
         """Tar and record of a shard that is at work, once they are here.
 
         Raises:
-            OSError: the store, or the disk, failed.
+            OSError: the store, or the disk, failed, or another process that fetches the shard has stopped.
             ValueError: the shard is corrupt in the store; names it and both values.
         """
         name = self._uses.name(shard)
+        stall = Stall(self._uses.shards[shard].url, self._fetcher.patience)
         with self._changed:
             self._failures.pop(shard, None)  # it is tried again, since it is needed now
             self._changed.notify_all()
             while not self._folder.tar(name).exists():
                 self._raise_failure(shard, name)
+                self._look_elsewhere(shard, name, stall)
                 self._changed.wait(POLL)
         return self._folder.tar(name), self._folder.record(name)
 
@@ -153,6 +156,14 @@ class ShardCache:
             raise OSError(f"{url}: the stream is closed")
         if time.monotonic() - self._without_room.get(shard, time.monotonic()) > ROOM_PATIENCE:
             raise OSError(f"{url}: no room for {ROOM_PATIENCE:.0f} s in the cache: other processes use all of it")
+
+    def _look_elsewhere(self, shard: int, name: str, stall: Stall) -> None:
+        """Raise OSError, and keep it, when another process that fetches a shard has stopped."""
+        try:
+            stall.look(self._folder.progress_elsewhere(name))
+        except OSError as error:
+            self._failures[shard] = error
+            raise
 
     def _work(self) -> None:
         while not self._closed:
