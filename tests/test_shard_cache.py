@@ -481,6 +481,41 @@ def test_a_process_that_lives_but_writes_nothing_ends_the_wait(
     assert "waiting for 0 s at most" in caplog.text
 
 
+def test_threads_outlive_an_error_of_the_disk_that_passes(memory: str, local: str, folder: Path):
+    small = {"batch_size": 1, "shuffle_window": 1}
+    other = CacheFolder(folder, 10**9, IDLE)  # so that the stream leaves the verdicts as they are
+    unreadable = [folder / f"{name}.bad" for name in names_in_order(memory, 1)[1:]]
+    for path in unreadable:
+        path.mkdir()
+    before = set(threading.enumerate())
+    with stream(memory, cached(folder, **small)) as there, stream(local, plain(**small)) as here:
+        assert_same(next(there), next(here))
+        started = set(threading.enumerate()) - before
+        time.sleep(3 * shard_cache.POLL)
+        assert all(thread.is_alive() for thread in started)
+        for path in unreadable:
+            path.rmdir()
+        for found, expected in islice(zip(there, here), sum(SIZES)):
+            assert_same(found, expected)
+    other.close()
+
+
+def test_a_wait_ends_when_no_thread_is_left_or_the_folder_fails(
+    memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_arguments: object) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(shard_cache.ShardCache, "_advance", fail)
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(OSError, match=r"train-\d+.tar: the cache folder failed: no such disk"):
+            next(there)
+    monkeypatch.setattr(shard_cache.ShardCache, "_work", lambda _cache: None)
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(OSError, match=r"train-\d+.tar: the threads that fetch shards have ended"):
+            next(there)
+
+
 def test_a_stream_that_is_dropped_ends_its_threads_and_its_claim(memory: str, folder: Path):
     before = set(threading.enumerate())
     there = stream(memory, cached(folder))

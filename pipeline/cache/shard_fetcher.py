@@ -44,6 +44,11 @@ class ShardFetcher:
         """Seconds that the store may be out of reach."""
         return self._patience.seconds
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is to be waited for any more."""
+        return self._patience.has_ended
+
     def stop_waiting(self) -> None:
         """Let no request wait for the store any more."""
         self._patience.end()
