@@ -334,6 +334,38 @@ def test_a_copy_that_is_damaged_while_it_is_read_is_fetched_anew(
     assert (Path(local) / f"{first.name.rpartition('-')[0]}.tar").read_bytes() == first.read_bytes()
 
 
+def test_a_copy_that_one_rank_has_healed_is_opened_anew_by_the_others(memory: str, local: str, folder: Path):
+    config, both = cached(folder, shuffle_window=8), {"world_size": 2}
+    with (
+        stream(memory, config, rank=0, **both) as zero,
+        stream(memory, config, rank=1, **both) as one,
+        stream(local, plain(shuffle_window=8), rank=1, **both) as here,
+    ):
+        for there in (zero, one, here):
+            next(there)
+        for path in tars(folder):
+            damage(path)
+        list(islice(zero, EPOCH_BATCHES))
+        for found, expected in islice(zip(one, here), EPOCH_BATCHES):
+            assert found[0]["key"] == expected[0]["key"] and torch.equal(found[0]["codes"], expected[0]["codes"])
+
+
+def test_a_copy_that_has_just_been_fetched_is_not_thrown_away_for_the_damage_of_another(folder: Path):
+    shard = f"train-000001-{'0' * 16}"
+    here = CacheFolder(folder, 10**6, IDLE)
+
+    def publish() -> None:
+        claim = here.claim(shard, 1000, 0, lambda _name, _window: 0.0)
+        here.publish(shard, claim.path, b"record")
+
+    publish()
+    damaged = here.identity(shard)
+    assert here.discard(shard, damaged) and here.identity(shard) is None
+    publish()
+    assert not here.discard(shard, damaged) and here.tar(shard).exists()
+    here.close()
+
+
 def spoil(name: str) -> None:
     """Change a byte of a shard in the store."""
     store = fsspec.filesystem("memory")

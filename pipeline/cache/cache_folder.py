@@ -54,6 +54,13 @@ class Claim(NamedTuple):
     is_kept: bool  # it holds what an earlier time left, else nothing yet
 
 
+class Identity(NamedTuple):
+    """A file: its inode, whose number may come again after it is deleted, and when it was last written to (ns)."""
+
+    inode: int
+    written: int
+
+
 NextUse = Callable[[str, int], float]  # the window that needs a shard next, from that window on
 
 
@@ -140,10 +147,21 @@ class CacheFolder:
             self._write(self.record(shard), record)
             os.replace(partial, self.tar(shard))
 
-    def discard(self, shard: str) -> None:
-        """Throw a shard away."""
+    def identity(self, shard: str) -> Identity | None:
+        """Which file the tar of a shard is now; none when there is none."""
+        try:
+            found = self.tar(shard).stat()
+        except FileNotFoundError:
+            return None
+        return Identity(found.st_ino, found.st_mtime_ns)
+
+    def discard(self, shard: str, identity: Identity) -> bool:
+        """Throw a shard away if its tar still is that file; whether it was."""
         with self._decision():
+            if self.identity(shard) != identity:
+                return False
             self._remove(shard)
+            return True
 
     def condemn(self, shard: str, fault: str) -> None:
         """Let all processes know that a shard is corrupt in the store."""

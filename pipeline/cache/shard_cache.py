@@ -117,13 +117,19 @@ class ShardCache:
         return ""
 
     def discard_damaged(self, shard: int) -> bool:
-        """Throw away the copy of a shard if it is damaged; whether another one can be waited for."""
+        """Throw away the copy of a shard if it is damaged; whether a reader that met damage may open the shard anew.
+
+        Another reader may have done so before: then the copy is sound, while the file of this reader is the deleted one.
+        """
         name = self._uses.name(shard)
         tar = self._folder.tar(name)
-        if tar.exists() and (fault := find_copy_fault(self._uses.shards[shard], tar, self._folder.record(name))):
-            logging.getLogger(__name__).warning(f"{tar}: damaged on this disk, fetched anew: {fault}")
-            self._folder.discard(name)
-        return not (tar.exists() or shard in self._failures or self._folder.fault(name) or self._fetcher.has_ended)
+        identity = self._folder.identity(name)  # before it is read: what comes meanwhile is not thrown away
+        if identity and (fault := find_copy_fault(self._uses.shards[shard], tar, self._folder.record(name))):
+            if self._folder.discard(name, identity):
+                logging.getLogger(__name__).warning(f"{tar}: damaged on this disk, fetched anew: {fault}")
+        if self._fetcher.has_ended:
+            return False
+        return tar.exists() or not (shard in self._failures or self._folder.fault(name))
 
     def stop_waiting(self) -> None:
         """Let nobody wait any more, in whatever thread."""
