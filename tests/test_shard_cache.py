@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Claim, Needs, 
 from mert_foundry.pipeline.cache.object_source import open_source
 from mert_foundry.pipeline.cache.shard_uses import ShardUses
 from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.storage.documents import json_bytes
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 from mert_foundry.pipeline.stream.sample_order import SampleOrder
 
@@ -90,6 +92,10 @@ def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
 
 def tars(folder: Path, suffix: str = "tar") -> list[Path]:
     return sorted(folder.glob(f"*.{suffix}"))
+
+
+def name_in_store(copy: Path) -> str:
+    return "-".join(copy.name.split("-")[:2]) + ".tar"
 
 
 def count_tars(proxy: FaultProxy) -> dict[str, int]:
@@ -312,8 +318,8 @@ def test_what_a_killed_process_left_is_removed_and_what_it_had_is_verified(
         assert not left.exists() and len(list(folder.glob(".*.lock"))) == 1
         for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
             assert_same(found, expected)
-    names = {path.name.rpartition("-")[0] + ".tar" for path in whole}
-    assert {name for name in count_tars(proxy) if name in names} == {whole[0].name.rpartition("-")[0] + ".tar"}
+    names = {name_in_store(path) for path in whole}
+    assert {name for name in count_tars(proxy) if name in names} == {name_in_store(whole[0])}
     assert not list(folder.glob(".*.tmp")) and not tars(folder, "kept")
 
 
@@ -331,7 +337,7 @@ def test_a_copy_that_is_damaged_while_it_is_read_is_fetched_anew(
             assert torch.equal(found[0]["codes"], expected[0]["codes"])
     assert "damaged on this disk, fetched anew: SHA-256" in caplog.text
     first = tars(folder)[0]
-    assert (Path(local) / f"{first.name.rpartition('-')[0]}.tar").read_bytes() == first.read_bytes()
+    assert (Path(local) / name_in_store(first)).read_bytes() == first.read_bytes()
 
 
 def test_a_copy_that_one_rank_has_healed_is_opened_anew_by_the_others(memory: str, local: str, folder: Path):
@@ -351,7 +357,7 @@ def test_a_copy_that_one_rank_has_healed_is_opened_anew_by_the_others(memory: st
 
 
 def test_a_copy_that_has_just_been_fetched_is_not_thrown_away_for_the_damage_of_another(folder: Path):
-    shard = f"train-000001-{'0' * 16}"
+    shard = f"train-000001-{'0' * 16}-{'0' * 16}"
     here = CacheFolder(folder, 10**6, IDLE)
 
     def publish() -> None:
@@ -364,6 +370,26 @@ def test_a_copy_that_has_just_been_fetched_is_not_thrown_away_for_the_damage_of_
     publish()
     assert not here.discard(shard, damaged) and here.tar(shard).exists()
     here.close()
+
+
+def test_sets_whose_records_alone_differ_share_a_folder(memory: str, local: str, folder: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(local, other)
+    index = json.loads((other / "index.json").read_text())
+    for entry in index["shardlist"]:
+        record = json.loads((other / entry["record"]).read_text())
+        record["backend"]["torch"] = "of another machine"
+        content = json_bytes(record)
+        (other / entry["record"]).write_bytes(content)
+        entry["record_sha256"] = hashlib.sha256(content).hexdigest()
+    (other / "index.json").write_bytes(json_bytes(index))
+    store = fsspec.filesystem("memory")
+    for path in other.iterdir():
+        store.pipe_file(f"/shards/other/{path.name}", path.read_bytes())
+    with stream(memory, cached(folder)) as first, stream(f"{memory}/other", cached(folder)) as second:
+        for (batch, _), (same, _) in islice(zip(first, second), EPOCH_BATCHES + 1):
+            assert batch["key"] == same["key"] and torch.equal(batch["audio"], same["audio"])
+    assert len(tars(folder)) == 2 * len(SIZES)
 
 
 def spoil(name: str) -> None:

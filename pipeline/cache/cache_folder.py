@@ -1,12 +1,13 @@
 """The folder of a shard cache, which the processes of one machine share, and what each of them needs there.
 
-    {shard}-{digest}.tar, .json    a shard and its record, whole and verified; digest: 16 hexadecimal digits of the tar's SHA-256
-    {shard}-{digest}.kept, .json   the same from an earlier time when processes were at work here: to be verified again
-    {shard}-{digest}.bad           why the shard is corrupt in the store, as found since the first of them started
-    .{shard}-{digest}.{owner}.tmp  being fetched by a process, at its full size from the start
+    {shard}.tar, .json             a shard and its record, whole and verified
+    {shard}.kept, .json            the same from an earlier time when processes were at work here: to be verified again
+    {shard}.bad                    why the shard is corrupt in the store, as found since the first of them started
+    .{shard}.{owner}.tmp           being fetched by a process, at its full size from the start
     .{owner}.lock, .{owner}.needs  a process: locked for as long as it lives; what it uses, and how far it is
     .lock                          held for each decision, so that decisions come one after another
 
+{shard} is the name of the shard, then 16 hexadecimal digits each of the SHA-256 of its tar and of its record.
 Whoever takes a process's lock knows that it has gone, and removes what it left. Other files are not touched.
 """
 
@@ -26,8 +27,9 @@ from mert_foundry.pipeline.cache.eviction import Kept, choose_evictions
 from mert_foundry.pipeline.cache.stall import Progress
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 
-SHARD = re.compile(r"([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16})\.(tar|kept|json|bad)")
-PARTIAL = re.compile(r"\.([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16})\.[0-9a-f]{32}\.tmp")
+NAME = r"([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16}-[0-9a-f]{16})"
+SHARD = re.compile(NAME + r"\.(tar|kept|json|bad)")
+PARTIAL = re.compile(rf"\.{NAME}\.[0-9a-f]{{32}}\.tmp")
 OWNER = re.compile(r"\.([0-9a-f]{32})\.lock")
 LOCK_POLL = 0.01  # seconds; a decision takes less
 
