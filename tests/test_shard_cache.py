@@ -470,6 +470,19 @@ def test_a_training_run_has_the_losses_of_one_from_a_disk_and_lists_what_it_pass
     assert state["position"]["bad_shards"] == ["train-000004"]
 
 
+def test_several_nodes_may_not_pass_over_shards(
+    memory: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Since each of them finds for itself which ones are corrupt."""
+    changes = ["valid_split=null", "device=cpu", f"stream.cache.folder={folder}", "stream.cache.bytes=1GB"]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert pretrain_here(memory, tmp_path / "run", *changes, "stream.on_bad_shard=skip") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "stream.on_bad_shard is skip, which is for one node, but this run has 2" in line
+    assert not (tmp_path / "run").exists() and not folder.exists()
+
+
 def test_a_set_that_is_corrupt_throughout_ends_the_run(memory: str, folder: Path):
     for number in range(len(SIZES)):
         spoil(f"train-{number:06d}.tar")

@@ -71,7 +71,8 @@ class StreamConfig(BaseModel):
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What a shard that is corrupt in the object store does; skip, with stream.cache: it is passed over and listed",
+        description="What a shard that is corrupt in the object store does; skip, with stream.cache and on one node: it is "
+        "passed over and listed",
     )
 
     @field_validator("crop_samples")
