@@ -25,6 +25,7 @@ from pretrain_run import pretrain_here, read_metrics
 from pydantic import ValidationError
 from shard_fixtures import SPECS, write_set
 
+from mert_foundry.jobs.command.preflight import locked
 from mert_foundry.model.runs.checkpoint import latest_checkpoint
 from mert_foundry.pipeline.cache import shard_cache, stall
 from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Claim, Needs, NotNow
@@ -390,6 +391,11 @@ def test_sets_whose_records_alone_differ_share_a_folder(memory: str, local: str,
         for (batch, _), (same, _) in islice(zip(first, second), EPOCH_BATCHES + 1):
             assert batch["key"] == same["key"] and torch.equal(batch["audio"], same["audio"])
     assert len(tars(folder)) == 2 * len(SIZES)
+
+
+def test_a_run_folder_may_hold_the_cache(memory: str, folder: Path):
+    with locked(folder, "training"), stream(memory, cached(folder)) as there:
+        next(there)
 
 
 def spoil(name: str) -> None:
