@@ -5,7 +5,7 @@
     {shard}.bad                    why the shard is corrupt in the store, as found since the first of them started
     .{shard}.{owner}.tmp           being fetched by a process, at its full size from the start
     .{owner}.lock, .{owner}.needs  a process: locked for as long as it lives; what it uses, and how far it is
-    .cache.lock                    held for each decision, so that decisions come one after another
+    .cache_lock                    held for each decision, so that decisions come one after another
 
 {shard} is the name of the shard, then 16 hexadecimal digits each of the SHA-256 of its tar and of its record.
 Whoever takes a process's lock knows that it has gone, and removes what it left. Other files are not touched.
@@ -203,7 +203,7 @@ class CacheFolder:
 
     @contextmanager
     def _decision(self) -> Iterator[None]:
-        with FileLock(self._folder / ".cache.lock", fallback_to_soft=False, poll_interval=LOCK_POLL):
+        with FileLock(self._folder / ".cache_lock", fallback_to_soft=False, poll_interval=LOCK_POLL):
             yield
 
     def _lock_of(self, owner: str) -> Path:
