@@ -85,11 +85,25 @@ def open_run(config: PretrainConfig, index: ShardIndex, out: Path, world_size: i
     """The run of a folder that rank 0 holds meanwhile, as it begins or goes on.
 
     Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest. Raises as
-    `check_fit`, `locked` and `sample_values`.
+    `check_fit`, `check_one_node`, `locked` and `sample_values`.
     """
     check_fit(config, index, world_size)
+    check_one_node(config, world_size)
     with locked(out, "training"):
         yield describe_run(config, index, out)
+
+
+def check_one_node(config: PretrainConfig, world_size: int) -> None:
+    """Raise ValueError when corrupt shards are to be passed over on several nodes.
+
+    Each node finds for itself which shards are corrupt: one with a sound copy of earlier would train on other examples.
+    """
+    nodes = node_count(world_size)
+    if config.stream.on_bad_shard == "skip" and nodes > 1:
+        raise ValueError(
+            f"stream.on_bad_shard is skip, which is for one node, but this run has {nodes}: they could disagree on which"
+            " shards are corrupt; take stop"
+        )
 
 
 def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDescription:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +25,14 @@ from pretrain_run import pretrain_here, read_metrics
 from pydantic import ValidationError
 from shard_fixtures import SPECS, write_set
 
+from mert_foundry.jobs.command.preflight import locked
 from mert_foundry.model.runs.checkpoint import latest_checkpoint
-from mert_foundry.pipeline.cache import shard_cache
-from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+from mert_foundry.pipeline.cache import shard_cache, stall
+from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Claim, Needs, NotNow
 from mert_foundry.pipeline.cache.object_source import open_source
+from mert_foundry.pipeline.cache.shard_uses import ShardUses
 from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.storage.documents import json_bytes
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 from mert_foundry.pipeline.stream.sample_order import SampleOrder
 
@@ -89,6 +93,10 @@ def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
 
 def tars(folder: Path, suffix: str = "tar") -> list[Path]:
     return sorted(folder.glob(f"*.{suffix}"))
+
+
+def name_in_store(copy: Path) -> str:
+    return "-".join(copy.name.split("-")[:2]) + ".tar"
 
 
 def count_tars(proxy: FaultProxy) -> dict[str, int]:
@@ -308,8 +316,8 @@ def test_what_a_killed_process_left_is_removed_and_what_it_had_is_verified(
         assert not left.exists() and len(list(folder.glob(".*.lock"))) == 1
         for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
             assert_same(found, expected)
-    names = {path.name.rpartition("-")[0] + ".tar" for path in whole}
-    assert {name for name in count_tars(proxy) if name in names} == {whole[0].name.rpartition("-")[0] + ".tar"}
+    names = {name_in_store(path) for path in whole}
+    assert {name for name in count_tars(proxy) if name in names} == {name_in_store(whole[0])}
     assert not list(folder.glob(".*.tmp")) and not tars(folder, "kept")
 
 
@@ -327,7 +335,64 @@ def test_a_copy_that_is_damaged_while_it_is_read_is_fetched_anew(
             assert torch.equal(found[0]["codes"], expected[0]["codes"])
     assert "damaged on this disk, fetched anew: SHA-256" in caplog.text
     first = tars(folder)[0]
-    assert (Path(local) / f"{first.name.rpartition('-')[0]}.tar").read_bytes() == first.read_bytes()
+    assert (Path(local) / name_in_store(first)).read_bytes() == first.read_bytes()
+
+
+def test_a_copy_that_one_rank_has_healed_is_opened_anew_by_the_others(memory: str, local: str, folder: Path):
+    config, both = cached(folder, shuffle_window=8), {"world_size": 2}
+    with (
+        stream(memory, config, rank=0, **both) as zero,
+        stream(memory, config, rank=1, **both) as one,
+        stream(local, plain(shuffle_window=8), rank=1, **both) as here,
+    ):
+        for there in (zero, one, here):
+            next(there)
+        for path in tars(folder):
+            damage(path)
+        list(islice(zero, EPOCH_BATCHES))
+        for found, expected in islice(zip(one, here), EPOCH_BATCHES):
+            assert found[0]["key"] == expected[0]["key"] and torch.equal(found[0]["codes"], expected[0]["codes"])
+
+
+def test_a_copy_that_has_just_been_fetched_is_not_thrown_away_for_the_damage_of_another(folder: Path):
+    shard = f"train-000001-{'0' * 16}-{'0' * 16}"
+    here = CacheFolder(folder, 10**6, IDLE)
+
+    def publish() -> None:
+        claim = here.claim(shard, 1000, 0, lambda _name, _window: 0.0)
+        here.publish(shard, claim.path, b"record")
+
+    publish()
+    damaged = here.identity(shard)
+    assert here.discard(shard, damaged) and here.identity(shard) is None
+    publish()
+    assert not here.discard(shard, damaged) and here.tar(shard).exists()
+    here.close()
+
+
+def test_sets_whose_records_alone_differ_share_a_folder(memory: str, local: str, folder: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(local, other)
+    index = json.loads((other / "index.json").read_text())
+    for entry in index["shardlist"]:
+        record = json.loads((other / entry["record"]).read_text())
+        record["backend"]["torch"] = "of another machine"
+        content = json_bytes(record)
+        (other / entry["record"]).write_bytes(content)
+        entry["record_sha256"] = hashlib.sha256(content).hexdigest()
+    (other / "index.json").write_bytes(json_bytes(index))
+    store = fsspec.filesystem("memory")
+    for path in other.iterdir():
+        store.pipe_file(f"/shards/other/{path.name}", path.read_bytes())
+    with stream(memory, cached(folder)) as first, stream(f"{memory}/other", cached(folder)) as second:
+        for (batch, _), (same, _) in islice(zip(first, second), EPOCH_BATCHES + 1):
+            assert batch["key"] == same["key"] and torch.equal(batch["audio"], same["audio"])
+    assert len(tars(folder)) == 2 * len(SIZES)
+
+
+def test_a_run_folder_may_hold_the_cache(memory: str, folder: Path):
+    with locked(folder, "training"), stream(memory, cached(folder)) as there:
+        next(there)
 
 
 def spoil(name: str) -> None:
@@ -408,6 +473,19 @@ def test_a_training_run_has_the_losses_of_one_from_a_disk_and_lists_what_it_pass
     assert state["position"]["bad_shards"] == ["train-000004"]
 
 
+def test_several_nodes_may_not_pass_over_shards(
+    memory: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Since each of them finds for itself which ones are corrupt."""
+    changes = ["valid_split=null", "device=cpu", f"stream.cache.folder={folder}", "stream.cache.bytes=1GB"]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert pretrain_here(memory, tmp_path / "run", *changes, "stream.on_bad_shard=skip") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "stream.on_bad_shard is skip, which is for one node, but this run has 2" in line
+    assert not (tmp_path / "run").exists() and not folder.exists()
+
+
 def test_a_set_that_is_corrupt_throughout_ends_the_run(memory: str, folder: Path):
     for number in range(len(SIZES)):
         spoil(f"train-{number:06d}.tar")
@@ -423,11 +501,93 @@ def test_a_shard_that_finds_no_room_for_long_says_so(memory: str, folder: Path, 
     config = cached(folder, limit, batch_size=2, shuffle_window=1)
     with stream(memory, config) as first:
         list(islice(first, 10))
+        time.sleep(0.5)  # until what fits is there
         needs = Needs(order="another", window=0, in_use=[path.stem for path in tars(folder)])
         other = CacheFolder(folder, limit, needs)
         with pytest.raises(OSError, match="no room for 0 s in the cache: other processes use all of it"):
             list(islice(first, 2 * EPOCH_BATCHES))
         other.close()
+
+
+IDLE = Needs(order="another", window=0, in_use=[])
+CLAIM = """
+import sys
+from pathlib import Path
+from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs
+folder = CacheFolder(Path(sys.argv[1]), 10**6, Needs(order="another", window=0, in_use=[]))
+print(type(folder.claim(sys.argv[2], 1000, 0, lambda name, window: 0.0)).__name__, flush=True)
+sys.stdin.readline()
+"""
+
+
+def names_in_order(shards: str, window: int = 2) -> list[str]:
+    """The names of all shards in the folder, that needed first to that needed last in the first epoch."""
+    entries = load_index(shards).shards("train")
+    order = SampleOrder([entry.nsamples for entry in entries], 0, window)
+    numbers = dict.fromkeys(place.shard for place in order.take(0, order.epoch_size))
+    return [ShardUses(entries, order).name(number) for number in numbers]
+
+
+@pytest.mark.process
+def test_the_claim_of_a_killed_process_passes_to_one_that_was_there_before(memory: str, folder: Path):
+    name = names_in_order(memory)[0]
+    here = CacheFolder(folder, 10**6, IDLE)
+    command = [sys.executable, "-c", CLAIM, str(folder), name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "Claim\n"
+        assert here.claim(name, 1000, 0, lambda _name, _window: 0.0) is NotNow.FETCHED
+        other.kill()
+    assert isinstance(here.claim(name, 1000, 0, lambda _name, _window: 0.0), Claim)
+    here.close()
+
+
+def test_a_process_that_lives_but_writes_nothing_ends_the_wait(
+    memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(stall, "WARN_AFTER", 0.1)
+    monkeypatch.setattr(stall, "SLACK", 0.5)
+    other = CacheFolder(folder, 10**9, IDLE)
+    claim = other.claim(names_in_order(memory)[0], 1000, 0, lambda _name, _window: 0.0)
+    with stream(memory, cached(folder, patience=0.0)) as there:
+        with pytest.raises(OSError, match=rf"fetches it to {claim.path}, but has written nothing for 1 s: it may be"):
+            next(there)
+    other.close()
+    assert "waiting for 0 s at most" in caplog.text
+
+
+def test_threads_outlive_an_error_of_the_disk_that_passes(memory: str, local: str, folder: Path):
+    small = {"batch_size": 1, "shuffle_window": 1}
+    other = CacheFolder(folder, 10**9, IDLE)  # so that the stream leaves the verdicts as they are
+    unreadable = [folder / f"{name}.bad" for name in names_in_order(memory, 1)[1:]]
+    for path in unreadable:
+        path.mkdir()
+    before = set(threading.enumerate())
+    with stream(memory, cached(folder, **small)) as there, stream(local, plain(**small)) as here:
+        assert_same(next(there), next(here))
+        started = set(threading.enumerate()) - before
+        time.sleep(3 * shard_cache.POLL)
+        assert all(thread.is_alive() for thread in started)
+        for path in unreadable:
+            path.rmdir()
+        for found, expected in islice(zip(there, here), sum(SIZES)):
+            assert_same(found, expected)
+    other.close()
+
+
+def test_a_wait_ends_when_no_thread_is_left_or_the_folder_fails(
+    memory: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_arguments: object) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(shard_cache.ShardCache, "_advance", fail)
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(OSError, match=r"train-\d+.tar: the cache folder failed: no such disk"):
+            next(there)
+    monkeypatch.setattr(shard_cache.ShardCache, "_work", lambda _cache: None)
+    with stream(memory, cached(folder)) as there:
+        with pytest.raises(OSError, match=r"train-\d+.tar: the threads that fetch shards have ended"):
+            next(there)
 
 
 def test_a_stream_that_is_dropped_ends_its_threads_and_its_claim(memory: str, folder: Path):

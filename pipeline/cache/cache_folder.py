@@ -1,12 +1,13 @@
 """The folder of a shard cache, which the processes of one machine share, and what each of them needs there.
 
-    {shard}-{digest}.tar, .json    a shard and its record, whole and verified; digest: 16 hexadecimal digits of the tar's SHA-256
-    {shard}-{digest}.kept, .json   the same from an earlier time when processes were at work here: to be verified again
-    {shard}-{digest}.bad           why the shard is corrupt in the store, as found since the first of them started
-    .{shard}-{digest}.{owner}.tmp  being fetched by a process, at its full size from the start
+    {shard}.tar, .json             a shard and its record, whole and verified
+    {shard}.kept, .json            the same from an earlier time when processes were at work here: to be verified again
+    {shard}.bad                    why the shard is corrupt in the store, as found since the first of them started
+    .{shard}.{owner}.tmp           being fetched by a process, at its full size from the start
     .{owner}.lock, .{owner}.needs  a process: locked for as long as it lives; what it uses, and how far it is
-    .lock                          held for each decision, so that decisions come one after another
+    .cache_lock                    held for each decision, so that decisions come one after another
 
+{shard} is the name of the shard, then 16 hexadecimal digits each of the SHA-256 of its tar and of its record.
 Whoever takes a process's lock knows that it has gone, and removes what it left. Other files are not touched.
 """
 
@@ -23,10 +24,12 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from mert_foundry.pipeline.cache.eviction import Kept, choose_evictions
+from mert_foundry.pipeline.cache.stall import Progress
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 
-SHARD = re.compile(r"([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16})\.(tar|kept|json|bad)")
-PARTIAL = re.compile(r"\.([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16})\.[0-9a-f]{32}\.tmp")
+NAME = r"([a-z][a-z0-9]*-[0-9]{6}-[0-9a-f]{16}-[0-9a-f]{16})"
+SHARD = re.compile(NAME + r"\.(tar|kept|json|bad)")
+PARTIAL = re.compile(rf"\.{NAME}\.[0-9a-f]{{32}}\.tmp")
 OWNER = re.compile(r"\.([0-9a-f]{32})\.lock")
 LOCK_POLL = 0.01  # seconds; a decision takes less
 
@@ -51,6 +54,13 @@ class Claim(NamedTuple):
 
     path: Path
     is_kept: bool  # it holds what an earlier time left, else nothing yet
+
+
+class Identity(NamedTuple):
+    """A file: its inode, whose number may come again after it is deleted, and when it was last written to (ns)."""
+
+    inode: int
+    written: int
 
 
 NextUse = Callable[[str, int], float]  # the window that needs a shard next, from that window on
@@ -107,7 +117,7 @@ class CacheFolder:
         """
         partial = self._folder / f".{shard}.{self._owner}.tmp"
         with self._decision():
-            if self.tar(shard).exists() or self.fault(shard) or any(name == shard for name, _ in self._partials()):
+            if self.tar(shard).exists() or self.fault(shard) or self._is_being_fetched(shard):
                 return NotNow.FETCHED
             kept = self._folder / f"{shard}.kept"
             if kept.exists():
@@ -117,6 +127,16 @@ class CacheFolder:
                 return NotNow.NO_ROOM
             self._allocate(partial, size)
             return Claim(partial, is_kept=False)
+
+    def progress_elsewhere(self, shard: str) -> Progress | None:
+        """How far another process has fetched a shard, if one is at it."""
+        for name, path in self._partials():
+            if name == shard and not path.name.endswith(f".{self._owner}.tmp"):
+                try:
+                    return Progress(path, path.stat().st_mtime_ns)
+                except FileNotFoundError:  # published, or given up
+                    return None
+        return None
 
     def shrink(self, next_use: NextUse) -> None:
         """Delete what an earlier, larger limit let in."""
@@ -129,10 +149,21 @@ class CacheFolder:
             self._write(self.record(shard), record)
             os.replace(partial, self.tar(shard))
 
-    def discard(self, shard: str) -> None:
-        """Throw a shard away."""
+    def identity(self, shard: str) -> Identity | None:
+        """Which file the tar of a shard is now; none when there is none."""
+        try:
+            found = self.tar(shard).stat()
+        except FileNotFoundError:
+            return None
+        return Identity(found.st_ino, found.st_mtime_ns)
+
+    def discard(self, shard: str, identity: Identity) -> bool:
+        """Throw a shard away if its tar still is that file; whether it was."""
         with self._decision():
+            if self.identity(shard) != identity:
+                return False
             self._remove(shard)
+            return True
 
     def condemn(self, shard: str, fault: str) -> None:
         """Let all processes know that a shard is corrupt in the store."""
@@ -145,6 +176,16 @@ class CacheFolder:
         with self._decision():
             self._remove_owner(self._owner)
             self._alive.release()
+
+    def _is_being_fetched(self, shard: str) -> bool:
+        """Whether a process that lives fetches a shard; what one has left that was killed goes."""
+        if not self._has_partial(shard):
+            return False
+        self._sweep()
+        return self._has_partial(shard)
+
+    def _has_partial(self, shard: str) -> bool:
+        return any(name == shard for name, _ in self._partials())
 
     def _make_room(self, size: int, window: int, next_use: NextUse) -> bool:
         """Delete what is needed later than `window`, until `size` bytes fit; whether they do."""
@@ -162,7 +203,7 @@ class CacheFolder:
 
     @contextmanager
     def _decision(self) -> Iterator[None]:
-        with FileLock(self._folder / ".lock", fallback_to_soft=False, poll_interval=LOCK_POLL):
+        with FileLock(self._folder / ".cache_lock", fallback_to_soft=False, poll_interval=LOCK_POLL):
             yield
 
     def _lock_of(self, owner: str) -> Path:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from mert_foundry.pipeline.cache.cache_folder import CacheFolder, Needs, NotNow
 from mert_foundry.pipeline.cache.shard_fetcher import ShardFetcher, find_copy_fault
 from mert_foundry.pipeline.cache.shard_uses import ShardUses
+from mert_foundry.pipeline.cache.stall import Stall
 from mert_foundry.pipeline.shards.index import ShardEntry
 from mert_foundry.pipeline.storage import files
 
@@ -69,7 +70,7 @@ class ShardCache:
         self._changed = threading.Condition()
         self._failures: dict[int, Exception] = {}  # by shard
         self._without_room: dict[int, float] = {}  # since when
-        self._closed = False
+        self._disk_error: Exception | None = None  # that keeps threads from looking for shards
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(SHARDS_AT_ONCE)]
         for worker in self._workers:
             worker.start()
@@ -92,15 +93,18 @@ class ShardCache:
         """Tar and record of a shard that is at work, once they are here.
 
         Raises:
-            OSError: the store, or the disk, failed.
+            OSError: the store, or the disk, failed, or another process that fetches the shard has stopped.
             ValueError: the shard is corrupt in the store; names it and both values.
         """
         name = self._uses.name(shard)
+        stall = Stall(self._uses.shards[shard].url, self._fetcher.patience)
         with self._changed:
             self._failures.pop(shard, None)  # it is tried again, since it is needed now
+            self._disk_error = None
             self._changed.notify_all()
             while not self._folder.tar(name).exists():
                 self._raise_failure(shard, name)
+                self._look_elsewhere(shard, name, stall)
                 self._changed.wait(POLL)
         return self._folder.tar(name), self._folder.record(name)
 
@@ -113,20 +117,25 @@ class ShardCache:
         return ""
 
     def discard_damaged(self, shard: int) -> bool:
-        """Throw away the copy of a shard if it is damaged; whether another one can be waited for."""
+        """Throw away the copy of a shard if it is damaged; whether a reader that met damage may open the shard anew.
+
+        Another reader may have done so before: then the copy is sound, while the file of this reader is the deleted one.
+        """
         name = self._uses.name(shard)
         tar = self._folder.tar(name)
-        if tar.exists() and (fault := find_copy_fault(self._uses.shards[shard], tar, self._folder.record(name))):
-            logging.getLogger(__name__).warning(f"{tar}: damaged on this disk, fetched anew: {fault}")
-            self._folder.discard(name)
-        return not (tar.exists() or shard in self._failures or self._folder.fault(name) or self._closed)
+        identity = self._folder.identity(name)  # before it is read: what comes meanwhile is not thrown away
+        if identity and (fault := find_copy_fault(self._uses.shards[shard], tar, self._folder.record(name))):
+            if self._folder.discard(name, identity):
+                logging.getLogger(__name__).warning(f"{tar}: damaged on this disk, fetched anew: {fault}")
+        if self._fetcher.has_ended:
+            return False
+        return tar.exists() or not (shard in self._failures or self._folder.fault(name))
 
     def stop_waiting(self) -> None:
         """Let nobody wait any more, in whatever thread."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
         self._fetcher.stop_waiting()
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End the threads. What is in the folder stays there for the next process."""
@@ -149,25 +158,48 @@ class ShardCache:
             raise ValueError(f"{url}: corrupt in the store: {fault}")
         if shard in self._failures:
             raise self._failures[shard]
-        if self._closed:
+        if self._fetcher.has_ended:
             raise OSError(f"{url}: the stream is closed")
+        if self._disk_error is not None:
+            raise OSError(f"{url}: the cache folder failed: {self._disk_error}") from self._disk_error
+        if not any(worker.is_alive() for worker in self._workers):
+            raise OSError(f"{url}: the threads that fetch shards have ended")
         if time.monotonic() - self._without_room.get(shard, time.monotonic()) > ROOM_PATIENCE:
             raise OSError(f"{url}: no room for {ROOM_PATIENCE:.0f} s in the cache: other processes use all of it")
 
+    def _look_elsewhere(self, shard: int, name: str, stall: Stall) -> None:
+        """Raise OSError, and keep it, when another process that fetches a shard has stopped."""
+        try:
+            stall.look(self._folder.progress_elsewhere(name))
+        except OSError as error:
+            self._failures[shard] = error
+            raise
+
     def _work(self) -> None:
-        while not self._closed:
-            if not self._advance():
+        while not self._fetcher.has_ended:
+            try:
+                has_advanced = self._advance()
+            except Exception as error:  # of the disk; it may pass
+                self._tell_of_disk(error)
+                has_advanced = False
+            if not has_advanced:
                 with self._changed:
                     self._changed.wait(POLL)
+
+    def _tell_of_disk(self, error: Exception) -> None:
+        """Keep an error for those who wait, and say once that it is there."""
+        with self._changed:
+            if self._disk_error is None:
+                logging.getLogger(__name__).warning(f"the cache folder failed, tried again: {error}")
+            self._disk_error = error
 
     def _advance(self) -> bool:
         """Bring the first shard here that is not, and that can be had now; whether there was one."""
         windows = self._windows
         for window, shard in self._uses.in_order(range(windows.start, windows.stop + READ_AHEAD)):
-            name = self._uses.name(shard)
-            if shard in self._failures or self._folder.tar(name).exists() or self._folder.fault(name):
+            if shard in self._failures:
                 continue
-            found = self._try(window, shard, name)
+            found = self._try(window, shard, self._uses.name(shard))
             if found is not NotNow.FETCHED:
                 return found is None
         return False
@@ -176,6 +208,8 @@ class ShardCache:
         """Bring a shard here, or keep the reason why not for who waits for it; else why this is not the moment."""
         entry = self._uses.shards[shard]
         try:
+            if self._folder.tar(name).exists() or self._folder.fault(name):
+                return NotNow.FETCHED
             claim = self._folder.claim(name, entry.filesize, window, self._uses.next_use)
             if claim is NotNow.NO_ROOM:
                 self._without_room.setdefault(shard, time.monotonic())

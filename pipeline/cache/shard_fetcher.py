@@ -39,6 +39,16 @@ class ShardFetcher:
         finally:
             claim.path.unlink(missing_ok=True)
 
+    @property
+    def patience(self) -> float:
+        """Seconds that the store may be out of reach."""
+        return self._patience.seconds
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is to be waited for any more."""
+        return self._patience.has_ended
+
     def stop_waiting(self) -> None:
         """Let no request wait for the store any more."""
         self._patience.end()

@@ -26,9 +26,9 @@ class ShardUses:
         self._numbers = {self.name(number): number for number in range(len(shards))}
 
     def name(self, shard: int) -> str:
-        """The name of a shard in the folder, that of its content: sets that are made anew do not meet."""
+        """The name of a shard in the folder, that of the content of tar and record: sets that are made anew do not meet."""
         entry = self.shards[shard]
-        return f"{entry.name}-{entry.sha256[:16]}"
+        return f"{entry.name}-{entry.sha256[:16]}-{entry.record_sha256[:16]}"
 
     def next_use(self, name: str, window: int) -> float:
         """The window that needs a shard next, from `window` on; infinite for one of another set."""

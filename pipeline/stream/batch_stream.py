@@ -41,6 +41,8 @@ from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, Samp
 
 Batch = dict[str, torch.Tensor | list[str]]
 ROWS_A_TASK = 4  # at most
+# Of a shard for one row: another thread or process may have healed it, and one that opened it before may bring the old file back.
+REOPENINGS = 3
 
 CropRule = Callable[[int, ExampleEntry], Crop]  # of the epoch and the example
 Tag = TypeVar("Tag")
@@ -69,7 +71,8 @@ class StreamConfig(BaseModel):
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop",
-        description="stop: a shard that is corrupt in the object store ends the run; skip, with stream.cache: it is left out and listed",
+        description="stop: a shard that is corrupt in the object store ends the run; skip, with stream.cache and on one node: it is left"
+        " out and listed",
     )
 
     @field_validator("crop_samples")
@@ -325,12 +328,13 @@ class _Loader:
 
     def _fill_sound_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
         """Fill a row, from a new copy of the shard if the one at hand turns out to be damaged."""
-        try:
-            return self._fill_row(arrays, slot, place)
-        except (OSError, ValueError):
-            if self._cache is None or not self._cache.discard_damaged(place.shard):
-                raise
-        self._reader.close_shard(place.shard)
+        for _ in range(REOPENINGS):
+            try:
+                return self._fill_row(arrays, slot, place)
+            except (OSError, ValueError):
+                if self._cache is None or not self._cache.discard_damaged(place.shard):
+                    raise
+            self._reader.close_shard(place.shard)
         return self._fill_row(arrays, slot, place)
 
     def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
