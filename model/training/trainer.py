@@ -269,7 +269,7 @@ def _trainee(
     if config.compile:
         compile_parts(model)
     if config.parallel != "ddp":
-        shard(model, _replicas(config), precision == "bf16", device)
+        shard(model, _replicas(config), device)
     return TrainStep(
         model.to(device),
         config.optimizer,
