@@ -12,28 +12,36 @@ import psutil
 import pytest
 import torch
 from pretrain_run import final_weights, read_metrics
-from tiny_model import HEADS, OBJECTIVE, synthetic_batch, synthetic_stream, tiny_encoder
+from tiny_model import HEADS, OBJECTIVE, run_ranks, synthetic_batch, synthetic_stream, tiny_encoder
 
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
 from mert_foundry.model.runs.checkpoint import find_fault, latest_checkpoint
 from mert_foundry.model.training.optimizer import ScheduleConfig
-from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.training.ranks import rank
+from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, Validation, train
 
 PARTIAL = ".partial-step_"
 WIDE = 100_000  # features of the feed-forward parts: 6.4 million weights, 77 MB to write, in steps of a few frames
 
 
 def run(
-    folder: Path, steps: int, feed_forward: int, stream: Stream = synthetic_stream, records: list | None = None
+    folder: Path,
+    steps: int,
+    feed_forward: int,
+    stream: Stream = synthetic_stream,
+    records: list | None = None,
+    validation: Validation | None = None,
 ) -> TrainResult:
-    """One rank, a checkpoint every second step."""
+    """A checkpoint every second step, and a validation where there is one."""
     encoder = tiny_encoder()
     transformer = encoder.transformer.model_copy(update={"feed_forward": feed_forward})
     schedule = ScheduleConfig(learning_rate=1e-3, warmup_steps=1, total_steps=steps)
     return train(
         model=build_pretrain_model(encoder.model_copy(update={"transformer": transformer}), HEADS, OBJECTIVE, 1),
-        data=TrainingData(stream, None, 24_000),
-        config=TrainerConfig(schedule=schedule, mixture=None, log_every=1, checkpoint_every=2, keep_checkpoints=3),
+        data=TrainingData(stream, validation, 24_000),
+        config=TrainerConfig(
+            schedule=schedule, mixture=None, log_every=1, checkpoint_every=2, validate_every=2, keep_checkpoints=3
+        ),
         run_folder=folder,
         run_config={},
         seed=11,
@@ -125,3 +133,20 @@ def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path:
     assert read_metrics(full) == read_metrics(whole)
     ours, theirs = final_weights(full), final_weights(whole)
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def validated_on_two_ranks(process_rank: int, folder: Path) -> None:
+    """Rank 1 has no batch to wait for, and looks at what is there when its validation begins."""
+    whole: list[bool] = []
+
+    def validation() -> list[dict]:
+        whole.append(find_fault(folder / "checkpoints" / f"step_{2 * len(whole)}") is None)
+        return [synthetic_batch(1_000)] if rank() == 0 else []
+
+    run(folder, 2, 10_000, short_batches, validation=validation)
+    assert whole == [False, True]
+
+
+@pytest.mark.process
+def test_the_checkpoint_of_a_step_is_there_on_all_ranks_before_its_validation(tmp_path: Path):
+    run_ranks(validated_on_two_ranks, 2, tmp_path)

@@ -5,8 +5,8 @@ initialised. A run killed at any time goes on from its newest whole checkpoint a
 the same number of ranks, its losses are bit for bit the same.
 
 Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on; a run ends when the last is there,
-and fails when one could not be written. Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so
-that a validation that fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
+and fails when one could not be written. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
+comes first: a validation that fails on any rank costs no training. A start makes up for the validation that is due at the step it goes on from, if
 metrics.jsonl does not hold it.
 """
 
@@ -225,6 +225,8 @@ class _Run:
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
         if self.validation is None or not is_due:
             return
+        self._finish_write()
+        wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
         with self.recorder.paused(), gathered(self.trainee.model):
             sums = self.trainee.model.zero_sums()
             for batch in self.validation():
@@ -247,6 +249,11 @@ class _Run:
             if rank() == 0:
                 self.writer.start(state, weights, moments, average)
         self.checkpoint = self.writer.folder / f"step_{state.step}"
+
+    def _finish_write(self) -> None:
+        """On rank 0, wait for the checkpoint under way, if there is one."""
+        with self.recorder.paused():
+            self._tell_of(self.writer.wait())
 
     def _tell_of(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
