@@ -4,12 +4,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from mert_foundry.model.runs import checkpoint
 from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, latest_checkpoint, save_checkpoint
 from mert_foundry.model.runs.publish import publish_folder, remove_leftovers
+from mert_foundry.model.training.optimizer import restore_moments
 
 CONFIG = {"encoder": {"width": 4}, "note": "é"}
 
@@ -27,6 +29,24 @@ def test_everything_comes_back(tmp_path):
     assert torch.equal(checkpoint.load_weights(path)["weight"], torch.full((2, 3), 12.0))
     assert checkpoint.load_optimizer_state(path)["state"][0]["step"] == 3.0
     assert checkpoint.load_config(path) == CONFIG
+
+
+def test_an_optimiser_state_takes_no_memory_until_it_is_used_and_does_not_need_its_file_afterwards(tmp_path):
+    layer = torch.nn.Linear(2_000, 4_000)
+    optimizers = [torch.optim.AdamW(layer.named_parameters()) for _ in range(2)]
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizers[0].step()
+    state = optimizers[0].state_dict()
+    path = save_checkpoint(tmp_path, CheckpointState(1, None, 7, 1), {}, state, CONFIG, 1)
+    before = psutil.Process().memory_info().rss
+    found = checkpoint.load_optimizer_state(path)
+    assert psutil.Process().memory_info().rss - before < 16e6  # of 64 MB
+    restore_moments(optimizers[1], found, path)
+    del found
+    content = (path / "optimizer.pt").read_bytes()
+    (path / "optimizer.pt").write_bytes(bytes(len(content)))
+    for name, value in optimizers[1].state_dict()["state"][0].items():
+        assert torch.equal(value, state["state"][0][name]), name
 
 
 def test_newest_is_by_number_and_the_last_k_are_kept(tmp_path):

@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -31,6 +31,7 @@ def run(
     stream: Stream = synthetic_stream,
     records: list | None = None,
     validation: Validation | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """A checkpoint every second step, and a validation where there is one."""
     encoder = tiny_encoder()
@@ -46,7 +47,7 @@ def run(
         run_config={},
         seed=11,
         device=torch.device("cpu"),
-        stop=lambda: False,
+        stop=stop,
         report=(records if records is not None else []).append,
     )
 
@@ -150,3 +151,16 @@ def validated_on_two_ranks(process_rank: int, folder: Path) -> None:
 @pytest.mark.process
 def test_the_checkpoint_of_a_step_is_there_on_all_ranks_before_its_validation(tmp_path: Path):
     run_ranks(validated_on_two_ranks, 2, tmp_path)
+
+
+def test_a_stop_during_the_wait_for_a_checkpoint_needs_only_the_next(tmp_path: Path):
+    """At step 4 the checkpoint of step 2 is waited for, and the stop comes then: it is asked for twice at steps 2 and 4."""
+    there: list[bool] = []
+
+    def stop() -> bool:
+        there.append((tmp_path / "checkpoints" / "step_2").exists())
+        return len(there) == 6
+
+    result = run(tmp_path, 100, 10_000, short_batches, stop=stop)
+    assert (result.status, result.step) == ("stopped", 4)
+    assert there[-1] and sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_2", "step_4"]

@@ -176,9 +176,9 @@ def split_average(name: Path | str) -> tuple[Path, bool]:
     return Path(text), False
 
 
-def load_optimizer_state(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The optimiser's state dict, on the CPU; `mapped`: its tensors are read from the file as they are used."""
-    return torch.load(str(path / "optimizer.pt"), map_location="cpu", weights_only=True, mmap=mapped)
+def load_optimizer_state(path: Path) -> dict[str, Any]:
+    """The optimiser's state dict, on the CPU; its tensors are read from the file as they are used, and not after it is gone."""
+    return torch.load(str(path / "optimizer.pt"), map_location="cpu", weights_only=True, mmap=True)
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:

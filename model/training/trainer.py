@@ -142,7 +142,8 @@ def train(
     Args:
         model: on any device; it is moved to `device`.
         run_config: the resolved config, saved with each checkpoint.
-        stop: polled once a step; when any rank says True, all write a checkpoint and return.
+        stop: polled at each step, and again before a checkpoint in between is copied, which may have waited for the one before;
+            when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
@@ -195,6 +196,9 @@ class _Run:
             self._tell_of(self.writer.poll())
             done = state.step == total_steps
             if stopping or done or state.step % self.config.checkpoint_every == 0:
+                self._finish_write()
+                # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
+                stopping = stopping or done or self._any_rank(stop())
                 self._save(state)
             if stopping and not done:
                 return self._result("stopped", state)
@@ -238,9 +242,8 @@ class _Run:
         self.recorder.validation(step, self.validated)
 
     def _save(self, state: CheckpointState) -> None:
-        """Rank 0 takes a copy of everything and begins to write it, once the write before is done."""
+        """Rank 0 takes a copy of everything and begins to write it; the write before must be done."""
         with self.recorder.paused():
-            self._tell_of(self.writer.wait())
             average = self.average.weights if self.average is not None else None
             optimizer_state = self.trainee.optimizer.state_dict()
             weights, moments, average = (
@@ -249,6 +252,9 @@ class _Run:
             if rank() == 0:
                 self.writer.start(state, weights, moments, average)
         self.checkpoint = self.writer.folder / f"step_{state.step}"
+
+    def _any_rank(self, asked: bool) -> bool:
+        return float(sum_across_ranks({"stop": float(asked)}, self.trainee.device)["stop"]) > 0.0
 
     def _finish_write(self) -> None:
         """On rank 0, wait for the checkpoint under way, if there is one."""
@@ -313,9 +319,7 @@ def _resume(
     check_weights(own, weights, path)
     trainee.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in weights.items()})
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
-    # Ranks that keep a part each do not all hold the whole in memory.
-    moments = load_optimizer_state(path, mapped=isinstance(trainee.model, FSDPModule))
-    restore_moments(trainee.optimizer, moments, path)
+    restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
 
