@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from mert_foundry.model.runs import checkpoint
-from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, latest_checkpoint, save_checkpoint
+from mert_foundry.model.runs.checkpoint import (
+    CheckpointState,
+    find_fault,
+    latest_checkpoint,
+    retire_checkpoints,
+    save_checkpoint,
+)
 from mert_foundry.model.runs.publish import publish_folder, remove_leftovers
 from mert_foundry.model.training.optimizer import restore_moments
 
@@ -19,7 +25,9 @@ CONFIG = {"encoder": {"width": 4}, "note": "é"}
 def save(folder: Path, step: int, keep: int = 10) -> Path:
     weights = {"weight": torch.full((3, 2), float(step)).T}
     state = CheckpointState(step, {"offset": 5 * step}, seed=7, world_size=2, skipped_steps=1)
-    return save_checkpoint(folder, state, weights, {"state": {0: {"step": torch.tensor(3.0)}}}, CONFIG, keep)
+    path = save_checkpoint(folder, state, weights, {"state": {0: {"step": torch.tensor(3.0)}}}, CONFIG)
+    retire_checkpoints(folder, step, keep)
+    return path
 
 
 def test_everything_comes_back(tmp_path):
@@ -37,7 +45,7 @@ def test_an_optimiser_state_takes_no_memory_until_it_is_used_and_does_not_need_i
     layer.weight.grad = torch.ones_like(layer.weight)
     optimizers[0].step()
     state = optimizers[0].state_dict()
-    path = save_checkpoint(tmp_path, CheckpointState(1, None, 7, 1), {}, state, CONFIG, 1)
+    path = save_checkpoint(tmp_path, CheckpointState(1, None, 7, 1), {}, state, CONFIG)
     before = psutil.Process().memory_info().rss
     found = checkpoint.load_optimizer_state(path)
     assert psutil.Process().memory_info().rss - before < 16e6  # of 64 MB
@@ -109,10 +117,11 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, retire_checkpoints, save_checkpoint
 for step in range(1, 10_000):
     weights = {str(i): torch.full((200_000,), float(step)) for i in range(8)}
-    save_checkpoint(Path(sys.argv[1]), CheckpointState(step, None, 0, 1), weights, {}, {}, keep=2)
+    save_checkpoint(Path(sys.argv[1]), CheckpointState(step, None, 0, 1), weights, {}, {})
+    retire_checkpoints(Path(sys.argv[1]), step, 2)
     print(step, flush=True)
 """
 
