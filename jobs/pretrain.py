@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     check_precision("trainer.precision", config.trainer.precision, resolve_device(config.device))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    trainer = with_replicas(config.trainer, world_size)
     out = files.local_path(config.out)
     if rank == 0:
         check_output(config.out, RUN)
@@ -73,7 +74,6 @@ def main(arguments: list[str]) -> int:
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
         run_config = description.model_dump(mode="json")
-        trainer = with_replicas(config.trainer, world_size)
         result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
         show(result, config.trainer.schedule.total_steps, trivial)
@@ -112,7 +112,7 @@ def build_model(config: PretrainConfig, description: RunDescription, rank: int, 
 
 
 def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
-    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do."""
+    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do. Raises as `node_count`."""
     if trainer.parallel != "hsdp" or trainer.replicas is not None:
         return trainer
     return trainer.model_copy(update={"replicas": node_count(world_size)})
