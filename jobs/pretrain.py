@@ -53,8 +53,10 @@ def main(arguments: list[str]) -> int:
     if rank == 0:
         check_output(config.out, RUN)
     index = load_index(config.shards)
-    initial = read_initial(config, out, index, rank)
-    config = resolve_encoder_config(config, initial, out)
+    holder = holds_weights(config, rank, world_size)
+    initial = read_initial(config, out, index, rank) if holder else None
+    if holder:
+        config = resolve_encoder_config(config, initial, out)
     with contextlib.ExitStack() as stack:
         description = None
         if rank == 0:
@@ -67,9 +69,11 @@ def main(arguments: list[str]) -> int:
             report.note(describe_trivial(trivial) if trivial else "")
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
+        if not holder:
+            config = resolve_encoder_config(config, None, out)
         stop = stack.enter_context(stop_on_signal())
         model = build_model(config, description, rank, world_size)
-        if initial is not None and holds_weights(config, rank, world_size):
+        if initial is not None:
             taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
