@@ -48,12 +48,15 @@ def main(arguments: list[str]) -> int:
     config = load_config(CONFIG, arguments)
     check_precision("trainer.precision", config.trainer.precision, resolve_device(config.device))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    trainer = with_replicas(config.trainer, world_size)
     out = files.local_path(config.out)
     if rank == 0:
         check_output(config.out, RUN)
     index = load_index(config.shards)
-    initial = read_initial(config, out, index, rank)
-    config = resolve_encoder_config(config, initial, out)
+    holder = holds_weights(config, rank)
+    initial = read_initial(config, out, index, rank) if holder else None
+    if holder:
+        config = resolve_encoder_config(config, initial, out)
     with contextlib.ExitStack() as stack:
         description = None
         if rank == 0:
@@ -66,14 +69,15 @@ def main(arguments: list[str]) -> int:
             report.note(describe_trivial(trivial) if trivial else "")
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
+        if not holder:
+            config = resolve_encoder_config(config, None, out)
         stop = stack.enter_context(stop_on_signal())
         model = build_model(config, description, rank)
-        if initial is not None and holds_weights(config, rank):
+        if initial is not None:
             taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
             report.note(taken if rank == 0 else "")
         data = data_of(config, index, rank, world_size, stack)
         run_config = description.model_dump(mode="json")
-        trainer = with_replicas(config.trainer, world_size)
         result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
         show(result, config.trainer.schedule.total_steps, trivial)
@@ -126,7 +130,7 @@ def build_model(config: PretrainConfig, description: RunDescription, rank: int) 
 
 
 def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
-    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do."""
+    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do. Raises as `node_count`."""
     if trainer.parallel != "hsdp" or trainer.replicas is not None:
         return trainer
     return trainer.model_copy(update={"replicas": node_count(world_size)})

@@ -4,12 +4,20 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from mert_foundry.model.runs import checkpoint
-from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, latest_checkpoint, save_checkpoint
+from mert_foundry.model.runs.checkpoint import (
+    CheckpointState,
+    find_fault,
+    latest_checkpoint,
+    retire_checkpoints,
+    save_checkpoint,
+)
 from mert_foundry.model.runs.publish import publish_folder, remove_leftovers
+from mert_foundry.model.training.optimizer import restore_moments
 
 CONFIG = {"encoder": {"width": 4}, "note": "é"}
 
@@ -17,7 +25,9 @@ CONFIG = {"encoder": {"width": 4}, "note": "é"}
 def save(folder: Path, step: int, keep: int = 10) -> Path:
     weights = {"weight": torch.full((3, 2), float(step)).T}
     state = CheckpointState(step, {"offset": 5 * step}, seed=7, world_size=2, skipped_steps=1)
-    return save_checkpoint(folder, state, weights, {"state": {0: {"step": torch.tensor(3.0)}}}, CONFIG, keep)
+    path = save_checkpoint(folder, state, weights, {"state": {0: {"step": torch.tensor(3.0)}}}, CONFIG)
+    retire_checkpoints(folder, step, keep)
+    return path
 
 
 def test_everything_comes_back(tmp_path):
@@ -27,6 +37,24 @@ def test_everything_comes_back(tmp_path):
     assert torch.equal(checkpoint.load_weights(path)["weight"], torch.full((2, 3), 12.0))
     assert checkpoint.load_optimizer_state(path)["state"][0]["step"] == 3.0
     assert checkpoint.load_config(path) == CONFIG
+
+
+def test_an_optimiser_state_takes_no_memory_until_it_is_used_and_does_not_need_its_file_afterwards(tmp_path):
+    layer = torch.nn.Linear(2_000, 4_000)
+    optimizers = [torch.optim.AdamW(layer.named_parameters()) for _ in range(2)]
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizers[0].step()
+    state = optimizers[0].state_dict()
+    path = save_checkpoint(tmp_path, CheckpointState(1, None, 7, 1), {}, state, CONFIG)
+    before = psutil.Process().memory_info().rss
+    found = checkpoint.load_optimizer_state(path)
+    assert psutil.Process().memory_info().rss - before < 16e6  # of 64 MB
+    restore_moments(optimizers[1], found, path)
+    del found
+    content = (path / "optimizer.pt").read_bytes()
+    (path / "optimizer.pt").write_bytes(bytes(len(content)))
+    for name, value in optimizers[1].state_dict()["state"][0].items():
+        assert torch.equal(value, state["state"][0][name]), name
 
 
 def test_newest_is_by_number_and_the_last_k_are_kept(tmp_path):
@@ -89,10 +117,11 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, retire_checkpoints, save_checkpoint
 for step in range(1, 10_000):
     weights = {str(i): torch.full((200_000,), float(step)) for i in range(8)}
-    save_checkpoint(Path(sys.argv[1]), CheckpointState(step, None, 0, 1), weights, {}, {}, keep=2)
+    save_checkpoint(Path(sys.argv[1]), CheckpointState(step, None, 0, 1), weights, {}, {})
+    retire_checkpoints(Path(sys.argv[1]), step, 2)
     print(step, flush=True)
 """
 

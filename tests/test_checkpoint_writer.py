@@ -1,44 +1,57 @@
 """Checkpoints written beside training: training goes on meanwhile, a killed or failed write costs no whole one."""
 
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from pretrain_run import final_weights, read_metrics
-from tiny_model import HEADS, OBJECTIVE, synthetic_batch, synthetic_stream, tiny_encoder
+from tiny_model import HEADS, OBJECTIVE, run_ranks, synthetic_batch, synthetic_stream, tiny_encoder
 
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
-from mert_foundry.model.runs.checkpoint import find_fault, latest_checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, latest_checkpoint
+from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
+from mert_foundry.model.runs.publish import publish_folder
 from mert_foundry.model.training.optimizer import ScheduleConfig
-from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.training.ranks import rank
+from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, Validation, train
 
 PARTIAL = ".partial-step_"
 WIDE = 100_000  # features of the feed-forward parts: 6.4 million weights, 77 MB to write, in steps of a few frames
 
 
 def run(
-    folder: Path, steps: int, feed_forward: int, stream: Stream = synthetic_stream, records: list | None = None
+    folder: Path,
+    steps: int,
+    feed_forward: int,
+    stream: Stream = synthetic_stream,
+    records: list | None = None,
+    validation: Validation | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """One rank, a checkpoint every second step."""
+    """A checkpoint every second step, and a validation where there is one."""
     encoder = tiny_encoder()
     transformer = encoder.transformer.model_copy(update={"feed_forward": feed_forward})
     schedule = ScheduleConfig(learning_rate=1e-3, warmup_steps=1, total_steps=steps)
     return train(
         model=build_pretrain_model(encoder.model_copy(update={"transformer": transformer}), HEADS, OBJECTIVE, 1),
-        data=TrainingData(stream, None, 24_000),
-        config=TrainerConfig(schedule=schedule, mixture=None, log_every=1, checkpoint_every=2, keep_checkpoints=3),
+        data=TrainingData(stream, validation, 24_000),
+        config=TrainerConfig(
+            schedule=schedule, mixture=None, log_every=1, checkpoint_every=2, validate_every=2, keep_checkpoints=3
+        ),
         run_folder=folder,
         run_config={},
         seed=11,
         device=torch.device("cpu"),
-        stop=lambda: False,
+        stop=stop,
         report=(records if records is not None else []).append,
     )
 
@@ -115,7 +128,7 @@ def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path:
 
     full, whole = tmp_path / "full", tmp_path / "whole"
     try:
-        with pytest.raises(OSError, match=r"checkpoints/step_4 could not be written: .*; \d+ MB are free there"):
+        with pytest.raises(OSError, match=r"checkpoints/step_4 could not be written: (?s:.*)File too large"):
             run(full, 8, 32, stream)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -127,3 +140,92 @@ def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path:
     assert read_metrics(full) == read_metrics(whole)
     ours, theirs = final_weights(full), final_weights(whole)
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def validated_on_two_ranks(process_rank: int, folder: Path) -> None:
+    """Rank 1 has no batch to wait for, and looks at what is there when its validation begins."""
+    whole: list[bool] = []
+
+    def validation() -> list[dict]:
+        whole.append(find_fault(folder / "checkpoints" / f"step_{2 * len(whole)}") is None)
+        return [synthetic_batch(1_000)] if rank() == 0 else []
+
+    run(folder, 2, 10_000, short_batches, validation=validation)
+    assert whole == [False, True]
+
+
+@pytest.mark.process
+def test_the_checkpoint_of_a_step_is_there_on_all_ranks_before_its_validation(tmp_path: Path):
+    run_ranks(validated_on_two_ranks, 2, tmp_path)
+
+
+def test_a_stop_during_the_wait_for_a_checkpoint_needs_only_the_next(tmp_path: Path):
+    """At step 4 the checkpoint of step 2 is waited for, and the stop comes then: it is asked for twice at steps 2 and 4."""
+    there: list[bool] = []
+
+    def stop() -> bool:
+        there.append((tmp_path / "checkpoints" / "step_2").exists())
+        return len(there) == 6
+
+    result = run(tmp_path, 100, 10_000, short_batches, stop=stop)
+    assert (result.status, result.step) == ("stopped", 4)
+    assert there[-1] and sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_2", "step_4"]
+
+
+def test_a_full_disk_is_named_with_the_space_that_was_left(tmp_path: Path):
+    """ENOSPC as the kernel gives it, behind an error of another kind, with 300 MB taken by what is then removed."""
+    with pytest.raises(RuntimeError, match="torch failed") as raised, publish_folder(tmp_path / "step_1") as temporary:
+        with open(temporary / "weights", "wb") as taken:
+            os.posix_fallocate(taken.fileno(), 0, 300_000_000)
+        try:
+            Path("/dev/full").write_bytes(b"0")
+        except OSError:
+            raise RuntimeError("torch failed")  # noqa: B904
+    (note,) = raised.value.__notes__
+    told = re.fullmatch(rf"No space left on device: (\d+) MB were free in {re.escape(str(tmp_path))}", note)
+    assert told is not None and int(told[1]) < shutil.disk_usage(tmp_path).free // 1_000_000 - 100
+
+
+def start(writer: CheckpointWriter, step: int) -> None:
+    writer.start(CheckpointState(step, None, 7, 1), {"weight": torch.ones(3)}, {}, None)
+
+
+def test_a_whole_checkpoint_is_not_reported_as_failed_when_an_older_one_stays(tmp_path: Path):
+    (tmp_path / "step_1").write_text("no folder, so that it cannot be removed as one")
+    with CheckpointWriter(tmp_path, {}, 1) as writer:
+        start(writer, 2)
+        with pytest.raises(OSError, match="step_2 is whole, but an older checkpoint could not be removed: .*step_1"):
+            writer.wait()
+    assert find_fault(tmp_path / "step_2") is None
+
+
+def test_a_failed_write_is_told_beside_the_error_that_ends_training(tmp_path: Path):
+    (tmp_path / "checkpoints").write_text("no folder")
+    with (
+        pytest.raises(FloatingPointError, match="diverged") as raised,
+        CheckpointWriter(tmp_path / "checkpoints", {}, 1) as writer,
+    ):
+        start(writer, 1)
+        raise FloatingPointError("diverged")
+    assert ["step_1 could not be written: " in note for note in raised.value.__notes__] == [True]
+    with (
+        pytest.raises(OSError, match="step_1 could not be written: "),
+        CheckpointWriter(tmp_path / "checkpoints", {}, 1) as writer,
+    ):
+        start(writer, 1)
+
+
+def test_the_cause_is_named_where_torch_hides_it(tmp_path: Path):
+    """Weights fit under the limit, the optimiser's state does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with (
+            pytest.raises(OSError, match="step_1 could not be written: .*File too large"),
+            CheckpointWriter(tmp_path, {}, 1) as writer,
+        ):
+            writer.start(
+                CheckpointState(1, None, 7, 1), {"weight": torch.ones(3)}, {"moment": torch.ones(100_000)}, None
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

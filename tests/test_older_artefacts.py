@@ -168,7 +168,7 @@ def test_a_checkpoint_with_an_old_name_opens_and_is_exported(tmp_path: Path, old
     heads = tuple(HeadSpec(**spec) for spec in description["heads"])
     model = build_pretrain_model(config, heads, ObjectiveConfig(**description["config"]["objective"]), 0)
     state = CheckpointState(step=1, position=None, seed=0, world_size=1)
-    save_checkpoint(tmp_path / "run" / "checkpoints", state, model.state_dict(), {}, description, keep=1)
+    save_checkpoint(tmp_path / "run" / "checkpoints", state, model.state_dict(), {}, description)
     assert read_model(tmp_path / "run").encoder == config
     code, said = command(export, tmp_path / "run", tmp_path / "out")
     assert code == 0, said

@@ -308,7 +308,7 @@ def test_a_checkpoint_is_as_large_as_the_plan_says(
     optimizer.step()
     state = CheckpointState(step=1, position=None, seed=0, world_size=1)
     weights = model.state_dict()
-    folder = save_checkpoint(tmp_path, state, weights, optimizer.state_dict(), {}, keep=1, average=weights)
+    folder = save_checkpoint(tmp_path, state, weights, optimizer.state_dict(), {}, average=weights)
     assert told["checkpoints/parameters"] == sum(parameter.numel() for parameter in model.parameters())
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert told["checkpoints/one checkpoint"] == pytest.approx(size, rel=0.03)

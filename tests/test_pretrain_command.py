@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from itertools import islice
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from audio_files import mert_environment
+from audio_files import mert_command, mert_environment
 from pretrain_run import (
     CONFIG,
     CROP_SAMPLES,
@@ -174,6 +175,31 @@ def test_a_model_divided_by_torchrun_goes_on_whole(shards, tmp_path):
     for ours, theirs in zip(read_metrics(divided), read_metrics(alone), strict=True):
         assert (ours["kind"], ours["step"]) == (theirs["kind"], theirs["step"])
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_only_rank_zero_of_a_divided_model_reads_initial(shards, finished, tmp_path):
+    """Rank 1 is told of a folder that is not there, and takes encoder and weights from rank 0."""
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    changes = ["trainer.parallel=fsdp", "trainer.schedule.total_steps=5"]
+    processes = [
+        subprocess.Popen(
+            [*mert_command("pretrain"), *arguments(shards, out, *changes, f"initial={initial}")],
+            env={**mert_environment(), **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, initial in enumerate((finished, tmp_path / "gone"))
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert len(read_metrics(out, "train")) == 5
 
 
 @pytest.mark.process

@@ -39,3 +39,11 @@ def test_a_node_is_a_replica_where_none_are_asked_for(
     assert with_replicas(TrainerConfig(parallel="hsdp"), ranks).replicas == nodes
     assert with_replicas(TrainerConfig(parallel="hsdp", replicas=2), ranks).replicas == 2
     assert with_replicas(TrainerConfig(parallel="fsdp"), ranks).replicas is None
+
+
+def test_ranks_of_unknown_nodes_are_refused_where_a_node_is_a_replica(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.raises(UsageError, match="WORLD_SIZE is 8 and LOCAL_WORLD_SIZE is not set: .* trainer.replicas"):
+        with_replicas(TrainerConfig(parallel="hsdp"), 8)
+    assert with_replicas(TrainerConfig(parallel="hsdp", replicas=2), 8).replicas == 2
+    assert with_replicas(TrainerConfig(parallel="fsdp"), 8).replicas is None

@@ -104,7 +104,8 @@ def test_stops_write_a_checkpoint_and_change_no_bit(tmp_path, uninterrupted, sto
     for step in stops:
         done = [record["step"] for record in read_metrics(tmp_path)] if (tmp_path / "metrics.jsonl").exists() else [0]
         polls = itertools.count(max(done) + 1)
-        result = run(tmp_path, config(), stop=lambda polls=polls, step=step: next(polls) == step, layer_drop=0.3)
+        trainer = config(checkpoint_every=100)  # so that it asks once a step
+        result = run(tmp_path, trainer, stop=lambda polls=polls, step=step: next(polls) == step, layer_drop=0.3)
         assert (result.status, result.step) == ("stopped", step)
         assert result.checkpoint == latest_checkpoint(tmp_path / "checkpoints")[0]
         assert load_state(result.checkpoint).position == {"offset": step}
@@ -346,7 +347,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
 
 
 def test_too_many_broken_steps_in_a_row_end_training_even_across_a_resume(tmp_path):
-    trainer = config(total_steps=9, max_consecutive_skips=3, checkpoint_every=1)
+    trainer = config(total_steps=9, max_consecutive_skips=3, checkpoint_every=100)
     polls = itertools.count(1)
     run(tmp_path, trainer, stream=poisoned_stream({1, 3, 4, 5}), stop=lambda: next(polls) == 4)
     with pytest.raises(FloatingPointError, match="step 5: .* 3 steps in a row, max_consecutive_skips is 3"):

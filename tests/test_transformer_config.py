@@ -20,6 +20,13 @@ def test_without_overrides_every_layer_has_the_shared_settings():
     assert shared.layer_configs() == (expected,) * 12
 
 
+def test_a_layer_that_is_not_there_cannot_be_checkpointed():
+    with pytest.raises(ValidationError, match="activation_checkpointing is 13, but layers is 12"):
+        config({}, activation_checkpointing=13)
+    assert config({}, activation_checkpointing=12).activation_checkpointing == 12
+    assert config({}, layers=1, activation_checkpointing=True).activation_checkpointing is True
+
+
 def test_overrides_from_yaml_reach_their_layers_and_no_other():
     layers = config('{"0-3": {attention: {window: 32}}, 11: {dropout: 0.0, feed_forward: 2048}}').layer_configs()
     assert [layer.attention.window for layer in layers] == [32] * 4 + [None] * 8

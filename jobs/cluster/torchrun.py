@@ -33,8 +33,15 @@ def gpu_of_this_rank() -> int:
 
 
 def node_count(world_size: int) -> int:
-    """Nodes of torchrun's group, of equal size; 1 for a process alone."""
-    return world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    """Nodes of torchrun's group, of equal size; 1 for a process alone.
+
+    Raises UsageError when there are ranks and nothing says how many of them a node has.
+    """
+    if world_size > 1 and "LOCAL_WORLD_SIZE" not in os.environ:
+        raise UsageError(
+            f"WORLD_SIZE is {world_size} and LOCAL_WORLD_SIZE is not set: start the ranks with torchrun, or give trainer.replicas"
+        )
+    return world_size // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager

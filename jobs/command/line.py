@@ -119,5 +119,6 @@ def run(
         if debug or isinstance(error, BUGS):
             traceback.print_exc()
         else:
-            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
+            print(f"error: {' '.join('; '.join(lines).split())}", file=sys.stderr)
         return 1

@@ -53,10 +53,9 @@ def save_checkpoint(
     weights: Mapping[str, Tensor],
     optimizer_state: dict[str, Any],
     run_config: dict[str, Any],
-    keep: int,
     average: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Publish `folder/step_{n}` and remove all but the newest `keep` checkpoints. `average`: of the weights, if there is one.
+    """Publish `folder/step_{n}`. `average`: of the weights, if there is one.
 
     An incomplete folder under the same name is replaced. Returns the folder written.
     """
@@ -67,17 +66,22 @@ def save_checkpoint(
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "model.safetensors")
         if average is not None:
             save_file({name: tensor.contiguous() for name, tensor in average.items()}, temporary / AVERAGE)
-        torch.save(optimizer_state, temporary / "optimizer.pt")
+        with open(temporary / "optimizer.pt", "wb") as file:  # torch's own files do not say why a write failed
+            torch.save(optimizer_state, file)
         document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
         (temporary / "state.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         (temporary / "config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
         sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+    return target
+
+
+def retire_checkpoints(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to a step, that of the newest whole one."""
     # One of a later step is incomplete, or this run would have gone on from it: it must not push out a whole one.
-    until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= state.step]
+    until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step]
     for old in until_now[keep:]:
         retire_folder(old)
-    return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -176,9 +180,9 @@ def split_average(name: Path | str) -> tuple[Path, bool]:
     return Path(text), False
 
 
-def load_optimizer_state(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The optimiser's state dict, on the CPU; `mapped`: its tensors are read from the file as they are used."""
-    return torch.load(str(path / "optimizer.pt"), map_location="cpu", weights_only=True, mmap=mapped)
+def load_optimizer_state(path: Path) -> dict[str, Any]:
+    """The optimiser's state dict, on the CPU; its tensors are read from the file as they are used, and not after it is gone."""
+    return torch.load(str(path / "optimizer.pt"), map_location="cpu", weights_only=True, mmap=True)
 
 
 def check_weights(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: object) -> None:

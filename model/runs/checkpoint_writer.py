@@ -1,15 +1,17 @@
 """Checkpoints written by a thread while training goes on, one at a time."""
 
-import shutil
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, retire_checkpoints, save_checkpoint
+from mert_foundry.model.runs.publish import system_error
 
 
 class CheckpointWriter:
@@ -29,8 +31,16 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Raises as `wait`; beside another error, a write that failed is a note of that."""
         self._threads.shutdown()
+        failure = self._writing.exception() if self._writing is not None else None
+        if failure is not None and error is not None:
+            error.add_note(str(failure))
+        elif failure is not None:
+            raise failure
 
     def start(
         self,
@@ -48,7 +58,10 @@ class CheckpointWriter:
         return self.wait() if self._writing is not None and self._writing.done() else None
 
     def wait(self) -> Path | None:
-        """The checkpoint under way, when it is there; None if there is none. Raises OSError when it could not be written."""
+        """The checkpoint under way, when it is there; None if there is none.
+
+        Raises OSError when it could not be written, or is whole and older ones could not be removed.
+        """
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
@@ -59,10 +72,22 @@ class CheckpointWriter:
         optimizer_state: dict[str, Any],
         average: Mapping[str, Tensor] | None,
     ) -> Path:
+        place = self.folder / f"step_{state.step}"
         try:
-            return save_checkpoint(self.folder, state, weights, optimizer_state, self._run_config, self._keep, average)
+            save_checkpoint(self.folder, state, weights, optimizer_state, self._run_config, average)
         except (OSError, RuntimeError, SafetensorError) as error:
-            place = self.folder / f"step_{state.step}"
-            # The last two do not say that a disk is full.
-            free = shutil.disk_usage(self.folder.parent).free // 1_000_000
-            raise OSError(f"{place} could not be written: {error}; {free} MB are free there") from error
+            raise OSError(f"{place} could not be written: {_explain(error)}") from error
+        try:
+            retire_checkpoints(self.folder, state.step, self._keep)
+        except OSError as error:
+            raise OSError(f"{place} is whole, but an older checkpoint could not be removed: {error}") from error
+        return place
+
+
+def _explain(error: Exception) -> str:
+    """An error with what the operating system said, and its notes."""
+    number = system_error(error)
+    notes = getattr(error, "__notes__", [])
+    if not notes and number is not None and os.strerror(number) not in str(error):
+        notes = [os.strerror(number)]
+    return "; ".join([str(error), *notes])

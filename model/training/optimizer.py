@@ -46,7 +46,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: object) -> None:
-    """Load the moments of a saved state dict; the settings of the groups stay the optimiser's own.
+    """Load copies of the moments of a saved state dict; the settings of the groups stay the optimiser's own.
 
     Raises ValueError naming `source` when the state belongs to parameters of other names or another order, or has no
     names (as before learning-rate multipliers): moments are stored by index, and would go to the wrong ones.
@@ -66,12 +66,18 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            name: value.clone() if name == "step" else divided_as(parameters[index], value)
+            name: value.clone() if name == "step" else _own_moment(parameters[index], value)
             for name, value in of_one.items()
         }
         for index, of_one in state["state"].items()
     }
     optimizer.load_state_dict({"state": moments, "param_groups": own})
+
+
+def _own_moment(parameter: Tensor, value: Tensor) -> Tensor:
+    """What this rank holds of a moment, on its parameter's device, in memory of its own: the value may lie in a file."""
+    part = divided_as(parameter, value)
+    return part.to(parameter.device, copy=True) if part is value else part
 
 
 def _rate_multipliers(model: nn.Module) -> dict[nn.Parameter, float]:

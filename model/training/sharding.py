@@ -4,9 +4,9 @@ ddp     every rank holds the whole model
 fsdp    every rank holds its part of each weight, along the first axis; a layer's are gathered while it computes
 hsdp    the ranks form replicas of the whole model; within one they divide it as in fsdp, between them they average gradients
 
-A transformer layer is gathered as one, and so is all that is outside the layers. What a rank holds is in fp32; with bf16 the layers
-are gathered in bf16 and their gradients summed in fp32. Weights that autocast leaves in fp32 outside the layers (heads, front-end)
-stay so.
+A transformer layer is gathered as one, and so is all that is outside the layers. Weights are held and gathered and gradients summed in
+fp32; with bf16, autocast casts what is gathered as it does for ddp. Gathered in bf16, norms, gates and temperatures would be rounded too,
+which autocast leaves in fp32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ def check_replicas(replicas: int | None, ranks: int) -> None:
         raise ValueError(f"trainer.replicas is {replicas}, which does not divide the {ranks} ranks")
 
 
-def shard(model: nn.Module, replicas: int, bfloat16: bool, device: torch.device) -> None:
+def shard(model: nn.Module, replicas: int, device: torch.device) -> None:
     """Divide a model in place; each rank of a replica keeps its part, on `device`. Nothing to do for a rank alone.
 
     The weights are those of rank 0: on other ranks the model may be on the meta device, so that it takes no memory there.
@@ -40,21 +40,20 @@ def shard(model: nn.Module, replicas: int, bfloat16: bool, device: torch.device)
     if world_size() == 1:
         return
     weights = dict(model.named_parameters()) if rank() == 0 else {}
-    _divide(model, _mesh(replicas, device), bfloat16)
+    _divide(model, _mesh(replicas, device))
     if any(parameter.is_meta for parameter in model.parameters()):
         model.to_empty(device=device)
     _take_from_rank_zero(model, weights, device)
 
 
-def _divide(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
-    fp32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+def _divide(model: nn.Module, mesh: DeviceMesh) -> None:
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers: list[FSDPModule] = []
     for module in [module for module in model.modules() if isinstance(module, TransformerLayer)]:
-        layers.append(fully_shard(module, mesh=mesh, mp_policy=bf16 if bfloat16 else fp32))
+        layers.append(fully_shard(module, mesh=mesh, mp_policy=policy))
         # Layer drop is each rank's own decision, gathering is not: a rank that skips a layer gathers it with the others.
         register_fsdp_forward_method(module, "skip")
-    root = fully_shard(model, mesh=mesh, mp_policy=fp32, reshard_after_forward=False)
+    root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for layer, below in zip(layers, [root, *layers]):
         # Said, since torch else goes by the forward passes it has seen: after a validation with other numbers of batches on each
         # rank, one would gather what another does not. The root is still there when its turn comes.

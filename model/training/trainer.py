@@ -5,8 +5,8 @@ initialised. A run killed at any time goes on from its newest whole checkpoint a
 the same number of ranks, its losses are bit for bit the same.
 
 Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on; a run ends when the last is there,
-and fails when one could not be written. Where a checkpoint and a validation are due at the same step, the checkpoint comes first, so
-that a validation that fails costs no training. A start makes up for the validation that is due at the step it goes on from, if
+and fails when one could not be written. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
+comes first: a validation that fails on any rank costs no training. A start makes up for the validation that is due at the step it goes on from, if
 metrics.jsonl does not hold it.
 """
 
@@ -142,7 +142,8 @@ def train(
     Args:
         model: on any device; it is moved to `device`.
         run_config: the resolved config, saved with each checkpoint.
-        stop: polled once a step; when any rank says True, all write a checkpoint and return.
+        stop: polled at each step, and again before a checkpoint in between is copied, which may have waited for the one before;
+            when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
@@ -195,6 +196,9 @@ class _Run:
             self._tell_of(self.writer.poll())
             done = state.step == total_steps
             if stopping or done or state.step % self.config.checkpoint_every == 0:
+                self._finish_write()
+                # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
+                stopping = stopping or done or self._any_rank(stop())
                 self._save(state)
             if stopping and not done:
                 return self._result("stopped", state)
@@ -225,6 +229,8 @@ class _Run:
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
         if self.validation is None or not is_due:
             return
+        self._finish_write()
+        wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
         with self.recorder.paused(), gathered(self.trainee.model):
             sums = self.trainee.model.zero_sums()
             for batch in self.validation():
@@ -236,9 +242,8 @@ class _Run:
         self.recorder.validation(step, self.validated)
 
     def _save(self, state: CheckpointState) -> None:
-        """Rank 0 takes a copy of everything and begins to write it, once the write before is done."""
+        """Rank 0 takes a copy of everything and begins to write it; the write before must be done."""
         with self.recorder.paused():
-            self._tell_of(self.writer.wait())
             average = self.average.weights if self.average is not None else None
             optimizer_state = self.trainee.optimizer.state_dict()
             weights, moments, average = (
@@ -247,6 +252,14 @@ class _Run:
             if rank() == 0:
                 self.writer.start(state, weights, moments, average)
         self.checkpoint = self.writer.folder / f"step_{state.step}"
+
+    def _any_rank(self, asked: bool) -> bool:
+        return float(sum_across_ranks({"stop": float(asked)}, self.trainee.device)["stop"]) > 0.0
+
+    def _finish_write(self) -> None:
+        """On rank 0, wait for the checkpoint under way, if there is one."""
+        with self.recorder.paused():
+            self._tell_of(self.writer.wait())
 
     def _tell_of(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
@@ -269,7 +282,7 @@ def _trainee(
     if config.compile:
         compile_parts(model)
     if config.parallel != "ddp":
-        shard(model, _replicas(config), precision == "bf16", device)
+        shard(model, _replicas(config), device)
     return TrainStep(
         model.to(device),
         config.optimizer,
@@ -306,9 +319,7 @@ def _resume(
     check_weights(own, weights, path)
     trainee.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in weights.items()})
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
-    # Ranks that keep a part each do not all hold the whole in memory.
-    moments = load_optimizer_state(path, mapped=isinstance(trainee.model, FSDPModule))
-    restore_moments(trainee.optimizer, moments, path)
+    restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
 

@@ -83,6 +83,10 @@ class TransformerConfig(LayerConfig):
     def _consistent(self) -> "TransformerConfig":
         if self.position == "convolution" and self.width % self.position_groups:
             raise ValueError(f"width {self.width} is not a multiple of position_groups {self.position_groups}")
+        if self.activation_checkpointing > self.layers:
+            raise ValueError(
+                f"activation_checkpointing is {self.activation_checkpointing}, but layers is {self.layers}"
+            )
         self._check_heads(self.heads)
         configs = self.layer_configs()
         for layer, config in enumerate(configs):

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 NormKind = Literal["layer", "rms"]
@@ -12,12 +11,10 @@ NormPlacementName = Literal["post", "pre", "deepnorm", "sub"]
 
 
 class RmsNorm(nn.RMSNorm):
-    """RMSNorm in the dtype of its weight, but in fp32 under autocast, as LayerNorm; always the fused kernel."""
+    """RMSNorm in the dtype of its weight: fp32 under autocast, as LayerNorm, and always the fused kernel."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        # Under autocast the weight may be bf16, where ranks divide the model (model/training/sharding.py).
-        dtype = torch.float32 if torch.is_autocast_enabled(hidden.device.type) else self.weight.dtype
-        return nn.functional.rms_norm(hidden.to(dtype), self.normalized_shape, self.weight.to(dtype), self.eps)
+        return super().forward(hidden.to(self.weight.dtype))
 
 
 def build_norm(kind: NormKind, width: int, epsilon: float) -> nn.Module:
