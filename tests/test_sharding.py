@@ -22,6 +22,7 @@ from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.sharding import shard
 from mert_foundry.model.training.train_step import TrainStep
 from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.transformer.attention import AttentionConfig
 
 CPU = torch.device("cpu")
 CLIP = 0.5  # far below the norms of these models, so that every step is clipped
@@ -174,7 +175,7 @@ def losses(model: PretrainModel, bfloat16: bool = False, accumulation: int = 1) 
 
 def autocast_casts_what_is_gathered() -> None:
     """bf16: norms, gates and temperatures compute with the fp32 weights that are stepped, as under ddp, so losses are ddp's."""
-    attention = {"learnable_temperature": True, "gate": True, "relaxation": 8.0}
+    attention = AttentionConfig(learnable_temperature=True, gate=True, relaxation=8.0)
     for norm_kind in ("layer", "rms"):
         divided, whole = (build(regular=False, norm_kind=norm_kind, attention=attention) for _ in range(2))
         for model in (divided, whole):
