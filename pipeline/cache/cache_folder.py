@@ -87,7 +87,7 @@ class CacheFolder:
             self._alive.acquire()
             self._write_needs()
             if not others:
-                self._forget_verdicts()
+                self._require_verification()
 
     def tar(self, shard: str) -> Path:
         """Where the verified tar of a shard is, or would be."""
@@ -165,7 +165,7 @@ class CacheFolder:
             self._remove(shard)
             return True
 
-    def condemn(self, shard: str, fault: str) -> None:
+    def mark_corrupt(self, shard: str, fault: str) -> None:
         """Let all processes know that a shard is corrupt in the store."""
         self._write(self._folder / f"{shard}.bad", fault.encode())
 
@@ -267,7 +267,7 @@ class CacheFolder:
         self._needs_of(owner).unlink(missing_ok=True)
         self._lock_of(owner).unlink(missing_ok=True)
 
-    def _forget_verdicts(self) -> None:
+    def _require_verification(self) -> None:
         """As the first process: verify all tars again, and ask the store again for what was corrupt there."""
         for path in list(self._folder.iterdir()):
             if not (found := SHARD.fullmatch(path.name)):

@@ -179,7 +179,7 @@ class ShardCache:
         while not self._fetcher.has_ended:
             try:
                 has_advanced = self._advance()
-            except Exception as error:  # of the disk; it may pass
+            except OSError as error:  # of the disk; it may pass
                 self._tell_of_disk(error)
                 has_advanced = False
             if not has_advanced:

@@ -26,7 +26,7 @@ class ShardFetcher:
         self._threads = ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="fetch_range")
 
     def obtain(self, name: str, entry: ShardEntry, claim: Claim) -> None:
-        """Publish a shard under `name`: what is kept of it, or else as fetched; or condemn it.
+        """Publish a shard under `name`: what is kept of it, or else as fetched; or mark it as corrupt.
 
         Raises OSError when the store or the disk fails.
         """
@@ -66,7 +66,7 @@ class ShardFetcher:
             if not fault:
                 self._folder.publish(name, partial, record)
                 return
-        self._folder.condemn(name, fault)
+        self._folder.mark_corrupt(name, fault)
 
     def _fetch_tar(self, entry: ShardEntry, partial: Path) -> str:
         """Write the tar; why it cannot be that of the index, empty when it can."""
