@@ -100,18 +100,23 @@ def main(arguments: list[str]) -> int:
     config = config.model_copy(update={"device": resolve_device(config.device)})
     check_output(config.out, SHARDS)
     manifest = load_manifest(config.manifest)
-    if not manifest.tracks:
-        raise ValueError(f"{config.manifest}: the manifest has no track")
-    try:
-        tasks = plan_shards(manifest, config.segments, config.selection)
-    except ValueError as error:
-        raise UsageError(f"{config.manifest}: {error}") from error
+    tasks = plan_tasks(config.manifest, manifest, config)
     specs = describe_targets(config.teachers, TEACHERS)
     if not files.is_local(config.out):
         return label(config, manifest, tasks, specs)
     find_work(config, manifest, tasks, specs)  # before the lock, whose file is the first thing written
     with locked(files.local_path(config.out), "labelling"):
         return label(config, manifest, tasks, specs)
+
+
+def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[ShardTask]:
+    """The shards that a config makes of the manifest at `location`. Raises ValueError or UsageError when it has no track for them."""
+    if not manifest.tracks:
+        raise ValueError(f"{location}: the manifest has no track")
+    try:
+        return plan_shards(manifest, config.segments, config.selection)
+    except ValueError as error:
+        raise UsageError(f"{location}: {error}") from error
 
 
 def find_work(
