@@ -90,8 +90,11 @@ def stamp_files(root: str, paths: Iterable[str], patience: float) -> Listing:
         waiting.end()  # on an interrupt
 
 
-def check_folder(root: str, patience: float) -> None:
-    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience` seconds."""
+def check_folder(root: str, patience: float, name: str = "root") -> None:
+    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience` seconds.
+
+    `name` is the setting that names the root, for the message.
+    """
     filesystem, path = files.open_filesystem(root)
 
     def is_folder() -> bool:  # as the file system's `isdir`, which takes every error for a no
@@ -101,7 +104,7 @@ def check_folder(root: str, patience: float) -> None:
             return False
 
     if not Patience(patience).read(root, is_folder):
-        raise FileNotFoundError(f"root {root}: no such folder")
+        raise FileNotFoundError(f"{name} {root}: no such folder")
 
 
 def _list_all(

@@ -18,6 +18,7 @@ import yaml
 
 from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, examine, examine_in_threads, judge, read_sha256
 from mert_foundry.pipeline.manifest.file_list import Listed, read_file_list
+from mert_foundry.pipeline.manifest.known_files import KnownFiles
 from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
 from mert_foundry.pipeline.manifest.rows import (
@@ -66,7 +67,7 @@ def scan(
         listing = stamp_files(config.root, listed, config.patience)
     else:
         listing = list_files(config.root, config.patience)
-    found = _find_or_examine(config, listing, report, examine_all, parts)
+    found = find_or_examine(config, listing, report, examine_all, parts)
     results = [*listing.unlisted, *(_place(result, config, listed) for result in found)]
     if parts is not None:
         parts.finish()
@@ -89,62 +90,62 @@ def check_folders(config: ManifestConfig) -> None:
         raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
 
 
-def _find_or_examine(
+def find_or_examine(
     config: ManifestConfig,
     listing: Listing,
     report: Callable[[ScanProgress], None],
     examine_all: ExamineAll,
-    parts: ScanParts | None,
+    known: KnownFiles | None,
 ) -> Iterator[Track | Reject]:
-    """The result of every file that was listed, those that are known first."""
+    """The result of every file that was listed, those that are known first; `known` may be None, and gets what is found."""
     missing, rejected = [], len(listing.unlisted)
     for path, stamp in listing.stamps.items():
-        result = parts.find(path, stamp) if parts else None
+        result = known.find(path, stamp) if known else None
         if result is None:
             missing.append(path)
         else:
             result = judge(result, config)
             rejected += isinstance(result, Reject)
             yield result
-    if parts:
-        same = _find_by_bytes(config, listing, missing, parts)
+    if known:
+        same = _find_by_bytes(config, listing, missing, known)
         missing = [path for path in missing if path not in same]
         rejected += sum(isinstance(result, Reject) for result in same.values())
         yield from same.values()
-    known, seconds = len(listing.stamps) - len(missing), 0.0
-    report(ScanProgress(known, 0, len(missing), seconds, rejected))
+    num_known, seconds = len(listing.stamps) - len(missing), 0.0
+    report(ScanProgress(num_known, 0, len(missing), seconds, rejected))
     examined = examine_all(partial(examine, config=config), missing, config.workers or os.cpu_count() or 1)
     try:
         for decoded, (path, found) in enumerate(zip(missing, examined), 1):
             result = judge(found.result, config)
             rejected += isinstance(result, Reject)
             seconds += found.seconds
-            report(ScanProgress(known, decoded, len(missing), seconds, rejected))
-            if parts:
-                parts.add(listing.stamps[path], found)
+            report(ScanProgress(num_known, decoded, len(missing), seconds, rejected))
+            if known:
+                known.add(listing.stamps[path], found)
             yield result
     finally:
-        if parts:  # what was decoded before an interrupt or an error
-            parts.publish()
+        if known:  # what was decoded before an interrupt or an error
+            known.publish()
 
 
 def _find_by_bytes(
-    config: ManifestConfig, listing: Listing, paths: list[str], parts: ScanParts
+    config: ManifestConfig, listing: Listing, paths: list[str], known: KnownFiles
 ) -> dict[str, Track | Reject]:
     """Results of files that look changed, or lie elsewhere now, and hold the bytes they held; these are read, not decoded."""
-    kept = {path: found for path in paths if (found := parts.find_bytes(path))}
+    as_before = {path: found for path in paths if (found := known.find_bytes(path))}
     same: dict[str, Track | Reject] = {}
     threads = ThreadPoolExecutor(config.workers or os.cpu_count() or 1)
     try:
-        for path, sha256 in zip(kept, threads.map(partial(read_sha256, config=config), kept)):
-            before, result = kept[path]
+        for path, sha256 in zip(as_before, threads.map(partial(read_sha256, config=config), as_before)):
+            before, result = as_before[path]
             if sha256 == before:
                 same[path] = judge(result, config)
                 if listing.stamps[path]:
-                    parts.add(listing.stamps[path], Examined(result, is_lasting=True, sha256=before))
+                    known.add(listing.stamps[path], Examined(result, is_lasting=True, sha256=before))
     finally:
         threads.shutdown(cancel_futures=True)
-        parts.publish()
+        known.publish()
     return same
 
 
@@ -182,10 +183,16 @@ def _without_duplicates(results: list[Track | Reject]) -> Iterator[Track | Rejec
         yield result
 
 
+def tracks_and_rejects(results: Iterable[Track | Reject]) -> tuple[list[Track], list[Reject]]:
+    """Tracks by key, and rejects by path."""
+    results = list(results)
+    tracks = sorted((result for result in results if isinstance(result, Track)), key=lambda track: track.key)
+    return tracks, sorted((result for result in results if isinstance(result, Reject)), key=lambda reject: reject.path)
+
+
 def write_manifest(config: ManifestConfig, results: list[Track | Reject]) -> dict:
     """Publish the three files, manifest.yaml last; returns its content."""
-    tracks = sorted((result for result in results if isinstance(result, Track)), key=lambda track: track.key)
-    rejects = sorted((result for result in results if isinstance(result, Reject)), key=lambda reject: reject.path)
+    tracks, rejects = tracks_and_rejects(results)
     with files.publishing(files.join(config.out, "manifest.jsonl")) as temporary:
         digest = _write_lines(temporary, tracks)
     with files.publishing(files.join(config.out, "rejected.jsonl")) as temporary:
