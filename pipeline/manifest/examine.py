@@ -19,7 +19,7 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.levels import Levels
 from mert_foundry.pipeline.audio.resample import mono_to_int16, to_mono
 from mert_foundry.pipeline.frames import AUDIO_VERSION, nearest_rate
-from mert_foundry.pipeline.manifest.placement import choose_split, track_group, track_key
+from mert_foundry.pipeline.manifest.placement import track_key
 from mert_foundry.pipeline.manifest.rows import Reason, Reject, Track
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.storage import files
@@ -58,7 +58,7 @@ def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], wor
 
 
 def result_version(config: ManifestConfig) -> dict:
-    """All that decides, beside the file and its path, what `examine` finds; group and split aside, which `place` decides."""
+    """All that decides, beside the file and its path, what `examine` finds. (Group and split are for `place` to say.)"""
     settings = ("max_seconds", "length_tolerance_seconds")
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     return {
@@ -164,6 +164,7 @@ def crashed(path: str) -> Examined:
 
 
 def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: ManifestConfig) -> Track:
+    """The row of a track that is in no group and split yet."""
     levels = Levels()
     with open_audio(local) as audio:
         header = audio.header
@@ -174,7 +175,6 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
             pass
     check_length(header, digest.num_samples, config.length_tolerance_seconds)
     seconds = digest.num_samples / header.sample_rate
-    group = track_group(path, config.group_by)
     loudness = levels.loudness_lufs()
     return Track(
         key=track_key(path),
@@ -188,8 +188,8 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
         seconds=round(seconds, 6),
         header_seconds=None if header.num_samples is None else round(header.num_samples / header.sample_rate, 6),
         format=header.format,
-        group=group,
-        split=choose_split(group, config.seed, config.splits),
+        group="",
+        split="",
         peak_dbfs=round(float(levels.peak_dbfs), 2),
         loudness_lufs=None if loudness is None else round(float(loudness), 1),
         clipped_share=round(float(levels.clipped_share), 6),

@@ -4,7 +4,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any
 
-from mert_foundry.pipeline.manifest.placement import choose_split, track_group
+from mert_foundry.pipeline.manifest.placement import group_and_split
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.storage import files
@@ -43,8 +43,7 @@ def read_file_list(config: ManifestConfig) -> dict[str, Listed]:
         path = _path(where, row)
         if path in listed:
             raise ValueError(f"{where}: {path} stands twice")
-        group = _text(where, row, "group") or track_group(path, config.group_by)
-        split = _text(where, row, "split") or choose_split(group, config.seed, config.splits)
+        group, split = group_and_split(path, config, _text(where, row, "group"), _text(where, row, "split"))
         if split not in (REST_SPLIT, *config.splits):
             known = ", ".join((REST_SPLIT, *config.splits))
             raise ValueError(f"{where}: split {split!r} is not among {known}; splits={{{split}: 0}} allows it")
