@@ -16,7 +16,14 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, examine, examine_in_threads, judge, read_sha256
+from mert_foundry.pipeline.manifest.examine import (
+    ExamineAll,
+    Examined,
+    Examiner,
+    examine_in_threads,
+    judge,
+    read_sha256,
+)
 from mert_foundry.pipeline.manifest.file_list import Listed, read_file_list
 from mert_foundry.pipeline.manifest.known_files import KnownFiles
 from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files, stamp_files
@@ -114,7 +121,7 @@ def find_or_examine(
         yield from same.values()
     num_known, seconds = len(listing.stamps) - len(missing), 0.0
     report(ScanProgress(num_known, 0, len(missing), seconds, rejected))
-    examined = examine_all(partial(examine, config=config), missing, config.workers or os.cpu_count() or 1)
+    examined = examine_all(Examiner(config), missing, config.workers or os.cpu_count() or 1)
     try:
         for decoded, (path, found) in enumerate(zip(missing, examined), 1):
             result = judge(found.result, config)
