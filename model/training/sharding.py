@@ -11,7 +11,7 @@ which autocast leaves in fp32.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
@@ -31,11 +31,31 @@ def check_replicas(replicas: int | None, ranks: int) -> None:
         raise ValueError(f"trainer.replicas is {replicas}, which does not divide the {ranks} ranks")
 
 
-def shard(model: nn.Module, replicas: int, device: torch.device) -> None:
-    """Divide a model in place; each rank of a replica keeps its part, on `device`. Nothing to do for a rank alone.
+def resolve_replicas(parallel: Literal["fsdp", "hsdp"], replicas: int | None, ranks: int) -> int:
+    """How many groups of ranks hold the whole model each. Raises ValueError when hsdp does not say, and as `check_replicas`."""
+    if parallel == "fsdp":
+        return 1
+    if replicas is None:
+        raise ValueError("trainer.parallel is hsdp, which needs trainer.replicas where the nodes are not known")
+    check_replicas(replicas, ranks)
+    return replicas
 
-    The weights are those of rank 0: on other ranks the model may be on the meta device, so that it takes no memory there.
-    Raises as `check_replicas`. Optimisers are to be built afterwards: the parameters are other objects then.
+
+def is_divided(model: nn.Module) -> TypeGuard[FSDPModule]:
+    """Whether the ranks divide this model, or this part of one."""
+    return isinstance(model, FSDPModule)
+
+
+def holds_own_part(model: nn.Module) -> bool:
+    """Whether this rank has weights or gradients that no rank before it has: rank 0, and each rank of a divided model."""
+    return rank() == 0 or is_divided(model)
+
+
+def shard(model: nn.Module, replicas: int, device: torch.device) -> None:
+    """Divide a model in place; each rank of a replica keeps its part, on `device`. A rank alone keeps the whole model.
+
+    Rank 0 gives the weights. On other ranks the model may be on the meta device, so that it takes no memory there. Build
+    optimisers afterwards, since the parameters are other objects then. `replicas` must divide the ranks.
     """
     if world_size() == 1:
         return
@@ -74,7 +94,6 @@ def _take_from_rank_zero(model: nn.Module, weights: Mapping[str, Tensor], device
 
 def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
     ranks = world_size()
-    check_replicas(replicas, ranks)
     if replicas == 1:
         return init_device_mesh(device.type, (ranks,))
     return init_device_mesh(device.type, (replicas, ranks // replicas), mesh_dim_names=("replica", "part"))
@@ -86,7 +105,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
     Every rank enters and leaves together. For passes without gradient; nothing to do for a model that is not divided.
     """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = [module for module in model.modules() if is_divided(module)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
@@ -24,7 +23,7 @@ from mert_foundry.model.training.device_batch import check_batch, micro_batches,
 from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
 from mert_foundry.model.training.ranks import rank, sum_across_ranks, world_size
-from mert_foundry.model.training.sharding import gathered, whole
+from mert_foundry.model.training.sharding import gathered, holds_own_part, is_divided, whole
 from mert_foundry.model.transformer.masking import Masking
 
 VALIDATION_STEP = 0  # the step that validation masks are drawn for: training steps count from 1
@@ -93,7 +92,7 @@ class TrainStep:
         counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
         # Gradients are the same on all ranks; where each holds a part of them, all take part.
-        diagnosed = diagnosed and (rank() == 0 or isinstance(self.model, FSDPModule))
+        diagnosed = diagnosed and holds_own_part(self.model)
         diagnostics: dict[str, Any] = {"gradient_norms": gradient_norms(self.model)} if diagnosed else {}
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
 
@@ -182,7 +181,7 @@ class TrainStep:
         """DDP exchanges gradients on the last micro-batch only; a divided model reduces each at once to this rank's part, which is
         the memory it saves, and adds replicas up on the last.
         """
-        if isinstance(self.model, FSDPModule):
+        if is_divided(self.model):
             self.model.set_requires_all_reduce(last)
         if last or not isinstance(self._parallel, DistributedDataParallel):
             return contextlib.nullcontext()
@@ -193,7 +192,7 @@ class TrainStep:
 
 
 def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:
-    if world_size() == 1 or isinstance(model, FSDPModule):
+    if world_size() == 1 or is_divided(model):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
