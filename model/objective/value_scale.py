@@ -150,7 +150,8 @@ class Standardise(nn.Module):
         values = values.float()
         if self.companding is not None:
             values = self.companding.logarithm(values)
-        if self.components is None:
-            return (values - self.mean) / self.deviation
-        with torch.autocast(values.device.type, enabled=False):
-            return (values - self.mean) @ self.components
+        if self.components is not None:
+            with torch.autocast(values.device.type, enabled=False):
+                return (values - self.mean) @ self.components
+        assert self.deviation is not None, "a scale has components or deviations"
+        return (values - self.mean) / self.deviation

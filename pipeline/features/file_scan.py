@@ -54,11 +54,11 @@ def scan_files(
     """
     config = _rejecting_nothing(root, workers)
     check_folder(root, config.patience, "input")
-    listing = list_files(root, config.patience) if paths is None else stamp_files(root, paths, config.patience)
+    found = list_files(root, config.patience) if paths is None else stamp_files(root, paths, config.patience)
     known = ScanFile(cache, result_version(config))
-    found = find_or_examine(config, listing, report, examine_all, known)
-    placed = [place(result, config) if isinstance(result, Track) else result for result in found]
-    return tracks_and_rejects([*listing.unlisted, *placed])
+    results = find_or_examine(config, found, report, examine_all, known)
+    placed = [place(result, config) if isinstance(result, Track) else result for result in results]
+    return tracks_and_rejects([*found.unlisted, *placed])
 
 
 def _rejecting_nothing(root: str, workers: int) -> ManifestConfig:
