@@ -125,18 +125,16 @@ def exit_code(config: ManifestConfig, results: list[Track | Reject]) -> int:
 
 
 def say_no_track(config: ManifestConfig, more: str) -> None:
-    print(printable(f"error: no usable track under {config.root}; {more}"), file=sys.stderr)
+    console.warn(printable(f"error: no usable track under {config.root}; {more}"))
 
 
 def print_unreachable(results: list[Track | Reject]) -> bool:
     """Say what the storage did not give; whether there was such a file or folder."""
     unreachable = [result for result in results if isinstance(result, Reject) and result.reason == "unreachable"]
     for reject in unreachable:
-        print(printable(f"error: {reject.path}: unreachable: {reject.detail}"), file=sys.stderr)
+        console.warn(printable(f"error: {reject.path}: unreachable: {reject.detail}"))
     if unreachable:
-        print(
-            f"{len(unreachable)} files or folders could not be reached; run the command again to retry", file=sys.stderr
-        )
+        console.warn(f"{len(unreachable)} files or folders could not be reached; run the command again to retry")
     return bool(unreachable)
 
 
@@ -166,12 +164,11 @@ def leave_out_probe_clips(
             results, config.root, files, map_in_processes, config.workers or os.cpu_count() or 1, report
         )
     for path, fault in exclusion.faults.items():
-        print(printable(f"warning: {path}: its test clips cannot be looked for: {fault}"), file=sys.stderr)
+        console.warn(printable(f"warning: {path}: its test clips cannot be looked for: {fault}"))
     if exclusion.plain:
-        print(
+        console.warn(
             f"warning: {exclusion.plain} of {exclusion.clips} test clips are too plain for a fingerprint and were looked for by"
-            " their hash alone",
-            file=sys.stderr,
+            " their hash alone"
         )
     return exclusion.results
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mert_foundry.pipeline.cache.eviction import Kept, choose_evictions
+from mert_foundry.pipeline.cache.eviction import CachedShard, choose_evictions
 from mert_foundry.pipeline.stream.sample_order import SampleOrder
 
 
@@ -20,7 +20,7 @@ def run_policy(uses: list[int], sizes: list[int], limit: int) -> list[set[int]]:
     history = []
     for now, item in enumerate(uses):
         if item not in kept:
-            shards = {str(other): Kept(sizes[other], next_use(uses, other, now)) for other in kept}
+            shards = {str(other): CachedShard(sizes[other], next_use(uses, other, now)) for other in kept}
             evicted = choose_evictions(shards, set(), limit - sum(sizes[other] for other in kept), sizes[item], now)
             assert evicted is not None
             kept = kept - {int(name) for name in evicted} | {item}
@@ -79,7 +79,7 @@ def test_no_more_is_fetched_than_by_least_recently_used(uses, places):
     st.integers(0, 20),
 )
 def test_neither_what_is_in_use_nor_what_is_needed_sooner_goes(entries, in_use, free, wanted, use):
-    kept = {name: Kept(*entry) for name, entry in entries.items()}
+    kept = {name: CachedShard(*entry) for name, entry in entries.items()}
     may_go = {name for name, shard in kept.items() if name not in in_use and shard.next_use > use}
     evicted = choose_evictions(kept, in_use, free, wanted, use)
     if evicted is None:

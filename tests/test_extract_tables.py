@@ -1,6 +1,7 @@
 """`mert extract` of a table: a row a line, labels joined by row or path, files decoded once, scans that are kept."""
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -323,7 +324,7 @@ def counting(calls: list[str]):
     return examine_all
 
 
-def test_a_scan_is_kept_by_path_size_and_time(corpus, tmp_path):
+def test_a_scan_decodes_what_is_new_or_has_other_bytes(corpus, tmp_path):
     cache = str(tmp_path / "store" / "parts" / file_scan.CACHE)
     calls: list[str] = []
     first = file_scan.scan_files(str(corpus), 1, cache, examine_all=counting(calls))
@@ -332,23 +333,24 @@ def test_a_scan_is_kept_by_path_size_and_time(corpus, tmp_path):
     assert file_scan.scan_files(str(corpus), 1, cache, examine_all=counting(calls)) == first and not calls
     os.utime(corpus / "1.wav", ns=(1, 1))
     shutil.copy(corpus / "0.wav", corpus / "new.wav")
+    shutil.copy(corpus / "1.wav", corpus / "0.wav")
     (corpus / "2.wav").unlink()
     again = file_scan.scan_files(str(corpus), 1, cache, examine_all=counting(calls))
-    assert sorted(calls) == ["1.wav", "new.wav"]
+    assert sorted(calls) == ["0.wav", "new.wav"]
     assert sorted(track.path for track in again[0]) == ["0.wav", "1.wav", "new.wav"]
 
 
-@pytest.mark.parametrize("damage", ["", "torn", '{"audio_version": 0}\n'])
+@pytest.mark.parametrize("damage", [b"", b"torn", gzip.compress(b'{"audio_version": 0}\n')])
 def test_a_damaged_scan_is_made_again(corpus, tmp_path, damage):
-    cache = tmp_path / "scan.jsonl"
+    cache = tmp_path / "scan.jsonl.gz"
     first = file_scan.scan_files(str(corpus), 1, str(cache))
-    cache.write_text(damage or cache.read_text()[:-20])
+    cache.write_bytes(damage or cache.read_bytes()[:-20])
     calls: list[str] = []
     assert file_scan.scan_files(str(corpus), 1, str(cache), examine_all=counting(calls)) == first and calls
 
 
 def test_an_interrupted_scan_goes_on(corpus, tmp_path):
-    cache, calls = str(tmp_path / "scan.jsonl"), []
+    cache, calls = str(tmp_path / "scan.jsonl.gz"), []
 
     def interrupted(examine, paths, workers):
         yield examine(paths[0])

@@ -583,6 +583,48 @@ def test_an_error_in_the_middle_of_a_file_is_of_the_storage(tmp_path: Path, monk
     assert rejects(tmp_path / "out") == {"bad.wav": "unreachable"}
 
 
+class ClientError(Exception):
+    """As the clients of object stores have them: no OSError."""
+
+
+def test_an_error_of_a_client_s_own_class_is_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    memory = fsspec.filesystem("memory")
+    for name in ("bad.wav", "good.wav"):
+        write_audio(tmp_path / name, noise(4, seed=len(name)))
+        memory.put(str(tmp_path / name), f"/client/{name}")
+    opened = type(memory).open
+
+    def failing(filesystem, path, *arguments, **options):
+        if path.endswith("bad.wav"):
+            raise ClientError("503 Slow Down")
+        return opened(filesystem, path, *arguments, **options)
+
+    monkeypatch.setattr(type(memory), "open", failing)
+    try:
+        manifest = build("memory://client", tmp_path / "out", patience=0)
+    finally:
+        memory.rm("/client", recursive=True)
+    assert [track.path for track in manifest.tracks] == ["good.wav"]
+    (row,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
+    assert row["reason"] == "unreachable" and "503 Slow Down" in row["detail"]
+
+
+@pytest.mark.parametrize("error", [KeyError("frame"), ValueError("2 channels"), RuntimeError()])
+def test_a_fault_of_this_program_ends_the_scan_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception
+):
+    write_audio(tmp_path / "root" / "song.wav", noise(4))
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("mert_foundry.pipeline.manifest.examine.check_length", fail)
+    assert run(lambda arguments: bool(build(tmp_path / "root", tmp_path / "out")), [], "") == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and f"{type(error).__name__}" in said and "song.wav: a fault of this program" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("error", [RuntimeError("decoder"), MemoryError(), KeyError("frame"), ZeroDivisionError()])
 def test_whatever_a_decoder_raises_is_the_reject_of_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -592,6 +634,7 @@ def test_whatever_a_decoder_raises_is_the_reject_of_its_file(
 
     def fail(file):
         raise error
+        yield
 
     monkeypatch.setattr("mert_foundry.pipeline.audio.sound_file.PcmFile.blocks", fail)
     manifest = build(tmp_path / "root", tmp_path / "out")

@@ -245,7 +245,7 @@ def of_four_ranks(process_rank: int, folder: Path) -> None:
     for parameter in model.parameters():
         assert isinstance(parameter, DTensor) and parameter.placements == (Replicate(), Shard(0))
     with pytest.raises(ValueError, match="trainer.replicas is 3, which does not divide the 4 ranks"):
-        shard(build(), 3, CPU)
+        run(folder / "hsdp", build(), trainer(20, parallel="hsdp", replicas=3))
 
 
 @pytest.mark.process

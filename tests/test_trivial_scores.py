@@ -257,7 +257,7 @@ def test_a_bin_that_hardly_varies_teaches_little_noise():
     expected = ValueScale(logarithmic=False, mean=(1.0, 5.0, 1.0001), deviation=(1.0, 0.001, 0.001))
     assert scale_of(moments, "standardised") == expected
     still = scale_of(ValueMoments(values[0], np.zeros((3, 3))), "decorrelated")
-    assert still.deviation == (1.0, 1.0, 1.0) and np.isfinite(still.projection()).all()
+    assert still.deviation is None and np.isfinite(still.projection()).all()
 
 
 @pytest.mark.parametrize("spread", [0.0, 3e-17, 1e-8])
@@ -284,9 +284,22 @@ def test_decorrelated_values_are_uncorrelated_and_noise_stays_small():
     assert 0.98 < covariance[0, 0] < 1.0 and (np.diff(np.diag(covariance)) < 1e-3).all() and covariance[-1, -1] < 0.05
 
 
+def test_deviations_that_older_runs_have_beside_components_do_not_count():
+    values = np.random.default_rng(0).normal(size=(100, 3)) @ np.random.default_rng(1).normal(size=(3, 3))
+    scale = scale_of(ValueMoments(values.mean(0), np.cov(values.T, bias=True)), "decorrelated")
+    older = scale.model_dump(mode="json") | {"deviation": [1.0, 2.0, 3.0]}
+    read = ValueScale.model_validate(older)
+    assert read.model_dump(mode="json") == older and "deviation" not in scale.model_dump()
+    HeadSpec(name="cqt", kind="continuous", size=3, companding={"peak": 15.0, "mu": 300.0}, scale=read)
+    frames = torch.rand(4, 3)
+    expected = Standardise(scale.model_copy(update={"logarithmic": False}), None)(frames)
+    assert torch.equal(Standardise(read.model_copy(update={"logarithmic": False}), None)(frames), expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
+        ({"scale": {"logarithmic": False, "mean": [0, 0]}}, "needs a deviation of each bin, or components"),
         ({"scale": {"logarithmic": False, "mean": [0.0], "deviation": [1.0]}}, "has 2 bins, its scale 1 means"),
         ({"scale": {"logarithmic": True, "mean": [0, 0], "deviation": [1, 1]}}, "no companding"),
         ({"scale": {"logarithmic": False, "mean": [0, 0], "deviation": [1, 0]}}, "greater than 0"),

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,7 +26,8 @@ def map_in_processes(
 ) -> Iterator[Result]:
     """The result of each item, in order; that of `crashed` for an item whose process dies twice when it is worked on alone.
 
-    `work` and the items must pass between processes. What was in flight when a process died is done again, one by one.
+    `work` and the items must pass between processes. Each process has a copy of `work`, which may learn from item to item. What was in
+    flight when a process died is done again, one by one.
     """
     workers = max(1, min(workers, len(items)))
     done = 0
@@ -42,10 +43,10 @@ def map_in_processes(
 
 
 def _ahead(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    with _pool(workers) as pool, _cancelling(pool):
+    with _pool(workers, work) as pool, _cancelling(pool):
         waiting: deque[Future[Result]] = deque()
         for item in items:
-            waiting.append(pool.submit(work, item))
+            waiting.append(pool.submit(_do, item))
             if len(waiting) >= AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -54,17 +55,17 @@ def _ahead(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
 
 def _alone(work: Callable[[Item], Result], item: Item, crashed: Callable[[Item], Result]) -> Result:
     for _ in range(TRIES):
-        with suppress(BrokenProcessPool), _pool(1) as pool:
-            return pool.submit(work, item).result()
+        with suppress(BrokenProcessPool), _pool(1, work) as pool:
+            return pool.submit(_do, item).result()
     return crashed(item)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def _pool(workers: int, work: Callable[[Item], object]) -> ProcessPoolExecutor:
     # Forked from a server that has imported what takes seconds, and has no threads whose locks a fork would copy.
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_prepare, initargs=(dict(os.environ), os.getpid())
+        workers, mp_context=context, initializer=_prepare, initargs=(dict(os.environ), os.getpid(), work)
     )
 
 
@@ -88,7 +89,16 @@ def _end_with(parent: int) -> None:
             os._exit(1)
 
 
-def _prepare(environment: dict[str, str], parent: int) -> None:
+_work: Callable[[Any], Any]  # of this process, which `_prepare` is given
+
+
+def _do(item: Any) -> Any:
+    return _work(item)
+
+
+def _prepare(environment: dict[str, str], parent: int, work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ.update(environment)  # the server may be older than a setting
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the parent to speak of

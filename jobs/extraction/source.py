@@ -1,7 +1,6 @@
 """The tracks that an extraction is asked for: of shards, a manifest, a folder of audio or a table of clips."""
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -112,28 +111,24 @@ def scan(config: ExtractConfig, root: str, paths: list[str] | None, ranks: int) 
     from mert_foundry.jobs.cluster.worker_processes import map_in_processes
     from mert_foundry.pipeline.features.file_scan import CACHE, scan_files
     from mert_foundry.pipeline.manifest.examine import crashed
+    from mert_foundry.pipeline.manifest.scan import ScanProgress
 
     # Each rank scans, so they share the cores.
     workers = max(1, (os.cpu_count() or 1) // max(1, ranks))
     with Progress("scan") as progress:
+
+        def report(state: ScanProgress) -> None:
+            progress.update(state.seconds, f"{state.rejected} rejected" if state.rejected else "")
+
         rows, rejects = scan_files(
             root,
             workers,
             files.join(config.out, PARTS, CACHE),
             paths,
-            reporter(progress),
+            report,
             partial(map_in_processes, crashed=crashed),
         )
     return rows, {reject.path: f"{reject.reason}: {reject.detail}" for reject in rejects}
-
-
-def reporter(progress: Progress) -> Callable[[float, int], None]:
-    """What a scan calls after each file, with its seconds and the number of rejects so far."""
-
-    def report(seconds: float, rejected: int) -> None:
-        progress.update(progress.done + seconds, f"{rejected} rejected" if rejected else "")
-
-    return report
 
 
 def lies_in(location: str, folder: str) -> bool:

@@ -36,7 +36,7 @@ class Figure(BaseModel):
 
 
 class Missing(BaseModel):
-    """A figure that cannot be told, and what to give for it."""
+    """A figure that cannot be computed, and the setting that would allow it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

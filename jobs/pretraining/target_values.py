@@ -108,11 +108,13 @@ def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, ou
 
 
 def scale_of(moments: ValueMoments, name: ValueScaleName) -> ValueScale:
-    """The scale of this name: mean and deviation by bin, as `standardising_deviation` has it, to six digits; components."""
-    deviation = standardising_deviation(np.maximum(np.diag(moments.covariance), 0.0))
-    return ValueScale(
-        logarithmic=name in LOGARITHMIC,
-        mean=[float(f"{value:.6g}") for value in moments.mean],
-        deviation=[float(f"{value:.6g}") for value in deviation],
-        components=decorrelating_components(moments.covariance) if name == "decorrelated" else None,
-    )
+    """The scale of this name: means by bin, and components or deviations by bin, as `standardising_deviation` has them."""
+    mean = _six_digits(moments.mean)
+    if name == "decorrelated":
+        return ValueScale(logarithmic=True, mean=mean, components=decorrelating_components(moments.covariance))
+    deviation = _six_digits(standardising_deviation(np.maximum(np.diag(moments.covariance), 0.0)))
+    return ValueScale(logarithmic=name in LOGARITHMIC, mean=mean, deviation=deviation)
+
+
+def _six_digits(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]

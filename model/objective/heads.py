@@ -48,8 +48,9 @@ class HeadSpec(BaseModel):
     def _check_scale(self, scale: ValueScale) -> None:
         if self.kind == "discrete":
             raise ValueError(f"target {self.name} is discrete but has a scale")
-        if {len(scale.mean), len(scale.deviation)} != {self.size}:
-            lengths = f"{len(scale.mean)} means and {len(scale.deviation)} deviations"
+        deviations = scale.mean if scale.deviation is None else scale.deviation
+        if {len(scale.mean), len(deviations)} != {self.size}:
+            lengths = f"{len(scale.mean)} means and {len(deviations)} deviations"
             raise ValueError(f"target {self.name} has {self.size} bins, its scale {lengths}")
         if scale.logarithmic and self.companding is None:
             raise ValueError(f"target {self.name} has no companding, which a logarithmic scale follows")

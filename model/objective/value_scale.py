@@ -6,7 +6,7 @@ by bin, every bin counts alike and a constant has a loss of 1; in the logarithm,
 Bins of a spectrum rise and fall together: half of the variance of log-CQT frames lies along one direction, their level, and an
 encoder that knows level and colour has most of that error gone before it knows a pitch; its features then vary in few
 directions (docs/experiments.md). Decorrelated, the logarithm is predicted along its principal components, each
-over its own deviation (ridge whitening): what tells one pitch from another counts beside the level.
+over its own standard deviation (ridge whitening): what tells one pitch from another counts beside the level.
 """
 
 import base64
@@ -23,6 +23,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from torch import Tensor, nn
 
@@ -63,14 +64,17 @@ class Companding(BaseModel):
 class ValueScale(BaseModel):
     """The scale of one target's head, with x the value or its `Companding.logarithm`.
 
-    (x - mean) / deviation by bin, or, with components, (x - mean) times the matrix of components.
+    (x - mean) / deviation by bin, or, with components, (x - mean) times the matrix of components. Older runs have deviations beside
+    components; they do not count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     logarithmic: bool = Field(description="whether x is the logarithm")
     mean: tuple[float, ...] = Field(description="of each bin over encoder frames, in the value's unit or in nats")
-    deviation: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(description="of each bin, in the same unit")
+    deviation: tuple[Annotated[float, Field(gt=0.0)], ...] | None = Field(
+        None, description="standard deviation of each bin, in the same unit; null: there are components"
+    )
     components: str | None = Field(
         None, description="base64 of float16 [bins, components], row by row, little-endian; null: bins are predicted"
     )
@@ -86,16 +90,22 @@ class ValueScale(BaseModel):
             raise ValueError(f"components are no finite float16 matrix of {bins} rows")
         return components
 
+    @model_validator(mode="after")
+    def _is_given(self) -> "ValueScale":
+        if self.deviation is None and self.components is None:
+            raise ValueError("a scale needs a deviation of each bin, or components")
+        return self
+
     @model_serializer(mode="wrap")
-    def _without_components(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_nulls(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A scale by bin reads as it did before there was another.
-        return {name: value for name, value in fields(self).items() if name != "components" or value is not None}
+        return {name: value for name, value in fields(self).items() if value is not None}
 
     def projection(self) -> np.ndarray:
         """What x - mean is multiplied by: float64 [bins, predicted values]."""
-        if self.components is None:
-            return np.diag(1.0 / np.array(self.deviation))
-        return _unpack(self.components, len(self.mean))
+        if self.components is not None:
+            return _unpack(self.components, len(self.mean))
+        return np.diag(1.0 / np.array(self.deviation))
 
     @property
     def size(self) -> int:
@@ -124,22 +134,24 @@ class Standardise(nn.Module):
     """Values [S, bins] in the target's unit -> what the head predicts, [S, predicted values] fp32. Has no weights."""
 
     mean: Tensor
-    deviation: Tensor
+    deviation: Tensor | None
     components: Tensor | None
 
     def __init__(self, scale: ValueScale, companding: Companding | None):
         super().__init__()
         self.companding = companding if scale.logarithmic else None
         components = None if scale.components is None else torch.from_numpy(scale.projection()).float()
+        deviation = None if scale.deviation is None else torch.tensor(scale.deviation)
         self.register_buffer("mean", torch.tensor(scale.mean), persistent=False)
-        self.register_buffer("deviation", torch.tensor(scale.deviation), persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
         self.register_buffer("components", components, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         values = values.float()
         if self.companding is not None:
             values = self.companding.logarithm(values)
-        if self.components is None:
-            return (values - self.mean) / self.deviation
-        with torch.autocast(values.device.type, enabled=False):
-            return (values - self.mean) @ self.components
+        if self.components is not None:
+            with torch.autocast(values.device.type, enabled=False):
+                return (values - self.mean) @ self.components
+        assert self.deviation is not None, "a scale has components or deviations"
+        return (values - self.mean) / self.deviation

@@ -25,8 +25,8 @@ from mert_foundry.model.probing.probe import (
     ReferenceScoresOf,
     binary_cross_entropy,
     by_condition,
+    combine_folds,
     cross_entropy,
-    gathered,
     probe_source,
 )
 from mert_foundry.model.probing.protocol import ProbeProtocol
@@ -54,7 +54,7 @@ def probe_frames(features: FrameFeatures, protocol: ProbeProtocol, device: torch
         raise ValueError(f"task {task.name}: {task.kind} is not probed frame by frame")
     parts = partitions(features.labelled)
     folds = [probing.fold(partition, fold) for fold, partition in enumerate(parts)]
-    return gathered(task, protocol, folds, probing.references(parts))
+    return combine_folds(task, protocol, folds, probing.references(parts))
 
 
 class _Frames:

@@ -77,7 +77,7 @@ def probe(features: PooledFeatures, protocol: ProbeProtocol, device: torch.devic
     def reference(metric: Metric, condition: str, predictions: Predictions, of: int | None) -> ReferenceScores:
         return reference_scores(metric, predictions.truth, training, labelled.task.classes, of)
 
-    return gathered(labelled.task, protocol, folds, reference)
+    return combine_folds(labelled.task, protocol, folds, reference)
 
 
 def _probe_fold(
@@ -166,7 +166,7 @@ def _choose_rate(
     return choice, chosen
 
 
-def gathered(
+def combine_folds(
     task: ProbeTask,
     protocol: ProbeProtocol,
     folds: Sequence[FoldResult],

@@ -21,7 +21,7 @@ from torchmetrics.functional.audio import signal_noise_ratio
 from mert_foundry.model.probing.batches import Scaling
 from mert_foundry.model.probing.chance import ReferenceScores
 from mert_foundry.model.probing.features import FloatArray, FrameFeatures, IntArray, Partition, partitions, tracks_of
-from mert_foundry.model.probing.probe import FoldResult, by_condition, gathered
+from mert_foundry.model.probing.probe import FoldResult, by_condition, combine_folds
 from mert_foundry.model.probing.protocol import WEIGHTED_SUM, ProbeProtocol
 from mert_foundry.model.probing.result import Choice, Predictions, ProbeResult
 from mert_foundry.pipeline.probe_sets.task import Metric
@@ -140,7 +140,7 @@ def probe_separation(
         here = [scores[own] for scores in (chance, constant)]
         return ReferenceScores(*(float(np.nanmean(found if of is None else found[:, of])) for found in here))
 
-    return gathered(features.labelled.task, protocol, folds, reference)
+    return combine_folds(features.labelled.task, protocol, folds, reference)
 
 
 def find_misfit(frame_rate: float, layers: int, settings: SeparationProtocol) -> str:

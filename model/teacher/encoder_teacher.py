@@ -81,8 +81,8 @@ def _specification(
 
 
 def _layer(config: EncoderTeacherConfig, card: ResidualCard) -> LayerConfig:
-    """The layer that a card tells of, of the model that the config names. Raises ValueError when it tells of none."""
-    told = card.feature_settings
-    windows = {"seconds": told.get("window_seconds"), "overlap_seconds": told.get("overlap_seconds")}
-    values = {"model": config.model, "layer": told.get("layer"), "windows": windows}
+    """The layer that a card names, of the model that the config names. Raises ValueError when the card names none."""
+    settings = card.feature_settings
+    windows = {"seconds": settings.get("window_seconds"), "overlap_seconds": settings.get("overlap_seconds")}
+    values = {"model": config.model, "layer": settings.get("layer"), "windows": windows}
     return parse_values(f"{Path(config.weights) / ENCODER_CODES.marker}: feature_settings", values, LayerConfig)

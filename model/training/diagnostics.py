@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.objective.target_alignment import align_valid
-from mert_foundry.model.training.sharding import whole
+from mert_foundry.model.training.sharding import full_tensor
 from mert_foundry.model.transformer.masking import Masking
 
 ROWS = 2  # of the batch; attention maps take rows x heads x frames x frames floats per layer
@@ -39,7 +39,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             gradients.setdefault(_part(name), []).append(parameter.grad)
-    norms = torch.stack([whole(nn.utils.get_total_norm(of_part)) for of_part in gradients.values()])
+    norms = torch.stack([full_tensor(nn.utils.get_total_norm(of_part)) for of_part in gradients.values()])
     return dict(zip(gradients, norms.tolist(), strict=True))  # from the device in one copy
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from mert_foundry.model.training.sharding import divided_as
+from mert_foundry.model.training.sharding import shard_like
 from mert_foundry.model.transformer.layer import TransformerLayer
 
 
@@ -76,7 +76,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
 
 def _own_moment(parameter: Tensor, value: Tensor) -> Tensor:
     """What this rank holds of a moment, on its parameter's device, in memory of its own: the value may lie in a file."""
-    part = divided_as(parameter, value)
+    part = shard_like(parameter, value)
     return part.to(parameter.device, copy=True) if part is value else part
 
 

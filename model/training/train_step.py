@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
@@ -24,7 +23,7 @@ from mert_foundry.model.training.device_batch import check_batch, micro_batches,
 from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
 from mert_foundry.model.training.ranks import rank, sum_across_ranks, world_size
-from mert_foundry.model.training.sharding import gathered, whole
+from mert_foundry.model.training.sharding import full_tensor, holds_own_shard, is_sharded, unsharded
 from mert_foundry.model.transformer.masking import Masking
 
 VALIDATION_STEP = 0  # the step that validation masks are drawn for: training steps count from 1
@@ -47,7 +46,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Moves a model; holds the optimiser and, when there are several ranks, the DDP wrapper of a model that is not divided among them."""
+    """Trains a model; holds the optimiser and, when there are several ranks and the model is not sharded, its DDP wrapper."""
 
     def __init__(
         self,
@@ -92,10 +91,10 @@ class TrainStep:
         valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
         counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
-        # Gradients are the same on all ranks; where each holds a part of them, all take part.
-        diagnosed = diagnosed and (rank() == 0 or isinstance(self.model, FSDPModule))
+        # All ranks have the same gradients, so rank 0 reports them; each rank of a sharded model has a shard, so all take part.
+        diagnosed = diagnosed and holds_own_shard(self.model)
         diagnostics: dict[str, Any] = {"gradient_norms": gradient_norms(self.model)} if diagnosed else {}
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
 
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
         loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
@@ -107,10 +106,10 @@ class TrainStep:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
         if diagnosed:
-            with gathered(self.model), self._autocast():
+            with unsharded(self.model), self._autocast():
                 diagnostics |= diagnose(self.model, inputs, masking) if rank() == 0 else {}
-        told = diagnostics if diagnosed and rank() == 0 else None
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals, told)
+        reported = diagnostics if diagnosed and rank() == 0 else None
+        return StepResult(self.model.summarise(totals), float(norm), finite, totals, reported)
 
     def _training_inputs(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
         """As `_prepare`, the audio mixed and filled as the settings ask for."""
@@ -179,10 +178,10 @@ class TrainStep:
         return total
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
-        """DDP exchanges gradients on the last micro-batch only; a divided model reduces each at once to this rank's part, which is
-        the memory it saves, and adds replicas up on the last.
+        """DDP exchanges gradients on the last micro-batch only. A sharded model reduces them on each, and keeps this rank's shard
+        alone to save memory; its replicas exchange theirs on the last.
         """
-        if isinstance(self.model, FSDPModule):
+        if is_sharded(self.model):
             self.model.set_requires_all_reduce(last)
         if last or not isinstance(self._parallel, DistributedDataParallel):
             return contextlib.nullcontext()
@@ -193,7 +192,7 @@ class TrainStep:
 
 
 def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:
-    if world_size() == 1 or isinstance(model, FSDPModule):
+    if world_size() == 1 or is_sharded(model):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.distributed.fsdp import FSDPModule
 
 from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import PretrainModel
@@ -43,7 +42,15 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
-from mert_foundry.model.training.sharding import Parallel, copy_to_rank_zero, divided_as, gathered, shard
+from mert_foundry.model.training.sharding import (
+    Parallel,
+    copy_to_rank_zero,
+    holds_own_shard,
+    resolve_replicas,
+    shard,
+    shard_like,
+    unsharded,
+)
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
 
@@ -231,7 +238,7 @@ class _Run:
             return
         self._finish_write()
         wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
-        with self.recorder.paused(), gathered(self.trainee.model):
+        with self.recorder.paused(), unsharded(self.trainee.model):
             sums = self.trainee.model.zero_sums()
             for batch in self.validation():
                 sums = add_by_name(sums, self.trainee.evaluate(batch))
@@ -282,7 +289,7 @@ def _trainee(
     if config.compile:
         compile_parts(model)
     if config.parallel != "ddp":
-        shard(model, _replicas(config), device)
+        shard(model, resolve_replicas(config.parallel, config.replicas, world_size()), device)
     return TrainStep(
         model.to(device),
         config.optimizer,
@@ -293,14 +300,6 @@ def _trainee(
         seed,
         device,
     )
-
-
-def _replicas(config: TrainerConfig) -> int:
-    if config.parallel == "fsdp":
-        return 1
-    if config.replicas is None:
-        raise ValueError("trainer.parallel is hsdp, which needs trainer.replicas where the nodes are not known")
-    return config.replicas
 
 
 def _resume(
@@ -317,7 +316,7 @@ def _resume(
     weights = load_weights(path)
     own = trainee.model.state_dict()
     check_weights(own, weights, path)
-    trainee.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in weights.items()})
+    trainee.model.load_state_dict({name: shard_like(own[name], weight) for name, weight in weights.items()})
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
@@ -326,7 +325,7 @@ def _resume(
 
 def _average(model: PretrainModel, decay: float | None, checkpoint: Path | None) -> WeightAverage | None:
     """The average of the checkpoint that a run goes on from; of the weights as they are where there is none yet."""
-    if decay is None or not (rank() == 0 or isinstance(model, FSDPModule)):
+    if decay is None or not holds_own_shard(model):
         return None
     average = WeightAverage(model, decay)
     if checkpoint is not None and has_average(checkpoint):

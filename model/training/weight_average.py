@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mert_foundry.model.runs.checkpoint import check_weights
-from mert_foundry.model.training.sharding import divided_as, local
+from mert_foundry.model.training.sharding import local_shard, shard_like
 
 RAMP = 10  # steps: the decay is (1 + step) / (RAMP + step) until that reaches the one asked for
 
@@ -36,11 +36,11 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 1."""
         move = get_ema_multi_avg_fn(decay_at(self.decay, step))
-        weights = [local(weight) for weight in self.model.state_dict().values()]
-        move([local(average) for average in self.weights.values()], weights, step)
+        weights = [local_shard(weight) for weight in self.model.state_dict().values()]
+        move([local_shard(average) for average in self.weights.values()], weights, step)
 
     def load(self, weights: Mapping[str, Tensor], source: object) -> None:
         """Go on from an average that was saved, on any device. Raises as `check_weights`, naming `source`."""
         check_weights(self.weights, weights, f"{source}: averaged weights")
         for name, weight in weights.items():
-            self.weights[name].copy_(divided_as(self.weights[name], weight))
+            self.weights[name].copy_(shard_like(self.weights[name], weight))

@@ -79,19 +79,19 @@ class MediaFile(AudioFile):
     def blocks(self) -> Iterator[np.ndarray]:
         # Frames are gathered, because converting a small one takes longer than decoding it, and interleaved, because
         # PyAV 18 reads out of bounds for planar frames of 8 channels and more.
-        gathered, packed = av.AudioFifo(), av.AudioResampler(format="flt")
+        fifo, packed = av.AudioFifo(), av.AudioResampler(format="flt")
         given = 0
         for frame in self._frames():
             frame.pts = None  # or the queue would check for gaps too
-            gathered.write(frame)
-            if gathered.samples >= BLOCK_FRAMES:
-                block = self._block(gathered, packed)
+            fifo.write(frame)
+            if fifo.samples >= BLOCK_FRAMES:
+                block = self._block(fifo, packed)
                 given += block.shape[1]
                 yield block
-        if not gathered.samples_written:
+        if not fifo.samples_written:
             raise DecodeError("unreadable", NO_AUDIO)
-        if gathered.samples:
-            block = self._block(gathered, packed)
+        if fifo.samples:
+            block = self._block(fifo, packed)
             surplus = given + block.shape[1] - (self.header.num_samples or 0)
             yield (
                 block[:, : block.shape[1] - surplus] if 0 < surplus <= min(self._surplus, block.shape[1] - 1) else block
@@ -145,9 +145,9 @@ class MediaFile(AudioFile):
         name = f"audio {audio.index(self.stream) + 1} of {len(audio)}"
         return f"{name}, beside {videos} video" if videos else name
 
-    def _block(self, gathered: av.AudioFifo, packed: av.AudioResampler) -> np.ndarray:
+    def _block(self, fifo: av.AudioFifo, packed: av.AudioResampler) -> np.ndarray:
         try:
-            frames = packed.resample(gathered.read())
+            frames = packed.resample(fifo.read())
         except av.error.FFmpegError as error:  # of layouts with more than 26 names
             raise DecodeError(
                 "unreadable", f"{self.header.channels} channels cannot be converted: {_reason(error)}"

@@ -1,14 +1,16 @@
-"""The folder of a shard cache, which the processes of one machine share, and what each of them needs there.
+"""The folder of a shard cache. The processes of one machine share it.
 
-    {shard}.tar, .json             a shard and its record, whole and verified
-    {shard}.kept, .json            the same from an earlier time when processes were at work here: to be verified again
-    {shard}.bad                    why the shard is corrupt in the store, as found since the first of them started
-    .{shard}.{owner}.tmp           being fetched by a process, at its full size from the start
-    .{owner}.lock, .{owner}.needs  a process: locked for as long as it lives; what it uses, and how far it is
-    .cache_lock                    held for each decision, so that decisions come one after another
+    {shard}.tar, .json             A shard and its record, complete and verified.
+    {shard}.kept, .json            A shard that earlier processes left behind. It must be verified again before it is used.
+    {shard}.bad                    Why the shard is corrupt in the store. The first process to start later deletes it.
+    .{shard}.{owner}.tmp           A shard that a process is fetching. The file has its full size from the start.
+    .{owner}.lock                  One process, which holds this lock for as long as it lives.
+    .{owner}.needs                 The shards that this process uses, and the window of shards that it has reached.
+    .cache_lock                    A process holds this lock while it decides what to fetch or delete: one decides at a time.
 
-{shard} is the name of the shard, then 16 hexadecimal digits each of the SHA-256 of its tar and of its record.
-Whoever takes a process's lock knows that it has gone, and removes what it left. Other files are not touched.
+{shard} is the name of the shard, then the first 16 hexadecimal digits of the SHA-256 of its tar, then those of its record.
+A process that can take another process's lock knows that the other has ended, and removes the files of the other.
+Files with other names are never touched.
 """
 
 import os
@@ -23,7 +25,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from mert_foundry.pipeline.cache.eviction import Kept, choose_evictions
+from mert_foundry.pipeline.cache.eviction import CachedShard, choose_evictions
 from mert_foundry.pipeline.cache.stall import Progress
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 
@@ -32,32 +34,35 @@ SHARD = re.compile(NAME + r"\.(tar|kept|json|bad)")
 PARTIAL = re.compile(rf"\.{NAME}\.[0-9a-f]{{32}}\.tmp")
 OWNER = re.compile(r"\.([0-9a-f]{32})\.lock")
 LOCK_POLL = 0.01  # seconds; a decision takes less
+BEFORE_ALL_WINDOWS = -1  # every shard is needed later
 
 
 class NotNow(Enum):
-    """Why a shard cannot be fetched by this process at this moment."""
+    """Why this process cannot fetch a shard at this moment."""
 
-    FETCHED = "it was fetched, or is being fetched"
+    FETCHED = "a process has fetched it, or is fetching it"
     NO_ROOM = "there is no room"
 
 
 class Needs(Document):
-    """What a process needs of the folder."""
+    """Which shards a process needs in the folder."""
 
-    order: str = Field(description="Names the order in which shards are used; windows of the same order compare")
-    window: int = Field(ge=0, description="Number of the earliest window of shards that is at work")
+    order: str = Field(
+        description="Name of the order in which shards are used; window numbers of one order can be compared"
+    )
+    window: int = Field(ge=0, description="Number of the earliest window of shards that the process still reads")
     in_use: list[str] = Field(description="Shards that must stay")
 
 
 class Claim(NamedTuple):
-    """A file that only this process works at until it is published or deleted."""
+    """A file that this process alone may write, until it publishes or deletes it."""
 
     path: Path
-    is_kept: bool  # it holds what an earlier time left, else nothing yet
+    is_unverified_copy: bool  # it holds the shard as earlier processes left it; else it is empty
 
 
 class Identity(NamedTuple):
-    """A file: its inode, whose number may come again after it is deleted, and when it was last written to (ns)."""
+    """Which file this is. An inode's number is used again after the file is deleted, so the time of the last write (ns) belongs to it."""
 
     inode: int
     written: int
@@ -67,12 +72,12 @@ NextUse = Callable[[str, int], float]  # the window that needs a shard next, fro
 
 
 class CacheFolder:
-    """This process's place in a cache folder.
+    """A cache folder as one process uses it.
 
     Args:
-        folder: local; made when it is not there.
-        limit: bytes that all tars there may take together.
-        needs: what this process needs at first.
+        folder: local; it is made if there is none.
+        limit: the most bytes that all tars in it may take together.
+        needs: what this process needs when it starts.
     """
 
     def __init__(self, folder: Path, limit: int, needs: Needs) -> None:
@@ -90,15 +95,15 @@ class CacheFolder:
                 self._require_verification()
 
     def tar(self, shard: str) -> Path:
-        """Where the verified tar of a shard is, or would be."""
+        """Location of the verified tar of a shard, whether it is there or not."""
         return self._folder / f"{shard}.tar"
 
     def record(self, shard: str) -> Path:
-        """Where its record is."""
+        """Location of the record of a shard, whether it is there or not."""
         return self._folder / f"{shard}.json"
 
     def fault(self, shard: str) -> str:
-        """Why a shard is corrupt in the store; empty when it is not known to be."""
+        """Why a shard is corrupt in the store; empty if nobody has found it corrupt."""
         try:
             return (self._folder / f"{shard}.bad").read_text()
         except FileNotFoundError:
@@ -111,7 +116,7 @@ class CacheFolder:
             self._write_needs()
 
     def claim(self, shard: str, size: int, window: int, next_use: NextUse) -> Claim | NotNow:
-        """A file of `size` bytes to fetch a shard to that is needed in `window`; what is needed later makes room.
+        """Claim a file of `size` bytes, to fetch a shard to that is needed in `window`. Shards that are needed later make room for it.
 
         Raises OSError when the disk is full.
         """
@@ -119,17 +124,17 @@ class CacheFolder:
         with self._decision():
             if self.tar(shard).exists() or self.fault(shard) or self._is_being_fetched(shard):
                 return NotNow.FETCHED
-            kept = self._folder / f"{shard}.kept"
-            if kept.exists():
-                os.replace(kept, partial)
-                return Claim(partial, is_kept=True)
+            unverified = self._folder / f"{shard}.kept"
+            if unverified.exists():
+                os.replace(unverified, partial)
+                return Claim(partial, is_unverified_copy=True)
             if not self._make_room(size, window, next_use):
                 return NotNow.NO_ROOM
             self._allocate(partial, size)
-            return Claim(partial, is_kept=False)
+            return Claim(partial, is_unverified_copy=False)
 
     def progress_elsewhere(self, shard: str) -> Progress | None:
-        """How far another process has fetched a shard, if one is at it."""
+        """How far another process has fetched a shard; None if no other process fetches it."""
         for name, path in self._partials():
             if name == shard and not path.name.endswith(f".{self._owner}.tmp"):
                 try:
@@ -139,18 +144,18 @@ class CacheFolder:
         return None
 
     def shrink(self, next_use: NextUse) -> None:
-        """Delete what an earlier, larger limit let in."""
+        """Delete shards until the rest fits the limit, which may have been larger before."""
         with self._decision():
-            self._make_room(0, -1, next_use)
+            self._make_room(0, BEFORE_ALL_WINDOWS, next_use)
 
     def publish(self, shard: str, partial: Path, record: bytes) -> None:
-        """Give what was fetched and verified its name. Not synced: the next start verifies it again."""
+        """Give a fetched and verified shard its name. It is not synced to the disk, since the next start verifies it again."""
         with self._decision():
             self._write(self.record(shard), record)
             os.replace(partial, self.tar(shard))
 
     def identity(self, shard: str) -> Identity | None:
-        """Which file the tar of a shard is now; none when there is none."""
+        """Which file the tar of a shard is now; None if there is none."""
         try:
             found = self.tar(shard).stat()
         except FileNotFoundError:
@@ -158,7 +163,7 @@ class CacheFolder:
         return Identity(found.st_ino, found.st_mtime_ns)
 
     def discard(self, shard: str, identity: Identity) -> bool:
-        """Throw a shard away if its tar still is that file; whether it was."""
+        """Delete a shard if its tar is still that file; returns whether it was."""
         with self._decision():
             if self.identity(shard) != identity:
                 return False
@@ -166,11 +171,11 @@ class CacheFolder:
             return True
 
     def mark_corrupt(self, shard: str, fault: str) -> None:
-        """Let all processes know that a shard is corrupt in the store."""
+        """Tell all processes that a shard is corrupt in the store."""
         self._write(self._folder / f"{shard}.bad", fault.encode())
 
     def close(self) -> None:
-        """This process needs nothing any more. It may be called again."""
+        """Say that this process needs nothing any more. Closing again does nothing."""
         if not self._alive.is_locked:
             return
         with self._decision():
@@ -178,7 +183,7 @@ class CacheFolder:
             self._alive.release()
 
     def _is_being_fetched(self, shard: str) -> bool:
-        """Whether a process that lives fetches a shard; what one has left that was killed goes."""
+        """Whether a living process fetches a shard. Files of processes that were killed are deleted first."""
         if not self._has_partial(shard):
             return False
         self._sweep()
@@ -188,15 +193,15 @@ class CacheFolder:
         return any(name == shard for name, _ in self._partials())
 
     def _make_room(self, size: int, window: int, next_use: NextUse) -> bool:
-        """Delete what is needed later than `window`, until `size` bytes fit; whether they do."""
+        """Delete shards that are needed later than `window` until `size` bytes fit; returns whether they fit."""
         others = self._sweep()
-        # What the slowest process needs next counts: one that is ahead must not delete what the others still wait for.
-        base = min([self._needs.window, *(need.window for need in others if need.order == self._needs.order)])
-        kept = {name: Kept(path.stat().st_size, next_use(name, base)) for name, path in self._tars()}
+        # The slowest process decides when a shard is needed next: one that is ahead must not delete what others still wait for.
+        slowest = min([self._needs.window, *(need.window for need in others if need.order == self._needs.order)])
+        cached = {name: CachedShard(path.stat().st_size, next_use(name, slowest)) for name, path in self._tars()}
         fetched = sum(path.stat().st_size for _, path in self._partials())
-        free = self._limit - fetched - sum(tar.size for tar in kept.values())
+        free = self._limit - fetched - sum(shard.size for shard in cached.values())
         in_use = {name for need in [self._needs, *others] for name in need.in_use}
-        evicted = choose_evictions(kept, in_use, free, size, window)
+        evicted = choose_evictions(cached, in_use, free, size, window)
         for name in evicted or ():
             self._remove(name)
         return evicted is not None
@@ -243,7 +248,7 @@ class CacheFolder:
             (self._folder / f"{shard}.{suffix}").unlink(missing_ok=True)
 
     def _sweep(self) -> list[Needs]:
-        """Remove what processes left that have gone; the needs of the others."""
+        """Remove the files of processes that have ended; returns the needs of the living ones, without this one."""
         living = []
         for path in list(self._folder.iterdir()):
             found = OWNER.fullmatch(path.name)
@@ -268,7 +273,7 @@ class CacheFolder:
         self._lock_of(owner).unlink(missing_ok=True)
 
     def _require_verification(self) -> None:
-        """As the first process: verify all tars again, and ask the store again for what was corrupt there."""
+        """Mark all tars as not verified, and forget which shards were corrupt in the store. For the first process that starts."""
         for path in list(self._folder.iterdir()):
             if not (found := SHARD.fullmatch(path.name)):
                 continue

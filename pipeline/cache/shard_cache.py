@@ -1,8 +1,9 @@
-"""This process's shards of an object store: fetched ahead in the order of their use, and waited for.
+"""The shards of an object store that this process reads: threads fetch them ahead of their use, readers wait for them.
 
-    windows at work and the next ones -> threads: verify what is kept, else fetch -> folder -> readers wait for a shard
+    open windows and the next ones -> threads verify the copy on disk, else fetch -> folder -> readers wait for a shard
 
-The processes of one machine use the shards in the same order, so what one of them fetches serves all.
+A window is open while its shards are read. The processes of one machine use the shards in the same order, so what one of them
+fetches serves all.
 """
 
 import logging
@@ -20,7 +21,7 @@ from mert_foundry.pipeline.cache.stall import Stall
 from mert_foundry.pipeline.shards.index import ShardEntry
 from mert_foundry.pipeline.storage import files
 
-READ_AHEAD = 2  # windows beyond those at work
+READ_AHEAD = 2  # windows beyond the open ones
 SHARDS_AT_ONCE = 2  # fetched by one process
 POLL = 0.1  # seconds, to see what other processes have done
 # Seconds that a needed shard waits for room: processes of two runs could keep each other waiting for ever.
@@ -62,7 +63,7 @@ class ShardCache:
         self, source: str, uses: ShardUses, order: str, window: int, config: CacheConfig, patience: float
     ) -> None:
         self._uses = uses
-        self._windows = range(window, window + 1)  # at work
+        self._windows = range(window, window + 1)  # the open ones
         needs = Needs(order=order, window=window, in_use=sorted(uses.names(self._windows)))
         self._folder = CacheFolder(files.local_path(config.folder), config.bytes, needs)
         self._folder.shrink(uses.next_use)
@@ -75,22 +76,22 @@ class ShardCache:
         for worker in self._workers:
             worker.start()
 
-    def reach(self, window: int) -> None:
-        """From now on, windows up to this one are at work."""
+    def open_windows(self, window: int) -> None:
+        """Open the windows up to this one."""
         if window >= self._windows.stop:
             self._set_windows(range(self._windows.start, window + 1))
 
-    def still_at_work(self, window: int) -> set[int]:
-        """The shards at work from a window on."""
+    def open_shards(self, window: int) -> set[int]:
+        """The shards of open windows, from a window on."""
         return self._uses.numbers(range(window, self._windows.stop))
 
-    def leave(self, window: int) -> None:
-        """Windows before this one are done with, and their files are closed: they may be deleted."""
+    def close_windows(self, window: int) -> None:
+        """Close the windows before this one, whose files no reader has open: their shards may be deleted."""
         if window > self._windows.start:
             self._set_windows(range(window, max(window + 1, self._windows.stop)))
 
     def wait_for(self, shard: int) -> tuple[Path, Path]:
-        """Tar and record of a shard that is at work, once they are here.
+        """Tar and record of a shard of an open window, once they are on this machine.
 
         Raises:
             OSError: the store, or the disk, failed, or another process that fetches the shard has stopped.
@@ -109,7 +110,7 @@ class ShardCache:
         return self._folder.tar(name), self._folder.record(name)
 
     def find_fault(self, shard: int) -> str:
-        """Why a shard that is at work is corrupt in the store; empty when it is not. Waits for it. Raises OSError as `wait_for`."""
+        """Why a shard of an open window is corrupt in the store; empty if it is not. Waits for it. Raises OSError as `wait_for`."""
         try:
             self.wait_for(shard)
         except ValueError as error:

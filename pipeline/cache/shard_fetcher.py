@@ -13,7 +13,7 @@ from mert_foundry.pipeline.storage.documents import file_sha256
 from mert_foundry.pipeline.storage.patience import Patience
 
 RANGES_AT_ONCE = 8
-ATTEMPTS = 3  # at a shard whose bytes are not those of the index, before it is said to be corrupt in the store
+ATTEMPTS = 3  # to fetch a shard whose bytes are not those of the index, before it counts as corrupt in the store
 
 
 class ShardFetcher:
@@ -26,14 +26,14 @@ class ShardFetcher:
         self._threads = ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="fetch_range")
 
     def obtain(self, name: str, entry: ShardEntry, claim: Claim) -> None:
-        """Publish a shard under `name`: what is kept of it, or else as fetched; or mark it as corrupt.
+        """Publish a shard under `name`: the copy of earlier processes if it is sound, else the shard as fetched. Or mark it as corrupt.
 
         Raises OSError when the store or the disk fails.
         """
+        record = self._folder.record(name)
         try:
-            kept = find_copy_fault(entry, claim.path, self._folder.record(name)) if claim.is_kept else "nothing"
-            if not kept:
-                self._folder.publish(name, claim.path, self._folder.record(name).read_bytes())
+            if claim.is_unverified_copy and not find_copy_fault(entry, claim.path, record):
+                self._folder.publish(name, claim.path, record.read_bytes())
             else:
                 self._fetch(name, entry, claim.path)
         finally:
@@ -72,7 +72,7 @@ class ShardFetcher:
         """Write the tar; why it cannot be that of the index, empty when it can."""
         descriptor = os.open(partial, os.O_WRONLY)
         try:
-            os.ftruncate(descriptor, entry.filesize)  # a damaged copy of an earlier time may be longer
+            os.ftruncate(descriptor, entry.filesize)  # a damaged copy of earlier processes may be longer
             location = files.join(self._source, entry.url)
             return fetch_object(location, entry.filesize, descriptor, self._threads, self._patience)
         finally:

@@ -1,4 +1,4 @@
-"""Which shard is needed when, by number and by its name in the cache folder."""
+"""Shards in the order of their use, by their number in the index and by their name in the cache folder."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,17 +8,17 @@ from mert_foundry.pipeline.shards.index import ShardEntry
 
 
 class ShardOrder(Protocol):
-    """The order in which shards are used, in windows that are counted over all epochs."""
+    """The order in which shards are used: one window of shards after another. Windows are numbered through all epochs."""
 
     def shards_of(self, window: int) -> list[int]:
         """The shards of a window."""
 
     def next_window(self, shard: int, window: int) -> int:
-        """The first window, from `window` on, that has a shard."""
+        """The first window that holds a shard, not before `window`."""
 
 
 class ShardUses:
-    """The shards of a split and the order of their use; `shards` are the entries of the index."""
+    """The shards of a split, as the index lists them, and the order of their use."""
 
     def __init__(self, shards: Sequence[ShardEntry], order: ShardOrder) -> None:
         self.shards = shards
@@ -26,25 +26,25 @@ class ShardUses:
         self._numbers = {self.name(number): number for number in range(len(shards))}
 
     def name(self, shard: int) -> str:
-        """The name of a shard in the folder, that of the content of tar and record: sets that are made anew do not meet."""
+        """Name of a shard in the cache folder. It holds digests of tar and record, so shards that were labelled again get other names."""
         entry = self.shards[shard]
         return f"{entry.name}-{entry.sha256[:16]}-{entry.record_sha256[:16]}"
 
     def next_use(self, name: str, window: int) -> float:
-        """The window that needs a shard next, from `window` on; infinite for one of another set."""
+        """The first window that needs a shard, not before `window`; infinite for a shard of another set."""
         number = self._numbers.get(name)
         return math.inf if number is None else self._order.next_window(number, window)
 
     def in_order(self, windows: range) -> Iterator[tuple[int, int]]:
-        """Each window and shard of some windows, in the order of use."""
+        """All shards of some windows in the order of use, each with its window."""
         for window in windows:
             for shard in self._order.shards_of(window):
                 yield window, shard
 
     def numbers(self, windows: range) -> set[int]:
-        """The shards of some windows."""
+        """Numbers of all shards of some windows."""
         return {shard for _, shard in self.in_order(windows)}
 
     def names(self, windows: range) -> set[str]:
-        """Their names."""
+        """Names of all shards of some windows."""
         return {self.name(shard) for shard in self.numbers(windows)}

@@ -37,11 +37,11 @@ class Stall:
             self._seen, self._since, self._warned = progress, time.monotonic(), False
             return
         seconds = time.monotonic() - self._since
-        told = (
+        message = (
             f"{self._url}: another process fetches it to {progress.path}, but has written nothing for {seconds:.0f} s"
         )
         if seconds > self._most:
-            raise OSError(f"{told}: it may be stopped; end it")
+            raise OSError(f"{message}: it may be stopped; end it")
         if seconds > WARN_AFTER and not self._warned:
             self._warned = True
-            logging.getLogger(__name__).warning(f"{told}; waiting for {self._most:.0f} s at most")
+            logging.getLogger(__name__).warning(f"{message}; waiting for {self._most:.0f} s at most")

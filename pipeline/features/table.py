@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
+from fsspec import AbstractFileSystem
 from pydantic import Field, JsonValue
 
-from mert_foundry.pipeline.features.file_scan import stamp
 from mert_foundry.pipeline.features.file_tracks import stored_samples
 from mert_foundry.pipeline.features.plan import ClipPlace, SourceTrack
 from mert_foundry.pipeline.frames import SAMPLE_RATE
@@ -160,8 +160,21 @@ def _with_stamps(root: str, clips: list[ClipPlace]) -> list[ClipPlace]:
     paths = list(dict.fromkeys(clip.path for clip in clips))
     filesystem, folder = files.open_filesystem(root)
     with ThreadPoolExecutor(THREADS) as threads:
-        found = threads.map(lambda path: stamp(filesystem, files.join(folder, path)), paths)
-        stamps = {path: each or [None, None] for path, each in zip(paths, found)}
+        found = threads.map(lambda path: _stamp(filesystem, files.join(folder, path)), paths)
+        stamps = dict(zip(paths, found))
     if all(size is None for size, _ in stamps.values()):
         raise FileNotFoundError(f"none of the {len(paths)} files of the table is below {root}, as {paths[0]}")
     return [clip.model_copy(update=dict(zip(("bytes", "changed"), stamps[clip.path], strict=True))) for clip in clips]
+
+
+def _stamp(filesystem: AbstractFileSystem, path: str) -> tuple[int | None, str | None]:
+    """Size and time of change of a file as stores have them; none when the file system states no time, or has no such file.
+
+    Not the stamp of a scan, which says more than older stores hold.
+    """
+    try:
+        entry = filesystem.info(path)
+    except OSError:
+        return None, None
+    changed = entry.get("mtime") or entry.get("LastModified") or entry.get("ETag") or entry.get("created")
+    return (None, None) if changed is None else (entry.get("size"), str(changed))

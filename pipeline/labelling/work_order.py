@@ -1,4 +1,4 @@
-"""What a labelling process is told, and the process itself: it holds the teachers and does one shard at a time.
+"""What a labelling process is to do, and the process itself, which holds the teachers and does one shard at a time.
 
 It knows nothing of who hands out the shards; jobs/label.py makes Ray actors of it.
 """

@@ -14,12 +14,12 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from mert_foundry.pipeline.audio.audio_file import AudioHeader
-from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, decoder_faults, open_audio
+from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.levels import Levels
 from mert_foundry.pipeline.audio.resample import mono_to_int16, to_mono
 from mert_foundry.pipeline.frames import AUDIO_VERSION, nearest_rate
-from mert_foundry.pipeline.manifest.placement import choose_split, track_group, track_key
+from mert_foundry.pipeline.manifest.placement import track_key
 from mert_foundry.pipeline.manifest.rows import Reason, Reject, Track
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.storage import files
@@ -58,7 +58,7 @@ def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], wor
 
 
 def result_version(config: ManifestConfig) -> dict:
-    """All that decides, beside the file and its path, what `examine` finds; group and split aside, which `place` decides."""
+    """All that decides, beside the file and its path, what an `Examiner` finds. (Group and split are for `place` to say.)"""
     settings = ("max_seconds", "length_tolerance_seconds")
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     return {
@@ -71,26 +71,29 @@ def result_version(config: ManifestConfig) -> dict:
     }
 
 
-class _Outage:
-    """Whether the last file was waited for in vain: then the next one is asked for once, or each would be waited for as long."""
+class Examiner:
+    """Decodes and describes file after file, or says why a file is rejected. Whether what it holds is of use is for `judge` to say.
 
-    is_on = False
-
-
-def examine(path: str, config: ManifestConfig) -> Examined:
-    """Decode one file (path relative to the root) and describe it, or say why it is rejected, whatever goes wrong.
-
-    Whether what it holds is of use is for `judge` to say.
-    What the storage does not give is asked for again, for `patience` seconds.
+    What the storage does not give is asked for again, for `patience` seconds. Once a file was waited for in vain, the next ones are
+    asked for once, until the storage gives one.
     """
-    patience = Patience(0.0 if _Outage.is_on else config.patience)
-    try:
-        examined = patience.read(files.join(config.root, path), partial(_attempt, path, config))
-    except Exception as error:  # of the storage, whose libraries have errors of their own
-        _Outage.is_on = True
-        return Examined(reject_storage(path, error), is_lasting=False)
-    _Outage.is_on = False
-    return examined
+
+    def __init__(self, config: ManifestConfig):
+        self._config = config
+        self._storage_fails = False
+
+    def __call__(self, path: str) -> Examined:
+        """The result of a file, its path relative to the root; a fault of this program is raised, not listed."""
+        patience = Patience(0.0 if self._storage_fails else self._config.patience)
+        try:
+            examined = patience.read(files.join(self._config.root, path), partial(_attempt, path, self._config))
+        except OSError as error:  # into which patience turns the errors of the clients' own classes
+            self._storage_fails = True
+            return Examined(reject_storage(path, error), is_lasting=False)
+        except Exception as error:
+            raise AssertionError(f"{path}: a fault of this program, not of the file") from error
+        self._storage_fails = False
+        return examined
 
 
 def _attempt(path: str, config: ManifestConfig) -> Examined:
@@ -108,13 +111,14 @@ def _examine_local(path: str, local: Path, config: ManifestConfig) -> Examined:
     """The result of a file on the local disk, which does not last when the file changes meanwhile."""
     before, sha256 = _state(local), ""
     try:
-        with decoder_faults():
-            num_bytes = _size(local)
-            sha256 = file_sha256(local)
-            track = _describe(path, local, num_bytes, sha256, config)
+        num_bytes = _size(local)
+        sha256 = file_sha256(local)
+        track = _describe(path, local, num_bytes, sha256, config)
     except DecodeError as error:
         is_lasting = _state(local) == before and not isinstance(error.__cause__, MemoryError)
         return Examined(reject_decoding(path, error), is_lasting, sha256)
+    except MemoryError as error:
+        return Examined(Reject(path=path, reason="unreadable", detail=_detail(error)), is_lasting=False, sha256=sha256)
     return Examined(track, _state(local) == before, sha256)
 
 
@@ -124,11 +128,15 @@ def _state(local: Path) -> tuple[int, int, int, int]:
 
 
 def read_sha256(path: str, config: ManifestConfig) -> str | None:
-    """SHA-256 of a file (path relative to the root); None when it cannot be read now, which `examine` then explains."""
-    try:
+    """SHA-256 of a file (path relative to the root); None when it cannot be read now, which an `Examiner` then explains."""
+
+    def attempt() -> str | None:
         with files.local_copy(config.root, path) as local:
             return file_sha256(local) if local.is_file() else None  # to read a pipe could wait for ever
-    except Exception:  # of the storage, whose libraries have errors of their own
+
+    try:
+        return Patience(0.0).read(path, attempt)
+    except OSError:
         return None
 
 
@@ -164,6 +172,7 @@ def crashed(path: str) -> Examined:
 
 
 def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: ManifestConfig) -> Track:
+    """The row of a track that is in no group and split yet."""
     levels = Levels()
     with open_audio(local) as audio:
         header = audio.header
@@ -174,7 +183,6 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
             pass
     check_length(header, digest.num_samples, config.length_tolerance_seconds)
     seconds = digest.num_samples / header.sample_rate
-    group = track_group(path, config.group_by)
     loudness = levels.loudness_lufs()
     return Track(
         key=track_key(path),
@@ -188,8 +196,8 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
         seconds=round(seconds, 6),
         header_seconds=None if header.num_samples is None else round(header.num_samples / header.sample_rate, 6),
         format=header.format,
-        group=group,
-        split=choose_split(group, config.seed, config.splits),
+        group="",
+        split="",
         peak_dbfs=round(float(levels.peak_dbfs), 2),
         loudness_lufs=None if loudness is None else round(float(loudness), 1),
         clipped_share=round(float(levels.clipped_share), 6),

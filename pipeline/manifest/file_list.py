@@ -4,7 +4,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any
 
-from mert_foundry.pipeline.manifest.placement import choose_split, track_group
+from mert_foundry.pipeline.manifest.placement import group_and_split
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.storage import files
@@ -12,15 +12,15 @@ from mert_foundry.pipeline.storage.tables import parse_csv, parse_json_lines
 
 
 @dataclass(frozen=True)
-class Listed:
-    """What a list says of a file: where it belongs, and its other columns."""
+class FileListRow:
+    """What the list of files says of one file: its group, its split, and its other columns."""
 
     group: str
     split: str
     extra: dict[str, Any] | None
 
 
-def read_file_list(config: ManifestConfig) -> dict[str, Listed]:
+def read_file_list(config: ManifestConfig) -> dict[str, FileListRow]:
     """The files of the list that the settings name, by path, sorted. Without group or split, these follow from the settings.
 
     Raises:
@@ -36,22 +36,21 @@ def read_file_list(config: ManifestConfig) -> dict[str, Listed]:
         rows = parse_json_lines(location, text)
     else:
         raise ValueError(f"files {location}: a list ends in .csv or .jsonl")
-    listed: dict[str, Listed] = {}
+    listed: dict[str, FileListRow] = {}
     split_of: dict[str, str] = {}
     for number, row in rows:
         where = f"{location} line {number}"
         path = _path(where, row)
         if path in listed:
             raise ValueError(f"{where}: {path} stands twice")
-        group = _text(where, row, "group") or track_group(path, config.group_by)
-        split = _text(where, row, "split") or choose_split(group, config.seed, config.splits)
+        group, split = group_and_split(path, config, _text(where, row, "group"), _text(where, row, "split"))
         if split not in (REST_SPLIT, *config.splits):
             known = ", ".join((REST_SPLIT, *config.splits))
             raise ValueError(f"{where}: split {split!r} is not among {known}; splits={{{split}: 0}} allows it")
         if split_of.setdefault(group, split) != split:
             raise ValueError(f"{where}: group {group!r} is in split {split} here, and in {split_of[group]} before")
         extra = {name: value for name, value in row.items() if name not in ("path", "group", "split")}
-        listed[path] = Listed(group, split, extra or None)
+        listed[path] = FileListRow(group, split, extra or None)
     return dict(sorted(listed.items()))
 
 

@@ -23,8 +23,8 @@ SETTLED = 2.0
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What lies below a root.
+class FoundFiles:
+    """The files below a root.
 
     stamps: by path relative to the root, sorted, what changes when the file does: the root, the file's size and its entity tag or
     time of change; for a local file its number (inode) and the time of its last change of any kind (ctime) too, which no program
@@ -35,7 +35,7 @@ class Listing:
     unlisted: list[Reject]
 
 
-def list_files(root: str, patience: float = 0.0) -> Listing:
+def list_files(root: str, patience: float = 0.0) -> FoundFiles:
     """All files below a root, a folder or fsspec URL. (fsspec's own walk leaves out without a word what it cannot list.)
 
     `patience` is how long the storage is asked again when it does not answer, seconds. Raises OSError when the root cannot be
@@ -59,10 +59,10 @@ def list_files(root: str, patience: float = 0.0) -> Listing:
             stamps.update(
                 (entry["name"].rstrip("/")[len(top) + 1 :], _stamp(entry, began, origin)) for entry in files_here
             )
-    return Listing(dict(sorted(stamps.items())), sorted(unlisted, key=lambda reject: reject.path))
+    return FoundFiles(dict(sorted(stamps.items())), sorted(unlisted, key=lambda reject: reject.path))
 
 
-def stamp_files(root: str, paths: Iterable[str], patience: float) -> Listing:
+def stamp_files(root: str, paths: Iterable[str], patience: float) -> FoundFiles:
     """Files of a list, as `list_files` has them; one that is not there has no stamp, and it shows when it is read."""
     filesystem, top = files.open_filesystem(root)
     waiting, origin = Patience(patience), _origin(filesystem, top.rstrip("/"))
@@ -85,13 +85,16 @@ def stamp_files(root: str, paths: Iterable[str], patience: float) -> Listing:
     names = sorted(paths)
     try:
         with ThreadPoolExecutor(THREADS) as threads:
-            return Listing(dict(zip(names, threads.map(stamp, names))), [])
+            return FoundFiles(dict(zip(names, threads.map(stamp, names))), [])
     finally:
         waiting.end()  # on an interrupt
 
 
-def check_folder(root: str, patience: float) -> None:
-    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience` seconds."""
+def check_folder(root: str, patience: float, name: str = "root") -> None:
+    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience` seconds.
+
+    `name` is the setting that names the root, for the message.
+    """
     filesystem, path = files.open_filesystem(root)
 
     def is_folder() -> bool:  # as the file system's `isdir`, which takes every error for a no
@@ -101,7 +104,7 @@ def check_folder(root: str, patience: float) -> None:
             return False
 
     if not Patience(patience).read(root, is_folder):
-        raise FileNotFoundError(f"root {root}: no such folder")
+        raise FileNotFoundError(f"{name} {root}: no such folder")
 
 
 def _list_all(

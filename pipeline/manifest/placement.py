@@ -36,10 +36,13 @@ def track_group(path: str, group_by: str) -> str:
     return path.rsplit("/", 1)[0] if group_by == "folder" and "/" in path else path
 
 
+def group_and_split(path: str, config: ManifestConfig, group: str = "", split: str = "") -> tuple[str, str]:
+    """Where a track belongs: `group` and `split` where the user names them, else as the settings say."""
+    group = group or track_group(path, config.group_by)
+    return group, split or choose_split(group, config.seed, config.splits)
+
+
 def place(track: Track, config: ManifestConfig) -> Track:
     """The track in the group and split that the settings give it."""
-    group = track_group(track.path, config.group_by)
-    split = choose_split(group, config.seed, config.splits)
-    if (track.group, track.split) == (group, split):
-        return track
+    group, split = group_and_split(track.path, config)
     return msgspec.structs.replace(track, group=group, split=split)

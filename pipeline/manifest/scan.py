@@ -16,9 +16,17 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, examine, examine_in_threads, judge, read_sha256
-from mert_foundry.pipeline.manifest.file_list import Listed, read_file_list
-from mert_foundry.pipeline.manifest.listing import Listing, check_folder, list_files, stamp_files
+from mert_foundry.pipeline.manifest.examine import (
+    ExamineAll,
+    Examined,
+    Examiner,
+    examine_in_threads,
+    judge,
+    read_sha256,
+)
+from mert_foundry.pipeline.manifest.file_list import FileListRow, read_file_list
+from mert_foundry.pipeline.manifest.known_files import KnownFiles
+from mert_foundry.pipeline.manifest.listing import FoundFiles, check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
 from mert_foundry.pipeline.manifest.rows import (
     REST_SPLIT,
@@ -63,11 +71,11 @@ def scan(
     check_folders(config)
     listed = read_file_list(config) if config.files else {}
     if config.files:
-        listing = stamp_files(config.root, listed, config.patience)
+        found = stamp_files(config.root, listed, config.patience)
     else:
-        listing = list_files(config.root, config.patience)
-    found = _find_or_examine(config, listing, report, examine_all, parts)
-    results = [*listing.unlisted, *(_place(result, config, listed) for result in found)]
+        found = list_files(config.root, config.patience)
+    outcomes = find_or_examine(config, found, report, examine_all, parts)
+    results = [*found.unlisted, *(_place(result, config, listed) for result in outcomes)]
     if parts is not None:
         parts.finish()
     return list(_without_duplicates(sorted(results, key=lambda result: result.path)))
@@ -89,66 +97,64 @@ def check_folders(config: ManifestConfig) -> None:
         raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
 
 
-def _find_or_examine(
+def find_or_examine(
     config: ManifestConfig,
-    listing: Listing,
+    found: FoundFiles,
     report: Callable[[ScanProgress], None],
     examine_all: ExamineAll,
-    parts: ScanParts | None,
+    known: KnownFiles | None,
 ) -> Iterator[Track | Reject]:
-    """The result of every file that was listed, those that are known first."""
-    missing, rejected = [], len(listing.unlisted)
-    for path, stamp in listing.stamps.items():
-        result = parts.find(path, stamp) if parts else None
-        if result is None:
-            missing.append(path)
-        else:
-            result = judge(result, config)
-            rejected += isinstance(result, Reject)
-            yield result
-    if parts:
-        same = _find_by_bytes(config, listing, missing, parts)
-        missing = [path for path in missing if path not in same]
-        rejected += sum(isinstance(result, Reject) for result in same.values())
-        yield from same.values()
-    known, seconds = len(listing.stamps) - len(missing), 0.0
-    report(ScanProgress(known, 0, len(missing), seconds, rejected))
-    examined = examine_all(partial(examine, config=config), missing, config.workers or os.cpu_count() or 1)
+    """The result of every file that was found below the root, those that are known first; what is examined is added to `known`."""
+    before = _find_known(config, found, known) if known else {}
+    yield from before.values()
+    missing = [path for path in found.stamps if path not in before]
+    rejected = len(found.unlisted) + sum(isinstance(result, Reject) for result in before.values())
+    seconds = 0.0
+    report(ScanProgress(len(before), 0, len(missing), seconds, rejected))
+    examined = examine_all(Examiner(config), missing, config.workers or os.cpu_count() or 1)
     try:
-        for decoded, (path, found) in enumerate(zip(missing, examined), 1):
-            result = judge(found.result, config)
+        for decoded, (path, one) in enumerate(zip(missing, examined), 1):
+            result = judge(one.result, config)
             rejected += isinstance(result, Reject)
-            seconds += found.seconds
-            report(ScanProgress(known, decoded, len(missing), seconds, rejected))
-            if parts:
-                parts.add(listing.stamps[path], found)
+            seconds += one.seconds
+            report(ScanProgress(len(before), decoded, len(missing), seconds, rejected))
+            if known:
+                known.add(found.stamps[path], one)
             yield result
     finally:
-        if parts:  # what was decoded before an interrupt or an error
-            parts.publish()
+        if known:  # what was decoded before an interrupt or an error
+            known.publish()
+
+
+def _find_known(config: ManifestConfig, found: FoundFiles, known: KnownFiles) -> dict[str, Track | Reject]:
+    """Results of files that are known by their stamp or their bytes, by path."""
+    by_stamp = {path: result for path, stamp in found.stamps.items() if (result := known.find(path, stamp))}
+    others = [path for path in found.stamps if path not in by_stamp]
+    results = by_stamp | _find_by_bytes(config, found, others, known)
+    return {path: judge(result, config) for path, result in results.items()}
 
 
 def _find_by_bytes(
-    config: ManifestConfig, listing: Listing, paths: list[str], parts: ScanParts
+    config: ManifestConfig, found: FoundFiles, paths: list[str], known: KnownFiles
 ) -> dict[str, Track | Reject]:
     """Results of files that look changed, or lie elsewhere now, and hold the bytes they held; these are read, not decoded."""
-    kept = {path: found for path in paths if (found := parts.find_bytes(path))}
+    as_before = {path: before for path in paths if (before := known.find_bytes(path))}
     same: dict[str, Track | Reject] = {}
     threads = ThreadPoolExecutor(config.workers or os.cpu_count() or 1)
     try:
-        for path, sha256 in zip(kept, threads.map(partial(read_sha256, config=config), kept)):
-            before, result = kept[path]
-            if sha256 == before:
-                same[path] = judge(result, config)
-                if listing.stamps[path]:
-                    parts.add(listing.stamps[path], Examined(result, is_lasting=True, sha256=before))
+        for path, sha256 in zip(as_before, threads.map(partial(read_sha256, config=config), as_before)):
+            digest, result = as_before[path]
+            if sha256 == digest:
+                same[path] = result
+                if found.stamps[path]:
+                    known.add(found.stamps[path], Examined(result, is_lasting=True, sha256=digest))
     finally:
         threads.shutdown(cancel_futures=True)
-        parts.publish()
+        known.publish()
     return same
 
 
-def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, Listed]) -> Track | Reject:
+def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, FileListRow]) -> Track | Reject:
     """A track in the group and split that the list gives it, or the settings."""
     if isinstance(result, Reject):
         return result
@@ -172,20 +178,26 @@ def _without_duplicates(results: list[Track | Reject]) -> Iterator[Track | Rejec
 
     So a copy that is added in a folder of another split takes nothing that was trained on into it.
     """
-    kept: dict[str, str] = {}
+    first: dict[str, str] = {}
     tracks = (result for result in results if isinstance(result, Track))
     for track in sorted(tracks, key=lambda track: (track.split != REST_SPLIT, track.path)):
-        kept.setdefault(track.audio_sha256, track.path)
+        first.setdefault(track.audio_sha256, track.path)
     for result in results:
-        if isinstance(result, Track) and kept[result.audio_sha256] != result.path:
-            result = Reject(path=result.path, reason="duplicate", detail=f"same audio as {kept[result.audio_sha256]}")
+        if isinstance(result, Track) and first[result.audio_sha256] != result.path:
+            result = Reject(path=result.path, reason="duplicate", detail=f"same audio as {first[result.audio_sha256]}")
         yield result
+
+
+def tracks_and_rejects(results: Iterable[Track | Reject]) -> tuple[list[Track], list[Reject]]:
+    """Tracks by key, and rejects by path."""
+    results = list(results)
+    tracks = sorted((result for result in results if isinstance(result, Track)), key=lambda track: track.key)
+    return tracks, sorted((result for result in results if isinstance(result, Reject)), key=lambda reject: reject.path)
 
 
 def write_manifest(config: ManifestConfig, results: list[Track | Reject]) -> dict:
     """Publish the three files, manifest.yaml last; returns its content."""
-    tracks = sorted((result for result in results if isinstance(result, Track)), key=lambda track: track.key)
-    rejects = sorted((result for result in results if isinstance(result, Reject)), key=lambda reject: reject.path)
+    tracks, rejects = tracks_and_rejects(results)
     with files.publishing(files.join(config.out, "manifest.jsonl")) as temporary:
         digest = _write_lines(temporary, tracks)
     with files.publishing(files.join(config.out, "rejected.jsonl")) as temporary:

@@ -107,7 +107,7 @@ class Patience:
 
     def _warn(self, name: str, state: RetryCallState) -> None:
         """Say that a read waits: once it has for a while, and then once a minute over all threads."""
-        assert state.outcome is not None, "told after an attempt"
+        assert state.outcome is not None, "called after an attempt"
         now, passed = time.monotonic(), _passed(state)
         with self._lock:
             if passed < WARN_AFTER or now < self._next_warning:

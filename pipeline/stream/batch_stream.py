@@ -158,12 +158,9 @@ class BatchStream:
         crop = partial(_random_crop_of, seed, frames)
         self._loader = _Loader(reader, index, frames, config, crop, self._cache)
         batches = GlobalBatches(self._order, config.batch_size, self._cache)
-        if config.on_bad_shard == "skip" and self._cache:
-            bad = BadShards(shards, self._cache, before.bad_shards, warns=rank == 0)
-            plans = batches.without(bad, consumed, rows)
-        else:
-            plans = batches.after(consumed, rows, before.bad_shards)
-        self._batches = self._loader.batches(plans)
+        skips = config.on_bad_shard == "skip"
+        bad = BadShards(shards, self._cache if skips else None, before.bad_shards, warns=rank == 0)
+        self._batches = self._loader.batches(batches.after(consumed, rows, bad))
 
     def __iter__(self) -> "BatchStream":
         return self
@@ -177,7 +174,7 @@ class BatchStream:
             self.close()
             raise
         if self._cache:
-            self._loader.leave(self._order.window_of(mark.consumed))
+            self._loader.close_windows(self._order.window_of(mark.consumed))
         epoch, offset = divmod(mark.consumed, self._order.epoch_size)
         changes = {"epoch": epoch, "offset": offset, "bad_shards": mark.bad_shards}
         return batch, self._start.model_copy(update=changes).model_dump()
@@ -299,11 +296,11 @@ class _Loader:
         while pending:
             yield _finish(*pending.popleft())
 
-    def leave(self, window: int) -> None:
-        """Windows of shards before this one are done with: let go of their files, and then of their copies."""
-        assert self._cache is not None, "without copies there is nothing to leave"
-        self._reader.keep_only(self._cache.still_at_work(window))
-        self._cache.leave(window)
+    def close_windows(self, window: int) -> None:
+        """Close the files of all windows of shards before this one, then let the cache delete their copies."""
+        assert self._cache is not None, "without copies there is nothing to delete"
+        self._reader.keep_only(self._cache.open_shards(window))
+        self._cache.close_windows(window)
 
     def close(self) -> None:
         if self._cache:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import count
 from typing import NamedTuple
 
 from mert_foundry.pipeline.cache.shard_cache import ShardCache
@@ -22,25 +21,33 @@ Plan = tuple[Mark, range, list[Place]]  # of one rank: the mark, its rows in the
 
 
 class BadShards:
-    """The shards of a split that are corrupt in the store, as far as the stream has come.
+    """The shards of a split that were found to be corrupt in the store so far.
 
     Args:
-        shards: of the split.
-        cache: which verifies them.
-        names: those passed over before.
-        warns: whether this process logs a warning for each.
+        shards: all shards of the split.
+        cache: it verifies them; None: bad shards are not looked for.
+        names: the bad shards that were found before.
+        warns: whether this process logs a warning for each new one.
     """
 
-    def __init__(self, shards: Sequence[ShardEntry], cache: ShardCache, names: Sequence[str], warns: bool) -> None:
+    def __init__(
+        self, shards: Sequence[ShardEntry], cache: ShardCache | None, names: Sequence[str], warns: bool
+    ) -> None:
         self._shards = shards
         self._cache = cache
         self._warns = warns
         self.names = sorted(names)
-        # Asked for every example; once an epoch is enough, as a shard is read once an epoch.
+        # This is asked for every example; once an epoch is enough, as a shard is read once an epoch.
         self.has = lru_cache(maxsize=1024)(self._find)
+
+    @property
+    def are_looked_for(self) -> bool:
+        """Whether bad shards are looked for, so that their examples can be passed over."""
+        return self._cache is not None
 
     def _find(self, epoch: int, shard: int) -> bool:
         """Whether a shard is corrupt in an epoch. Waits for it; raises OSError when the store fails."""
+        assert self._cache is not None, "bad shards are looked for"
         fault = self._cache.find_fault(shard)
         name = self._shards[shard].name
         if fault and name not in self.names:
@@ -54,39 +61,45 @@ class BadShards:
 
 
 class GlobalBatches:
-    """Plans of global batches of `batch_size` examples; tells the cache, if there is one, which shards are at work."""
+    """Plans of global batches of `batch_size` examples; opens the windows of shards in the cache, if there is one."""
 
     def __init__(self, order: SampleOrder, batch_size: int, cache: ShardCache | None) -> None:
         self._order = order
         self._batch_size = batch_size
         self._cache = cache
 
-    def after(self, consumed: int, rows: range, bad_shards: list[str]) -> Iterator[Plan]:
-        """Batch after batch of one rank, from a position on, before which `bad_shards` were passed over."""
-        for start in count(consumed, self._batch_size):
-            self._reach(start + self._batch_size)
-            places = self._order.take(start + rows.start, len(rows))
-            yield Mark(start + self._batch_size, bad_shards), rows, places
+    def after(self, consumed: int, rows: range, bad: BadShards) -> Iterator[Plan]:
+        """The batches of one rank, from a position on.
 
-    def without(self, bad: BadShards, consumed: int, rows: range) -> Iterator[Plan]:
-        """The same without the examples of bad shards; those after them move up, on all ranks alike.
-
-        Every rank waits for all shards of a global batch, so that all know which of them are bad.
+        Where bad shards are looked for, their examples are missing, and the examples after them move up, on all ranks alike: every
+        rank waits for all shards of a global batch, so that all ranks know which of them are bad.
         """
-        last_found = consumed
         while True:
-            places: list[Place] = []
-            while len(places) < self._batch_size:
-                missing = self._batch_size - len(places)
-                self._reach(consumed + missing)
-                found = self._order.take(consumed, missing)
-                places += [place for place in found if not bad.has(place.epoch, place.shard)]
-                consumed += missing
-                last_found = consumed if len(places) > self._batch_size - missing else last_found
-                if consumed - last_found > self._order.epoch_size:
-                    raise ValueError(f"all {len(bad.names)} shards with examples are corrupt in the store")
-            yield Mark(consumed, bad.names), rows, places[rows.start : rows.stop]
+            if bad.are_looked_for:
+                consumed, batch = self._take_sound(consumed, bad)
+                places = batch[rows.start : rows.stop]
+            else:
+                self._open_windows(consumed + self._batch_size)
+                places = self._order.take(consumed + rows.start, len(rows))
+                consumed += self._batch_size
+            yield Mark(consumed, bad.names), rows, places
 
-    def _reach(self, end: int) -> None:
+    def _take_sound(self, consumed: int, bad: BadShards) -> tuple[int, list[Place]]:
+        """The position after a global batch that begins at `consumed`, and its places, none of them in a bad shard."""
+        places: list[Place] = []
+        last_found = consumed
+        while len(places) < self._batch_size:
+            missing = self._batch_size - len(places)
+            self._open_windows(consumed + missing)
+            found = [place for place in self._order.take(consumed, missing) if not bad.has(place.epoch, place.shard)]
+            places += found
+            consumed += missing
+            last_found = consumed if found else last_found
+            if consumed - last_found > self._order.epoch_size:
+                raise ValueError(f"all {len(bad.names)} shards with examples are corrupt in the store")
+        return consumed, places
+
+    def _open_windows(self, end: int) -> None:
+        """Open the windows of shards before position `end` in the cache."""
         if self._cache:
-            self._cache.reach(self._order.window_of(end - 1))
+            self._cache.open_windows(self._order.window_of(end - 1))
