@@ -10,15 +10,17 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
+from mert_foundry.jobs.extraction.plan import Plan
 from mert_foundry.jobs.extraction.run import extract
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.probing.models import ProbedModel
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.model.probing.features import FrameFeatures, PooledFeatures
+from mert_foundry.model.probing.separation import find_misfit
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure, find_late_start
 from mert_foundry.pipeline.probe_sets.durations import audio_seconds
-from mert_foundry.pipeline.probe_sets.task import POOLED_KINDS, LabelledSet
+from mert_foundry.pipeline.probe_sets.task import POOLED_KINDS, LabelledSet, ProbeTask
 from mert_foundry.pipeline.storage import files
 
 TABLE = "clips.jsonl"
@@ -97,10 +99,22 @@ def cut_to_length(labelled: LabelledSet, listed: LabelledSet) -> ProbedTask:
     return replace(measured, labelled=cut(measured.labelled, seconds))
 
 
+class MisfitError(ValueError):
+    """The features of a model do not fit a task; the message says why."""
+
+
+def check_fit(task: ProbeTask, plan: Plan, config: ProbeConfig) -> None:
+    """Raise MisfitError when the features of a plan do not fit a task."""
+    if task.kind != "separation":
+        return
+    if reason := find_misfit(plan.description["frame_rate"], len(plan.order.layout.layers), config.separation):
+        raise MisfitError(reason)
+
+
 def extract_features(probed: ProbedTask, model: ProbedModel, config: ProbeConfig) -> FeatureTable:
     """Extract a model's features, or find them in the cache; they are recomputed when model or clips changed.
 
-    Raises as `mert_foundry.jobs.extraction.run.extract`.
+    Raises MisfitError before anything is computed, and as `mert_foundry.jobs.extraction.run.extract`.
     """
     task = probed.labelled.task
     folder = Path(config.cache or Path(config.out) / "features") / task.name
@@ -122,7 +136,7 @@ def extract_features(probed: ProbedTask, model: ProbedModel, config: ProbeConfig
         device=config.device,
         overwrite=True,
     )
-    location = extract(settings, processes=_processes(probed, config))
+    location = extract(settings, _processes(probed, config), lambda plan, *_: check_fit(task, plan, config))
     group = zarr.open_group(location, mode="r")
     return FeatureTable(group, dict(group.attrs), np.arange(len(probed.labelled.clips)))
 

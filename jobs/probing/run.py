@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from mert_foundry.jobs.command.console import console
-from mert_foundry.jobs.extraction.models import check_model, open_model
+from mert_foundry.jobs.extraction.models import check_model
 from mert_foundry.jobs.probing.features import (
     FeatureTable,
+    MisfitError,
     ProbedTask,
     cut_to_length,
     drop_faults,
@@ -29,9 +28,9 @@ from mert_foundry.jobs.probing.validation_basis import on_validation
 from mert_foundry.model.probing.frames import probe_frames
 from mert_foundry.model.probing.probe import probe
 from mert_foundry.model.probing.result import ProbeResult
-from mert_foundry.model.probing.separation import find_misfit, probe_separation
+from mert_foundry.model.probing.separation import probe_separation
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
-from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
+from mert_foundry.pipeline.probe_sets.task import LabelledSet
 from mert_foundry.pipeline.storage.documents import fingerprint
 
 RESULTS = "results"
@@ -71,10 +70,14 @@ def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
 def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeConfig, found: ProbeFindings) -> None:
     """Score on one task every model whose features fit it."""
     task = probed.labelled.task
-    misfits = {model.name: reason for model in models if (reason := misfit(task, model, config))}
-    found.unscored += [UnscoredRow(task=task.name, model=name, reason=reason) for name, reason in misfits.items()]
-    fitting = [model for model in models if model.name not in misfits]
-    probed, tables = drop_faults(probed, [extract_features(probed, model, config) for model in fitting])
+    fitting: dict[ProbedModel, FeatureTable] = {}
+    for model in models:
+        try:
+            fitting[model] = extract_features(probed, model, config)
+        except MisfitError as error:
+            console.say(f"  {model.name}: not scored: {error}")
+            found.unscored.append(UnscoredRow(task=task.name, model=model.name, reason=str(error)))
+    probed, tables = drop_faults(probed, list(fitting.values()))
     found.tasks.append(describe_task(probed))
     for model, table in zip(fitting, tables):
         found.fingerprints[model.name] = table.description["model"]["fingerprint"]
@@ -107,17 +110,6 @@ def load_cut_tasks(config: ProbeConfig) -> list[ProbedTask]:
     """The tasks that were asked for, with clips of the lengths that they ask for. Raises as `load_tasks` and `cut_to_length`."""
     listed = load_tasks(config.data, config.tasks)
     return [cut_to_length(on_validation(each) if config.score == "valid" else each, listed=each) for each in listed]
-
-
-def misfit(task: ProbeTask, model: ProbedModel, config: ProbeConfig) -> str:
-    """Why the features of a model do not fit a task; empty when they do. The reason is printed too."""
-    if task.kind != "separation":
-        return ""
-    opened = open_model(model.location, torch.device("cpu"))
-    reason = find_misfit(opened.sample_rate / opened.geometry.hop, len(opened.layers), config.separation)
-    if reason:
-        console.say(f"  {model.name}: not scored: {reason}")
-    return reason
 
 
 def probe_task(probed: ProbedTask, table: FeatureTable, model: ProbedModel, config: ProbeConfig) -> ProbeResult:
