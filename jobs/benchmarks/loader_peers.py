@@ -34,11 +34,22 @@ def collate(examples: Sequence[Arrays]) -> Batch:
     return {**stacked, "key": [example["key"] for example in examples]}
 
 
-def read_flac(file: Any, start: int, count: int) -> np.ndarray:
+def read_flac(file: str | BytesIO, start: int, count: int) -> np.ndarray:
     """Samples [start, start + count) of a FLAC file, int16, by libsndfile."""
     with soundfile.SoundFile(file) as opened:
         opened.seek(start)
         return opened.read(count, dtype="int16")
+
+
+def crop_example(key: str, audio: Any, codes: np.ndarray, cqt: np.ndarray, frames: int) -> Arrays:
+    """The crop of an example; `audio` is int16 `[T]`, or FLAC as the path of a file or as bytes."""
+    start, count = random_crop(SEED, 0, key, codes.shape[1], frames)
+    first, samples = HOP * start, HOP * count
+    if isinstance(audio, np.ndarray):
+        crop = audio[first : first + samples]
+    else:
+        crop = read_flac(audio if isinstance(audio, str) else BytesIO(audio), first, samples)
+    return {"key": key, "audio": crop, "codes": codes[:, start : start + count], "cqt": cqt[start : start + count]}
 
 
 class ArrayFiles(Dataset):
@@ -57,14 +68,8 @@ class ArrayFiles(Dataset):
 
     def __getitem__(self, number: int) -> Arrays:
         key, arrays = self.keys[number], self.arrays[number]
-        start, count = random_crop(SEED, 0, key, arrays["codes"].shape[1], self.frames)
-        samples = slice(HOP * start, HOP * (start + count))
-        if self.flac:
-            audio = read_flac(str(self.folder / f"{key}.flac"), samples.start, HOP * count)
-        else:
-            audio = arrays["audio"][samples]
-        frames = slice(start, start + count)
-        return {"key": key, "audio": audio, "codes": arrays["codes"][:, frames], "cqt": arrays["cqt"][frames]}
+        audio = str(self.folder / f"{key}.flac") if self.flac else arrays["audio"]
+        return crop_example(key, audio, arrays["codes"], arrays["cqt"], self.frames)
 
 
 def shuffled(dataset: Dataset, batch: int, workers: int) -> Iterator[Batch]:
@@ -87,16 +92,6 @@ def array_files(folder: Path, flac: bool, frames: int, batch: int, workers: int)
     return shuffled(ArrayFiles(folder / "arrays", flac, frames), batch, workers)
 
 
-def crop_whole(key: str, audio: Any, codes: np.ndarray, cqt: np.ndarray, frames: int) -> Arrays:
-    """The crop of an example that is in memory; `audio` is int16 `[T]`, or FLAC as bytes."""
-    start, count = random_crop(SEED, 0, key, codes.shape[1], frames)
-    first, samples = HOP * start, HOP * count
-    crop = (
-        audio[first : first + samples] if isinstance(audio, np.ndarray) else read_flac(BytesIO(audio), first, samples)
-    )
-    return {"key": key, "audio": crop, "codes": codes[:, start : start + count], "cqt": cqt[start : start + count]}
-
-
 def webdataset_tars(folder: Path, flac: bool, frames: int, batch: int, workers: int) -> Iterator[Batch]:
     """Our own tars, read from end to end by webdataset, shuffled in a buffer of 100 examples."""
     import webdataset
@@ -107,7 +102,7 @@ def webdataset_tars(folder: Path, flac: bool, frames: int, batch: int, workers: 
     def crop(example: dict[str, Any]) -> Arrays:
         codes, cqt = (np.load(BytesIO(example[f"{name}.npy"])) for name in ("codes", "cqt"))
         audio = example[member] if flac else np.load(BytesIO(example[member]))
-        return crop_whole(example["__key__"], audio, codes, cqt, frames)
+        return crop_example(example["__key__"], audio, codes, cqt, frames)
 
     dataset = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(100).map(crop)
     batches = dataset.repeat().batched(batch, collation_fn=collate, partial=False)
@@ -132,7 +127,7 @@ class ArrowTable(Dataset):
         codes = np.frombuffer(row["codes"][0].as_buffer(), np.uint16).reshape(CODEBOOKS, -1)
         cqt = np.frombuffer(row["cqt"][0].as_buffer(), row["dtype"][0].as_py()).reshape(-1, self.bins)
         audio = row["flac" if self.flac else "audio"][0].as_buffer()
-        return crop_whole(
+        return crop_example(
             row["key"][0].as_py(), audio if self.flac else np.frombuffer(audio, np.int16), codes, cqt, self.frames
         )
 
@@ -149,7 +144,7 @@ def litdata_chunks(folder: Path, flac: bool, frames: int, batch: int, workers: i
     member = "flac" if flac else "audio"
 
     def crop(example: dict[str, Any]) -> Arrays:
-        return crop_whole(example["key"], example[member], example["codes"], example["cqt"], frames)
+        return crop_example(example["key"], example[member], example["codes"], example["cqt"], frames)
 
     chunks = litdata.StreamingDataset(str(folder / f"litdata_{member}"), shuffle=True, transform=crop)
     loader = litdata.StreamingDataLoader(

@@ -86,7 +86,7 @@ DoParts = Callable[[Plan, list[Part]], dict[str, str]]
 Report = Callable[[Plan, Input, list[Part]], None]
 
 
-def extract(config: ExtractConfig, processes: int = 1) -> str:
+def extract(config: ExtractConfig, processes: int = 1, report: Report = lambda plan, found, missing: None) -> str:
     """Make a feature store on this machine, or do what is missing of one; returns its location, `config.out`.
 
     Row i of a pooled store is line i of a table that was given as input; so are the columns of its track table. Where every
@@ -94,6 +94,7 @@ def extract(config: ExtractConfig, processes: int = 1) -> str:
 
     Args:
         processes: that share the parts; 1: this process does them, with one arithmetic thread meanwhile.
+        report: called before the first part; what it raises ends the extraction.
 
     Raises:
         ExtractionError: parts could not be made, naming the first ones.
@@ -105,7 +106,7 @@ def extract(config: ExtractConfig, processes: int = 1) -> str:
     def do_parts(plan: Plan, parts: list[Part]) -> dict[str, str]:
         return work_here(plan, parts, config.device, "extract", processes)
 
-    done = run_extraction(config, do_parts)
+    done = run_extraction(config, do_parts, report=report)
     if done.failures:
         first = "; ".join(f"{name}: {message}" for name, message in sorted(done.failures.items())[:SEVERAL_FAILURES])
         raise ExtractionError(

@@ -1,4 +1,4 @@
-"""A view as one HTML file that opens from disk and loads nothing.
+"""Renders a view as one HTML file that opens from disk and loads nothing.
 
 The template escapes all text. The script gets its data as JSON and writes text nodes alone, so nothing in a file name
 is ever markup. A Content-Security-Policy allows this page's own script and style by their hashes, and no network.
@@ -30,17 +30,17 @@ from mert_foundry.jobs.inspection.view import (
 )
 
 MOST_BYTES = 12_000_000
-ROOM_OF_THE_REST = 300_000  # bytes kept for template and tables when examples are counted
+ROOM_OF_THE_REST = 300_000  # bytes reserved for template and tables when examples are counted
 MOST_ROWS = 100
 FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("plots.js", "heatmaps.js", "examples.js", "page.js")
 
 
 def as_page(view: View, command: str) -> bytes:
-    """The page, which names the command that made it. Warnings of the view go to standard error too.
+    """The page of a view. It shows the command that made it. Warnings of the view are also printed to standard error.
 
     Raises:
-        ValueError: it would have more than 12 MB.
+        ValueError: the page would have more than 12 MB.
     """
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -65,7 +65,7 @@ def as_page(view: View, command: str) -> bytes:
 
 
 def write_blocks(blocks: Iterable[Block], data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the template needs of each block, by the names it knows; plots and examples go into `data`, for the script."""
+    """The values of each block, under the names that the template uses. Plots and examples go into `data`, for the script."""
     for block in blocks:
         match block:
             case OnPage():
@@ -90,7 +90,7 @@ def write_blocks(blocks: Iterable[Block], data: dict[str, Any]) -> Iterator[dict
 
 
 def write_table(block: Table) -> dict[str, Any]:
-    """A table with text in its cells; of a long one the first rows, and its caption says how many there are."""
+    """A table with text in its cells. A long one is cut, and its caption says how many rows there are."""
     rows = row_texts(block.rows[:MOST_ROWS] if block.may_be_long else block.rows)
     caption = block.caption
     if block.may_be_long and (caption or len(rows) < len(block.rows)):
@@ -100,7 +100,7 @@ def write_table(block: Table) -> dict[str, Any]:
 
 
 def write_examples(block: ExamplePlayers, data: dict[str, Any]) -> Sequence[Block]:
-    """Put examples into `data` while the page has room; a warning says when there was none for all."""
+    """Put examples into `data` while the page has room. If it has no room for all of them, a warning says so."""
     data["shares"] = script_value(block.shares)
     room = MOST_BYTES - ROOM_OF_THE_REST - len(json.dumps(data))
     for example in block.make():
@@ -114,7 +114,7 @@ def write_examples(block: ExamplePlayers, data: dict[str, Any]) -> Sequence[Bloc
 
 
 def script_value(value: Any) -> Any:
-    """What the script reads: a dataclass as an object without its empty fields, bytes as base64."""
+    """A value in the form that the script reads: a dataclass becomes an object without empty fields, bytes become base64."""
     if dataclasses.is_dataclass(value):
         named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name: script_value(field) for name, field in named.items() if field is not None}

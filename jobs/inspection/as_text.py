@@ -1,4 +1,4 @@
-"""A view as lines of plain text, for a terminal or a pipe."""
+"""Renders a view as lines of plain text, for a terminal or a pipe."""
 
 from mert_foundry.jobs.command.text import pairs, printable, table
 from mert_foundry.jobs.inspection.cells import cell_text, row_texts
@@ -9,7 +9,7 @@ INDENT = "  "
 
 
 def as_text(view: View) -> list[str]:
-    """Lines without control characters. A section that is for the page alone is not there."""
+    """The lines of a view, without control characters. Sections that only a page shows are left out."""
     lines = [f"{view.kind} {view.title}"]
     for index, section in enumerate(view.sections):
         paragraphs = [(block, found) for block in section.blocks if (found := block_lines(block))]
@@ -20,11 +20,11 @@ def as_text(view: View) -> list[str]:
             apart = previous is not None and not (isinstance(previous, Note) and isinstance(block, Note))
             lines += ["", *found] if apart else found
             previous = block
-    return [printable(line) for line in lines]  # nothing in a name or a file steers the terminal
+    return [printable(line) for line in lines]  # so that no name and no file can control the terminal
 
 
 def block_lines(block: Block) -> list[str]:
-    """The lines of one block; none of what is for the page alone."""
+    """The lines of one block; no lines for a block that only a page shows."""
     match block:
         case Note():
             return [INDENT + block.text]
@@ -39,7 +39,7 @@ def block_lines(block: Block) -> list[str]:
 
 
 def table_lines(block: Table) -> list[str]:
-    """A caption where there is one, the header, and the rows or the first of many."""
+    """The caption if there is one, the header, and the rows; of many rows the first ones."""
     if not block.rows:
         return []
     shown = block.rows[:MOST_ROWS] if block.may_be_long else block.rows

@@ -1,4 +1,4 @@
-"""Blocks that several kinds of folder have: how numbers spread, and what was rejected or dropped."""
+"""Blocks for several kinds of folder: how numbers are distributed, and what was rejected or dropped."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from mert_foundry.pipeline.inspection.spread import Spread, histogram
 
 
 def spread_table(what: str, spreads: Mapping[str, Spread | None]) -> Table:
-    """Quantiles, a row for each name that has numbers; `what` heads the names."""
+    """A table of quantiles, one row for each name that has numbers. `what` is the header above the names."""
     header = (what, "count", "lowest", "5 %", "median", "mean", "95 %", "highest")
     rows: list[Sequence[Cell]] = []
     for name, each in spreads.items():
@@ -23,14 +23,14 @@ def spread_table(what: str, spreads: Mapping[str, Spread | None]) -> Table:
 def histogram_plot(
     title: str, label: str, unit: str, counted: str, values: Sequence[float] | np.ndarray, hint: str = ""
 ) -> HistogramPlot:
-    """How many of `counted` have which value."""
+    """A histogram; `counted` says what is counted."""
     bars = histogram(values)
     x, y = Axis(label, unit=unit), Axis(counted, format="count")
     return HistogramPlot(title, bars.edges, bars.counts, x, y, hint)
 
 
 def reasons_plot(title: str, counted: str, counts: Mapping[str, int]) -> BarPlot:
-    """Bars by reason, the longest first."""
+    """A bar for each reason, the longest first."""
     reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))
     bars = Bars(counted, [counts[reason] for reason in reasons])
     return BarPlot(title, reasons, [bars], Axis("reason"), Axis(counted, format="count"), sideways=True)

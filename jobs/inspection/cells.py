@@ -1,4 +1,4 @@
-"""How the cells of tables and facts read, in text and on a page."""
+"""Writes the cells of tables and facts, for text and pages alike."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from mert_foundry.jobs.inspection.view import Cell, Estimate
 
 
 def row_texts(rows: Sequence[Sequence[Cell]]) -> list[list[str]]:
-    """The cells of a table as text. Floats beside estimates have three digits, as these have."""
+    """The cells of a table as text. In a table with estimates, floats have three digits too."""
     measured = any(isinstance(cell, Estimate) for row in rows for cell in row)
     return [
         [_three_digits(cell) if measured and isinstance(cell, float) else cell_text(cell) for cell in row]

@@ -1,4 +1,4 @@
-"""The curves of run folders: every number that a run wrote, several runs in the same plots."""
+"""Plots of everything that runs recorded, with several runs in the same plot."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ SECTIONS: dict[str, Callable[[str], bool]] = {
 
 
 def curve_sections(names: Sequence[str], histories: Sequence[RunHistory]) -> list[Section]:
-    """Sections of curves, for the page alone."""
+    """Sections of curves, which only a page shows."""
     read_curves = functools.cache(lambda: [curves(history) for history in histories])
     return [
         Section(title, [OnPage(functools.partial(curve_blocks, names, read_curves, wanted))])
@@ -35,7 +35,7 @@ def curve_sections(names: Sequence[str], histories: Sequence[RunHistory]) -> lis
 def curve_blocks(
     names: Sequence[str], read_curves: Callable[[], Sequence[CurvesOfRun]], wanted: Callable[[str], bool]
 ) -> list[Block]:
-    """Plots of those curves whose name is `wanted`, the curves by codebook last."""
+    """Plots of the curves whose names are `wanted`; curves by codebook come last."""
     runs = read_curves()
     chosen = [plot for plot in dict.fromkeys(plot for run in runs for plot in run) if wanted(plot)]
     plots = [curve_plot(plot, names, runs) for plot in chosen if "by codebook" not in plot]

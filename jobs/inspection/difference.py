@@ -3,11 +3,11 @@
 from mert_foundry.jobs.inspection.view import Block, Note, Section, Table, View
 from mert_foundry.pipeline.inspection.difference import Difference
 
-LONGEST_VALUE = 70  # characters: a SHA-256 has 64
+LONGEST_VALUE = 70  # characters; a SHA-256 has 64
 
 
 def difference_view(difference: Difference) -> View:
-    """Settings that differ, and keys with `+` added, `-` removed, `~` changed."""
+    """A view of the settings that differ, and of keys that were added (`+`), removed (`-`) or changed (`~`)."""
     blocks: list[Block] = [Note("no difference")]
     if not difference.same:
         settings = [(change.key, _value(change.first), _value(change.second)) for change in difference.settings]

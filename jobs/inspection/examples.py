@@ -1,4 +1,4 @@
-"""What mert inspect --example and --export show: one example, its members, the files that were written."""
+"""What mert inspect --example and --export show: one example with its members, and the files that were written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from mert_foundry.pipeline.shards.target import TargetSpec, octave_layout
 
 
 def example_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str) -> View:
-    """Where one example comes from, and its members. Raises as `find_examples` and `read_example`."""
+    """A view of one example: where it comes from, and its members. Raises as `find_examples` and `read_example`."""
     stored = find_examples(folder, shards, [key])[0]
     summary = summarise_example(index, stored, read_example(folder, index, stored)[0])
     beginnings = [table for member in summary.members for table in first_values(member)]
@@ -29,7 +29,7 @@ def example_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], k
 
 
 def export_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str, out: Path) -> View:
-    """Write the files of one example into the folder `out`, and name them. Raises as `export_example`."""
+    """Write the files of one example into the folder `out`; returns a view that names them. Raises as `export_example`."""
     stored = find_examples(folder, shards, [key])[0]
     files = [str(path) for path in export_example(*read_example(folder, index, stored), out)]
     written = Table(("file",), [(file,) for file in files])
@@ -51,7 +51,7 @@ def example_facts(summary: ExampleSummary) -> Facts:
 
 
 def member_blocks(members: Sequence[MemberSummary]) -> list[Block]:
-    """Shapes and ranges of the members."""
+    """A table of the members with their shapes and ranges."""
     rows = [
         (
             member.name,
@@ -74,7 +74,7 @@ def member_blocks(members: Sequence[MemberSummary]) -> list[Block]:
 
 
 def first_values(member: MemberSummary) -> list[Table]:
-    """The first values of a member, a row for each codebook or frame; none of a json."""
+    """The first values of a member, one row for each codebook or frame; no rows for JSON."""
     if not member.first:
         return []
     rows = np.atleast_2d(member.first).tolist()
@@ -84,6 +84,6 @@ def first_values(member: MemberSummary) -> list[Table]:
 
 
 def pitch_of_bins(spec: TargetSpec) -> Pitch | None:
-    """What names the bins of a target as notes; None when they are no pitches."""
+    """The pitches of a target's bins, to name them as notes; None when the bins are no pitches."""
     layout = octave_layout(spec)
     return Pitch(*layout) if layout else None

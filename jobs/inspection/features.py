@@ -1,4 +1,4 @@
-"""What mert inspect shows of a feature store: layers in numbers and curves, tracks as points, and nearest neighbours."""
+"""What mert inspect shows of a feature store: statistics and curves by layer, tracks as points, and nearest neighbours."""
 
 import random
 from collections import Counter
@@ -45,7 +45,7 @@ LAYER_PLOTS = (
 
 
 def build_view(options: FeatureOptions) -> View:
-    """The store, or the neighbours of one track. Raises as `read_store`, and ValueError for an unknown key."""
+    """A view of the store, or of the neighbours of one track. Raises as `read_store`, and ValueError for an unknown key."""
     read = read_store(options)
     if options.track:
         return neighbour_view(nearest(read, options.track))
@@ -61,7 +61,7 @@ def build_view(options: FeatureOptions) -> View:
 
 
 def read_store(options: FeatureOptions) -> FeatureRows:
-    """The store, with the groups of a manifest where one is named. Raises ValueError for a manifest of other tracks."""
+    """The store, with the groups of the manifest if one is named. Raises ValueError if that is a manifest of other tracks."""
     named = options.keys or ([options.track] if options.track else [])
     read = read_features(options.locations[0], named)
     if options.manifest is None:
@@ -74,7 +74,7 @@ def read_store(options: FeatureOptions) -> FeatureRows:
 
 
 def overview(summary: FeatureSummary) -> Section:
-    """What the store holds and who made it."""
+    """What the store holds, and the model and settings that made it."""
     figures = Figures(
         [
             (f"{summary.hours:.3g} h", "audio"),
@@ -148,7 +148,7 @@ def group_blocks(read: FeatureRows) -> list[Block]:
 
 
 def layer_plot(read: FeatureRows, index: int, members: dict[str, list[int]]) -> PointPlot:
-    """The tracks in one layer, the store's number `index`; `members` are the tracks to draw by group."""
+    """Tracks as points in one layer. `index` is the layer's number in the store, `members` the tracks to draw, by group."""
     components, shares = project(read.vectors[:, index])
     series = [
         Points(
@@ -170,7 +170,7 @@ def layer_plot(read: FeatureRows, index: int, members: dict[str, list[int]]) -> 
 
 
 def neighbour_blocks(read: FeatureRows, options: FeatureOptions) -> list[Block]:
-    """The nearest tracks of a few, which the options name or draw by a seed."""
+    """The nearest tracks of a few tracks, which the options name or a seed draws."""
     keys: Sequence[str] = options.keys
     if not keys:
         keys = sorted(random.Random(options.seed).sample(read.keys, min(options.examples, len(read.keys))))
@@ -186,13 +186,13 @@ def neighbour_blocks(read: FeatureRows, options: FeatureOptions) -> list[Block]:
 
 
 def neighbour_table(neighbours: Sequence[Neighbour], caption: str = "") -> Table:
-    """The nearest tracks over all layers."""
+    """A table of the nearest tracks over all layers."""
     rows = [(each.key, each.group or "-", f"{each.similarity:.3f}") for each in neighbours]
     return Table(("nearest over all layers", "group", "cosine"), rows, caption)
 
 
 def neighbour_view(neighbours: NeighbourSummary) -> View:
-    """The nearest tracks of one, over all layers and in each."""
+    """A view of the tracks nearest to one track, over all layers and in each layer."""
     rows: list[Sequence[Cell]] = [
         (layer, *(f"{each.key} {each.similarity:.2f}" for each in found[:3]))
         for layer, found in neighbours.by_layer.items()

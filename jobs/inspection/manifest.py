@@ -1,4 +1,4 @@
-"""What mert inspect shows of a manifest folder: what is there, how long and loud it is, what was rejected."""
+"""What mert inspect shows of a manifest folder: totals, lengths and levels of its tracks, and rejected files."""
 
 from collections.abc import Iterator, Mapping
 
@@ -35,7 +35,7 @@ from mert_foundry.pipeline.inspection.manifest_summary import (
 
 
 def build_view(options: ManifestOptions) -> View:
-    """The manifest, or how two differ. Raises as `load_manifest_folder`."""
+    """A view of the manifest, or of how two manifests differ. Raises as `load_manifest_folder`."""
     if options.diff:
         return difference_view(compare_manifests(options.locations[0], options.diff))
     read = load_manifest_folder(options.locations[0])
@@ -50,7 +50,7 @@ def build_view(options: ManifestOptions) -> View:
 
 
 def overview(summary: ManifestSummary) -> Section:
-    """Totals, what the tracks are, and what the manifest was made from."""
+    """Totals, kinds of tracks, and what the manifest was made from."""
     splits = summary.splits.values()
     figures = Figures(
         [
@@ -99,7 +99,7 @@ def lengths_and_levels(read: ManifestFolder, summary: ManifestSummary) -> Sectio
 
 
 def track_plots(read: ManifestFolder) -> Iterator[HistogramPlot]:
-    """Histograms of lengths and levels; none of what an older manifest does not have."""
+    """Histograms of lengths and levels. Older manifests have no levels, so their histograms are missing."""
     for name, title, label, unit in (
         ("seconds", "Length of tracks", "seconds", "s"),
         ("loudness_lufs", "Loudness of tracks", "integrated loudness", "LUFS"),

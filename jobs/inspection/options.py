@@ -1,11 +1,11 @@
-"""What each kind of folder can be asked: a typed set of options for each. Only runs have several locations."""
+"""The options of mert inspect for each kind of folder. Only runs have several locations."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestOptions:
-    """A manifest folder. `diff`: another one to compare it with."""
+    """For a manifest folder. `diff`: another manifest to compare it with."""
 
     locations: tuple[str, ...]
     diff: str | None = None
@@ -13,7 +13,7 @@ class ManifestOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Run folders, one or several. `diff`: another one to compare the one with."""
+    """For one or several run folders. `diff`: another run to compare a single one with."""
 
     locations: tuple[str, ...]
     diff: str | None = None
@@ -21,7 +21,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenExamples:
-    """What a page shows as examples: those named by `keys`, or so many `examples` drawn by `seed`."""
+    """Which examples a page shows: those that `keys` names, or else as many as `examples` says, drawn by `seed`."""
 
     examples: int = 6
     keys: tuple[str, ...] = ()

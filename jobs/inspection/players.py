@@ -1,4 +1,4 @@
-"""What only the page of a shard set shows: examples to hear beside pictures of their targets, and how loud they are."""
+"""Parts of a shard set's page that text does not have: examples to hear with pictures of their targets, and loudness."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,7 +43,7 @@ Decode = Callable[[np.ndarray], np.ndarray]  # codes [K, F] to audio float32 [32
 
 
 def loudness_plot(shard_set: ShardSet, seed: int) -> HistogramPlot:
-    """Loudness of examples drawn by a seed, whose audio is read for it."""
+    """Histogram of the loudness of examples that a seed draws. Their audio is read."""
     levels = [
         loudness(read_audio(shard_set.folder, shard_set.index, stored))
         for stored in draw(shard_set, LOUDNESS_EXAMPLES, seed)
@@ -55,7 +55,7 @@ def loudness_plot(shard_set: ShardSet, seed: int) -> HistogramPlot:
 
 
 def draw(shard_set: ShardSet, count: int, seed: int) -> list[StoredExample]:
-    """`count` examples of the records read, the same for the same seed, in the order of the set."""
+    """`count` examples that a seed draws from all records, in the order of the set."""
     shards = {entry.name: entry for entry in shard_set.index.shardlist}
     everything = [StoredExample(shards[record.name], entry) for record in shard_set.records for entry in record.members]
     chosen = random.Random(seed).sample(range(len(everything)), min(count, len(everything)))
@@ -63,7 +63,7 @@ def draw(shard_set: ShardSet, count: int, seed: int) -> list[StoredExample]:
 
 
 def player_blocks(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
-    """Players of the examples that the options name, or draw by a seed. Raises ValueError for an unknown key."""
+    """Players of the examples that the options name, or else a seed draws. Raises ValueError for an unknown key."""
     if options.keys:
         chosen = find_examples(shard_set.folder, shard_set.index.shardlist, options.keys)
     else:
@@ -97,7 +97,7 @@ def load_decoder(folder: str, spec: TargetSpec, weights: str | None) -> Decode:
 
 
 def undecodable_note(name: str, error: Exception) -> Note:
-    """Why there is no sound decoded from the codes of a target."""
+    """A note that says why no sound is decoded from the codes of a target."""
     if isinstance(error, ModuleNotFoundError):
         return Note(f"There is no audio decoded from {name}: {missing_package(error)}.", warning=True)
     reason = " ".join(str(error).split())
@@ -106,7 +106,7 @@ def undecodable_note(name: str, error: Exception) -> Note:
 
 
 def code_shares(counts: list[list[int]]) -> np.ndarray:
-    """Share of frames that chose each entry, float32 `[codebooks, entries]`."""
+    """Share of frames that have each code, float32 `[codebooks, entries]`."""
     frames = np.array(counts, np.float64)
     return (frames / np.maximum(frames.sum(axis=1, keepdims=True), 1)).astype(np.float32)
 
@@ -114,7 +114,7 @@ def code_shares(counts: list[list[int]]) -> np.ndarray:
 def examples(
     shard_set: ShardSet, chosen: Iterable[StoredExample], decoders: Mapping[str, Decode], paths: Mapping[str, str]
 ) -> Iterator[ExamplePlayer]:
-    """Each example with its sounds, and a picture of every target; `paths` are those of tracks by key."""
+    """A player for each example: its sounds, and a picture of every target. `paths` are the tracks' paths by key."""
     for stored in chosen:
         example, _ = read_example(shard_set.folder, shard_set.index, stored)
         yield ExamplePlayer(
@@ -130,7 +130,7 @@ def examples(
 
 
 def origin(example: Example, stored: StoredExample) -> str:
-    """Key, shard, split, loudness, and which part of the track it is."""
+    """Key, shard, split and loudness of an example, and which part of its track it is."""
     info = example.info
     start, end = (sample / info.sample_rate for sample in (info.start_sample, info.start_sample + info.num_samples))
     level = loudness(example.audio)
@@ -140,7 +140,7 @@ def origin(example: Example, stored: StoredExample) -> str:
 
 
 def sounds(example: Example, decoders: Mapping[str, Decode]) -> list[Sound]:
-    """The original, and what each codec makes of its codes."""
+    """The original sound, and the sound that each codec decodes from its codes."""
     heard = {"Original": example.audio}
     heard |= {f"From {name}": decode(example.targets[name]) for name, decode in decoders.items()}
     return [Sound(label, encode_mp3(audio), deflate(outline(audio))) for label, audio in heard.items()]

@@ -1,4 +1,4 @@
-"""What mert inspect shows of run folders: one, several side by side, or how two differ."""
+"""What mert inspect shows of run folders: one run, several side by side, or how two runs differ."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ from mert_foundry.pipeline.storage.files import local_path
 
 
 def build_view(options: RunOptions) -> View:
-    """One run, several, or how two differ. Raises as `load_run`."""
+    """A view of one run, of several, or of how two differ. Raises as `load_run`."""
     histories = [load_run(local_path(location)) for location in options.locations]
     if options.diff:
         return difference_view(compare_runs(histories[0], load_run(local_path(options.diff))))
@@ -67,7 +67,7 @@ def compare_runs(first: RunHistory, second: RunHistory) -> Difference:
 
 
 def _settings_and_end(history: RunHistory) -> dict[str, JsonValue]:
-    """The config but for the run folder, and the last losses."""
+    """The config without the run folder, and the last losses."""
     summary = summarise_run(history)
     config = {name: value for name, value in history.config.get("config", {}).items() if name != "out"}
     last = summary.last_validation.model_dump(exclude={"accuracy"}) if summary.last_validation else None
@@ -75,7 +75,7 @@ def _settings_and_end(history: RunHistory) -> dict[str, JsonValue]:
 
 
 def _settings(history: RunHistory) -> dict[str, Any]:
-    """What was chosen: config.yaml without the trivial scores, which were measured."""
+    """The config.yaml without the trivial scores, which were measured and not chosen."""
     return {name: value for name, value in history.config.items() if name != "trivial"}
 
 
@@ -90,7 +90,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def overview(summary: RunSummary) -> Section:
-    """How far the run is, how well and how fast."""
+    """Progress, losses and speed of the run."""
     steps = f"{summary.step:,}" if summary.total_steps is None else f"{summary.step:,} of {summary.total_steps:,}"
     figures = Figures(
         [
@@ -116,7 +116,7 @@ def overview(summary: RunSummary) -> Section:
 
 
 def unreadable_notes(names: Sequence[str], summaries: Sequence[RunSummary]) -> Iterator[Note]:
-    """What is no record in the metrics of a run."""
+    """Notes of lines in metrics.jsonl that are no records."""
     for name, each in zip(names, summaries, strict=True):
         if each.unreadable_lines:
             yield Note(f"{name}: {each.unreadable_lines:,} lines that are no record of metrics")
@@ -158,7 +158,7 @@ def validations(summary: RunSummary) -> Section:
 
 
 def trivial_notes(summary: RunSummary) -> Iterator[Note]:
-    """What the losses are compared with, and which are not compared with anything."""
+    """Notes that say which constants the losses are compared with, and which losses have none."""
     if summary.trivial is None:
         yield Note("what a trivial predictor reaches is not recorded: the run was last started by an older version")
         return
@@ -168,7 +168,7 @@ def trivial_notes(summary: RunSummary) -> Iterator[Note]:
 
 
 def side_by_side(names: Sequence[str], summaries: Sequence[RunSummary]) -> Section:
-    """Several runs, a row each."""
+    """Several runs, one row for each."""
     header = (
         "run",
         "steps",

@@ -47,7 +47,7 @@ MOST_RANKS = 80  # points of a curve
 
 
 def build_view(options: ShardOptions) -> View:
-    """What the options ask for. Raises as reading does, UsageError for an unknown shard, ValueError for an unknown key."""
+    """The view that the options ask for. Raises UsageError for an unknown shard, ValueError for an unknown key, and as readers do."""
     folder = options.locations[0]
     if options.diff:
         return difference_view(compare_shard_sets(folder, options.diff))
@@ -64,7 +64,7 @@ def build_view(options: ShardOptions) -> View:
 
 
 def named_shard(index: ShardIndex, name: str) -> ShardEntry:
-    """The shard of a name, with or without .tar. Raises UsageError."""
+    """The shard of this name, which may end in .tar. Raises UsageError if there is none."""
     for entry in index.shardlist:
         if name in (entry.name, entry.url):
             return entry
@@ -73,7 +73,7 @@ def named_shard(index: ShardIndex, name: str) -> ShardEntry:
 
 
 def set_view(options: ShardOptions) -> View:
-    """The whole set."""
+    """A view of the whole set."""
     shard_set = load_shard_set(options.locations[0])
     summary = summarise_shard_set(shard_set, rejected_by(options.manifest, shard_set.index))
     sections = [
@@ -87,7 +87,7 @@ def set_view(options: ShardOptions) -> View:
 
 
 def rejected_by(manifest_folder: str | None, index: ShardIndex) -> dict[str, int] | None:
-    """Files that the manifest rejected, by reason; None when none is named. Raises ValueError for another set's."""
+    """Files that the manifest rejected, by reason; None if no manifest is named. Raises ValueError for the manifest of another set."""
     if manifest_folder is None:
         return None
     read = load_manifest_folder(manifest_folder)
@@ -139,7 +139,7 @@ def split_table(summary: ShardSummary) -> Table:
 
 
 def target_table(summary: ShardSummary) -> Table:
-    """What each target is, and who made it."""
+    """What each target is, and which teacher made it."""
     rows = [
         (
             target.name,
@@ -156,12 +156,12 @@ def target_table(summary: ShardSummary) -> Table:
 
 
 def teacher_name(target: TargetSummary) -> str:
-    """Kind of the teacher, and its weights where it has any."""
+    """Kind of the teacher, and its weights if it has any."""
     return " ".join(str(target.teacher[name]) for name in ("kind", "weights") if name in target.teacher) or "unknown"
 
 
 def lengths_and_loudness(shard_set: ShardSet, summary: ShardSummary, seed: int) -> Section:
-    """Lengths of tracks and examples, and on the page how loud examples are."""
+    """Lengths of tracks and examples; on the page also the loudness of examples."""
     seconds = {"examples": summary.example_seconds, "tracks": summary.track_seconds}
     blocks: list[Block] = [spread_table("lengths, seconds", seconds)]
     if summary.records_read < summary.records:
@@ -179,14 +179,14 @@ def length_plots(shard_set: ShardSet, seed: int) -> Plots:
 
 
 def examples_to_hear(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
-    """Players of the examples that were asked for."""
+    """Players of the examples that the options ask for."""
     from mert_foundry.jobs.inspection.players import player_blocks  # imports torch, which text does not need
 
     return player_blocks(shard_set, options)
 
 
 def target_section(shard_set: ShardSet, target: TargetSummary) -> Section:
-    """Use of the codebooks, or range, mean and standard deviation by bin."""
+    """Statistics of a target: use of its codebooks, or range, mean and standard deviation of its bins."""
     blocks: list[Block] = []
     statistics, partial = target.statistics, shard_set.partials[target.name]
     if isinstance(statistics, DiscreteSummary) and isinstance(partial, DiscreteCounts):
@@ -199,7 +199,7 @@ def target_section(shard_set: ShardSet, target: TargetSummary) -> Section:
 
 
 def range_table(target: TargetSummary, statistics: ContinuousSummary) -> Table:
-    """Ranges of the values, and over the bins of mean and standard deviation."""
+    """Range of the values; ranges of the bins' means and standard deviations."""
     rows = [
         ("values", statistics.minimum, statistics.maximum),
         ("mean", min(statistics.mean), max(statistics.mean)),
@@ -209,7 +209,7 @@ def range_table(target: TargetSummary, statistics: ContinuousSummary) -> Table:
 
 
 def usage_table(target: TargetSummary, statistics: DiscreteSummary) -> Table:
-    """Entries in use and perplexity, a row for each codebook."""
+    """Entries in use and perplexity, one row for each codebook."""
     rows = [
         (level, f"{100 * usage:.1f}", f"{perplexity:.0f}")
         for level, (usage, perplexity) in enumerate(zip(statistics.usage, statistics.perplexity, strict=True))
@@ -306,7 +306,7 @@ def dropped_and_rejected(summary: ShardSummary) -> Section:
 
 
 def shard_view(record: ShardRecord) -> View:
-    """One shard: what it holds, and its examples."""
+    """A view of one shard and its examples."""
     facts = Facts(
         [
             ("examples", record.examples),

@@ -1,8 +1,8 @@
-"""A view: what a command found, in sections of figures, tables, plots and sounds, and the same as data.
+"""A view: the findings of a command, in sections of figures, tables, plots and sounds, and once more as data.
 
-Whoever has something to show builds one `View`. `as_text.py` prints it, `as_page.py` makes an HTML page of it, and
-`--json` prints its `data`. Text shows names, values, tables and notes; plots and examples are for the page alone. What
-is slow to make and only for the page goes into `OnPage` or `ExamplePlayers`, which nobody makes for text.
+A command that has something to show builds one `View`. `as_text.py` prints it, `as_page.py` makes an HTML page of it, and `--json`
+prints its `data`. Text shows names, values, tables and notes; only a page shows plots and examples. Blocks that are slow to make and
+that only a page shows go into `OnPage` or `ExamplePlayers`, which are not made for text.
 
     View("probe", "runs/mine/probe", data=report.model_dump(mode="json"), sections=[
         Section("Key", [
@@ -43,14 +43,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Figures:
-    """The few numbers to see first: (value, what it counts)."""
+    """The few numbers that a reader should see first, as pairs of the value and what it counts."""
 
     figures: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, a line each."""
+    """Names and values, one line for each pair."""
 
     facts: Sequence[tuple[str, Cell]]
 
@@ -59,7 +59,7 @@ class Facts:
 class Table:
     """Rows of cells, the first of which names the row. Columns of numbers are aligned to the right.
 
-    Of a table that `may_be_long`, text shows the first 20 rows and the page the first 100, and both say so.
+    If a table `may_be_long`, text shows its first 20 rows and a page its first 100; both say how many more there are.
     """
 
     header: Sequence[str]
@@ -191,7 +191,7 @@ class Plots:
 
 @dataclass(frozen=True)
 class Sound:
-    """Something to hear: MP3, and its outline, a zlib stream of int8 `[2, outline_per_frame * frames]`."""
+    """A sound as MP3, and its outline to draw, a zlib stream of int8 `[2, outline_per_frame * frames]`."""
 
     label: str
     audio: bytes
@@ -201,7 +201,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class LevelScale:
-    """What levels 0 to `last` mean.
+    """The meaning of levels 0 to `last`.
 
     With `decibels`, a level is `step` dB above the one below, and `last` is `top`. Else levels run from `bottom` to `top`.
     """
@@ -268,7 +268,7 @@ class ExamplePlayers:
 
 @dataclass(frozen=True)
 class OnPage:
-    """Blocks for the page alone, made when the page is."""
+    """Blocks that only a page shows. They are made when the page is made."""
 
     make: Callable[[], Iterable["Block"]]
 
@@ -278,7 +278,7 @@ Block = Note | Figures | Facts | Table | Plots | ExamplePlayers | OnPage
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[Block]
@@ -286,7 +286,7 @@ class Section:
 
 @dataclass(frozen=True)
 class View:
-    """What was found: `kind` and `title` say of what, the sections are for people, `data` is for machines."""
+    """The findings. `kind` and `title` name their subject, the sections are for people, `data` is for machines."""
 
     kind: str
     title: str

@@ -1,4 +1,4 @@
-"""Features of a task's clips: cut to length, extracted once for each model, read back clip by clip."""
+"""Features of a task's clips: clips are cut to length, features are extracted once for each model and read back by clip."""
 
 import json
 import os
@@ -10,15 +10,17 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
+from mert_foundry.jobs.extraction.plan import Plan
 from mert_foundry.jobs.extraction.run import extract
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.probing.models import ProbedModel
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.model.probing.features import FrameFeatures, PooledFeatures
+from mert_foundry.model.probing.separation import find_misfit
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.probe_sets.clips import cut, files_to_measure, find_late_start
 from mert_foundry.pipeline.probe_sets.durations import audio_seconds
-from mert_foundry.pipeline.probe_sets.task import POOLED_KINDS, LabelledSet
+from mert_foundry.pipeline.probe_sets.task import POOLED_KINDS, LabelledSet, ProbeTask
 from mert_foundry.pipeline.storage import files
 
 TABLE = "clips.jsonl"
@@ -29,7 +31,7 @@ CLIPS_OF_A_PROCESS = 500
 class ProbedTask:
     """A task as it is probed.
 
-    labelled: clips of the length that the task asks for. unusable: clips that were taken out, by file: the reason.
+    labelled: its clips, cut to the length that the task asks for. unusable: why clips were dropped, by file.
     """
 
     labelled: LabelledSet
@@ -57,21 +59,21 @@ class FeatureTable:
     rows: np.ndarray
 
     def faults(self) -> dict[int, str]:
-        """Clips without features, by number: the reason."""
+        """Why clips have no features, by the number of the clip."""
         return {number: str(reason) for number, reason in enumerate(np.asarray(self.array("dropped")[:])) if reason}
 
     def array(self, name: str) -> zarr.Array:
-        """An array of the store, not yet read."""
+        """An array of the store. Nothing is read yet."""
         array = self.group[name]
         assert isinstance(array, zarr.Array)
         return array
 
 
 def cut_to_length(labelled: LabelledSet, listed: LabelledSet) -> ProbedTask:
-    """The clips of the length that the task asks for; clips of files whose length cannot be found are dropped.
+    """Cut the clips to the length that the task asks for. Clips of files whose length cannot be found are dropped.
 
     Args:
-        listed: the task as it was read, with all of its clips, whose rows an error names.
+        listed: the task as it was read, with all of its clips; an error names the row there.
 
     Raises:
         ValueError: a clip starts after the end of its file.
@@ -97,10 +99,22 @@ def cut_to_length(labelled: LabelledSet, listed: LabelledSet) -> ProbedTask:
     return replace(measured, labelled=cut(measured.labelled, seconds))
 
 
+class MisfitError(ValueError):
+    """The features of a model do not fit a task; the message says why."""
+
+
+def check_fit(task: ProbeTask, plan: Plan, config: ProbeConfig) -> None:
+    """Raise MisfitError when the features of a plan do not fit a task."""
+    if task.kind != "separation":
+        return
+    if reason := find_misfit(plan.description["frame_rate"], len(plan.order.layout.layers), config.separation):
+        raise MisfitError(reason)
+
+
 def extract_features(probed: ProbedTask, model: ProbedModel, config: ProbeConfig) -> FeatureTable:
     """Extract a model's features, or find them in the cache; they are recomputed when model or clips changed.
 
-    Raises as `mert_foundry.jobs.extraction.run.extract`.
+    Raises MisfitError before anything is computed, and as `mert_foundry.jobs.extraction.run.extract`.
     """
     task = probed.labelled.task
     folder = Path(config.cache or Path(config.out) / "features") / task.name
@@ -122,13 +136,13 @@ def extract_features(probed: ProbedTask, model: ProbedModel, config: ProbeConfig
         device=config.device,
         overwrite=True,
     )
-    location = extract(settings, processes=_processes(probed, config))
+    location = extract(settings, _processes(probed, config), lambda plan, *_: check_fit(task, plan, config))
     group = zarr.open_group(location, mode="r")
     return FeatureTable(group, dict(group.attrs), np.arange(len(probed.labelled.clips)))
 
 
 def read_pooled(probed: ProbedTask, table: FeatureTable) -> PooledFeatures:
-    """Features [clips, layers, dim]; with `std`, after `mean` in the last axis."""
+    """Features [clips, layers, dim]. Where the store has `std`, it follows `mean` in the last axis."""
     names = [name for name in ("mean", "std") if name in table.group]
     arrays = [np.asarray(table.array(name)[:], dtype=np.float32)[table.rows] for name in names]
     return PooledFeatures(probed.labelled, np.concatenate(arrays, axis=-1))
@@ -148,14 +162,14 @@ def read_frames(probed: ProbedTask, table: FeatureTable) -> FrameFeatures:
 
 
 def drop_faults(probed: ProbedTask, tables: Sequence[FeatureTable]) -> tuple[ProbedTask, list[FeatureTable]]:
-    """Drop, for every model, the clips for which one of them has no features: all are scored on the same clips."""
+    """Drop a clip for all models when one of them has no features for it, so that all models are scored on the same clips."""
     faults = {number: reason for table in tables for number, reason in table.faults().items()}
     rows = np.array([number for number in range(len(probed.labelled.clips)) if number not in faults])
     return probed.without(faults), [replace(table, rows=rows) for table in tables]
 
 
 def _processes(probed: ProbedTask, config: ProbeConfig) -> int:
-    """One process per 500 clips, so that start-up time does not matter; one where a GPU does the work."""
+    """One process per 500 clips, so that start-up time does not matter; a single one when a GPU does the work."""
     cores = 1 if config.device == "cuda" else os.cpu_count() or 1
     return min(cores, 1 + len(probed.labelled.clips) // CLIPS_OF_A_PROCESS)
 

@@ -17,8 +17,8 @@ CHECKPOINTS = "checkpoints"
 class ProbedModel:
     """A model of the report.
 
-    name: as the report shows it. location: as `mert extract` takes it. step: optimiser steps of a checkpoint, where
-    every checkpoint of a run is probed. is_baseline: whether it was listed under `baselines`.
+    name: in the report. location: the `model` of `mert extract`. step: optimiser steps of the checkpoint, if every checkpoint of
+    a run is probed. is_baseline: whether the settings list it under `baselines`.
     """
 
     name: str
@@ -28,18 +28,18 @@ class ProbedModel:
 
     @property
     def is_spectrum(self) -> bool:
-        """Whether it is a baseline that computes spectra, whose mean alone would say little."""
+        """Whether it is a baseline that computes spectra. The mean of a spectrum alone would say little about a clip."""
         return self.location in SPECTRA
 
     @property
     def slug(self) -> str:
-        """A name for files."""
+        """The name of the model in file names."""
         readable = re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-")[-40:]
         return f"{readable}-{hashlib.sha256(self.location.encode()).hexdigest()[:8]}"
 
 
 def list_models(config: ProbeConfig) -> list[ProbedModel]:
-    """The encoders that were asked for, then the baselines; each location once. Raises UsageError."""
+    """The models of the settings, then the baselines, each location once. Raises UsageError."""
     models = [model for name, location in _named(config.model) for model in _checkpoints(config, name, location)]
     models += [ProbedModel(name, name, is_baseline=True) for name in config.baselines]
     if not models:
@@ -71,7 +71,7 @@ def _named(model: str | list[str] | dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _checkpoints(config: ProbeConfig, name: str, location: str) -> list[ProbedModel]:
-    """The model itself, or the whole checkpoints of a run, oldest first; prints which are incomplete."""
+    """The model itself, or all complete checkpoints of a run, oldest first. Warns of incomplete ones."""
     run, averaged = split_average(location)
     folder = run / CHECKPOINTS
     if not (config.every_checkpoint and folder.is_dir()):

@@ -1,4 +1,4 @@
-"""report.json: everything that a probe found, as rows. Reading it needs the base packages alone."""
+"""report.json: everything that a probe found, as rows. To read it, the base packages are enough."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class LayerRow(_Row):
 
 
 class DifferenceRow(_Row):
-    """The score minus that of another model on the same tracks, by paired bootstrap."""
+    """The difference of two models' scores on the same clips, with its interval by paired bootstrap."""
 
     compared_with: str = Field(description="The other model")
     above: float | None = Field(description="Share of bootstrap draws in which the difference is above 0")
@@ -89,7 +89,7 @@ class TaskRow(BaseModel):
 
 
 class ProbeReport(BaseModel):
-    """report.json: all that is needed to read a probe, and to repeat it."""
+    """The content of report.json: the results of a probe, and everything that is needed to repeat it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -109,7 +109,7 @@ class ProbeReport(BaseModel):
     unscored: tuple[UnscoredRow, ...] = Field(default=(), description="Models that were not scored on a task")
 
     def main_rows(self, task: TaskRow) -> list[ScoreRow]:
-        """A row for each model: the task's first metric on the plain test clips."""
+        """The task's first metric on the test clips without a condition, one row for each model."""
         main = (task.name, task.metrics[0], "")
         return [row for row in self.rows if (row.task, row.metric, row.condition) == main]
 

@@ -1,4 +1,4 @@
-"""Results of heads as the rows of a report."""
+"""Turns the results of heads into the rows of a report."""
 
 import math
 
@@ -9,12 +9,12 @@ from mert_foundry.model.probing.result import CHOSEN, ProbeResult, Score, paired
 
 
 def metric_name(score: Score) -> str:
-    """The metric, with the value or stem that it is of."""
+    """Name of a metric, with the value or stem that it scores."""
     return f"{score.metric}[{score.of}]" if score.of else score.metric
 
 
 def score_rows(model: ProbedModel, result: ProbeResult) -> list[ScoreRow]:
-    """A row for each metric, condition, and value or stem of the chosen heads."""
+    """Scores of the chosen heads, one row for each metric, condition, and value or stem."""
     rates = [
         next(choice.rate for choice in result.choices if (choice.fold, choice.heads) == (fold, heads))
         for fold, heads in enumerate(result.chosen)
@@ -39,7 +39,7 @@ def score_rows(model: ProbedModel, result: ProbeResult) -> list[ScoreRow]:
 
 
 def layer_rows(model: ProbedModel, result: ProbeResult) -> list[LayerRow]:
-    """A row for each layer and the weighted sum: the first metric on the plain test clips."""
+    """The first metric on the test clips without a condition, one row for each layer and one for the weighted sum."""
     rows = []
     for score in result.scores:
         if score.heads != CHOSEN and (score.metric, score.condition, score.of) == (result.task.metrics[0], "", ""):
@@ -52,9 +52,9 @@ def layer_rows(model: ProbedModel, result: ProbeResult) -> list[LayerRow]:
 def difference_rows(
     results: dict[tuple[str, str], ProbeResult], compared_with: str, protocol: ProbeProtocol
 ) -> list[DifferenceRow]:
-    """The first metric of each task: every other model minus the one that is compared with. Results by (task, model).
+    """Differences in the first metric of each task: each model minus the model that the settings compare with.
 
-    Without bootstrap draws there are none.
+    `results` are by (task, model). Without bootstrap draws there are no differences.
     """
     rows = []
     for (task, model), result in results.items():

@@ -1,4 +1,4 @@
-"""A probe from its settings to its report: every task, every model."""
+"""Runs a probe: scores every model on every task and makes the report."""
 
 import tempfile
 from collections.abc import Iterator
@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from mert_foundry.jobs.command.console import console
-from mert_foundry.jobs.extraction.models import check_model, open_model
+from mert_foundry.jobs.extraction.models import check_model
 from mert_foundry.jobs.probing.features import (
     FeatureTable,
+    MisfitError,
     ProbedTask,
     cut_to_length,
     drop_faults,
@@ -29,9 +28,9 @@ from mert_foundry.jobs.probing.validation_basis import on_validation
 from mert_foundry.model.probing.frames import probe_frames
 from mert_foundry.model.probing.probe import probe
 from mert_foundry.model.probing.result import ProbeResult
-from mert_foundry.model.probing.separation import find_misfit, probe_separation
+from mert_foundry.model.probing.separation import probe_separation
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
-from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
+from mert_foundry.pipeline.probe_sets.task import LabelledSet
 from mert_foundry.pipeline.storage.documents import fingerprint
 
 RESULTS = "results"
@@ -41,7 +40,7 @@ RESULTS = "results"
 class ProbeFindings:
     """What a probe has found so far.
 
-    fingerprints: of the models that were scored, by name. results: by task and model.
+    fingerprints: of the models that were scored, by name. results: by names of task and model.
     """
 
     tasks: list[TaskRow] = field(default_factory=list)
@@ -51,16 +50,16 @@ class ProbeFindings:
 
 
 def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
-    """Probe every model on every task; a result with the same data, model and protocol is read, not made again.
+    """Probe every model on every task. A result that is there already for the same data, model and protocol is read instead.
 
-    A model whose features do not fit a task is named with the reason, and the others are scored.
+    If a model's features do not fit a task, the report says why, and the other models are scored.
 
     Raises as `load_tasks`, `cut_to_length`, `extract` and `probe`, and UsageError when `compare_with` is not among the models.
     """
     compared = compared_model(config, models)
     for model in models:
-        check_model(model.location)  # before the features of others take their time
-    cut_tasks = load_cut_tasks(config)  # all of them, before the features of the first
+        check_model(model.location)  # before time is spent on the features of others
+    cut_tasks = load_cut_tasks(config)  # all tasks, before features are extracted for the first
     found = ProbeFindings()
     for number, probed in enumerate(cut_tasks, 1):
         console.say(f"task {number} of {len(cut_tasks)}: {probed.labelled.task.name}")
@@ -69,12 +68,16 @@ def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
 
 
 def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeConfig, found: ProbeFindings) -> None:
-    """Score on one task every model whose features fit it."""
+    """Score every model whose features fit a task on this task."""
     task = probed.labelled.task
-    misfits = {model.name: reason for model in models if (reason := misfit(task, model, config))}
-    found.unscored += [UnscoredRow(task=task.name, model=name, reason=reason) for name, reason in misfits.items()]
-    fitting = [model for model in models if model.name not in misfits]
-    probed, tables = drop_faults(probed, [extract_features(probed, model, config) for model in fitting])
+    fitting: dict[ProbedModel, FeatureTable] = {}
+    for model in models:
+        try:
+            fitting[model] = extract_features(probed, model, config)
+        except MisfitError as error:
+            console.say(f"  {model.name}: not scored: {error}")
+            found.unscored.append(UnscoredRow(task=task.name, model=model.name, reason=str(error)))
+    probed, tables = drop_faults(probed, list(fitting.values()))
     found.tasks.append(describe_task(probed))
     for model, table in zip(fitting, tables):
         found.fingerprints[model.name] = table.description["model"]["fingerprint"]
@@ -84,7 +87,7 @@ def score_models(probed: ProbedTask, models: list[ProbedModel], config: ProbeCon
 def make_report(
     config: ProbeConfig, models: list[ProbedModel], compared: ProbedModel, found: ProbeFindings
 ) -> ProbeReport:
-    """All that was found as the rows of a report."""
+    """The report of all findings."""
     by_name = {model.name: model for model in models}
     scored = [(by_name[name], result) for (_, name), result in found.results.items()]
     return ProbeReport(
@@ -104,24 +107,13 @@ def make_report(
 
 
 def load_cut_tasks(config: ProbeConfig) -> list[ProbedTask]:
-    """The tasks that were asked for, with clips of the lengths that they ask for. Raises as `load_tasks` and `cut_to_length`."""
+    """The tasks of the settings, their clips cut to length. Raises as `load_tasks` and `cut_to_length`."""
     listed = load_tasks(config.data, config.tasks)
     return [cut_to_length(on_validation(each) if config.score == "valid" else each, listed=each) for each in listed]
 
 
-def misfit(task: ProbeTask, model: ProbedModel, config: ProbeConfig) -> str:
-    """Why the features of a model do not fit a task; empty when they do. The reason is printed too."""
-    if task.kind != "separation":
-        return ""
-    opened = open_model(model.location, torch.device("cpu"))
-    reason = find_misfit(opened.sample_rate / opened.geometry.hop, len(opened.layers), config.separation)
-    if reason:
-        console.say(f"  {model.name}: not scored: {reason}")
-    return reason
-
-
 def probe_task(probed: ProbedTask, table: FeatureTable, model: ProbedModel, config: ProbeConfig) -> ProbeResult:
-    """Train and score the heads, or read their stored result; prints the score."""
+    """Train and score the heads, or read their stored result. Prints the score."""
     task = probed.labelled.task
     folder = Path(config.out) / RESULTS / task.name / model.slug
     key = result_fingerprint(table.description, probed.labelled, config)
@@ -135,7 +127,7 @@ def probe_task(probed: ProbedTask, table: FeatureTable, model: ProbedModel, conf
 
 
 def train_heads(probed: ProbedTask, table: FeatureTable, config: ProbeConfig) -> ProbeResult:
-    """The probe that the task's kind asks for."""
+    """Train and score the kind of heads that the task needs."""
     match probed.labelled.task.kind:
         case "multiclass" | "multilabel" | "regression":
             return probe(read_pooled(probed, table), config.protocol, config.device)
@@ -149,7 +141,7 @@ def train_heads(probed: ProbedTask, table: FeatureTable, config: ProbeConfig) ->
 
 
 def describe_model(model: ProbedModel, model_fingerprint: str) -> ModelRow:
-    """The model as the report has it."""
+    """The report's row of a model."""
     return ModelRow(
         name=model.name,
         location=model.location,
@@ -160,7 +152,7 @@ def describe_model(model: ProbedModel, model_fingerprint: str) -> ModelRow:
 
 
 def describe_task(probed: ProbedTask) -> TaskRow:
-    """The task as the report has it."""
+    """The report's row of a task."""
     labelled = probed.labelled
     clips: dict[str, int] = {}
     for name in _parts(labelled):
@@ -178,7 +170,7 @@ def describe_task(probed: ProbedTask) -> TaskRow:
 
 
 def _parts(labelled: LabelledSet) -> Iterator[str]:
-    """For each clip the split or fold that it is in, with its condition."""
+    """The split or fold of each clip, with its condition if it has one."""
     for clip in labelled.clips:
         name = f"fold {clip.fold}" if labelled.task.folds else str(clip.split)
         yield f"{name}, {clip.condition}" if clip.condition else name

@@ -1,4 +1,4 @@
-"""Mixtures and stems of a separation task as audio, kept in a temporary file: 10 hours of them are 17 GB."""
+"""The audio of the mixtures and stems of a separation task. It goes into a temporary file, since 10 hours of it are 17 GB."""
 
 from pathlib import Path
 from typing import IO
@@ -14,7 +14,7 @@ from mert_foundry.pipeline.probe_sets.task import ProbeClip
 
 
 def read_stems(features: FrameFeatures, file: IO[bytes]) -> Stems:
-    """The audio of every clip, 24 kHz mono, written to `file` and mapped from it.
+    """Write the audio of every clip, 24 kHz mono, to `file`, and map it into memory from there.
 
     Raises:
         ValueError: a clip without stems, or stems that are shorter than their mixture.
@@ -37,7 +37,7 @@ def read_stems(features: FrameFeatures, file: IO[bytes]) -> Stems:
 
 
 def _read_stretch(path: Path, clip: ProbeClip) -> np.ndarray:
-    """float32 [samples] of the clip."""
+    """Samples of the clip, float32 `[samples]`."""
     with decode_clip_file(path) as audio:
         first = round(clip.start * SAMPLE_RATE)
         last = audio.num_frames * HOP if clip.end is None else round(clip.end * SAMPLE_RATE)
@@ -45,7 +45,7 @@ def _read_stretch(path: Path, clip: ProbeClip) -> np.ndarray:
 
 
 def _append(file: IO[bytes], values: np.ndarray) -> np.ndarray:
-    """The same values, mapped from after what the file holds."""
+    """Append values to the file, and return them as mapped into memory from there."""
     offset = file.seek(0, 2)
     file.write(values.tobytes())
     file.flush()

@@ -1,7 +1,7 @@
-"""The result of one model on one task on disk, so that a stopped probe can go on.
+"""Stores the result of one model on one task, so that a stopped probe can go on.
 
-result.json      ProbeResult without its predictions, the fingerprint of what it follows from
-CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `-plain.npz` for the plain one
+result.json      the ProbeResult without its predictions, and the fingerprint of its inputs
+CONDITION.npz    predictions of the chosen heads for the test clips of a condition; `-plain.npz` for those without one
 """
 
 import json
@@ -19,7 +19,7 @@ from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeTask
 from mert_foundry.pipeline.storage.documents import fingerprint
 
 RESULT = "result.json"
-PLAIN = "-plain"  # no condition can be called so
+PLAIN = "-plain"  # no condition can have this name
 
 
 class StoredResult(BaseModel):
@@ -37,10 +37,10 @@ class StoredResult(BaseModel):
 
 
 def result_fingerprint(features: dict[str, Any], labelled: LabelledSet, config: ProbeConfig) -> str:
-    """SHA-256 over all that a result follows from.
+    """SHA-256 over all inputs of a result.
 
     Args:
-        features: what the feature store says of itself; it knows when the clips' files changed last. Stems have no features.
+        features: the attributes of the feature store, which say when the clips' files changed last. Stems have no features.
     """
     is_separation = labelled.task.kind == "separation"
     stems = [path for clip in labelled.clips for path in paths_of(clip)] if is_separation else []
@@ -57,7 +57,7 @@ def result_fingerprint(features: dict[str, Any], labelled: LabelledSet, config: 
 
 
 def save_result(folder: Path, result: ProbeResult, fingerprint: str) -> None:
-    """Publish the result, in place of an older one."""
+    """Publish the result; it replaces an older one."""
     stored = StoredResult(
         fingerprint=fingerprint,
         task=result.task,
@@ -76,7 +76,7 @@ def save_result(folder: Path, result: ProbeResult, fingerprint: str) -> None:
 
 
 def load_result(folder: Path, fingerprint: str) -> ProbeResult | None:
-    """The result that was saved under this fingerprint; None when there is no result, or one of another fingerprint."""
+    """The stored result; None when there is none, or it has another fingerprint."""
     path = folder / RESULT
     if not path.exists():
         return None

@@ -1,19 +1,19 @@
-"""A task scored on its validation clips, so that its test clips stay unseen while a model is still being chosen."""
+"""Scores a task on its validation clips, so that its test clips stay unseen while a model is still being chosen."""
 
 import hashlib
 
 from mert_foundry.pipeline.probe_sets.task import LabelledSet, ProbeClip
 
-HELD_OUT = 8  # one group of so many is held out of training
+HELD_OUT = 8  # one in this many training groups is used for validation
 
 
 def on_validation(labelled: LabelledSet) -> LabelledSet:
-    """The task without its test clips: the validation clips are tested, one training group of 8 is used for validation instead.
+    """The task without its test clips. Its validation clips are scored, and one in 8 training groups is used for validation instead.
 
-    The group is chosen by a hash of its name, so that it is the same for every model and every checkpoint.
+    A hash of the names chooses the groups, so that they are the same for every model and every checkpoint.
 
     Raises:
-        ValueError: the task has folds, in which every clip is tested.
+        ValueError: the task has folds, so every clip of it is a test clip.
     """
     task = labelled.task
     if task.folds:

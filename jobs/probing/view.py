@@ -1,4 +1,4 @@
-"""The report of a probe as a view of tables and plots."""
+"""Shows the report of a probe as tables and plots."""
 
 from collections.abc import Iterable
 
@@ -33,7 +33,7 @@ def build_view(options: ProbeOptions) -> View:
 
 
 def as_view(report: ProbeReport, title: str) -> View:
-    """An overview, the differences, then one section for each task."""
+    """A report as a view: an overview, the differences between models, then a section for each task."""
     sections = [Section("Scores", [_facts(report), *_warnings(report), overview(report)])]
     if report.differences:
         sections.append(Section(f"Differences from {report.compared_with}", [differences(report)]))
@@ -72,7 +72,7 @@ def _warnings(report: ProbeReport) -> Iterable[Block]:
 
 
 def overview(report: ProbeReport) -> Table:
-    """A row for each task by its first metric, a column for each model."""
+    """The first metric of each task: a row for each task, a column for each model."""
     rows: list[list[Cell]] = []
     for task in report.tasks:
         found = {row.model: row for row in report.main_rows(task)}
@@ -84,7 +84,7 @@ def overview(report: ProbeReport) -> Table:
 
 
 def differences(report: ProbeReport) -> Table:
-    """A row for each task, a column for each other model."""
+    """Differences from the compared model: a row for each task, a column for each other model."""
     names = [model.name for model in report.models if model.name != report.compared_with]
     found = {(row.task, row.model): row for row in report.differences}
     rows = [[task.name, *(_estimate(found.get((task.name, name))) for name in names)] for task in report.tasks]
@@ -92,7 +92,7 @@ def differences(report: ProbeReport) -> Table:
 
 
 def learning_curves(report: ProbeReport) -> Iterable[Plot]:
-    """A plot for each task with checkpoints: score over optimiser steps."""
+    """Score over optimiser steps: a plot for each task that was probed with several checkpoints."""
     for task in report.tasks:
         rows = [row for row in report.main_rows(task) if row.step is not None]
         if rows:

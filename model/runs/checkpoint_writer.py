@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread while training goes on, one at a time."""
+"""A thread writes checkpoints while training goes on, one at a time."""
 
 import os
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ from mert_foundry.model.runs.publish import system_error
 
 
 class CheckpointWriter:
-    """Publishes checkpoints in a run's `checkpoints` folder; a context manager that ends when the write under way has.
+    """Writes checkpoints into a run's `checkpoints` folder. Use it as a context manager: leaving it waits for the current write.
 
     Args:
-        folder: of all checkpoints. run_config: the resolved config, saved with each. keep: newest ones that stay.
+        folder: where all checkpoints of the run are. run_config: the resolved config, saved with each checkpoint. keep: how many of
+            the newest checkpoints stay.
     """
 
     def __init__(self, folder: Path, run_config: dict[str, Any], keep: int):
@@ -34,7 +35,7 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Raises as `wait`; beside another error, a write that failed is a note of that."""
+        """Raises as `wait`. If there is another error already, the failed write becomes a note of it."""
         self._threads.shutdown()
         failure = self._writing.exception() if self._writing is not None else None
         if failure is not None and error is not None:
@@ -49,18 +50,18 @@ class CheckpointWriter:
         optimizer_state: dict[str, Any],
         average: Mapping[str, Tensor] | None,
     ) -> None:
-        """Begin to write; the one before must have been waited for. Nothing else may change these tensors from now on."""
-        assert self._writing is None, "one at a time"
+        """Start to write a checkpoint. Call `wait` for the one before first; nothing may change these tensors from now on."""
+        assert self._writing is None, "the write before was waited for"
         self._writing = self._threads.submit(self._write, state, weights, optimizer_state, average)
 
     def poll(self) -> Path | None:
-        """The checkpoint that has come to be there since the last call. Raises as `wait`."""
+        """The checkpoint whose write has ended since the last call; None if there is none. Raises as `wait`."""
         return self.wait() if self._writing is not None and self._writing.done() else None
 
     def wait(self) -> Path | None:
-        """The checkpoint under way, when it is there; None if there is none.
+        """Wait for the current write and return its checkpoint; None if nothing is being written.
 
-        Raises OSError when it could not be written, or is whole and older ones could not be removed.
+        Raises OSError when the checkpoint could not be written, or when it is complete but older ones could not be removed.
         """
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
@@ -85,7 +86,7 @@ class CheckpointWriter:
 
 
 def _explain(error: Exception) -> str:
-    """An error with what the operating system said, and its notes."""
+    """The message of an error, with the notes it has, or else the operating system's words for it."""
     number = system_error(error)
     notes = getattr(error, "__notes__", [])
     if not notes and number is not None and os.strerror(number) not in str(error):

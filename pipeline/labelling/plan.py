@@ -3,12 +3,16 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.frames import (
     AUDIO_VERSION,
+    HOP,
+    SAMPLE_RATE,
     count_segments,
     resampled_length,
     seconds_to_frames,
@@ -134,3 +138,20 @@ def _fill(tracks: list[Track], config: SegmentConfig) -> list[list[Track]]:
 
 def _mixing_order(track: Track) -> bytes:
     return hashlib.sha256(track.key.encode()).digest()
+
+
+def segment_values(track: Track, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The values of the `SegmentInfo` of each segment of a track, in order; `lengths` are their frames."""
+    start = 0
+    for number, frames in enumerate(lengths):
+        yield {
+            "track": track.key,
+            "segment": number,
+            "segments": len(lengths),
+            "start_sample": start * HOP,
+            "num_samples": frames * HOP,
+            "num_frames": frames,
+            "audio_sha256": track.audio_sha256,
+            "sample_rate": SAMPLE_RATE,
+        }
+        start += frames

@@ -13,8 +13,8 @@ from tarfile import BLOCKSIZE, RECORDSIZE
 
 import numpy as np
 
-from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
-from mert_foundry.pipeline.labelling.plan import ShardTask, planned_segments
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP
+from mert_foundry.pipeline.labelling.plan import ShardTask, planned_segments, segment_values
 from mert_foundry.pipeline.shards.format import AudioMember, SegmentInfo, encode_info
 from mert_foundry.pipeline.shards.target import TargetSpec
 
@@ -70,23 +70,11 @@ def plan_contents(task: ShardTask) -> PlannedShard:
         segments = planned_segments(track, task.config)
         short_tracks += not segments
         lengths.update(segments)
-        start = 0
-        for number, frames in enumerate(segments):
-            # Not checked anew for each of a million segments: the rows of the manifest are.
-            info = SegmentInfo.model_construct(
-                track=track.key,
-                segment=number,
-                segments=len(segments),
-                start_sample=start * HOP,
-                num_samples=frames * HOP,
-                num_frames=frames,
-                audio_sha256=track.audio_sha256,
-                sample_rate=SAMPLE_RATE,
-            )
-            size = len(encode_info(info))
+        for values in segment_values(track, segments):
+            # The values are not checked again for each of a million segments, since the rows of the manifest were.
+            size = len(encode_info(SegmentInfo.model_construct(**values)))
             info_bytes += size
             info_padding += _padding(size)
-            start += frames
     return PlannedShard(task.name.rpartition("-")[0], lengths, info_bytes, info_padding, short_tracks)
 
 

@@ -16,7 +16,7 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.read_ahead import read_ahead
 from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
-from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, cut, planned_segments
+from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, cut, planned_segments, segment_values
 from mert_foundry.pipeline.labelling.shard_writer import Outcome, write_shard
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import Track
@@ -176,25 +176,16 @@ def _outcomes_of(
 
 def _examples(track: Track, segmented: _SegmentedTrack, labels: dict[str, Iterator[np.ndarray]]) -> Iterator[Example]:
     """The track's segments, one at a time, those to drop included; `labels` are cut as they are."""
-    start = 0
-    for number, frames in enumerate(segmented.lengths):
-        info = SegmentInfo(
-            track=track.key,
-            segment=number,
-            segments=len(segmented.lengths),
-            start_sample=start * HOP,
-            num_samples=frames * HOP,
-            num_frames=frames,
-            audio_sha256=track.audio_sha256,
-            sample_rate=SAMPLE_RATE,
-        )
+    for values in segment_values(track, segmented.lengths):
+        info = SegmentInfo(**values)
         # A teacher that ends early gives a piece of the wrong shape, or none; the shard writer refuses both by name.
         targets = {name: piece for name, pieces in labels.items() if (piece := next(pieces, None)) is not None}
-        yield Example(info, segmented.audio.read(start * HOP, frames * HOP), targets)
-        start += frames
+        yield Example(info, segmented.audio.read(info.start_sample, info.num_samples), targets)
     for name, pieces in labels.items():
         if next(pieces, None) is not None:
-            raise ValueError(f"{track.key}: the teacher of {name} gave more than the track's {start} frames")
+            raise ValueError(
+                f"{track.key}: the teacher of {name} gave more than the track's {sum(segmented.lengths)} frames"
+            )
 
 
 def _seconds(outcome: Outcome, track: Track) -> float:

@@ -1,4 +1,4 @@
-"""One file decoded to its end and described, or the reason why it is rejected."""
+"""Decodes one file to its end and describes it, or says why it is rejected."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +26,15 @@ from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import file_sha256
 from mert_foundry.pipeline.storage.patience import Patience
 
-# To be raised when a file comes to have another row or reject, and AUDIO_VERSION stays: what was found before is then stale.
+# Raise this number when the same file gets another row or reject although AUDIO_VERSION stays: earlier results are then not used.
 ROW_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found of a file.
+    """The result of a file.
 
-    is_lasting: it is so for as long as the file does not change; not what a storage failed to give. sha256: of the file's bytes;
+    is_lasting: whether the result holds until the file changes; it does not when the storage failed. sha256: of the file's bytes;
     empty when they were not read.
     """
 
@@ -44,7 +44,7 @@ class Examined:
 
     @property
     def seconds(self) -> float:
-        """Of audio; 0 for a reject."""
+        """Length of the audio; 0 for a reject."""
         return self.result.seconds if isinstance(self.result, Track) else 0.0
 
 
@@ -52,13 +52,13 @@ ExamineAll = Callable[[Callable[[str], Examined], list[str], int], Iterable[Exam
 
 
 def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], workers: int) -> Iterator[Examined]:
-    """The result of each path, in order. A decoder that crashes takes all of them with it: commands use processes."""
+    """The result of each path, in order. A decoder that crashes ends this process, so commands use other processes instead."""
     with ThreadPoolExecutor(workers) as threads:
         yield from threads.map(examine, paths)
 
 
 def result_version(config: ManifestConfig) -> dict:
-    """All that decides, beside the file and its path, what an `Examiner` finds. (Group and split are for `place` to say.)"""
+    """Everything but the file and its path that a result of an `Examiner` depends on. (Group and split are for `place` to say.)"""
     settings = ("max_seconds", "length_tolerance_seconds")
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     return {
@@ -72,10 +72,10 @@ def result_version(config: ManifestConfig) -> dict:
 
 
 class Examiner:
-    """Decodes and describes file after file, or says why a file is rejected. Whether what it holds is of use is for `judge` to say.
+    """Decodes and describes one file after another, or says why a file is rejected. Whether a track is of use is for `judge` to say.
 
-    What the storage does not give is asked for again, for `patience` seconds. Once a file was waited for in vain, the next ones are
-    asked for once, until the storage gives one.
+    When the storage fails to give a file, it is asked again for `patience` seconds. If that was in vain, each next file is asked for
+    only once, until the storage gives one.
     """
 
     def __init__(self, config: ManifestConfig):
@@ -83,11 +83,11 @@ class Examiner:
         self._storage_fails = False
 
     def __call__(self, path: str) -> Examined:
-        """The result of a file, its path relative to the root; a fault of this program is raised, not listed."""
+        """The result of a file, whose path is relative to the root. Raises AssertionError for a fault of this program."""
         patience = Patience(0.0 if self._storage_fails else self._config.patience)
         try:
             examined = patience.read(files.join(self._config.root, path), partial(_attempt, path, self._config))
-        except OSError as error:  # into which patience turns the errors of the clients' own classes
+        except OSError as error:  # `Patience` turns the clients' own error classes into this one
             self._storage_fails = True
             return Examined(reject_storage(path, error), is_lasting=False)
         except Exception as error:
@@ -97,7 +97,7 @@ class Examiner:
 
 
 def _attempt(path: str, config: ManifestConfig) -> Examined:
-    """The result of a file. Raises what the storage raises when it does not give the file."""
+    """The result of a file. Raises the storage's error when the storage fails to give the file."""
     try:
         with files.local_copy(config.root, path) as local:
             return _examine_local(path, local, config)
@@ -108,7 +108,7 @@ def _attempt(path: str, config: ManifestConfig) -> Examined:
 
 
 def _examine_local(path: str, local: Path, config: ManifestConfig) -> Examined:
-    """The result of a file on the local disk, which does not last when the file changes meanwhile."""
+    """The result of a file on the local disk. It is not lasting when the file changes meanwhile."""
     before, sha256 = _state(local), ""
     try:
         num_bytes = _size(local)
@@ -128,7 +128,7 @@ def _state(local: Path) -> tuple[int, int, int, int]:
 
 
 def read_sha256(path: str, config: ManifestConfig) -> str | None:
-    """SHA-256 of a file (path relative to the root); None when it cannot be read now, which an `Examiner` then explains."""
+    """SHA-256 of a file (path relative to the root); None when it cannot be read now, for which an `Examiner` finds the reason."""
 
     def attempt() -> str | None:
         with files.local_copy(config.root, path) as local:
@@ -141,10 +141,10 @@ def read_sha256(path: str, config: ManifestConfig) -> str | None:
 
 
 def is_own_fault(error: Exception, filesystem: AbstractFileSystem) -> bool:
-    """Whether an error lies in a file or folder itself, so that to ask again is of no use.
+    """Whether the file or folder itself is at fault, so that asking again is of no use.
 
-    A local disk says that a link is broken, or a file somebody else's; an object store refuses what it has when the credentials
-    have run out.
+    So it is when a local disk finds a broken link or a file of somebody else. An object store also refuses files that are there, when
+    the credentials have expired.
     """
     return isinstance(filesystem, LocalFileSystem) and files.is_fault_of_file(error)
 
@@ -155,7 +155,7 @@ def reject_decoding(path: str, error: DecodeError) -> Reject:
 
 
 def reject_storage(path: str, error: Exception) -> Reject:
-    """The reject of what a storage does not give; `error` may be that of `Patience`, which counts seconds."""
+    """The reject of a file that the storage did not give. `error` may be that of `Patience`, whose cause is then named."""
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     reason: Reason = "unreadable" if isinstance(cause, FileNotFoundError) else "unreachable"
     return Reject(path=path, reason=reason, detail=_detail(cause))
@@ -166,13 +166,13 @@ def _detail(error: Exception) -> str:
 
 
 def crashed(path: str) -> Examined:
-    """The result of a file that ended the process which decoded it; it may have been ended from outside, so it is tried again."""
+    """The result of a file whose decoding ended the process. Something else may have ended it, so the next scan tries again."""
     detail = "the decoder crashed: its process died, also when it had this file alone"
     return Examined(Reject(path=path, reason="unreadable", detail=detail), is_lasting=False)
 
 
 def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: ManifestConfig) -> Track:
-    """The row of a track that is in no group and split yet."""
+    """The row of a track, with no group and split yet."""
     levels = Levels()
     with open_audio(local) as audio:
         header = audio.header
@@ -207,10 +207,10 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
 
 
 def _size(local: Path) -> int:
-    """Bytes of a file. Raises DecodeError when it is none, or empty."""
+    """Size of a file in bytes. Raises DecodeError when the path is no regular file, or the file is empty."""
     num_bytes = local.stat().st_size
     if not local.is_file():
-        # Reading a pipe or a device could wait for ever; links to folders could go round.
+        # Reading a pipe or a device could wait for ever; links to folders could form a circle.
         raise DecodeError("not_audio", "a linked folder" if local.is_dir() else "a pipe, socket or device")
     if num_bytes == 0:
         raise DecodeError("unreadable", "0 bytes")
@@ -218,7 +218,7 @@ def _size(local: Path) -> int:
 
 
 def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: ManifestConfig) -> Iterator[np.ndarray]:
-    """Pass blocks `[channels, n]` on. Raises DecodeError `too_long` as soon as that is known: hours need not be decoded."""
+    """Pass blocks `[channels, n]` on. Raises DecodeError `too_long` as soon as the track is known to be, without decoding the rest."""
     seconds = (header.num_samples or 0) / header.sample_rate
     if seconds > config.max_seconds:
         raise DecodeError("too_long", f"{seconds:.3f} s by its header, at most {config.max_seconds} s are asked for")
@@ -231,7 +231,7 @@ def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: Man
 
 
 def judge(result: Track | Reject, config: ManifestConfig) -> Track | Reject:
-    """A track, or its reject when it is of no use by the settings, with both values. By what was measured: nothing is decoded."""
+    """The track, or its reject when the settings exclude it, naming both values. This uses measured values and decodes nothing."""
     if isinstance(result, Reject):
         return result
     assert result.peak_dbfs is not None and result.clipped_share is not None, "examine measures them"
