@@ -1,6 +1,6 @@
 # make demo                      the whole job on the music of tests/data
 # make demo CORPUS=/path/to/music   the same on your own folder
-# make demo PROBE=no             without the probing suite, which needs Debian packages (400 MB)
+# make demo PROBE=no             without the probing suite, which downloads Debian packages (300 MB)
 # make check                     format, lint and types: under a minute
 # make test                      the test suite: at most 8 minutes on two cores
 # make test-fast                 the part of it that starts no process: under 90 seconds

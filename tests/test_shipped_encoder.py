@@ -73,14 +73,12 @@ def test_it_can_teach():
 
 
 def test_a_folder_of_its_name_is_opened_by_its_path(tmp_path, monkeypatch):
-    encoder = read_model(SHIPPED)
     shutil.copytree(SHIPPED, tmp_path / NAME)
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME / "model.safetensors").unlink()
     assert_is_the_shipped_one(load_encoder(NAME)[0].state_dict())
     with pytest.raises((OSError, ValueError), match="model.safetensors"):
         load_encoder(f"./{NAME}")
-    assert encoder.heads
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +104,18 @@ def shards(tmp_path_factory) -> Path:
 
 
 def test_a_run_begins_with_its_head_and_scale_and_so_with_a_part_of_the_cqt_explained(shards, tmp_path, run_here):
-    settings = ["stream.batch_size=2", "trainer.schedule.total_steps=1", "trainer.schedule.warmup_steps=0"]
+    settings = [
+        "stream.batch_size=2",
+        "stream.crop_samples=48000",
+        "trainer.schedule.total_steps=1",
+        "trainer.schedule.warmup_steps=0",
+    ]
+    told = {}
     for name, initial in (("gone_on", NAME), ("new", "null")):
-        code, _, err = run_here(
-            pretrain, RECIPE, f"shards={shards}", f"out={tmp_path / name}", f"initial={initial}", *settings
-        )
-        assert code == 0, err
-    assert (
-        "encoder and cqt heads as stored; new heads: none"
-        in run_here(pretrain, RECIPE, f"shards={shards}", f"out={tmp_path / 'again'}", f"initial={NAME}", *settings)[2]
-    )
+        words = [RECIPE, f"shards={shards}", f"out={tmp_path / name}", f"initial={initial}", *settings]
+        code, _, told[name] = run_here(pretrain, *words)
+        assert code == 0, told[name]
+    assert "encoder and cqt heads as stored; new heads: none" in told["gone_on"]
     shipped = {spec.name: spec for spec in read_model(SHIPPED).heads}["cqt"]
     gone_on, new = (read_metrics(tmp_path / name, "validation")[0] for name in ("gone_on", "new"))
     assert read_description(tmp_path / "gone_on").heads == [shipped]
