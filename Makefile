@@ -1,5 +1,6 @@
 # make demo                      the whole job on the music of tests/data
 # make demo CORPUS=/path/to/music   the same on your own folder
+# make demo PROBE=no             without the probing suite, which downloads Debian packages (300 MB)
 # make check                     format, lint and types: under a minute
 # make test                      the test suite: at most 8 minutes on two cores
 # make test-fast                 the part of it that starts no process: under 90 seconds
@@ -9,6 +10,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 CORPUS ?= tests/data/music
+PROBE ?= yes
 SIZE ?= small
 OUT ?= runs/suite-$(SIZE)
 # A file's tests share its fixtures, so they stay together; files come in the order of tests/conftest.py, the slow ones first.
@@ -34,7 +36,7 @@ check: install
 	$(VENV)/bin/mypy
 
 demo: install
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python -m mert_foundry.jobs.demo "$(CORPUS)"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" python -m mert_foundry.jobs.demo "$(CORPUS)" --probe "$(PROBE)"
 
 test: install
 	$(VENV)/bin/python -m pytest -m 'not gpu' $(ON_TWO_CORES)

@@ -4,6 +4,7 @@
     mert export RUN_FOLDER/checkpoints/step_1000 OUT_FOLDER
     mert export RUN_FOLDER@ema OUT_FOLDER
     mert export IMPORTED_FOLDER OUT_FOLDER
+    mert export foundry-encoder OUT_FOLDER
 
 A run folder means its newest whole checkpoint, @ema after it the averaged weights of a run with trainer.ema. An encoder
 with options that Hubert lacks is written as a folder of our own class, which model.interop.load.load_encoder opens; what
@@ -18,7 +19,7 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.pretraining.run_description import RunDescription
 from mert_foundry.model.interop.export import export_model
-from mert_foundry.model.interop.load import read_checkpoint, read_model
+from mert_foundry.model.interop.load import model_folder, read_checkpoint, read_model
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.runs.checkpoint import find_checkpoint, load_config, load_state, split_average
 from mert_foundry.pipeline.storage import files
@@ -27,12 +28,13 @@ from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, c
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mert export", add_help=False)
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source")
     parser.add_argument("out")
     options = parser.parse_args(arguments)
-    check_input(str(split_average(options.source)[0]), RUN, CHECKPOINT, MODEL)
+    source = model_folder(options.source)
+    check_input(str(split_average(source)[0]), RUN, CHECKPOINT, MODEL)
     check_output(options.out, MODEL)
-    model, card, named = read(options.source)
+    model, card, named = read(Path(source))
     unsupported = list(export_model(files.local_path(options.out), model, card))
     for reason in unsupported:
         print(f"no native hubert folder: {reason}", file=sys.stderr)

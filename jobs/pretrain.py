@@ -33,6 +33,7 @@ from mert_foundry.jobs.pretraining.run_description import (
 )
 from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_heads
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
+from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         description = None
         if rank == 0:
-            description = stack.enter_context(open_run(config, index, out, world_size))
+            description = stack.enter_context(open_run(config, index, out, world_size, initial))
         trivial = description.trivial if description else None
         report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, rank == 0, trivial))
         if description:
@@ -85,7 +86,9 @@ def main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def open_run(config: PretrainConfig, index: ShardIndex, out: Path, world_size: int) -> Iterator[RunDescription]:
+def open_run(
+    config: PretrainConfig, index: ShardIndex, out: Path, world_size: int, initial: StoredModel | None
+) -> Iterator[RunDescription]:
     """The run of a folder that rank 0 holds meanwhile, as it begins or goes on.
 
     Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest. Raises as
@@ -94,7 +97,7 @@ def open_run(config: PretrainConfig, index: ShardIndex, out: Path, world_size: i
     check_fit(config, index, world_size)
     check_one_node(config, world_size)
     with locked(out, "training"):
-        yield describe_run(config, index, out)
+        yield describe_run(config, index, out, initial)
 
 
 def check_one_node(config: PretrainConfig, world_size: int) -> None:
@@ -110,10 +113,12 @@ def check_one_node(config: PretrainConfig, world_size: int) -> None:
         )
 
 
-def describe_run(config: PretrainConfig, index: ShardIndex, out: Path) -> RunDescription:
+def describe_run(
+    config: PretrainConfig, index: ShardIndex, out: Path, initial: StoredModel | None = None
+) -> RunDescription:
     """The run as it begins or goes on; reads what the targets' statistics need. Raises as `sample_values`."""
     sampled = sample_values(config, index)
-    heads = scaled_heads(config, index, sampled, out)
+    heads = scaled_heads(config, index, sampled, out, initial)
     trivial = measure_trivial(config, index, heads, sampled)
     return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
 

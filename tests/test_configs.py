@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from mert_foundry.jobs.codec import CodecTrainingConfig
 from mert_foundry.jobs.command.config import load_config
-from mert_foundry.jobs.demo import KILL_AFTER_STEP
+from mert_foundry.jobs.demo import KILL_AFTER_STEP, PRETRAIN
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.fit import FitConfig
 from mert_foundry.jobs.label import LabelConfig
@@ -146,9 +146,10 @@ def test_a_step_has_the_published_audio(name):
     assert hours == pytest.approx(HOURS_A_STEP[name], rel=0.06)
 
 
-def test_the_tiny_run_fits_the_demo():
+def test_the_run_of_the_demo_can_be_killed(monkeypatch):
     """Two ranks share its batches, and the demo kills one at a checkpoint that is not the last."""
-    config = load("tiny")
+    monkeypatch.chdir(CONFIGS.parent)
+    config = load_config(PretrainConfig, PRETRAIN[PRETRAIN.index("mert_foundry.jobs.pretrain") + 1 :])
     assert config.stream.batch_size % 2 == 0
     assert KILL_AFTER_STEP % config.trainer.checkpoint_every == 0
     assert KILL_AFTER_STEP < config.trainer.schedule.total_steps

@@ -1,4 +1,4 @@
-"""What `model=` names: a folder with a trained encoder (FOLDER@ema: its averaged weights), or a baseline."""
+"""What `model=` names: a folder with a trained encoder (FOLDER@ema: its averaged weights), a shipped one, or a baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from mert_foundry.model.features.feature_encoder import FeatureEncoder
 from mert_foundry.model.features.feature_model import FeatureModel, Precision
-from mert_foundry.model.interop.load import read_model
+from mert_foundry.model.interop.load import model_folder, read_model, shipped_encoders
 from mert_foundry.model.runs.checkpoint import find_checkpoint, has_average, split_average
 from mert_foundry.pipeline.storage.documents import fingerprint
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
@@ -32,7 +32,7 @@ def open_model(
         from mert_foundry.model.baselines.registry import open_baseline
 
         return open_baseline(name, device, precision, layers)
-    return FeatureEncoder(read_model(Path(name)), name, device, precision, layers)
+    return FeatureEncoder(read_model(Path(model_folder(name))), name, device, precision, layers)
 
 
 def is_baseline(name: str) -> bool:
@@ -44,9 +44,12 @@ def check_model(name: str) -> None:
     """Raise as `open_model` for a name that nothing has, the wrong kind of folder, or averaged weights that are not there."""
     if is_baseline(name):
         return
-    folder, is_average = split_average(name)
+    folder, is_average = split_average(model_folder(name))
     if not folder.exists():
-        raise ValueError(f"model {name}: no folder of that name, and no baseline; those are {', '.join(NAMES)}")
+        raise ValueError(
+            f"model {name}: no folder of that name, no encoder that ships with this package ({', '.join(shipped_encoders())}),"
+            f" and no baseline; those are {', '.join(NAMES)}"
+        )
     check_input(str(folder), RUN, CHECKPOINT, MODEL)
     if is_average and not (folder / "config.json").is_file():
         checkpoint = find_checkpoint(folder)[0]

@@ -35,7 +35,7 @@ class ExtractConfig(BaseModel):
 
     model: str = Field(
         min_length=1,
-        description="Local folder of an encoder (RUN@ema: averaged weights), or a baseline: log_mel, cqt, chroma, mfcc, musicnn, codec:WEIGHTS (such as"
+        description="Local folder of an encoder (RUN@ema: averaged weights), foundry-encoder, or a baseline: log_mel, cqt, chroma, mfcc, musicnn, codec:WEIGHTS (such as"
         " codec:foundry-small), random:CONFIG.yaml@SEED",
     )
     input: str = Field(

@@ -8,7 +8,7 @@ from mert_foundry.jobs.command.config import explain
 from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, RUN_CONFIG, PretrainConfig
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.interop.architecture import architecture_differences
-from mert_foundry.model.interop.load import read_model
+from mert_foundry.model.interop.load import model_folder, read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints, split_average
@@ -32,8 +32,9 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
                 f"{out}: all its checkpoints are incomplete; remove them to begin again from {config.initial}"
             )
         return None
-    check_input(str(split_average(config.initial)[0]), RUN, CHECKPOINT, MODEL)
-    initial = read_model(files.local_path(config.initial))
+    folder = model_folder(config.initial)
+    check_input(str(split_average(folder)[0]), RUN, CHECKPOINT, MODEL)
+    initial = read_model(files.local_path(folder))
     if initial.sample_rate != index.sample_rate:
         raise ValueError(
             f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz"

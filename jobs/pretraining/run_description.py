@@ -46,7 +46,8 @@ class PretrainConfig(BaseModel):
     out: str = Field(description="Run folder, local")
     initial: str | None = Field(
         default=None,
-        description="Local folder with the first weights: of mert import, mert export, a run, a checkpoint, RUN@ema; null: random",
+        description="First weights: a local folder of mert import or mert export, a run, a checkpoint, RUN@ema, or foundry-encoder;"
+        " null: random",
     )
     seed: int = Field(default=0, ge=0, description="Seed of weights, order, crops, masks, mixture and dropout")
     train_split: str = Field(default="train", description="Split to train on")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig, heads_of, read_description
+from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.target_alignment import align_values, target_stride
 from mert_foundry.model.objective.value_scale import LOGARITHMIC, ValueScale, ValueScaleName, decorrelating_components
@@ -88,10 +89,13 @@ def _as_the_head_sees(stored: np.ndarray, spec: HeadSpec, stride: int, logarithm
     return averaged.double().numpy()
 
 
-def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, out: Path) -> list[HeadSpec]:
+def scaled_heads(
+    config: PretrainConfig, index: ShardIndex, sampled: Sampled, out: Path, initial: StoredModel | None = None
+) -> list[HeadSpec]:
     """One head for each target, in the scale that the objective asks for.
 
     A run that goes on keeps the scales it began with, to the last bit; on another machine sums may end in another digit.
+    A run that begins from a head of the same teacher keeps that head's scale, for which its weights were trained.
     """
     if config.objective.value_scale == "raw":
         return heads_of(index)
@@ -99,12 +103,27 @@ def scaled_heads(config: PretrainConfig, index: ShardIndex, sampled: Sampled, ou
         begun_with = {spec.name: spec.scale for spec in read_description(out).heads}
         return [spec.model_copy(update={"scale": begun_with.get(spec.name)}) for spec in heads_of(index)]
     name = config.objective.value_scale
+    stored = stored_scales(initial, index, name) if initial else {}
     return [
-        spec.model_copy(update={"scale": scale_of(sampled[spec.name][config.train_split], name)})
+        spec.model_copy(
+            update={"scale": stored.get(spec.name) or scale_of(sampled[spec.name][config.train_split], name)}
+        )
         if spec.kind == "continuous"
         else spec
         for spec in heads_of(index)
     ]
+
+
+def stored_scales(initial: StoredModel, index: ShardIndex, name: ValueScaleName) -> dict[str, ValueScale]:
+    """By target, the scale of a stored head of the same teacher, where it is of this name."""
+    teachers = {spec.name: spec.fingerprint for spec in index.targets}
+    return {
+        head.name: head.scale
+        for head in initial.heads
+        if head.scale is not None
+        and head.scale.is_called(name)
+        and initial.fingerprints.get(head.name) == teachers.get(head.name)
+    }
 
 
 def scale_of(moments: ValueMoments, name: ValueScaleName) -> ValueScale:

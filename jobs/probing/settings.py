@@ -16,8 +16,8 @@ class ProbeConfig(BaseModel):
 
     model: str | list[str] | dict[str, str] = Field(
         default=[],
-        description="Encoders: a run, a checkpoint, a folder of mert export or import, a Hugging Face folder, or the name"
-        " of a baseline; several as a list, or as a mapping from the name in the report to the encoder",
+        description="Encoders: a run, a checkpoint, a folder of mert export or import, a Hugging Face folder, foundry-encoder, or"
+        " the name of a baseline; several as a list, or as a mapping from the name in the report to the encoder",
     )
     baselines: list[str] = Field(
         default=["log_mel", "cqt", "chroma", "mfcc", "codec:foundry-small"],

@@ -1,10 +1,11 @@
-"""Any folder that holds a trained encoder, opened.
+"""Any folder that holds a trained encoder, opened, and the encoder that ships with this package.
 
     from mert_foundry.model.interop.load import load_encoder
     encoder, sample_rate = load_encoder("FOLDER")
 
 FOLDER: what `mert export` or `mert import` wrote, in either form; a run folder (its newest whole checkpoint) or one of
 its checkpoints; a Hugging Face folder of Hubert or MERT. `FOLDER@ema` takes the averaged weights of a run or checkpoint.
+`foundry-encoder` is the small encoder in model/interop/shipped; a folder of your own by that name is `./foundry-encoder`.
 """
 
 from pathlib import Path
@@ -27,13 +28,25 @@ from mert_foundry.model.runs.checkpoint import (
 )
 from mert_foundry.model.runs.stored_config import present_names
 
+SHIPPED_ENCODERS = Path(__file__).parent / "shipped"
+
+
+def shipped_encoders() -> list[str]:
+    """Names of the encoders that ship with this package."""
+    return sorted(path.parent.name for path in SHIPPED_ENCODERS.glob("*/config.json"))
+
+
+def model_folder(name: str) -> str:
+    """Where the model of a name lies: the folder of an encoder that ships with this package, else the name as it stands."""
+    return str(SHIPPED_ENCODERS / name) if name in shipped_encoders() else name
+
 
 def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MertEncoder, int]:
     """The encoder in eval mode on a device, and the sample rate (Hz) of the audio it takes.
 
     Raises ValueError when the folder is none of those above, or not whole.
     """
-    stored = read_model(Path(folder))
+    stored = read_model(Path(model_folder(str(folder))))
     return build_encoder(stored).to(device).eval(), stored.sample_rate
 
 

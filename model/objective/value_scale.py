@@ -101,6 +101,10 @@ class ValueScale(BaseModel):
         # A scale by bin reads as it did before there was another.
         return {name: value for name, value in fields(self).items() if value is not None}
 
+    def is_called(self, name: ValueScaleName) -> bool:
+        """Whether `objective.value_scale` calls such a scale by this name."""
+        return (self.logarithmic, self.components is not None) == (name in LOGARITHMIC, name == "decorrelated")
+
     def projection(self) -> np.ndarray:
         """What x - mean is multiplied by: float64 [bins, predicted values]."""
         if self.components is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mert_foundry.model.features.feature_encoder import FeatureEncoder, identity, unlike_mert_95m
 from mert_foundry.model.features.feature_model import check_layers
 from mert_foundry.model.features.windows import WindowConfig
-from mert_foundry.model.interop.load import read_model
+from mert_foundry.model.interop.load import model_folder, read_model
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.runs.checkpoint import split_average
 from mert_foundry.model.teacher.window_stream import stream_windows
@@ -25,7 +25,9 @@ class LayerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="Run, checkpoint or model folder; @ema after it takes averaged weights")
+    model: str = Field(
+        description="Run, checkpoint or model folder, or foundry-encoder; @ema after it takes averaged weights"
+    )
     layer: int = Field(ge=0, description="Hidden layer; 0 is the input of the first")
     windows: WindowConfig = Field(default=WindowConfig(), description="How long tracks are cut for the encoder")
 
@@ -37,8 +39,9 @@ def read_encoder(config: LayerConfig) -> tuple[StoredModel, dict[str, str | int 
         FolderError: a folder of another kind.
         ValueError: the folder holds no encoder, there is no such layer, or the encoder's rate or hop does not fit shards.
     """
-    check_input(str(split_average(config.model)[0]), RUN, CHECKPOINT, MODEL)
-    stored = read_model(Path(config.model))
+    folder = model_folder(config.model)
+    check_input(str(split_average(folder)[0]), RUN, CHECKPOINT, MODEL)
+    stored = read_model(Path(folder))
     check_layers([config.layer], stored.encoder.transformer.layers, config.model)
     hop = stored.encoder.frontend.hop
     if stored.sample_rate != SAMPLE_RATE or hop % HOP:
