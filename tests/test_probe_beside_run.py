@@ -17,7 +17,7 @@ from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.config import UsageError, load_config
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.model.runs.history import find_best_probe
+from mert_foundry.model.runs.history import find_best_probe, forget_probes_after, read_probes
 
 QUICK = ["probe.protocol.rates=[0.01]", "probe.protocol.seeds=1", "probe.protocol.epochs=3", "probe.protocol.draws=0"]
 
@@ -157,6 +157,17 @@ def test_what_the_probe_does_not_take_is_said_before_the_first_step(
 def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, more: list[str], said: str):
     with pytest.raises(UsageError, match=said):
         load_config(PretrainConfig, arguments(tmp_path / "shards", tmp_path / "run", *more))
+
+
+def test_probes_of_steps_that_are_lost_are_forgotten(tmp_path: Path):
+    lines = [{"kind": "probe", "step": step, "mean": 0.5, "scores": {"pitch": 0.5}} for step in (5, 10, 15)]
+    (tmp_path / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "pro')
+    forget_probes_after(tmp_path, 20)
+    assert read_probes(tmp_path) == lines
+    forget_probes_after(tmp_path, 10)
+    assert read_probes(tmp_path) == lines[:2]
+    forget_probes_after(tmp_path, 0)
+    assert read_probes(tmp_path) == []
 
 
 def test_the_best_probe_is_the_newest_of_the_highest_over_the_tasks_of_now():

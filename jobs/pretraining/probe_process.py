@@ -18,8 +18,9 @@ import yaml
 
 from mert_foundry.jobs.cluster.parent_process import ENDS_WITH
 from mert_foundry.jobs.command.config import UsageError
-from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.model.runs.history import FOLLOWING
+from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig
+from mert_foundry.model.runs.checkpoint import checkpoint_step, list_checkpoints
+from mert_foundry.model.runs.history import FOLLOWING, forget_probes_after
 from mert_foundry.pipeline.storage import files
 
 SETTINGS, LOG, FOLDER = "probe.yaml", "probe.log", "probe"
@@ -108,7 +109,9 @@ def probing(
     if config.trainer.probe_every is None:
         yield lambda record: None
         return
-    probe, reached = ProbeProcess(config, out), [0]
+    newest = next(map(checkpoint_step, list_checkpoints(out / CHECKPOINTS)), 0)
+    forget_probes_after(out, newest)  # of checkpoints that someone has removed
+    probe, reached = ProbeProcess(config, out), [newest]
 
     def watch(record: dict[str, Any]) -> None:
         reached.append(record.get("step", 0))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
+from mert_foundry.pipeline.storage.files import publish_bytes
 
 PROBES = "probe.jsonl"
 BEST_BY_PROBE = "best_by_probe"
@@ -100,6 +101,14 @@ def read_probes(folder: Path) -> list[dict[str, Any]]:
     path = folder / PROBES
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return [record for record in map(_parse, lines) if record is not None]
+
+
+def forget_probes_after(folder: Path, step: int) -> None:
+    """Remove the probes of later steps, which a run that goes on from this one will do again."""
+    probes = read_probes(folder)
+    kept = [record for record in probes if record["step"] <= step]
+    if len(kept) < len(probes):
+        publish_bytes(str(folder / PROBES), "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def find_best_probe(records: list[dict[str, Any]]) -> BestProbe | None:
