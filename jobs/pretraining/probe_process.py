@@ -111,7 +111,7 @@ def probing(
         return
     newest = next(map(checkpoint_step, list_checkpoints(out / CHECKPOINTS)), 0)
     forget_probes_after(out, newest)  # of checkpoints that someone has removed
-    probe, reached = ProbeProcess(config, out), [newest]
+    probe, reached = ProbeProcess(config, out), [0]
 
     def watch(record: dict[str, Any]) -> None:
         reached.append(record.get("step", 0))
