@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 AHEAD = 4  # items in flight, for each process
 TRIES = 2  # of an item alone: a process may also have been ended from outside
 # What takes seconds to import: a command's processes find imported what it has imported itself of these.
-PRELOADED = ["mert_foundry.pipeline.manifest.scan", "mert_foundry.jobs.extraction.run"]
+PRELOADED = ["mert_foundry.pipeline.manifest.scan", "mert_foundry.jobs.extraction.run", "torch._dynamo"]
 
 
 def map_in_processes(
