@@ -5,6 +5,7 @@
     mert pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER initial=IMPORTED_OR_EXPORTED_FOLDER
 
 `initial` is read when a run begins, not when it goes on from a checkpoint of its own.
+With trainer.probe_every and probe.data, a process beside the run probes checkpoints on validation clips (`mert probe --follow`).
 SIGTERM or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, since it is not finished.
 """
 
@@ -22,6 +23,7 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_precision, locked, resolve_device
 from mert_foundry.jobs.pretraining.initial_weights import load_initial_weights, read_initial, resolve_encoder_config
+from mert_foundry.jobs.pretraining.probe_process import probing
 from mert_foundry.jobs.pretraining.progress import TrainingReport, describe_losses, describe_trivial
 from mert_foundry.jobs.pretraining.run_description import (
     PretrainConfig,
@@ -36,6 +38,7 @@ from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
+from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe, read_probes
 from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.storage import files
@@ -68,6 +71,7 @@ def main(arguments: list[str]) -> int:
             report.note(save_description(out, description))
             report.note(warn_of_lone_rows(config, world_size))
             report.note(describe_trivial(trivial) if trivial else "")
+            report.watchers.append(stack.enter_context(probing(config, out, report.note, report.warn)))
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
         if not holder:
@@ -81,7 +85,7 @@ def main(arguments: list[str]) -> int:
         run_config = description.model_dump(mode="json")
         result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
-        show(result, config.trainer.schedule.total_steps, trivial)
+        show(result, config.trainer.schedule.total_steps, trivial, find_best_probe(read_probes(out)))
     return 0 if result.status == "done" else 1
 
 
@@ -141,12 +145,14 @@ def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
     return trainer.model_copy(update={"replicas": node_count(world_size)})
 
 
-def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None) -> None:
-    """Say how training ended and, when it is done, what its last validation found."""
+def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None, best: BestProbe | None) -> None:
+    """Say how training ended, what its last validation found when it is done, and which checkpoint is the best by probe."""
     outcome = {"status": result.status, "step": result.step, "checkpoint": str(result.checkpoint)}
     lines = [f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}"]
     if result.status == "done" and result.validation is not None:
         lines.append(f"last validation: {describe_losses({'kind': 'validation', **result.validation}, trivial)}")
+    if best is not None:
+        lines.append(f"best by probe: {describe_best_probe(best)}")
     console.finish(outcome, lines)
     if result.status == "stopped":
         print(f"{total_steps - result.step} steps are left; the same command goes on", file=sys.stderr)

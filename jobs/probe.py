@@ -20,6 +20,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from mert_foundry.jobs.cluster.parent_process import end_with_parent
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
@@ -41,6 +42,7 @@ PAGE = "report.html"
 
 
 def main(arguments: list[str]) -> int:
+    end_with_parent()
     config = load_config(CONFIG, arguments)
     config = config.model_copy(update={"device": resolve_device(config.device)})
     check_precision("precision", config.precision, config.device)

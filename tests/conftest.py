@@ -35,6 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 WHAT_NEEDS = {
     "ray": ["test_label.py", "test_ray_tasks.py"],
     "zarr": [
+        "test_probe_beside_run.py",
         "test_probe_command.py",
         "test_dialect.py",
         "test_extract.py",

@@ -54,7 +54,7 @@ ARROWS = {
     "model/training": "model/encoder model/frontend model/objective model/runs model/transformer",
     "jobs/command": "pipeline/storage",
     "jobs/cluster": "jobs/command model/training",
-    "jobs/pretraining": "jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
+    "jobs/pretraining": "jobs/cluster jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
     " pipeline/storage pipeline/stream",
     "jobs/planning": "jobs/benchmarks jobs/pretraining model/encoder model/objective pipeline/audio pipeline/frames pipeline/labelling"
     " pipeline/manifest pipeline/shards pipeline/teachers",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +19,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 4  # items in flight, for each process
 TRIES = 2  # of an item alone: a process may also have been ended from outside
-PRELOADED = ["mert_foundry.pipeline.manifest.scan"]
+# What takes seconds to import: a command's processes find imported what it has imported itself of these.
+PRELOADED = ["mert_foundry.pipeline.manifest.scan", "mert_foundry.jobs.extraction.run", "torch._dynamo"]
 
 
 def map_in_processes(
@@ -63,7 +65,7 @@ def _alone(work: Callable[[Item], Result], item: Item, crashed: Callable[[Item],
 def _pool(workers: int, work: Callable[[Item], object]) -> ProcessPoolExecutor:
     # Forked from a server that has imported what takes seconds, and has no threads whose locks a fork would copy.
     context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([module for module in PRELOADED if module in sys.modules])
     return ProcessPoolExecutor(
         workers, mp_context=context, initializer=_prepare, initargs=(dict(os.environ), os.getpid(), work)
     )

@@ -27,6 +27,7 @@ from mert_foundry.model.runs.history import (
     RunHistory,
     RunSummary,
     Validation,
+    describe_best_probe,
     load_run,
     summarise_run,
     target_of,
@@ -108,6 +109,8 @@ def overview(summary: RunSummary) -> Section:
         ("index", summary.index_sha256),
         ("checkpoints", ", ".join(summary.checkpoints) or "none"),
     ]
+    if summary.best_probe:
+        facts.append(("best by probe", describe_best_probe(summary.best_probe)))
     if summary.last_train:
         shown = {name: summary.last_train.get(name) for name in ("step", "loss", "learning_rate", "gradient_norm")}
         parts = [f"{name.replace('_', ' ')} {_measured(value)}" for name, value in shown.items()]

@@ -1,7 +1,7 @@
 """What a training run shows while it runs: a bar on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isnan
 from statistics import mean
 from typing import Any
@@ -20,11 +20,14 @@ class TrainingReport:
         total_steps: of the run.
         shown: False on ranks that have nothing to say; theirs is never called.
         trivial: what constants reach, to be shown beside the losses.
+
+    watchers: are called with each record too.
     """
 
     def __init__(self, total_steps: int, shown: bool, trivial: TrivialScores | None = None):
         self.total_steps = total_steps
         self.trivial = trivial
+        self.watchers: list[Callable[[dict[str, Any]], None]] = []
         self.bar = tqdm(total=total_steps, unit="step") if shown and sys.stderr.isatty() and not console.quiet else None
 
     def __enter__(self) -> "TrainingReport":
@@ -35,6 +38,8 @@ class TrainingReport:
             self.bar.close()
 
     def __call__(self, record: dict[str, Any]) -> None:
+        for watch in self.watchers:
+            watch(record)
         if record["kind"] == "train" and self.bar is not None:
             self.bar.update(record["step"] - self.bar.n)
             self.bar.set_postfix_str(describe_step(record, self.trivial))
@@ -47,8 +52,12 @@ class TrainingReport:
     def note(self, text: str) -> None:
         """Print a line above the bar; nothing when it is empty, or with --quiet."""
         if text and not console.quiet:
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line above the bar, with --quiet too."""
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
 
     def _line(self, record: dict[str, Any]) -> str:
         match record["kind"]:

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from mert_foundry.jobs.command.preflight import Device
 from mert_foundry.model.encoder import EncoderConfig
@@ -34,6 +42,7 @@ FIXED_KEYS = (
     "config.stream.shuffle_window",
     "data.index_sha256",
 )
+SET_FOR_PROBE = ("model", "baselines", "compare_with", "every_checkpoint", "follow", "out", "score")
 FREE_KEYS = ("activation_checkpointing",)  # by their last part, also within the fixed ones: memory against time
 
 
@@ -57,6 +66,20 @@ class PretrainConfig(BaseModel):
     encoder: EncoderConfig = Field(default=EncoderConfig(), description="Architecture")
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="What is predicted")
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="How it is trained")
+    probe: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="Settings of mert probe for trainer.probe_every, such as probe.data (required), probe.tasks and"
+        " probe.protocol.seeds; validation clips are scored, test clips never; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _probe_fits(self) -> "PretrainConfig":
+        if (self.probe is None) != (self.trainer.probe_every is None):
+            missing = "trainer.probe_every" if self.trainer.probe_every is None else "probe"
+            raise ValueError(f"probe and trainer.probe_every go together: {missing} is not set")
+        if taken := [name for name in self.probe or {} if name in SET_FOR_PROBE]:
+            raise ValueError(f"probe.{taken[0]} cannot be set, mert pretrain sets it")
+        return self
 
 
 class RunDescription(BaseModel):

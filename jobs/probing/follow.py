@@ -20,30 +20,36 @@ from mert_foundry.jobs.probing.models import CHECKPOINTS, ProbedModel
 from mert_foundry.jobs.probing.report import ProbeReport
 from mert_foundry.jobs.probing.run import run_probe
 from mert_foundry.jobs.probing.settings import ProbeConfig
+from mert_foundry.jobs.probing.validation_basis import on_validation
 from mert_foundry.model.runs.checkpoint import checkpoint_step, find_fault, list_checkpoints
-from mert_foundry.model.runs.history import PROBES, read_probes
+from mert_foundry.model.runs.history import BEST_BY_PROBE, FOLLOWING, PROBES, read_probes
 from mert_foundry.model.runs.publish import retire_folder
 from mert_foundry.model.runs.stored_config import read_run_config
+from mert_foundry.pipeline.probe_sets.registry import load_tasks
 
-BEST = "best_by_probe"
 HELD = ".followed"
-LOOK_EVERY = 10.0  # seconds
+LOOK_EVERY = 2.0  # seconds
 
 
 def follow(run: Path, config: ProbeConfig) -> int:
-    """Probe each checkpoint of a run as it appears, until that of its last step; returns how many were probed.
+    """Probe the checkpoints of a run as they appear, until that of its last step; returns how many were probed.
 
+    Each one, or those at multiples of the run's `trainer.probe_every` and the last.
     Raises UsageError for settings that do not fit, and as `run_probe`.
     """
     check_settings(config)
-    last = last_step(run)
+    last, every = steps_to_probe(run)
+    for labelled in load_tasks(config.data, config.tasks):
+        on_validation(labelled)  # what does not fit is said before there is a checkpoint
+    console.say(f"{FOLLOWING}{run} to step {last}")
     known = {record["step"] for record in read_probes(run)}
     probed = 0
-    for checkpoint in new_checkpoints(run, known, last):
+    for checkpoint in new_checkpoints(run, known, last, every):
         step = checkpoint_step(checkpoint)
         # The trainer keeps its newest checkpoints only, and may remove this one before it is probed.
         held = hold_checkpoint(checkpoint, run / HELD)
         if held is None:
+            console.warn(f"step {step} is passed over: {checkpoint} was removed before its turn")
             continue
         console.say(f"step {step} of {last}")
         # One name for all: the features of a checkpoint take the place of those of the one before.
@@ -97,9 +103,9 @@ def keep_best(run: Path, held: Path, scores: dict[str, float | None]) -> None:
     earlier = [record["mean"] for record in read_probes(run) if record["scores"].keys() == scores.keys()]
     if mean is None or any(other is not None and other > mean for other in earlier):
         return
-    if (run / BEST).exists():
-        retire_folder(run / BEST)
-    os.replace(held, run / BEST)
+    if (run / BEST_BY_PROBE).exists():
+        retire_folder(run / BEST_BY_PROBE)
+    os.replace(held, run / BEST_BY_PROBE)
 
 
 def check_settings(config: ProbeConfig) -> None:
@@ -112,24 +118,29 @@ def check_settings(config: ProbeConfig) -> None:
         )
 
 
-def last_step(run: Path) -> int:
-    """The step at which the run is done. Raises UsageError for a folder that is no run, or none yet."""
+def steps_to_probe(run: Path) -> tuple[int, int]:
+    """The step at which the run is done, and the steps between probes, 1 where the run names none.
+
+    Raises UsageError for a folder that is no run, or none yet.
+    """
     if not (run / "config.yaml").is_file():
         raise UsageError(f"--follow {run}: no run folder, it has no config.yaml (mert pretrain writes it as it starts)")
     document = read_run_config(run / "config.yaml")
     try:
-        return document["config"]["trainer"]["schedule"]["total_steps"]
+        trainer = document["config"]["trainer"]
+        return trainer["schedule"]["total_steps"], trainer.get("probe_every") or 1
     except (KeyError, TypeError) as error:
         raise UsageError(f"{run}: its config.yaml is not that of a run") from error
 
 
-def new_checkpoints(run: Path, known: set[int], last: int) -> Iterator[Path]:
-    """Whole checkpoints in the order of their steps, waiting for the next until that of the last step."""
+def new_checkpoints(run: Path, known: set[int], last: int, every: int) -> Iterator[Path]:
+    """Whole checkpoints at multiples of `every` in the order of their steps, waiting for the next until that of the last step."""
     known = set(known)
     while last not in known:
-        found = [path for path in reversed(list_checkpoints(run / CHECKPOINTS)) if checkpoint_step(path) not in known]
-        if found and find_fault(found[0]) is None:
-            known.add(checkpoint_step(found[0]))
-            yield found[0]
+        steps = {checkpoint_step(path): path for path in reversed(list_checkpoints(run / CHECKPOINTS))}
+        due = [step for step in steps if step not in known and (step % every == 0 or step == last)]
+        if due and find_fault(steps[due[0]]) is None:
+            known.add(due[0])
+            yield steps[due[0]]
         else:
             time.sleep(LOOK_EVERY)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 FLOOR = 1e-8  # -80 dB
+GROUPS = 16  # of neighbouring bands, each a matrix product over the frequencies that it needs
 
 
 class LogMelFrontendConfig(BaseModel):
@@ -75,23 +76,28 @@ class LogMelFrontend(nn.Module):
         config, frames = self.config, self.num_frames(audio.shape[1])
         if frames == 0:
             raise ValueError(f"audio of {audio.shape[1]} samples is too short: the front-end gives 0 frames for it")
-        window, filters = _window_and_filters(config, audio.device)
+        window, groups = _window_and_filters(config, audio.device)
         margin = (config.window - config.step) // 2
         with torch.autocast(audio.device.type, enabled=False):
             padded = nn.functional.pad(audio.float(), (margin, margin))[:, : frames * config.hop + 2 * margin]
-            power = _spectra(padded, config, window).abs().square()
-            mel = torch.log10((filters @ power).clamp(min=FLOOR)) / 4 + 1
-        return mel.unflatten(2, (frames, config.spectra_per_frame)).permute(0, 2, 3, 1).flatten(2).to(audio.dtype)
+            power = _power(padded.unfold(1, config.window, config.step) * window)
+            mel = torch.cat([power[:, :, first : first + len(taps)] @ taps for first, taps in groups], dim=2)
+            mel = torch.log10(mel.clamp(min=FLOOR)) / 4 + 1
+        return mel.unflatten(1, (frames, config.spectra_per_frame)).flatten(2).to(audio.dtype)
 
 
-def _spectra(audio: Tensor, config: LogMelFrontendConfig, window: Tensor) -> Tensor:
-    """[B, T] -> complex [B, window // 2 + 1, spectra]"""
-    return torch.stft(audio, config.window, config.step, window=window, center=False, return_complex=True)
+def _power(windows: Tensor) -> Tensor:
+    """[..., window] -> power of each frequency [..., window // 2 + 1]"""
+    spectra = torch.fft.rfft(windows)
+    return spectra.real.square() + spectra.imag.square()  # the magnitude's root would be squared again
 
 
 @functools.lru_cache
-def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Hann window [window], scaled to give a sine of amplitude 1 the peak 1, and mel filters [bands, frequencies].
+def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+    """Hann window [window], scaled to give a sine of amplitude 1 the peak 1, and mel filters.
+
+    A filter is zero at nearly all frequencies. So neighbouring ones go together, as the first frequency that they need and
+    their taps [frequencies, bands] from there on.
 
     They follow from the config, so they are no weights: made at the first use on a device, they cannot be lost on the
     meta device or on a load path.
@@ -103,4 +109,11 @@ def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> t
         filters = melscale_fbanks(
             config.window // 2 + 1, 0.0, config.sample_rate / 2, config.bands, config.sample_rate, mel_scale="htk"
         )
-        return (2 * window / window.sum()).to(device), filters.T.contiguous().to(device)
+        groups = [_needed(each.to(device)) for each in filters.T.tensor_split(GROUPS)]
+        return (2 * window / window.sum()).to(device), groups
+
+
+def _needed(filters: Tensor) -> tuple[int, Tensor]:
+    """The first frequency at which one of the filters [bands, frequencies] is not zero, and their taps up to the last."""
+    needed = filters.any(dim=0).nonzero().flatten().tolist() or [0]
+    return needed[0], filters[:, needed[0] : needed[-1] + 1].T.contiguous()

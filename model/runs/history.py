@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from mert_foundry.model.runs.checkpoint import list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
+from mert_foundry.pipeline.storage.files import publish_bytes
 
 PROBES = "probe.jsonl"
+BEST_BY_PROBE = "best_by_probe"
+FOLLOWING = "following "  # how a probe begins its first line, once it has read settings and tasks
 TRIVIAL, MOST_FREQUENT = "best constant", "most frequent code"  # lines beside those of a run
 Curve = list[tuple[int, float | None]]  # (step, value) in the order written; None where the run wrote no finite number
 
@@ -35,6 +38,15 @@ class Validation(_Model):
     )
 
 
+class BestProbe(_Model):
+    """The checkpoint with the highest mean over the tasks of the newest probe; of equal ones the newest."""
+
+    step: int = Field(description="Optimiser step")
+    mean: float = Field(description="Mean of the scores")
+    scores: dict[str, float | None] = Field(description="First metric of each task; null where it is not defined")
+    checkpoint: str = Field(description="Folder in the run that keeps it")
+
+
 class RunSummary(_Model):
     """What `mert inspect RUN_FOLDER --json` prints."""
 
@@ -52,6 +64,7 @@ class RunSummary(_Model):
     first_validation: Validation | None = Field(description="The first")
     last_validation: Validation | None = Field(description="The newest")
     best_validation: Validation | None = Field(description="The one with the smallest loss")
+    best_probe: BestProbe | None = Field(default=None, description="The best by probe; null where none was probed")
     last_train: dict[str, JsonValue] | None = Field(description="The newest record of training")
     audio_seconds_per_second: float | None = Field(description="Median over the records")
     data_wait_share: float | None = Field(description="Median share of time spent waiting for data, 0 to 1")
@@ -88,6 +101,30 @@ def read_probes(folder: Path) -> list[dict[str, Any]]:
     path = folder / PROBES
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return [record for record in map(_parse, lines) if record is not None]
+
+
+def forget_probes_after(folder: Path, step: int) -> None:
+    """Remove the probes of later steps, which a run that goes on from this one will do again."""
+    probes = read_probes(folder)
+    kept = [record for record in probes if record["step"] <= step]
+    if len(kept) < len(probes):
+        publish_bytes(str(folder / PROBES), "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def find_best_probe(records: list[dict[str, Any]]) -> BestProbe | None:
+    """The best of a run's probes, as `mert probe --follow` keeps it; None where no score is defined."""
+    alike = [record for record in records if record["scores"].keys() == records[-1]["scores"].keys()]
+    known = [record for record in alike if record["mean"] is not None]
+    if not known:
+        return None
+    best = max(reversed(known), key=lambda record: record["mean"])
+    return BestProbe(step=best["step"], mean=best["mean"], scores=best["scores"], checkpoint=BEST_BY_PROBE)
+
+
+def describe_best_probe(best: BestProbe) -> str:
+    """The best of a run's probes in a line."""
+    scores = ", ".join(f"{name} {score:.4f}" for name, score in best.scores.items() if score is not None)
+    return f"step {best.step}, mean {best.mean:.4f} ({scores}), kept in {best.checkpoint}"
 
 
 def load_run(folder: Path) -> RunHistory:
@@ -127,6 +164,7 @@ def summarise_run(history: RunHistory) -> RunSummary:
         first_validation=validations[0] if validations else None,
         last_validation=validations[-1] if validations else None,
         best_validation=min(finite, key=lambda validation: validation.loss or 0.0) if finite else None,
+        best_probe=find_best_probe(history.of_kind("probe")),
         last_train={name: value for name, value in train[-1].items() if name != "position"} if train else None,
         audio_seconds_per_second=_median(train, "audio_seconds_per_second"),
         data_wait_share=_median(train, "data_wait_share"),

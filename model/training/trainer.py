@@ -96,12 +96,27 @@ class TrainerConfig(BaseModel):
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
+    probe_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints that a process beside the run probes, as `probe` says; a multiple of"
+        " checkpoint_every; null: none is probed",
+    )
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
 
     @model_validator(mode="after")
     def _replicas_fit(self) -> "TrainerConfig":
         if self.replicas is not None and self.parallel != "hsdp":
             raise ValueError(f"replicas is {self.replicas}, but parallel is {self.parallel}: only hsdp has replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _has_checkpoints_to_probe(self) -> "TrainerConfig":
+        if self.probe_every is not None and self.probe_every % self.checkpoint_every:
+            raise ValueError(
+                f"probe_every is {self.probe_every}, no multiple of checkpoint_every {self.checkpoint_every}: there would be no"
+                " checkpoint to probe"
+            )
         return self
 
 

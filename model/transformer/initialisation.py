@@ -25,7 +25,9 @@ from mert_foundry.model.transformer.position import PositionalConvolution
 
 @torch.no_grad()
 def initialise(root: nn.Module) -> None:
-    """Draw all weights within a module afresh, as described above."""
+    """Draw all weights within a module afresh, as described above. On the meta device, where there are none, nothing happens."""
+    if any(weight.is_meta for weight in root.parameters()):  # torch would take a second to import what draws them there
+        return
     modules = list(root.modules())
     positional = {id(module.conv) for module in modules if isinstance(module, PositionalConvolution)}
     for module in modules:

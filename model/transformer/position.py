@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+CPU_KERNELS = 2  # kernels that the transform of a piece is long, on a CPU
 ROTARY_BASE = 10_000.0  # the slowest pair of features turns once in 2 pi x this many frames, nearly
 
 
@@ -17,7 +18,7 @@ class PositionalConvolution(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         frames = hidden.transpose(1, 2)
-        if hidden.is_cuda:
+        if hidden.is_cuda or not torch.is_grad_enabled():
             position = correlate_by_fft(frames, self.conv.weight, self.conv.bias)
         else:
             # An even kernel padded by half on both sides gives one frame too many: the last is trimmed.
@@ -34,7 +35,8 @@ def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
     Position f of a correlation is sum over k of weight[k] signal[f + k - K // 2]. With K // 2 zeros before the signal, the
     product of its spectrum and the conjugate of the kernel's gives these sums at f, circular with the length of the
-    transform: F + K - 1 are enough for no sum to reach round the end.
+    transform: F + K - 1 are enough for no sum to reach round the end. On a CPU a long signal is cut: the spectra of D * C kernels
+    of its length would take longer than the signal's. Each piece holds the K - 1 samples that it shares with the next.
 
     Shape:
         signal [B, D, F], weight [D, C, K], bias [D] -> [B, D, F], D a multiple of C
@@ -42,12 +44,16 @@ def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     width, channels, kernel = weight.shape
     frames = signal.shape[2]
     length = 1 << (frames + kernel - 2).bit_length()  # the least power of two that is no less than F + K - 1
+    if not signal.is_cuda:
+        length = min(length, 1 << (CPU_KERNELS * kernel - 1).bit_length())
+    step = length - kernel + 1
+    pieces = -(-frames // step)
     with torch.autocast(signal.device.type, enabled=False):
-        padded = nn.functional.pad(signal.float(), (kernel // 2, 0))
-        spectrum = torch.fft.rfft(padded, n=length).unflatten(1, (-1, channels))
+        padded = nn.functional.pad(signal.float(), (kernel // 2, pieces * step + kernel - 1 - kernel // 2 - frames))
+        spectrum = torch.fft.rfft(padded.unfold(2, length, step)).unflatten(1, (-1, channels))
         kernels = torch.fft.rfft(weight.float(), n=length).conj().unflatten(0, (width // channels, -1))
-        product = torch.einsum("bgcf,gdcf->bgdf", spectrum, kernels).flatten(1, 2)
-        summed = torch.fft.irfft(product, n=length)[:, :, :frames]
+        product = torch.einsum("bgcnf,gdcf->bgdnf", spectrum, kernels).flatten(1, 2)
+        summed = torch.fft.irfft(product, n=length)[..., :step].flatten(2)[:, :, :frames]
     return (summed if bias is None else summed + bias[:, None]).to(signal.dtype)
 
 

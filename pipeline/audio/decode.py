@@ -140,26 +140,37 @@ def decoder_faults() -> Iterator[None]:
         raise DecodeError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-class AudioDigest:
-    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the same music in another container has the same one."""
+class SampleCount:
+    """Samples per channel that have passed so far, none of which is damage."""
 
-    def __init__(self, header: AudioHeader):
-        self._digest = hashlib.sha256(f"{header.sample_rate} {header.channels}\n".encode())
-        self.num_samples = 0
+    num_samples = 0
 
     def follow(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass blocks `[channels, n]` through and add them to the digest.
+        """Pass blocks `[channels, n]` through and take them in.
 
         Raises DecodeError for values that are no audio, and for any error of a library but OSErrors.
         """
         with decoder_faults():
             for block in blocks:
-                loudest = float(np.abs(block).max(initial=0.0))
+                loudest = max(float(block.max(initial=0.0)), -float(block.min(initial=0.0)))
                 if not loudest < LOUDEST:  # true also of not-a-number
                     raise DecodeError("unreadable", f"a sample of value {loudest} after {self.num_samples} samples")
-                self._digest.update(np.ascontiguousarray(to_int16(block).T, "<i2").data)
+                self._take(block)
                 self.num_samples += block.shape[1]
                 yield block
+
+    def _take(self, block: np.ndarray) -> None:
+        """What a digest does with a block beside counting it."""
+
+
+class AudioDigest(SampleCount):
+    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the same music in another container has the same one."""
+
+    def __init__(self, header: AudioHeader):
+        self._digest = hashlib.sha256(f"{header.sample_rate} {header.channels}\n".encode())
+
+    def _take(self, block: np.ndarray) -> None:
+        self._digest.update(np.ascontiguousarray(to_int16(block).T, "<i2").data)
 
     def hexdigest(self) -> str:
         """The digest of what has passed so far."""

@@ -38,7 +38,7 @@ def decoding(path: Path, device: str = "cpu") -> Iterator[Decoding]:
 
 
 def decode_file(path: Path, check: Callable[[Decoding], None], device: str = "cpu") -> TrackAudio:
-    """Decode a local file to its end, into a temporary file.
+    """Decode a local file to its end.
 
     Args:
         check: is given the file once it is decoded; what it raises is raised, and nothing is left.

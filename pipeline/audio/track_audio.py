@@ -1,4 +1,4 @@
-"""A track decoded once into a temporary file, so that memory is bounded for any length.
+"""A track decoded once, into memory if it is short, else into a temporary file, so that memory is bounded for any length.
 
 Each teacher and the shard writer then read it at their own speed: an hour of 16 bits at 24 kHz takes 173 MB of disk.
 """
@@ -6,7 +6,8 @@ Each teacher and the shard writer then read it at their own speed: an hour of 16
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from io import FileIO
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -14,21 +15,25 @@ from mert_foundry.pipeline.audio.blocks import BLOCK_SAMPLES, to_float
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE, whole_frames
 
 BYTES = 2  # of a sample
+MOST_IN_MEMORY = 1 << 20  # bytes, 22 s: a file of its own takes longer than such a track's samples
 
 
 class TrackAudio:
-    """Decoded audio, int16 24 kHz mono, cut to whole frames; a context manager that removes its file.
+    """Decoded audio, int16 24 kHz mono, cut to whole frames; a context manager that removes its file, if it has one.
 
     Raises:
         OSError: the folder for temporary files (TMPDIR) is full, naming it.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray]):
-        self._file = tempfile.TemporaryFile(prefix="mert-track-", buffering=0)
+        self._samples = bytearray()  # those that are in no file
+        self._file: FileIO | None = None
         samples = 0
         for block in blocks:
-            self._write(block.astype("<i2").tobytes())
+            self._samples += block.astype("<i2", copy=False).tobytes()
             samples += len(block)
+            if self._file or len(self._samples) > MOST_IN_MEMORY:
+                self._to_file()
         self.num_frames = whole_frames(samples)
 
     def __enter__(self) -> "TrackAudio":
@@ -38,13 +43,19 @@ class TrackAudio:
         self.close()
 
     def close(self) -> None:
-        """Remove the temporary file."""
-        self._file.close()
+        """Remove the temporary file, or what is in memory."""
+        self._samples.clear()
+        if self._file:
+            self._file.close()
 
     def read(self, start: int, count: int) -> np.ndarray:
         """int16 samples [start, start + count), as many of them as there are."""
         count = max(0, min(count, self.num_frames * HOP - start))
-        return np.frombuffer(os.pread(self._file.fileno(), count * BYTES, start * BYTES), "<i2")
+        first, size = start * BYTES, count * BYTES
+        content = (
+            os.pread(self._file.fileno(), size, first) if self._file else bytes(self._samples[first : first + size])
+        )
+        return np.frombuffer(content, "<i2")
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The track from its start as float32 blocks of 20 s, the last one shorter."""
@@ -53,13 +64,24 @@ class TrackAudio:
 
     def silence(self, start: int, count: int) -> None:
         """Set samples [start, start + count) to zero; they must be there."""
-        self._file.seek(start * BYTES)
-        self._write(bytes(count * BYTES))
+        first, zeros = start * BYTES, bytes(count * BYTES)
+        if self._file:
+            self._file.seek(first)
+            self._write(self._file, zeros)
+        else:
+            self._samples[first : first + len(zeros)] = zeros
 
-    def _write(self, data: bytes) -> None:
+    def _to_file(self) -> None:
+        """Move what is in memory to the end of the file."""
+        if self._file is None:
+            self._file = cast(FileIO, tempfile.TemporaryFile(prefix="mert-track-", buffering=0))
+        self._write(self._file, bytes(self._samples))
+        self._samples.clear()
+
+    def _write(self, file: FileIO, data: bytes) -> None:
         try:
             while data:
-                data = data[self._file.write(data) :]
+                data = data[file.write(data) :]
         except OSError as error:
             raise OSError(f"{tempfile.gettempdir()}: a decoded track does not fit ({error.strerror})") from error
 

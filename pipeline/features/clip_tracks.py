@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from mert_foundry.pipeline.audio.decode import check_length
+from mert_foundry.pipeline.audio.decode import SampleCount, check_length, open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
-from mert_foundry.pipeline.audio.decoding import Decoding, decode_file
+from mert_foundry.pipeline.audio.resample import resample_to_int16
 from mert_foundry.pipeline.audio.track_audio import TrackAudio
 from mert_foundry.pipeline.features.plan import ClipPlace, SourceTrack
 from mert_foundry.pipeline.manifest.source_file import source_file
@@ -31,11 +31,15 @@ class ClipTracks:
 
 
 def decode_clip_file(path: Path) -> TrackAudio:
-    """A local file as it is stored: mono, 24 kHz, 16 bits, in a temporary file. Raises as `decode_file` and `check_length`."""
+    """A local file as it is stored: mono, 24 kHz, 16 bits. Raises as `open_audio`, `SampleCount.follow`, `TrackAudio` and `check_length`."""
     if path.exists() and not path.is_file():
         raise DecodeError("not_audio", "no file, but a folder, pipe or device")
-    return decode_file(path, _check_length)
-
-
-def _check_length(file: Decoding) -> None:
-    check_length(file.header, file.digest.num_samples, LENGTH_TOLERANCE_SECONDS)
+    with open_audio(path) as file:
+        count = SampleCount()
+        decoded = TrackAudio(resample_to_int16(count.follow(file.blocks()), file.header.sample_rate))
+        try:
+            check_length(file.header, count.num_samples, LENGTH_TOLERANCE_SECONDS)
+        except BaseException:
+            decoded.close()
+            raise
+    return decoded

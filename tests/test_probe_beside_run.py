@@ -1,0 +1,192 @@
+"""`trainer.probe_every`: a run whose checkpoints a process beside it probes, whatever becomes of either."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from audio_files import noise, tone, write_audio
+from pretrain_run import arguments, finish, kill_all, pretrain_here, start, wait_for_step
+from shard_fixtures import write_set
+
+from mert_foundry.jobs import inspect
+from mert_foundry.jobs.command.config import UsageError, load_config
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.model.runs.history import find_best_probe, forget_probes_after, read_probes
+
+QUICK = ["probe.protocol.rates=[0.01]", "probe.protocol.seeds=1", "probe.protocol.epochs=3", "probe.protocol.draws=0"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_set(folder, [4], valid_sizes=[2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task of twelve tones, whose test clips cannot be decoded: whoever opens one says so."""
+    root = tmp_path_factory.mktemp("data")
+    lines = []
+    for number in range(16):
+        path, split = f"{number:02d}.wav", ("train", "train", "valid", "test")[number // 2 % 4]
+        write_audio(root / path, 0.3 * tone((220.0, 880.0)[number % 2], 0.3) + noise(0.3, seed=number) / 30)
+        if split == "test":
+            (root / path).write_bytes(b"no audio")
+        label = ("low", "high")[number % 2]
+        lines.append({"path": path, "split": split, "track": path, "group": path, "label": label})
+    task = {"name": "pitch", "kind": "multiclass", "classes": ["low", "high"], "metrics": ["accuracy"]}
+    (root / "task.yaml").write_text(yaml.safe_dump({**task, "clips": "clips.jsonl"}))
+    (root / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def probes(out: Path) -> list[dict]:
+    path = out / "probe.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def probers(out: Path) -> list[psutil.Process]:
+    """The processes that probe this run."""
+    mine = [
+        each for each in psutil.process_iter(["cmdline"]) if str(out / "probe.yaml") in (each.info["cmdline"] or [])
+    ]
+    return [each for each in mine if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_until_gone(out: Path) -> None:
+    deadline = time.monotonic() + 20
+    while probers(out):
+        assert time.monotonic() < deadline, "the probe outlives its run"
+        time.sleep(0.1)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
+    shards: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "run"
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=10", "trainer.keep_checkpoints=1", *QUICK]
+    assert pretrain_here(shards, out, "trainer.schedule.total_steps=12", *asked) == 0
+    assert not probers(out)
+    found = probes(out)
+    # Step 5 has a checkpoint and is not due; step 10 may have been removed before its turn; the last is always probed.
+    assert {record["step"] for record in found} in ({10, 12}, {12})
+    assert all(0 <= record["scores"]["pitch"] <= 1 for record in found)
+    best = find_best_probe(found)
+    kept = json.loads((out / "best_by_probe" / "state.json").read_text())
+    assert best is not None and kept["step"] == best.step
+    assert f"best by probe: step {best.step}" in capsys.readouterr().out
+    assert run(inspect.main, [str(out), "--json"], inspect.__doc__) == 0
+    assert json.loads(capsys.readouterr().out)["best_probe"]["step"] == best.step
+    assert run(inspect.main, [str(out)], inspect.__doc__) == 0
+    assert f"step {best.step}, mean {best.mean:.4f}" in capsys.readouterr().out
+    assert "no audio" not in (out / "probe.log").read_text() and "dropped" not in (out / "probe.log").read_text()
+
+    # Longer: the same command goes on, and so does its probe.
+    assert pretrain_here(shards, out, "trainer.schedule.total_steps=15", *asked) == 0
+    assert [record["step"] for record in probes(out)] == [*(record["step"] for record in found), 15]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_probe_is_killed(shards: Path, data: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=200", "trainer.checkpoint_every=200", *QUICK]
+    running = start(1, shards, out, "trainer.schedule.total_steps=200", "trainer.validate_every=1000", *asked)
+    try:
+        wait_for_step(running, out, 1)
+        (prober,) = probers(out)
+        prober.kill()
+        assert finish(running) == 0
+    finally:
+        kill_all(running)
+    assert not probers(out) and not probes(out)
+    (line,) = [line for line in read_errors(out).splitlines() if "the probe of this run" in line]
+    assert "ended with signal 9" in line
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_no_probe_outlives_its_run(shards: Path, data: Path, tmp_path: Path, by: signal.Signals):
+    out = tmp_path / "run"
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=1000", "trainer.checkpoint_every=1000", *QUICK]
+    running = start(1, shards, out, "trainer.schedule.total_steps=100000", *asked)
+    try:
+        wait_for_step(running, out, 1)
+        assert len(probers(out)) == 1
+        running.send_signal(by)
+        assert finish(running) == (1 if by == signal.SIGTERM else -by)
+        wait_until_gone(out)
+    finally:
+        kill_all(running)
+    assert not probes(out)
+    if by == signal.SIGTERM:  # the checkpoint of the stop is that of no step to probe, but it is whole
+        assert "the probe of this run" not in read_errors(out)
+        assert len(list((out / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.process
+def test_what_the_probe_does_not_take_is_said_before_the_first_step(
+    shards: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "run"
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=5", "probe.tasks=[tempo]"]
+    assert pretrain_here(shards, out, *asked) == 2
+    assert "no task tempo; there is pitch" in capsys.readouterr().err
+    assert not (out / "metrics.jsonl").exists() and not probers(out)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["trainer.probe_every=5"], "probe and trainer.probe_every go together: probe is not set"),
+        (["probe.data=suite"], "probe and trainer.probe_every go together: trainer.probe_every is not set"),
+        (["probe.data=suite", "trainer.probe_every=7"], "probe_every is 7, no multiple of checkpoint_every 5"),
+        (["probe.data=suite", "trainer.probe_every=5", "probe.score=test"], "probe.score cannot be set"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, more: list[str], said: str):
+    with pytest.raises(UsageError, match=said):
+        load_config(PretrainConfig, arguments(tmp_path / "shards", tmp_path / "run", *more))
+
+
+def test_probes_of_steps_that_are_lost_are_forgotten(tmp_path: Path):
+    lines = [{"kind": "probe", "step": step, "mean": 0.5, "scores": {"pitch": 0.5}} for step in (5, 10, 15)]
+    (tmp_path / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "pro')
+    forget_probes_after(tmp_path, 20)
+    assert read_probes(tmp_path) == lines
+    forget_probes_after(tmp_path, 10)
+    assert read_probes(tmp_path) == lines[:2]
+    forget_probes_after(tmp_path, 0)
+    assert read_probes(tmp_path) == []
+
+
+def test_the_best_probe_is_the_newest_of_the_highest_over_the_tasks_of_now():
+    def record(step: int, **scores: float | None) -> dict:
+        known = [score for score in scores.values() if score is not None]
+        return {"kind": "probe", "step": step, "mean": float(np.mean(known)) if known else None, "scores": scores}
+
+    assert find_best_probe([]) is None
+    assert find_best_probe([record(5, pitch=None)]) is None
+    many = [
+        record(1, key=0.9),
+        record(5, pitch=0.5),
+        record(10, pitch=0.7),
+        record(15, pitch=0.7),
+        record(20, pitch=0.6),
+    ]
+    best = find_best_probe(many)
+    assert best is not None and (best.step, best.mean, best.checkpoint) == (15, 0.7, "best_by_probe")
+
+
+def read_errors(out: Path) -> str:
+    return out.with_name(out.name + ".stderr").read_text()
