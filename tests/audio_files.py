@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
+from forked import Forked, forked_mert
 
 from mert_foundry.pipeline.audio.blocks import to_int16
 
@@ -94,27 +95,19 @@ def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str
 
 
 @contextmanager
-def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+def started(arguments: list[str], log: Path) -> Iterator[Forked]:
     """The command at work, as leader of a process group, which is gone at the end."""
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            mert_command(*arguments),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=mert_environment(),
-            start_new_session=True,
-        )
+    log.write_text("")
+    process = forked_mert(arguments, log, log, mert_environment())
     try:
         yield process
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait(30)
 
 
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_until(process: Forked, condition: Callable[[], bool]) -> None:
     """Until the condition holds; the process must not end before."""
     deadline = time.monotonic() + 120
     while not condition():

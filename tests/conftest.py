@@ -16,9 +16,11 @@ import pytest
 import torch
 from audio_files import MUSIC, noise, tone, write_audio
 from fault_proxy import FaultProxy
+from forked import IMPORTED
 from hypothesis import settings
 
 from mert_foundry.jobs import inspect
+from mert_foundry.jobs.cluster import worker_processes
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec, save_folder
 
@@ -30,6 +32,8 @@ settings.load_profile("mert")
 torch.set_num_threads(1)
 # A CI system may start this in the background of a shell, where an interrupt is ignored and so by all children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# One server for all that is forked, whoever starts it.
+worker_processes.PRELOADED[:] = IMPORTED
 
 # A GPU machine may lack these packages; without one, the modules that cannot be imported are not collected.
 WHAT_NEEDS = {
