@@ -95,22 +95,43 @@ def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str
 
 
 @contextmanager
-def started(arguments: list[str], log: Path) -> Iterator[Forked]:
+def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
     """The command at work, as leader of a process group, which is gone at the end."""
-    log.write_text("")
-    process = forked_mert(arguments, log, log, mert_environment())
-    try:
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            mert_command(*arguments),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=mert_environment(),
+            start_new_session=True,
+        )
+    with _gone_at_the_end(process):
         yield process
+
+
+@contextmanager
+def started_by_fork(arguments: list[str], log: Path, **environment: str) -> Iterator[Forked]:
+    """As `started`, for a command that does not start Ray; it has its imports already."""
+    log.write_text("")
+    process = forked_mert(arguments, log, log, mert_environment() | environment)
+    with _gone_at_the_end(process):
+        yield process
+
+
+@contextmanager
+def _gone_at_the_end(process: subprocess.Popen | Forked) -> Iterator[None]:
+    try:
+        yield
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
 
-def wait_until(process: Forked, condition: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen | Forked, condition: Callable[[], bool]) -> None:
     """Until the condition holds; the process must not end before."""
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, "it was done before the moment came"
         assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.01)
+        time.sleep(0.002)

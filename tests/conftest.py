@@ -154,12 +154,13 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds."""
+    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds. It says it has a GPU."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # its workers inherit it
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
     yield cluster.address
     cluster.shutdown()
 

@@ -14,7 +14,7 @@ import torch
 # Torch's compiler comes with the first optimizer; the scan is what the processes of `mert manifest` have.
 IMPORTED = [
     "torch._dynamo",
-    *(f"mert_foundry.jobs.{name}" for name in ("codec", "label", "manifest", "pretrain")),
+    *(f"mert_foundry.jobs.{name}" for name in ("codec", "extract", "manifest", "pretrain")),
     "mert_foundry.pipeline.manifest.scan",
 ]
 
