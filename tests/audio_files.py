@@ -20,6 +20,8 @@ MUSIC = Path(__file__).parent / "data" / "music"
 CLIPS = sorted(str(path.relative_to(MUSIC)) for path in MUSIC.rglob("*") if path.is_file())
 # PyAV's encoder and container for what soundfile cannot write.
 ENCODED_BY_AV = {"m4a": ("aac", "ipod"), "tta": ("tta", "tta"), "wv": ("wavpack", "wv"), "ac3": ("ac3", "ac3")}
+# Ray's workers are as nice as 15 by default: beside other work they would hardly begin.
+PROMPT = {"RAY_worker_niceness": "0"}
 SUBTYPES = {"opus": "OPUS", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 
 
@@ -75,9 +77,9 @@ def mert_command(*arguments: object) -> list[str]:
 
 
 def mert_environment() -> dict[str, str]:
-    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run."""
+    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run; one that it starts is `PROMPT`."""
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return inherited | {"OMP_NUM_THREADS": "1"}
+    return inherited | {"OMP_NUM_THREADS": "1"} | PROMPT
 
 
 def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str) -> None:

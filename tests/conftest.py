@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from audio_files import MUSIC, noise, tone, write_audio
+from audio_files import MUSIC, PROMPT, noise, tone, write_audio
 from fault_proxy import FaultProxy
 from forked import IMPORTED
 from hypothesis import settings
@@ -158,7 +158,8 @@ def ray_address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # its workers inherit it
+        for name, value in {"OMP_NUM_THREADS": "1", **PROMPT}.items():
+            patch.setenv(name, value)  # its workers inherit it
         node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=node)
     yield cluster.address
