@@ -210,7 +210,7 @@ def test_a_quiet_run_says_nothing_and_one_for_machines_one_object(manifest, tmp_
 # ---- stopped and resumed
 
 
-LONGER = ["steps=45", "autoencoder_steps=10", "validate_every=15", "checkpoint_every=3", "dead_code_share=0.5"]
+LONGER = ["steps=60", "autoencoder_steps=10", "validate_every=20", "checkpoint_every=3", "dead_code_share=0.5"]
 
 
 def checkpoint_step(out: Path) -> int:
@@ -228,14 +228,14 @@ def test_a_killed_training_goes_on_with_the_same_losses_and_weights(manifest, tm
         wait_until(process, lambda: checkpoint_step(killed) >= 15)  # the codebooks start after 10
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
-    assert not killed.exists() and 15 <= checkpoint_step(killed) < 45
+    assert not killed.exists() and 15 <= checkpoint_step(killed) < 60
     code = run(job.main, command(manifest, killed, *LONGER, "learning_rate=0.01"), "")
     assert code == 1 and "was begun with learning_rate 0.001, now it is 0.01" in capsys.readouterr().err
     step = checkpoint_step(killed)
 
     for out in (killed, undisturbed):
         assert run(job.main, command(manifest, out, *LONGER), "") == 0
-    assert f"going on after step {step} of 45\n" in capsys.readouterr().out
+    assert f"going on after step {step} of 60\n" in capsys.readouterr().out
     assert contents(killed) == contents(undisturbed)
     assert len((killed / "losses.jsonl").read_text().splitlines()) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "log", "undisturbed"]
