@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
+from forked import Forked, forked_mert
 
 from mert_foundry.pipeline.audio.blocks import to_int16
 
@@ -19,6 +20,8 @@ MUSIC = Path(__file__).parent / "data" / "music"
 CLIPS = sorted(str(path.relative_to(MUSIC)) for path in MUSIC.rglob("*") if path.is_file())
 # PyAV's encoder and container for what soundfile cannot write.
 ENCODED_BY_AV = {"m4a": ("aac", "ipod"), "tta": ("tta", "tta"), "wv": ("wavpack", "wv"), "ac3": ("ac3", "ac3")}
+# Ray's workers are as nice as 15 by default: beside other work they would hardly begin.
+PROMPT = {"RAY_worker_niceness": "0"}
 SUBTYPES = {"opus": "OPUS", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 
 
@@ -74,9 +77,9 @@ def mert_command(*arguments: object) -> list[str]:
 
 
 def mert_environment() -> dict[str, str]:
-    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run."""
+    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run; one that it starts is `PROMPT`."""
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return inherited | {"OMP_NUM_THREADS": "1"}
+    return inherited | {"OMP_NUM_THREADS": "1"} | PROMPT
 
 
 def _encode(path: Path, audio: np.ndarray, rate: int, codec: str, container: str) -> None:
@@ -104,20 +107,33 @@ def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
             env=mert_environment(),
             start_new_session=True,
         )
-    try:
+    with _gone_at_the_end(process):
         yield process
+
+
+@contextmanager
+def started_by_fork(arguments: list[str], log: Path, **environment: str) -> Iterator[Forked]:
+    """As `started`, for a command that does not start Ray; it has its imports already."""
+    log.write_text("")
+    process = forked_mert(arguments, log, log, mert_environment() | environment)
+    with _gone_at_the_end(process):
+        yield process
+
+
+@contextmanager
+def _gone_at_the_end(process: subprocess.Popen | Forked) -> Iterator[None]:
+    try:
+        yield
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait(30)
 
 
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen | Forked, condition: Callable[[], bool]) -> None:
     """Until the condition holds; the process must not end before."""
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, "it was done before the moment came"
         assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.01)
+        time.sleep(0.002)

@@ -14,11 +14,13 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from audio_files import MUSIC, noise, tone, write_audio
+from audio_files import MUSIC, PROMPT, noise, tone, write_audio
 from fault_proxy import FaultProxy
+from forked import IMPORTED
 from hypothesis import settings
 
 from mert_foundry.jobs import inspect
+from mert_foundry.jobs.cluster import worker_processes
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.teachers.codec.weights import CodecSizes, build_codec, save_folder
 
@@ -30,6 +32,8 @@ settings.load_profile("mert")
 torch.set_num_threads(1)
 # A CI system may start this in the background of a shell, where an interrupt is ignored and so by all children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# One server for all that is forked, whoever starts it.
+worker_processes.PRELOADED[:] = IMPORTED
 
 # A GPU machine may lack these packages; without one, the modules that cannot be imported are not collected.
 WHAT_NEEDS = {
@@ -151,12 +155,14 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds."""
+    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds. It says it has a GPU."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # its workers inherit it
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for name, value in {"OMP_NUM_THREADS": "1", **PROMPT}.items():
+            patch.setenv(name, value)  # its workers inherit it
+        node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
     yield cluster.address
     cluster.shutdown()
 

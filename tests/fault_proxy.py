@@ -46,6 +46,11 @@ class FaultProxy:
             self.close()
             threading.Timer(seconds, self._listen, [self.port]).start()
 
+    def strike_briefly(self, fault: str) -> None:
+        """Let a fault last until three requests have met it, or where that cannot be counted or one request waits, for 0.6 s."""
+        by_time = fault in ("refused", "stalled")
+        self.strike(fault, 0.6 if by_time else 600.0, math.inf if by_time else 3)
+
     def current(self, path: str) -> str | None:
         """The fault that a request for `path` meets now."""
         return self.fault if time.monotonic() < self.until and self.met < self.most and ".tar" in path else None

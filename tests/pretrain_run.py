@@ -1,17 +1,22 @@
 """A run of `mert pretrain` that takes seconds: config file, in this process or in others, and what it left."""
 
+import fcntl
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import psutil
 import torch
 import yaml
 from audio_files import mert_command, mert_environment
+from forked import forked_mert
 
 from mert_foundry.jobs import pretrain
 from mert_foundry.jobs.command.line import run
@@ -71,36 +76,80 @@ def pretrain_here(shards: Path, out: Path, *changes: str) -> int:
 
 def start(ranks: int, shards: Path, out: Path, *changes: str) -> subprocess.Popen:
     """The command as a process, under torchrun when there are several ranks; its output lies beside `out`."""
-    return _start(ranks, shards, out, changes, stderr=open(out.with_name(out.name + ".stderr"), "w"))
-
-
-def start_held_back(ranks: int, shards: Path, out: Path, *changes: str) -> subprocess.Popen:
-    """As `start`, but its stderr is a pipe of one page, which some 20 lines fill: it stands still until they are read.
-
-    So it is never far beyond the step that the test has read of, however slowly the test comes to run.
-    """
-    return _start(ranks, shards, out, changes, stderr=subprocess.PIPE, bufsize=0, pipesize=4096)
-
-
-def _start(ranks: int, shards: Path, out: Path, changes: Sequence[str], **settings: Any) -> subprocess.Popen:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*torchrun, "-m", "mert_foundry.jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
     return subprocess.Popen(
         [*command, *arguments(shards, out, *changes)],
-        stdout=open(out.with_name(out.name + ".stdout"), "w"),
+        stdout=open(output_of(out, "stdout"), "w"),
+        stderr=open(output_of(out, "stderr"), "w"),
         env=mert_environment(),
-        **settings,
     )
 
 
-def read_steps(process: subprocess.Popen, count: int) -> str:
-    """Read the stderr of a process that is held back until it tells of so many steps of its own; returns what was read.
+def output_of(out: Path, stream: str) -> Path:
+    """Where a started run leaves what it says on stdout or stderr."""
+    return out.with_name(f"{out.name}.{stream}")
 
-    Raises AssertionError when it ends before.
+
+class Ranks:
+    """Ranks of one run without torchrun, each forked, and started with arguments of its own."""
+
+    def __init__(self, out: Path, words_of_ranks: Sequence[Sequence[str]]):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        group |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(len(words_of_ranks)))
+        self.processes = [
+            forked_mert(
+                ["pretrain", *words],
+                output_of(out, "stdout"),
+                output_of(out, "stderr"),
+                {**mert_environment(), **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank, words in enumerate(words_of_ranks)
+        ]
+
+    def finish(self) -> list[int]:
+        """Wait for the end; the exit code of each. Ranks that hang are killed, and the test fails."""
+        try:
+            return [process.wait(timeout=200) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait(30)
+
+
+@contextmanager
+def held_back(ranks: int, shards: Path, out: Path, *changes: str) -> Iterator[IO[bytes]]:
+    """Ranks at work whose stderr is a pipe of one page, which is given: some 20 lines fill it, then they stand still.
+
+    So they are never far beyond the step that the test has read of, however slowly the test comes to run. SIGKILL ends all of them.
     """
-    assert process.stderr is not None
+    stderr = output_of(out, "stderr")
+    stderr.unlink(missing_ok=True)
+    os.mkfifo(stderr)
+    run = Ranks(out, [arguments(shards, out, *changes)] * ranks)
+    try:
+        with open(stderr, "rb", buffering=0) as pipe:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+            yield pipe
+            assert [process.poll() for process in run.processes] == [None] * ranks, "ended before it was killed"
+    finally:
+        run.kill()
+        stderr.unlink()
+
+
+def read_steps(stderr: IO[bytes], count: int) -> str:
+    """Read what ranks say that are held back until they tell of so many steps; returns what was read.
+
+    Raises AssertionError when they end before.
+    """
     lines: list[str] = []
-    for line in process.stderr:
+    for line in stderr:
         lines.append(line.decode())
         count -= re.match(r"step \d+/", lines[-1]) is not None
         if not count:

@@ -93,7 +93,7 @@ def test_figures_of_both_forms(folder):
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_report_compares_ours_with_the_best(capsys):
-    arguments = ["--examples", "16", "--seconds", "0.1", "--rounds", "1", "--json"]
+    arguments = ["--examples", "8", "--batch", "4", "--seconds", "0.2", "--rounds", "1", "--json"]
     assert run(loader_benchmark.main, arguments, loader_benchmark.__doc__) == 0
     report = json.loads(capsys.readouterr().out)
     for audio in ("PCM", "FLAC"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audio_files import MUSIC, decoded, mert, noise, started, tone, wait_until, write_audio
+from audio_files import MUSIC, decoded, mert, noise, started_by_fork, tone, wait_until, write_audio
 from encodec.model import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
@@ -224,7 +224,7 @@ def checkpoint_step(out: Path) -> int:
 def test_a_killed_training_goes_on_with_the_same_losses_and_weights(manifest, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(codec_training, "KMEANS_VECTORS", 12_000)  # as in a process of its own
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    with started(["codec", *command(manifest, killed, *LONGER)], tmp_path / "log") as process:
+    with started_by_fork(["codec", *command(manifest, killed, *LONGER)], tmp_path / "log") as process:
         wait_until(process, lambda: checkpoint_step(killed) >= 15)  # the codebooks start after 10
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL

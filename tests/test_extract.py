@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 import torch
 import transformers
 import zarr
-from audio_files import mert_environment, noise, tone, write_audio
+from audio_files import mert_environment, noise, started_by_fork, tone, wait_until, write_audio
 from folders import make_manifest, visible
 from pretrain_run import pretrain_here
 from shard_fixtures import index_shards, make_track, write_examples, write_set
@@ -41,7 +40,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*not part in the Zarr format 3 specification.*:UserWarning", "ignore::DeprecationWarning"
 )
 
-COMMAND = [sys.executable, "-m", "mert_foundry.jobs.extract"]
 HOP, REACH = 320, 400
 WINDOW, OVERLAP = 75, 20  # frames, of the settings below
 SETTINGS = [
@@ -512,25 +510,6 @@ def test_shards_need_neither_ray_nor_decoders_of_files(model, shards, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def started(log: Path, command: list[str], **environment: str) -> subprocess.Popen:
-    """The command as leader of a process group."""
-    return subprocess.Popen(
-        command,
-        stdout=open(log, "w"),
-        stderr=subprocess.STDOUT,
-        env=mert_environment() | environment,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen, log: Path) -> None:
-    try:
-        assert process.wait(200) == 0, log.read_text()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_ray_workers_write_the_same_bytes(model, shards, whole, ray_address, tmp_path, capsys):
@@ -552,10 +531,17 @@ def test_two_ranks_write_the_same_bytes(model, shards, whole, tmp_path):
         "-m",
         "mert_foundry.jobs.extract",
     ]
-    log = tmp_path / "log"
-    finish(started(log, [*torchrun, *arguments(model, shards, tmp_path / "out")], GLOO_SOCKET_IFNAME="lo"), log)
+    done = subprocess.run(
+        [*torchrun, *arguments(model, shards, tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        env=mert_environment() | {"GLOO_SOCKET_IFNAME": "lo"},
+    )
+    text = done.stdout
+    assert done.returncode == 0, text
     assert visible(tmp_path / "out") == visible(whole)
-    text = log.read_text()
     parts, seconds = int(re.search(r"plan: .* in (\d+) parts", text)[1]), sum(SECONDS.values())
     # The progress is that of one rank, and says so.
     shown = re.search(r"extract, rank 0's (\d+) of (\d+) parts: ([\d.]+) of ([\d.]+) h", text)
@@ -575,13 +561,10 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(model, shards, 
         lambda: len(list(out.glob("parts/*.json"))) >= 3,
     ]
     for moment in moments:
-        process = started(log, [*COMMAND, *arguments(model, shards, out)], RANK="0", WORLD_SIZE="1")
-        deadline = time.monotonic() + 120
-        while not moment():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+        with started_by_fork(["extract", *arguments(model, shards, out)], log, RANK="0", WORLD_SIZE="1") as process:
+            wait_until(process, moment)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
         found = visible(out)
         assert all(expected[name] == content for name, content in found.items() if name != "zarr.json")
         assert json.loads(found["zarr.json"])["attributes"]["complete"] is False

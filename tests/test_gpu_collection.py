@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import WHAT_NEEDS
 
 pytestmark = pytest.mark.process
 
@@ -42,23 +43,30 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    "lacking", [LACKING, [name for name in LACKING if name not in CARRIED]], ids=["bare", "zarr carried"]
-)
-def test_gpu_tests_are_collected_without_what_a_gpu_machine_lacks(lacking: list[str]):
-    marked = {
-        path.name
-        for path in TESTS.glob("test_*.py")
-        if re.search(r"^@pytest\.mark\.gpu$", path.read_text(), re.MULTILINE)
-    }
-    options = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "-q", str(TESTS)]
+def collected(lacking: list[str], *files: Path) -> set[str]:
+    """Names of the files, of these or of all, whose GPU tests pytest collects where some packages are lacking."""
+    options = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "-q"]
     done = subprocess.run(
-        [sys.executable, "-c", COLLECT, " ".join(lacking), *options],
+        [sys.executable, "-c", COLLECT, " ".join(lacking), *options, *map(str, files or [TESTS])],
         capture_output=True,
         text=True,
         timeout=200,
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # zarr and xdist are plugins too
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    collected = {Path(line.partition("::")[0]).name for line in done.stdout.splitlines() if "::" in line}
-    assert len(marked) >= 5 and collected == marked - ({"test_extract.py"} if "zarr" in lacking else set()), done.stdout
+    return {Path(line.partition("::")[0]).name for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_gpu_tests_are_collected_without_what_a_gpu_machine_lacks():
+    marked = {
+        path.name
+        for path in TESTS.glob("test_*.py")
+        if re.search(r"^@pytest\.mark\.gpu$", path.read_text(), re.MULTILINE)
+    }
+    assert len(marked) >= 5 and collected(LACKING) == marked - {"test_extract.py"}
+
+
+def test_with_zarr_those_of_extraction_are_collected_too():
+    """Other files do not ask for it, so they need no second look."""
+    asking = [path for path in TESTS.glob("test_*.py") if path.name in WHAT_NEEDS["zarr"] or "zarr" in path.read_text()]
+    assert collected([name for name in LACKING if name not in CARRIED], *asking) == {"test_extract.py"}

@@ -5,6 +5,7 @@ import pickle
 import sys
 import types
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -39,11 +40,15 @@ def build(imported: Imported) -> MertEncoder:
     return encoder
 
 
-def differences(encoder: MertEncoder, hubert: HubertModel, seconds: float = 1.0) -> list[float]:
-    """Largest absolute difference of each hidden state, and of the output, over odd lengths and a padded batch."""
-    longest = round(24_000 * seconds) + 1
+ODD_LENGTHS = ([400], [1_111], [24_001], [24_001, 16_000, 1_777])  # samples of the rows of each batch
+
+
+def differences(
+    encoder: MertEncoder, hubert: HubertModel, batches: Sequence[Sequence[int]] = ODD_LENGTHS
+) -> list[float]:
+    """Largest absolute difference of each hidden state, and of the output, over batches of rows of these lengths."""
     largest = torch.zeros(hubert.config.num_hidden_layers + 2)
-    for lengths in ([400], [1_111], [longest], [longest, longest * 2 // 3, 1_777]):
+    for lengths in batches:
         audio = torch.randn(len(lengths), max(lengths), generator=torch.Generator().manual_seed(lengths[0]))
         given = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
         audio = audio * given
@@ -84,7 +89,8 @@ def test_published_sizes_agree_layer_by_layer(tmp_path, sizes, capsys):
     hubert = random_hubert(scale=0.0, **sizes)
     save_hubert(hubert, tmp_path / "source")
     imported = import_hugging_face(tmp_path / "source")
-    found = differences(build(imported), hubert, seconds=2.0)  # 150 frames: more than a position kernel spans
+    # 131 frames: more than a position kernel spans. Other lengths are tried at other sizes.
+    found = differences(build(imported), hubert, [[42_001, 1_777]])
     with capsys.disabled():
         print(
             "\nlargest difference of state 0 to last, and of the output:", " ".join(f"{value:.1e}" for value in found)

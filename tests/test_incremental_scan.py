@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from audio_files import noise, started, wait_until, write_audio
+from audio_files import noise, started_by_fork, wait_until, write_audio
 from fault_proxy import FaultProxy
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
@@ -415,7 +415,7 @@ def test_a_killed_scan_goes_on(tmp_path: Path, run_here):
     for path in root.iterdir():
         os.utime(path, (1e9, 1e9))
     arguments = [f"root={root}", f"out={out}", "workers=1"]
-    with started(["manifest", *arguments], tmp_path / "log") as process:
+    with started_by_fork(["manifest", *arguments], tmp_path / "log") as process:
         wait_until(process, lambda: count_lines(out) > 0)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)

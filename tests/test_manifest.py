@@ -644,15 +644,15 @@ def test_whatever_a_decoder_raises_is_the_reject_of_its_file(
 
 
 @pytest.mark.process
-def test_links_that_go_nowhere_do_not_end_the_command(tmp_path: Path):
+def test_links_that_go_nowhere_do_not_end_the_command(tmp_path: Path, run_here):
     root = tmp_path / "root"
     write_audio(root / "good.wav", noise(4))
     (root / "loop").symlink_to("loop")
     (root / "there").symlink_to("back")
     (root / "back").symlink_to("there")
     (root / "long.wav").symlink_to("x" * 300 + ".wav")
-    done = mert("manifest", CONFIG, f"root={root}", f"out={tmp_path / 'out'}", "workers=1")
-    assert done.returncode == 0, done.stderr
+    code, _, errors = run_here(command, CONFIG, f"root={root}", f"out={tmp_path / 'out'}", "workers=1")
+    assert code == 0, errors
     assert rejects(tmp_path / "out") == {
         "loop": "unreadable",
         "there": "unreadable",

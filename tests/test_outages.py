@@ -42,13 +42,13 @@ def test_batches_through_every_outage_are_those_of_an_undisturbed_stream(
         BatchStream(str(tmp_path), index, "train", config(), 0) as local,
     ):
         for fault in FAULTS:
-            proxy.strike(fault, 1.0)
+            proxy.strike_briefly(fault)
             for _ in range(4):
                 (found, position), (expected, expected_position) = next(remote), next(local)
                 assert position == expected_position
                 assert_same(found, expected)
             assert proxy.met or fault == "refused", fault
-    proxy.strike("503", 1.0)
+    proxy.strike_briefly("503")
     for found, expected in zip(
         validation_batches(shards, load_index(shards), "valid", config()),
         validation_batches(str(tmp_path), index, "valid", config()),

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from itertools import islice
@@ -14,21 +13,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from audio_files import mert_command, mert_environment
+from audio_files import mert_environment
 from pretrain_run import (
     CONFIG,
     CROP_SAMPLES,
     NO_DROPOUT,
+    Ranks,
     arguments,
     checkpoint_names,
     final_weights,
     finish,
+    held_back,
     kill_all,
+    output_of,
     pretrain_here,
     read_metrics,
     read_steps,
     start,
-    start_held_back,
     wait_for_step,
     wait_until,
 )
@@ -77,7 +78,7 @@ def copy_of(run: Path, to: Path) -> Path:
 
 def text_of(out: Path, stream: str) -> str:
     """What a started process has written."""
-    return out.with_name(f"{out.name}.{stream}").read_text()
+    return output_of(out, stream).read_text()
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -101,13 +102,12 @@ def refusal(capsys: pytest.CaptureFixture, shards: Path, out: Path, *changes: st
 def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
     # Standardised: rank 0 measures the scale of the values, the other takes it from the run's config.
     whole, killed, standardised = tmp_path / "whole", tmp_path / "killed", "objective.value_scale=standardised"
-    assert finish(start(2, shards, whole, LONG, standardised)) == 0
+    assert Ranks(whole, [arguments(shards, whole, LONG, standardised)] * 2).finish() == [0, 0]
     for steps in (11, 16):  # the checkpoint of step 10 waits for that of step 5
-        process = start_held_back(2, shards, killed, LONG, standardised)
-        read_steps(process, steps)
-        kill_all(process)
+        with held_back(2, shards, killed, LONG, standardised) as stderr:
+            read_steps(stderr, steps)
         assert read_metrics(killed)[-1]["step"] < STEPS
-    assert finish(start(2, shards, killed, LONG, standardised)) == 0
+    assert finish(start(2, shards, killed, LONG, standardised)) == 0  # by torchrun
     (resumed,) = re.findall(r"^resumed from step (\d+): ", text_of(killed, "stderr"), re.MULTILINE)
     assert 15 <= int(resumed) < STEPS  # both have written checkpoints: at step 5 or later, and 10 steps on or later
     assert [record["step"] for record in read_metrics(killed, "train")] == list(range(1, STEPS + 1))
@@ -124,12 +124,11 @@ def test_another_world_size_goes_on_with_the_very_batches(shards, tmp_path):
     resumed = []
     for ranks, steps in ((2, 11), (1, 16), (2, None)):
         if steps is None:
-            assert finish(start(ranks, shards, moved, *changes)) == 0
+            assert Ranks(moved, [arguments(shards, moved, *changes)] * ranks).finish() == [0] * ranks
             told = text_of(moved, "stderr")
         else:
-            process = start_held_back(ranks, shards, moved, *changes)
-            told = read_steps(process, steps)
-            kill_all(process)
+            with held_back(ranks, shards, moved, *changes) as stderr:
+                told = read_steps(stderr, steps)
         resumed += [(ranks, int(number)) for number in re.findall(r"resumed from step (\d+)", told)]
     assert [ranks for ranks, _ in resumed] == [1, 2] and 5 <= resumed[0][1] < resumed[1][1] < STEPS
 
@@ -182,23 +181,10 @@ def test_a_model_divided_by_torchrun_goes_on_whole(shards, tmp_path):
 def test_only_rank_zero_of_a_divided_model_reads_initial(shards, finished, tmp_path):
     """Rank 1 is told of a folder that is not there, and takes encoder and weights from rank 0."""
     out = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     changes = ["trainer.parallel=fsdp", "trainer.schedule.total_steps=5"]
-    processes = [
-        subprocess.Popen(
-            [*mert_command("pretrain"), *arguments(shards, out, *changes, f"initial={initial}")],
-            env={**mert_environment(), **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, initial in enumerate((finished, tmp_path / "gone"))
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    initials = (finished, tmp_path / "gone")
+    ranks = Ranks(out, [arguments(shards, out, *changes, f"initial={initial}") for initial in initials])
+    assert ranks.finish() == [0, 0]
     assert len(read_metrics(out, "train")) == 5
 
 

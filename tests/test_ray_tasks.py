@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from ray import cloudpickle
-from ray.cluster_utils import Cluster
 
 from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 
@@ -41,19 +40,17 @@ class Guest:
         return 0.0
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of one node that says it has a GPU."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import the tests
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
-    yield cluster
-    cluster.shutdown()
+@pytest.fixture(autouse=True, scope="module")
+def sent_with_tasks() -> Iterator[None]:
+    """What is defined here goes to the workers with the tasks: they cannot import the tests."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.parametrize(("actors", "actors_per_gpu", "processes"), [(3, 1, 3), (0, 1, 1), (0, 8, 2)])
 def test_actors_beyond_the_gpus_share_them(
-    actors: int, actors_per_gpu: int, processes: int, cluster: Cluster, tmp_path: Path
+    actors: int, actors_per_gpu: int, processes: int, ray_address: str, tmp_path: Path
 ):
     """By default as many as are told for each GPU, but no more than its share of the CPUs, of which there are two."""
     names = ["a", "b", "c"]
@@ -62,7 +59,7 @@ def test_actors_beyond_the_gpus_share_them(
         tasks,
         Guest,
         (),
-        address=cluster.address,
+        address=ray_address,
         device="cuda",
         actors=actors,
         actors_per_gpu=actors_per_gpu,

@@ -23,7 +23,7 @@ def test_the_page_is_fresh() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_command_in_its_head_makes_the_page() -> None:
     (module,) = re.findall(r"`python -m (\S+) > docs/settings.md`", PAGE.read_text())
     made = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=True, timeout=120)

@@ -193,7 +193,7 @@ def test_batches_through_every_outage_are_those_of_an_undisturbed_stream(
 ):
     index = load_index(shards)
     for fault in FAULTS:
-        proxy.strike(fault, 0.6)
+        proxy.strike_briefly(fault)
         with BatchStream(shards, index, "train", cached(folder / fault), 0) as there, stream(local, plain()) as here:
             for found, expected in islice(zip(there, here), EPOCH_BATCHES + 1):
                 assert_same(found, expected)

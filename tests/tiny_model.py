@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from forked import forking
 
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.frontend.convolution import FrontendConfig
@@ -77,8 +78,10 @@ def synthetic_stream(position: dict | None, rank: int = 0, world_size: int = 1) 
 
 def run_ranks(function: Callable, world_size: int, *arguments: object) -> None:
     """Run `function(rank, *arguments)` on gloo ranks; an error on any rank is raised here."""
+    method = forking().get_start_method()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_start, (function, world_size, folder, arguments), nprocs=world_size)
+        arguments = (function, world_size, folder, arguments)
+        torch.multiprocessing.start_processes(_start, arguments, nprocs=world_size, start_method=method)
 
 
 def _start(rank: int, function: Callable, world_size: int, folder: str, arguments: tuple) -> None:

@@ -1,6 +1,6 @@
 """torch.compile for the parts of a model that a training step spends its time in."""
 
-import torch._dynamo
+import torch
 from torch import nn
 
 from mert_foundry.model.encoder import FeatureProjection
@@ -19,7 +19,7 @@ def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
     Part by part, so that layers of the same form share one compilation, and layer drop and activation checkpointing stay
     outside it. Each part must be one graph: what would break it is an error at the first step, not a slow step.
     """
-    torch._dynamo.config.recompile_limit = FORMS
+    torch._dynamo.config.recompile_limit = FORMS  # torch imports its compiler at the first mention
     for part in model.modules():
         if isinstance(part, COMPILED):
             part.compile(fullgraph=True, backend=backend)

@@ -1,0 +1,71 @@
+"""Processes forked from one that has imported what takes seconds: ranks, and commands whose start is not what is tested."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import torch
+
+# Torch's compiler comes with the first optimizer; the scan is what the processes of `mert manifest` have.
+IMPORTED = [
+    "torch._dynamo",
+    *(f"mert_foundry.jobs.{name}" for name in ("codec", "extract", "manifest", "pretrain")),
+    "mert_foundry.pipeline.manifest.scan",
+]
+
+
+def forking() -> ForkServerContext:
+    """The context of `multiprocessing` whose processes have `IMPORTED`.
+
+    Its server has no threads and nothing of the tests, so each process begins as one that has just imported that.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+class Forked:
+    """A process at work on a function, with those methods of `subprocess.Popen` that the tests use."""
+
+    def __init__(self, function: Callable, *arguments: object):
+        self._process = forking().Process(target=function, args=arguments)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def forked_mert(words: Sequence[str], stdout: Path, stderr: Path, environment: dict[str, str]) -> Forked:
+    """The `mert` command as leader of a process group; what it says is added to the files."""
+    return Forked(_run_mert, list(words), stdout, stderr, environment)
+
+
+def _run_mert(words: list[str], stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
+    from mert_foundry.jobs.command.line import main
+
+    os.setsid()
+    for number, path in ((1, stdout), (2, stderr)):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch has read the server's
+    sys.argv = ["mert", *words]
+    sys.exit(main())
