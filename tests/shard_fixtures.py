@@ -95,14 +95,18 @@ def index_shards(folder: object, names: list[str], audio_member: AudioMember = "
 
 
 def write_set(
-    folder: Path | str, sizes: list[int], audio_member: AudioMember = "flac", valid_sizes: list[int] | None = None
+    folder: Path | str,
+    sizes: list[int],
+    audio_member: AudioMember = "flac",
+    valid_sizes: list[int] | None = None,
+    prefix: str = "",
 ) -> ShardIndex:
-    """Shards `train-...` with so many examples each, of 12 to 60 frames; also `valid-...` if asked for."""
+    """Shards `train-...` with so many examples each, of 12 to 60 frames; also `valid-...` if asked for. `prefix`: of the tracks."""
     names = []
     for split, counts in (("train", sizes), ("valid", valid_sizes or [])):
         for number, size in enumerate(counts):
             names.append(f"{split}-{number:06d}")
             lengths = [12 + 7 * (3 * number + item) % 49 for item in range(size)]
-            examples = [make_example(f"{split}{number}x{item}", length) for item, length in enumerate(lengths)]
+            examples = [make_example(f"{prefix}{split}{number}x{item}", length) for item, length in enumerate(lengths)]
             write_examples(folder, names[-1], examples, audio_member)
     return index_shards(folder, names, audio_member)

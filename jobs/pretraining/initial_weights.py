@@ -13,12 +13,12 @@ from mert_foundry.model.interop.stored_model import StoredModel, select
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints, split_average
 from mert_foundry.model.runs.stored_config import read_run_config
-from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
+from mert_foundry.pipeline.stream.set_mixture import SetMixture
 
 
-def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int) -> StoredModel | None:
+def read_initial(config: PretrainConfig, out: Path, mixture: SetMixture, rank: int) -> StoredModel | None:
     """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
 
     Raises:
@@ -34,9 +34,9 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
         return None
     check_input(str(split_average(config.initial)[0]), RUN, CHECKPOINT, MODEL)
     initial = read_model(files.local_path(config.initial))
-    if initial.sample_rate != index.sample_rate:
+    if initial.sample_rate != mixture.sample_rate:
         raise ValueError(
-            f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz"
+            f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {mixture.sample_rate} Hz"
         )
     return initial
 

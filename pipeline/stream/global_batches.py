@@ -1,92 +1,50 @@
-"""What each global batch is made of: examples in their order, with or without those of shards that are corrupt."""
+"""What each global batch is made of: rows of all sets as their weights have it, from each set the next examples of its order."""
 
-import logging
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import count
 from typing import NamedTuple
 
-from mert_foundry.pipeline.cache.shard_cache import ShardCache
-from mert_foundry.pipeline.shards.index import ShardEntry
-from mert_foundry.pipeline.stream.sample_order import Place, SampleOrder
+from mert_foundry.pipeline.stream.row_schedule import RowSchedule
+from mert_foundry.pipeline.stream.sample_order import Place
+from mert_foundry.pipeline.stream.set_source import SetSource
 
 
 class Mark(NamedTuple):
-    """Where the stream is after a batch: examples consumed since the start, and the shards passed over so far."""
+    """Where the stream is after a batch: rows so far; for each set the examples consumed, and the shards passed over."""
 
-    consumed: int
-    bad_shards: list[str]
+    rows: int
+    consumed: tuple[int, ...]
+    bad_shards: tuple[list[str], ...]
 
 
 Plan = tuple[Mark, range, list[Place]]  # of one rank: the mark, its rows in the global batch, places to fill them from
 
 
-class BadShards:
-    """The shards of a split that are corrupt in the store, as far as the stream has come.
+class GlobalBatches:
+    """Plans of global batches of `batch_size` rows.
 
     Args:
-        shards: of the split.
-        cache: which verifies them.
-        names: those passed over before.
-        warns: whether this process logs a warning for each.
+        sources: a set each.
+        schedule: of which set each row is.
+        phase_start: the row of the run at which the schedule begins.
     """
 
-    def __init__(self, shards: Sequence[ShardEntry], cache: ShardCache, names: Sequence[str], warns: bool) -> None:
-        self._shards = shards
-        self._cache = cache
-        self._warns = warns
-        self.names = sorted(names)
-        # Asked for every example; once an epoch is enough, as a shard is read once an epoch.
-        self.has = lru_cache(maxsize=1024)(self._find)
-
-    def _find(self, epoch: int, shard: int) -> bool:
-        """Whether a shard is corrupt in an epoch. Waits for it; raises OSError when the store fails."""
-        fault = self._cache.find_fault(shard)
-        name = self._shards[shard].name
-        if fault and name not in self.names:
-            self.names = sorted([*self.names, name])
-            if self._warns:
-                logging.getLogger(__name__).warning(
-                    f"passed over with its {self._shards[shard].nsamples} examples: {fault};"
-                    f" {len(self.names)} of {len(self._shards)} shards so far"
-                )
-        return bool(fault)
-
-
-class GlobalBatches:
-    """Plans of global batches of `batch_size` examples; tells the cache, if there is one, which shards are at work."""
-
-    def __init__(self, order: SampleOrder, batch_size: int, cache: ShardCache | None) -> None:
-        self._order = order
+    def __init__(self, sources: Sequence[SetSource], schedule: RowSchedule, phase_start: int, batch_size: int) -> None:
+        self._sources = sources
+        self._schedule = schedule
+        self._phase_start = phase_start
         self._batch_size = batch_size
-        self._cache = cache
 
-    def after(self, consumed: int, rows: range, bad_shards: list[str]) -> Iterator[Plan]:
-        """Batch after batch of one rank, from a position on, before which `bad_shards` were passed over."""
-        for start in count(consumed, self._batch_size):
-            self._reach(start + self._batch_size)
-            places = self._order.take(start + rows.start, len(rows))
-            yield Mark(start + self._batch_size, bad_shards), rows, places
-
-    def without(self, bad: BadShards, consumed: int, rows: range) -> Iterator[Plan]:
-        """The same without the examples of bad shards; those after them move up, on all ranks alike.
-
-        Every rank waits for all shards of a global batch, so that all know which of them are bad.
-        """
-        last_found = consumed
+    def after(self, mark: Mark, rows: range) -> Iterator[Plan]:
+        """Batch after batch of one rank, from a mark on."""
         while True:
-            places: list[Place] = []
-            while len(places) < self._batch_size:
-                missing = self._batch_size - len(places)
-                self._reach(consumed + missing)
-                found = self._order.take(consumed, missing)
-                places += [place for place in found if not bad.has(place.epoch, place.shard)]
-                consumed += missing
-                last_found = consumed if len(places) > self._batch_size - missing else last_found
-                if consumed - last_found > self._order.epoch_size:
-                    raise ValueError(f"all {len(bad.names)} shards with examples are corrupt in the store")
-            yield Mark(consumed, bad.names), rows, places[rows.start : rows.stop]
-
-    def _reach(self, end: int) -> None:
-        if self._cache:
-            self._cache.reach(self._order.window_of(end - 1))
+            sets = self._schedule.take(mark.rows - self._phase_start, self._batch_size)
+            drawn, consumed = [], []
+            for number, (source, before) in enumerate(zip(self._sources, mark.consumed)):
+                first = sets[: rows.start].count(number)
+                own = range(first, first + sets[rows.start : rows.stop].count(number))
+                places, after = source.draw(before, sets.count(number), own)
+                drawn.append(iter(places))
+                consumed.append(after)
+            bad_shards = tuple(source.bad_shards for source in self._sources)
+            mark = Mark(mark.rows + self._batch_size, tuple(consumed), bad_shards)
+            yield mark, rows, [next(drawn[number]) for number in sets[rows.start : rows.stop]]

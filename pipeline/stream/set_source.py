@@ -1,0 +1,92 @@
+"""One set of a stream: its order, its reader and its cache, from which the next examples are drawn."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mert_foundry.pipeline.cache.shard_cache import ShardCache
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.stream.bad_shards import BadShards
+from mert_foundry.pipeline.stream.position import SetPosition
+from mert_foundry.pipeline.stream.sample_order import Place, SampleOrder
+
+
+class OpenSet(NamedTuple):
+    """What examples of one set are read with: its targets, a reader of its shards, and the cache that this one reads from."""
+
+    specs: Sequence[TargetSpec]
+    reader: ShardReader
+    cache: ShardCache | None = None
+
+
+class SetSource:
+    """Draws the examples of one set in their order. Tells its cache, if there is one, which shards are at work.
+
+    Args:
+        number: of the set in its mixture; places have it.
+        opened: its reader and cache.
+        order: of its examples.
+        bad: finds shards to pass over; none: all are taken.
+        bad_shards: names of those passed over before.
+    """
+
+    def __init__(
+        self, number: int, opened: OpenSet, order: SampleOrder, bad: BadShards | None, bad_shards: Sequence[str]
+    ) -> None:
+        self._number = number
+        self._open = opened
+        self._order = order
+        self._bad = bad
+        self._bad_before = list(bad_shards)
+
+    @property
+    def bad_shards(self) -> list[str]:
+        """Names of the shards passed over so far."""
+        return self._bad.names if self._bad else self._bad_before
+
+    def draw(self, consumed: int, count: int, own: range) -> tuple[list[Place], int]:
+        """Of the next `count` examples those of this rank, and what is consumed after all of them.
+
+        Without the examples of bad shards those after them move up, on all ranks alike: every rank waits for all shards of a
+        global batch, so that all know which of them are bad. Raises ValueError when all are.
+        """
+        if self._bad is not None:
+            places, consumed = self._draw_sound(self._bad, consumed, count)
+            return places[own.start : own.stop], consumed
+        if count:
+            self._reach(consumed + count)
+        return self._take(consumed + own.start, len(own)), consumed + count
+
+    def leave(self, consumed: int) -> None:
+        """Windows of shards before this position are done with: let go of their files, and then of their copies."""
+        if cache := self._open.cache:
+            window = self._order.window_of(consumed)
+            self._open.reader.keep_only(cache.still_at_work(window))
+            cache.leave(window)
+
+    def position(self, consumed: int, bad_shards: list[str]) -> SetPosition:
+        """What a checkpoint says of this set."""
+        epoch, offset = divmod(consumed, self._order.epoch_size)
+        return SetPosition(epoch=epoch, offset=offset, bad_shards=bad_shards)
+
+    def _draw_sound(self, bad: BadShards, consumed: int, count: int) -> tuple[list[Place], int]:
+        places: list[Place] = []
+        last_found = consumed
+        while len(places) < count:
+            missing = count - len(places)
+            self._reach(consumed + missing)
+            found = [place for place in self._take(consumed, missing) if not bad.has(place.epoch, place.shard)]
+            places += found
+            consumed += missing
+            last_found = consumed if found else last_found
+            if consumed - last_found > self._order.epoch_size:
+                raise ValueError(f"all {len(bad.names)} shards with examples are corrupt in the store")
+        return places, consumed
+
+    def _take(self, start: int, count: int) -> list[Place]:
+        places = self._order.take(start, count)
+        return [place._replace(set_number=self._number) for place in places] if self._number else places
+
+    def _reach(self, end: int) -> None:
+        if self._open.cache:
+            self._open.cache.reach(self._order.window_of(end - 1))
