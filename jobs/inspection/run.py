@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from mert_foundry.jobs.command.text import number
+from mert_foundry.jobs.inspection.coverage import coverage
 from mert_foundry.jobs.inspection.curves import curve_sections
 from mert_foundry.jobs.inspection.difference import difference_view
 from mert_foundry.jobs.inspection.options import RunOptions
@@ -44,7 +45,8 @@ def build_view(options: RunOptions) -> View:
     names = run_names([history.folder for history in histories])
     if len(summaries) == 1:
         kind, title, data = "run", summaries[0].location, summaries[0].model_dump(mode="json")
-        sections = [overview(summaries[0]), validations(summaries[0])]
+        heard, data["coverage"] = coverage(histories[0])
+        sections = [overview(summaries[0]), validations(summaries[0]), heard]
     else:
         kind, title = "runs", ", ".join(names)
         data = {"kind": "runs", "runs": [summary.model_dump(mode="json") for summary in summaries]}

@@ -166,8 +166,8 @@ def save_description(out: Path, description: RunDescription) -> str:
         # A key that an older run does not have had what is the default now.
         earlier = read_description(out)
         if exchanged := find_exchanged(earlier.data, description.data):
-            name, old, new = exchanged
-            raise ValueError(f"{path}: {name} was {old!r} in this run, it is {new!r} now; use another out folder")
+            key, theirs, ours = exchanged
+            raise ValueError(f"{path}: {key} was {theirs!r} in this run, it is {ours!r} now; use another out folder")
         before, now = flatten(earlier.model_dump(mode="json")), flatten(values)
         changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         keys = [key for key in changed if not key.startswith(FOLLOWING)]

@@ -87,6 +87,17 @@ class SampleOrder:
                 return found
         raise AssertionError("every epoch has every shard")
 
+    def is_permutation(self, epoch: int) -> bool:
+        """Whether an epoch has every example exactly once, counted through all its windows."""
+        starts = np.concatenate([[0], np.cumsum(self._sizes)])
+        counts = np.zeros(self.epoch_size, np.int64)
+        for number in range(self._windows_an_epoch):
+            shards, examples = self.window(epoch, number).T
+            if (examples >= self._sizes[shards]).any():
+                return False
+            np.add.at(counts, starts[shards] + examples, 1)
+        return bool((counts == 1).all())
+
     def most_shards(self, examples: int) -> int:
         """How many shards the windows that a stretch of so many examples touches can have together, at most."""
         smallest = np.cumsum(np.sort(self._sizes))

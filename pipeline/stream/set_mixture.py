@@ -24,6 +24,10 @@ class ShardSet:
         """SHA-256 of its index.json, which names it."""
         return self.index.digest()
 
+    def num_examples(self, split: str) -> int:
+        """Examples of a split; 0 when there is no such split."""
+        return self.index.totals[split].examples if split in self.index.totals else 0
+
     def num_frames(self, split: str) -> int:
         """Target frames of a split."""
         return sum(entry.num_frames for entry in self.index.shards(split))
