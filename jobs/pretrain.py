@@ -27,6 +27,7 @@ from mert_foundry.jobs.pretraining.run_description import (
     PretrainConfig,
     RunDescription,
     check_fit,
+    in_earlier_order,
     read_description,
     save_description,
 )
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     out = files.local_path(config.out)
     if rank == 0:
         check_output(config.out, RUN)
-    mixture = load_mixture(config.shards, config.mixing_temperature, config.train_split)
+    mixture = load_mixture(config.shards, config.mixing_temperature, config.train_split, config.missing_targets)
     holder = holds_weights(config, rank)
     initial = read_initial(config, out, mixture, rank) if holder else None
     if holder:
@@ -113,7 +114,7 @@ def check_one_node(config: PretrainConfig, world_size: int) -> None:
 def describe_run(config: PretrainConfig, mixture: SetMixture, out: Path) -> RunDescription:
     """The run as it begins or goes on; reads what the targets' statistics need. Raises as `sample_values`."""
     sampled = sample_values(config, mixture)
-    heads = scaled_heads(config, mixture, sampled, out)
+    heads = in_earlier_order(scaled_heads(config, mixture, sampled, out), out)
     trivial = measure_trivial(config, mixture, heads, sampled)
     return RunDescription(config=config, heads=heads, data=describe_sets(mixture), trivial=trivial)
 
@@ -170,7 +171,7 @@ def data_of(
     def validation() -> Iterator[Batch]:
         assert split is not None
         for each in mixture.having(split):
-            yield from validation_batches(each.folder, each.index, split, config.stream, rank, world_size)
+            yield from validation_batches(each.folder, each.index, split, config.stream, rank, world_size, mixture)
 
     return TrainingData(stream, None if split is None else validation, mixture.sample_rate)
 

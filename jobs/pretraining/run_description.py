@@ -23,7 +23,7 @@ from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.batch_stream import StreamConfig
-from mert_foundry.pipeline.stream.set_mixture import SetMixture
+from mert_foundry.pipeline.stream.set_mixture import MissingTargets, SetMixture
 
 RUN_CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -52,6 +52,10 @@ class PretrainConfig(BaseModel):
         gt=0.0,
         allow_inf_nan=False,
         description="Several sets without weights have hours^(1/T) of the rows: 1 by hours, 2 by their root, large: alike",
+    )
+    missing_targets: MissingTargets = Field(
+        default="stop",
+        description="stop: several sets must have the same targets; mask: rows of a set without a target do not count in its loss",
     )
     out: str = Field(description="Run folder, local")
     initial: str | None = Field(
@@ -93,7 +97,21 @@ class RunDescription(BaseModel):
 
 def heads_of(data: ShardIndex | SetMixture) -> list[HeadSpec]:
     """One head for each target of a shard set, or of several that are mixed."""
-    return heads_for(data.targets)
+    partial = data.partial if isinstance(data, SetMixture) else ()
+    return [spec.model_copy(update={"partial": spec.name in partial}) for spec in heads_for(data.targets)]
+
+
+def in_earlier_order(heads: Sequence[HeadSpec], out: Path) -> list[HeadSpec]:
+    """Heads in the order of the run that goes on, which the optimiser's state follows; raises ValueError when it had others."""
+    if not list_checkpoints(out / CHECKPOINTS):
+        return list(heads)
+    earlier = [spec.name for spec in read_description(out).heads]
+    named = {spec.name: spec for spec in heads}
+    if sorted(named) != sorted(earlier):
+        raise ValueError(
+            f"{out / RUN_CONFIG}: targets were {', '.join(earlier)} in this run, they are {', '.join(named)} now; use another out folder"
+        )
+    return [named[name] for name in earlier]
 
 
 def heads_for(targets: Sequence[TargetSpec]) -> list[HeadSpec]:

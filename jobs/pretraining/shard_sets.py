@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.stream.row_schedule import whole_weights
-from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
+from mert_foundry.pipeline.stream.set_mixture import MissingTargets, SetMixture, ShardSet
 
 PARTS = 1_000_000  # of the whole: what the share of a set is rounded to where a temperature other than 1 makes it
 
@@ -53,14 +53,17 @@ def check_weights(shards: str | Sequence[WeightedShards], temperature: float) ->
         )
 
 
-def load_mixture(shards: str | Sequence[WeightedShards], temperature: float, split: str) -> SetMixture:
+def load_mixture(
+    shards: str | Sequence[WeightedShards], temperature: float, split: str, missing_targets: MissingTargets = "stop"
+) -> SetMixture:
     """The sets with their weights; those without one have hours^(1 / temperature) of `split`. Raises as `load_index` and `SetMixture`."""
     if isinstance(shards, str):
         return SetMixture([ShardSet(shards, load_index(shards))])
     indexes = [load_index(each.path) for each in shards]
     weights = [each.weight for each in shards if each.weight is not None]
     whole = whole_weights(weights) if weights else _weights_by_hours(indexes, temperature, split)
-    return SetMixture([ShardSet(each.path, index, weight) for each, index, weight in zip(shards, indexes, whole)])
+    sets = [ShardSet(each.path, index, weight) for each, index, weight in zip(shards, indexes, whole)]
+    return SetMixture(sets, missing_targets)
 
 
 def _weights_by_hours(indexes: Sequence[ShardIndex], temperature: float, split: str) -> list[int]:

@@ -54,17 +54,21 @@ def sample_values(config: PretrainConfig, mixture: SetMixture) -> Sampled:
                 )
             sampled[spec.name] = {
                 split: _mix(
-                    [measure_split(each, split, spec, stride, logarithmic) for each in mixture.having(split)],
-                    row_shares(config, mixture, split),
+                    [
+                        measure_split(each, split, spec, stride, logarithmic)
+                        for each in mixture.having(split, spec.name)
+                    ],
+                    row_shares(config, mixture, split, spec.name),
                 )
                 for split in splits
+                if mixture.having(split, spec.name)
             }
     return sampled
 
 
-def row_shares(config: PretrainConfig, mixture: SetMixture, split: str) -> list[float]:
-    """What share each set that has a split counts with: by weights where it is trained on, by frames where it is validated on."""
-    having = mixture.having(split)
+def row_shares(config: PretrainConfig, mixture: SetMixture, split: str, target: str) -> list[float]:
+    """The share of each set that has split and target: by weights where it is trained on, by frames where it is validated on."""
+    having = mixture.having(split, target)
     trains = split == config.train_split
     counts = [each.weight if trains else each.num_frames(split) for each in having]
     return [count / sum(counts) for count in counts]

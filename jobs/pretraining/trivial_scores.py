@@ -35,7 +35,7 @@ def measure_trivial(
         moments = sampled.get(spec.name, {})
         of_train = moments.get(config.train_split, train[spec.name])
         train_scores[spec.name] = score(of_train, of_train, spec.scale)
-        if config.valid_split is not None:
+        if config.valid_split is not None and spec.name in valid:  # not when only sets without the split have it
             validation[spec.name] = score(of_train, moments.get(config.valid_split, valid[spec.name]), spec.scale)
     if sampled:
         basis += f"; {', '.join(sampled)}: of at most {MOST_EXAMPLES} examples of a split"
@@ -52,8 +52,13 @@ def sum_split(config: PretrainConfig, mixture: SetMixture, split: str) -> tuple[
         chosen = [entries[number * len(entries) // count] for number in range(count)]
         sums.append(sum_records(each.index.targets, load_records(each.folder, chosen))[0])
         counts.append(count)
-    shares = row_shares(config, mixture, split)
-    mixed = {spec.name: mix([each[spec.name] for each in sums], shares) for spec in mixture.targets}
+    mixed = {
+        spec.name: mix(
+            [each[spec.name] for each in sums if spec.name in each], row_shares(config, mixture, split, spec.name)
+        )
+        for spec in mixture.targets
+        if mixture.having(split, spec.name)
+    }
     return mixed, f"{split} ({sum(counts)} of {sum(map(len, filled))} shards)"
 
 

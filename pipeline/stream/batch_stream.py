@@ -11,6 +11,7 @@ A batch is a dict, in the form the shards hold (the device converts):
     audio  int16 [b, T]        codes  uint16 [b, K, F]    cqt  float16 [b, F, bins]  (by target name)
     valid  bool [b, F]         False where an example shorter than the crop is padded with zeros
     key    list of b str       row    int64 [b], the row in the global batch
+    present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose values are 0
 """
 
 import weakref
@@ -44,6 +45,7 @@ from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
 from mert_foundry.pipeline.stream.set_source import OpenSet, SetSource
 
 Batch = dict[str, torch.Tensor | list[str]]
+PRESENT = "present/"  # before a target's name
 ROWS_A_TASK = 4  # at most
 # Of a shard for one row: another thread or process may have healed it, and one that opened it before may bring the old file back.
 REOPENINGS = 3
@@ -150,7 +152,8 @@ class MixtureStream:
             for number, (part, each) in enumerate(zip(parts, opened))
         ]
         frames = crop_frames(config.crop_samples)
-        self._loader = _Loader(opened, mixture.targets, frames, config, partial(_random_crop_of, seed, frames))
+        crop = partial(_random_crop_of, seed, frames)
+        self._loader = _Loader(opened, mixture, frames, config, crop)
         batches = GlobalBatches(self._sources, schedule, phase.rows, config.batch_size)
         self._batches = self._loader.batches(batches.after(mark, rows))
 
@@ -260,9 +263,15 @@ def _open_cache(part: _SetPart, config: StreamConfig, cache: CacheConfig, consum
 
 
 def validation_batches(
-    folder: str, index: ShardIndex, split: str, config: StreamConfig, rank: int = 0, world_size: int = 1
+    folder: str,
+    index: ShardIndex,
+    split: str,
+    config: StreamConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    mixture: SetMixture | None = None,
 ) -> Iterator[Batch]:
-    """One pass over a split in the order of its shards, centre crops, every example once.
+    """One pass over a split in the order of its shards, centre crops, every example once; with the targets of `mixture`, if given.
 
     Global batches are cut and shared as in `BatchStream`; the last may be smaller, so a rank may
     get a smaller last batch, or one batch less than another: sum over ranks, do not pair batches.
@@ -275,7 +284,8 @@ def validation_batches(
     shares = (batch[rows.start : rows.stop] for batch in global_batches)
     plans = ((None, rows[: len(share)], share) for share in shares if share)
     opened = OpenSet(index.targets, ShardReader(folder, index, shards, patience=config.patience))
-    loader = _Loader([opened], index.targets, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
+    mixture = mixture or SetMixture([ShardSet(folder, index)])
+    loader = _Loader([opened], mixture, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
     try:
         for batch, _ in loader.batches(plans):
             yield batch
@@ -303,16 +313,18 @@ class _Loader:
     def __init__(
         self,
         sets: Sequence[OpenSet],
-        specs: Sequence[TargetSpec],
+        mixture: SetMixture,
         frames: int,
         config: StreamConfig,
         crop: CropRule,
     ) -> None:
         self._sets = sets
+        self._partial = [(spec.name, PRESENT + spec.name) for spec in mixture.targets if spec.name in mixture.partial]
         self._frames = frames
         self._crop = crop
         self._arrays = BatchArrays(
-            {spec.name: (spec.shape(frames), spec.dtype) for spec in specs}
+            {spec.name: (spec.shape(frames), spec.dtype) for spec in mixture.targets}
+            | {PRESENT + name: ((1,), "bool") for name in sorted(mixture.partial)}
             | {"audio": ((HOP * frames,), "int16"), "valid": ((frames,), "bool")}
         )
         self._prefetch = config.prefetch
@@ -375,6 +387,10 @@ class _Loader:
             for array in row.values():
                 array[:] = 0
         row["valid"][: crop.num_frames] = True
+        for name, present in self._partial:
+            row[present][:] = any(spec.name == name for spec in opened.specs)
+            if not row[present]:
+                row[name][:] = 0
         out = {spec.name: _first_frames(row[spec.name], spec, crop.num_frames) for spec in opened.specs}
         out["audio"] = row["audio"][: HOP * crop.num_frames]
         opened.reader.read(place.shard, place.example, *crop, out)
