@@ -162,6 +162,7 @@ def data_of(
 ) -> TrainingData:
     """This rank's batches from a position on, whose stream the stack closes, and the validation batches, fresh at each call."""
     split = config.valid_split
+    sets = mixture.having(split) if split is not None else []
 
     def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
         return stack.enter_context(
@@ -170,10 +171,12 @@ def data_of(
 
     def validation() -> Iterator[Batch]:
         assert split is not None
-        for each in mixture.having(split):
-            yield from validation_batches(each.folder, each.index, split, config.stream, rank, world_size, mixture)
+        for each in sets:
+            for batch in validation_batches(each.folder, each.index, split, config.stream, rank, world_size, mixture):
+                yield {**batch, "set": each.folder}
 
-    return TrainingData(stream, None if split is None else validation, mixture.sample_rate)
+    names = [each.folder for each in sets] if len(sets) > 1 else []
+    return TrainingData(stream, None if split is None else validation, mixture.sample_rate, names)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,23 @@ def test_a_set_added_and_a_weight_changed_at_resumes_are_recorded(sets, tmp_path
     )
 
 
+def test_validation_is_told_together_and_by_set(sets, tmp_path, say):
+    out = tmp_path / "run"
+    assert start(sets, out, "trainer.schedule.warmup_steps=1", "trainer.schedule.total_steps=2", a=1, b=1, c=1) == 0
+    (record,) = read_metrics(out, "validation")[-1:]
+    found = {Path(name).name: part for name, part in record["sets"].items()}
+    assert sorted(found) == ["a", "c"]  # b has no split to validate on
+    # The whole is the mean over the frames of both, in the same proportion for every target.
+    shares = {
+        (record["losses"][name] - found["c"]["losses"][name])
+        / (found["a"]["losses"][name] - found["c"]["losses"][name])
+        for name in ("codes", "cqt")
+    }
+    assert 0 < min(shares) and max(shares) == pytest.approx(min(shares), rel=1e-2) and max(shares) < 1
+    _, text, _ = say(out)
+    assert "last validation, by set" in text and str(sets["a"]) in text
+
+
 def test_sets_that_take_the_place_of_others_are_refused(sets, tmp_path, capsys):
     out = tmp_path / "run"
     assert start(sets, out, SHORT, "trainer.schedule.total_steps=4", a=1, b=1) == 0

@@ -145,6 +145,10 @@ def validations(summary: RunSummary) -> Section:
     if trivial:
         losses.append((TRIVIAL, None, None, *(trivial.get(target_of(part), {}).get("loss") for part in last.losses)))
     tables: list[Block] = [Table(("validation", "step", "loss", *last.losses), losses)]
+    if last.sets:
+        parts = ("loss", *last.losses)
+        rows_of_sets = [(name, *(found.get(part) for part in parts)) for name, found in last.sets.items()]
+        tables.append(Table(("last validation, by set", *parts), rows_of_sets))
     if last.explained:
         header: tuple[str, ...] = ("explained, %", "step", *last.explained)
         tables.append(Table(header, [(name, each.step, *_explained(each, last)) for name, each in named]))

@@ -33,6 +33,9 @@ class Validation(_Model):
         default={},
         description="1 - loss / trivial loss by part, below 0 where it is worse; none in older runs",
     )
+    sets: dict[str, dict[str, float | None]] = Field(
+        default={}, description="By folder of each set of a mixture: `loss`, and its parts by name"
+    )
 
 
 class RunSummary(_Model):
@@ -244,6 +247,7 @@ def _validation(record: Mapping[str, Any]) -> Validation:
         losses=record.get("losses", {}),
         accuracy=record.get("accuracy", {}),
         explained=record.get("explained", {}),
+        sets={name: {"loss": part["loss"], **part["losses"]} for name, part in record.get("sets", {}).items()},
     )
 
 

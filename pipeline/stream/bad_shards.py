@@ -9,25 +9,33 @@ from mert_foundry.pipeline.shards.index import ShardEntry
 
 
 class BadShards:
-    """The shards of a split that are corrupt in the store, as far as the stream has come.
+    """The shards of a split that were found to be corrupt in the store so far.
 
     Args:
-        shards: of the split.
-        cache: which verifies them.
-        names: those passed over before.
-        warns: whether this process logs a warning for each.
+        shards: all shards of the split.
+        cache: it verifies them; None: bad shards are not looked for.
+        names: the bad shards that were found before.
+        warns: whether this process logs a warning for each new one.
     """
 
-    def __init__(self, shards: Sequence[ShardEntry], cache: ShardCache, names: Sequence[str], warns: bool) -> None:
+    def __init__(
+        self, shards: Sequence[ShardEntry], cache: ShardCache | None, names: Sequence[str], warns: bool
+    ) -> None:
         self._shards = shards
         self._cache = cache
         self._warns = warns
         self.names = sorted(names)
-        # Asked for every example; once an epoch is enough, as a shard is read once an epoch.
+        # This is asked for every example; once an epoch is enough, as a shard is read once an epoch.
         self.has = lru_cache(maxsize=1024)(self._find)
+
+    @property
+    def are_looked_for(self) -> bool:
+        """Whether bad shards are looked for, so that their examples can be passed over."""
+        return self._cache is not None
 
     def _find(self, epoch: int, shard: int) -> bool:
         """Whether a shard is corrupt in an epoch. Waits for it; raises OSError when the store fails."""
+        assert self._cache is not None, "bad shards are looked for"
         fault = self._cache.find_fault(shard)
         name = self._shards[shard].name
         if fault and name not in self.names:

@@ -228,9 +228,9 @@ class _SetPart:
         self, number: int, opened: OpenSet, config: StreamConfig, bad_shards: list[str], warns: bool
     ) -> SetSource:
         """Where its examples come from; with a cache, corrupt shards are passed over if the config says so."""
-        skips = config.on_bad_shard == "skip" and opened.cache
-        bad = BadShards(self.shards, opened.cache, bad_shards, warns) if skips and opened.cache else None
-        return SetSource(number, opened, self.order, bad, bad_shards)
+        skips = config.on_bad_shard == "skip"
+        bad = BadShards(self.shards, opened.cache if skips else None, bad_shards, warns)
+        return SetSource(number, opened, self.order, bad)
 
 
 def _open_caches(

@@ -45,6 +45,6 @@ class GlobalBatches:
                 places, after = source.draw(before, sets.count(number), own)
                 drawn.append(iter(places))
                 consumed.append(after)
-            bad_shards = tuple(source.bad_shards for source in self._sources)
+            bad_shards = tuple(source.bad.names for source in self._sources)
             mark = Mark(mark.rows + self._batch_size, tuple(consumed), bad_shards)
             yield mark, rows, [next(drawn[number]) for number in sets[rows.start : rows.stop]]

@@ -26,32 +26,23 @@ class SetSource:
         number: of the set in its mixture; places have it.
         opened: its reader and cache.
         order: of its examples.
-        bad: finds shards to pass over; none: all are taken.
-        bad_shards: names of those passed over before.
+        bad: its bad shards.
     """
 
-    def __init__(
-        self, number: int, opened: OpenSet, order: SampleOrder, bad: BadShards | None, bad_shards: Sequence[str]
-    ) -> None:
+    def __init__(self, number: int, opened: OpenSet, order: SampleOrder, bad: BadShards) -> None:
         self._number = number
         self._open = opened
         self._order = order
-        self._bad = bad
-        self._bad_before = list(bad_shards)
-
-    @property
-    def bad_shards(self) -> list[str]:
-        """Names of the shards passed over so far."""
-        return self._bad.names if self._bad else self._bad_before
+        self.bad = bad
 
     def draw(self, consumed: int, count: int, own: range) -> tuple[list[Place], int]:
         """Of the next `count` examples those of this rank, and what is consumed after all of them.
 
-        Without the examples of bad shards those after them move up, on all ranks alike: every rank waits for all shards of a
-        global batch, so that all know which of them are bad. Raises ValueError when all are.
+        Where bad shards are looked for, their examples are missing, and the examples after them move up, on all ranks alike: every
+        rank waits for all shards of a global batch, so that all ranks know which of them are bad. Raises ValueError when all are.
         """
-        if self._bad is not None:
-            places, consumed = self._draw_sound(self._bad, consumed, count)
+        if self.bad.are_looked_for:
+            places, consumed = self._draw_sound(consumed, count)
             return places[own.start : own.stop], consumed
         if count:
             self._reach(consumed + count)
@@ -69,18 +60,18 @@ class SetSource:
         epoch, offset = divmod(consumed, self._order.epoch_size)
         return SetPosition(epoch=epoch, offset=offset, bad_shards=bad_shards)
 
-    def _draw_sound(self, bad: BadShards, consumed: int, count: int) -> tuple[list[Place], int]:
+    def _draw_sound(self, consumed: int, count: int) -> tuple[list[Place], int]:
         places: list[Place] = []
         last_found = consumed
         while len(places) < count:
             missing = count - len(places)
             self._reach(consumed + missing)
-            found = [place for place in self._take(consumed, missing) if not bad.has(place.epoch, place.shard)]
+            found = [place for place in self._take(consumed, missing) if not self.bad.has(place.epoch, place.shard)]
             places += found
             consumed += missing
             last_found = consumed if found else last_found
             if consumed - last_found > self._order.epoch_size:
-                raise ValueError(f"all {len(bad.names)} shards with examples are corrupt in the store")
+                raise ValueError(f"all {len(self.bad.names)} shards with examples are corrupt in the store")
         return places, consumed
 
     def _take(self, start: int, count: int) -> list[Place]:
