@@ -129,7 +129,11 @@ class MixtureStream:
         parts = [_SetPart(each, split, seed, config.shuffle_window) for each in mixture.sets]
         weights = mixture.weights
         start = begin(split, seed, config.shuffle_window, weights)
-        before = parse_position(position, {part.digest: part.order.epoch_size for part in parts}) if position else start
+        before = (
+            parse_position(position, {part.digest: part.order.epoch_size for part in parts})
+            if position is not None
+            else start
+        )
         check_same(before, start)
         self._start = before.enter_phase(weights)
         self._digests = list(weights)
