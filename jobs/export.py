@@ -53,7 +53,7 @@ def read(named: Path) -> tuple[StoredModel, dict, str]:
     state, description = load_state(checkpoint), RunDescription(**load_config(checkpoint))
     config = description.config
     card = {
-        "Data": description.data,
+        "Data": without_paths(description.data),
         "Training": {
             "steps": state.step,
             "seed": config.seed,
@@ -68,6 +68,14 @@ def read(named: Path) -> tuple[StoredModel, dict, str]:
     }
     words = f"{'averaged weights at ' if averaged else ''}step {state.step} of {checkpoint}"
     return read_checkpoint(checkpoint, averaged), card, words
+
+
+def without_paths(data: dict) -> dict:
+    """What a card says of the data: not where several sets lie."""
+    if "sets" not in data:
+        return data
+    sets = [{name: value for name, value in each.items() if name != "path"} for each in data["sets"]]
+    return {**data, "sets": sets}
 
 
 if __name__ == "__main__":

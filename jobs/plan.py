@@ -116,7 +116,7 @@ def load(arguments: list[str]) -> Request:
     label = load_config(LabelConfig, [places[LabelConfig], *chosen[LabelConfig], *folders])
     pretrain = None
     if PretrainConfig in places:
-        folders = [f"shards={NOWHERE}", f"out={NOWHERE}"]
+        folders = [f"shards={NOWHERE}", "mixing_temperature=1", f"out={NOWHERE}"]
         pretrain = load_config(PretrainConfig, [places[PretrainConfig], *chosen[PretrainConfig], *folders])
     return Request(own, label, pretrain, EXPLAIN in arguments)
 

@@ -29,10 +29,11 @@ from mert_foundry.jobs.pretraining.run_description import (
     PretrainConfig,
     RunDescription,
     check_fit,
-    describe_data,
+    in_earlier_order,
     read_description,
     save_description,
 )
+from mert_foundry.jobs.pretraining.shard_sets import describe_sets, load_mixture
 from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_heads
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.interop.stored_model import StoredModel
@@ -40,10 +41,10 @@ from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pre
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe, read_probes
 from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
-from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
-from mert_foundry.pipeline.stream.batch_stream import BatchStream, validation_batches
+from mert_foundry.pipeline.stream.batch_stream import MixtureStream, validation_batches
+from mert_foundry.pipeline.stream.set_mixture import SetMixture
 
 CONFIG = PretrainConfig
 
@@ -56,15 +57,15 @@ def main(arguments: list[str]) -> int:
     out = files.local_path(config.out)
     if rank == 0:
         check_output(config.out, RUN)
-    index = load_index(config.shards)
+    mixture = load_mixture(config.shards, config.mixing_temperature, config.train_split, config.missing_targets)
     holder = holds_weights(config, rank)
-    initial = read_initial(config, out, index, rank) if holder else None
+    initial = read_initial(config, out, mixture, rank) if holder else None
     if holder:
         config = resolve_encoder_config(config, initial, out)
     with contextlib.ExitStack() as stack:
         description = None
         if rank == 0:
-            description = stack.enter_context(open_run(config, index, out, world_size, initial))
+            description = stack.enter_context(open_run(config, mixture, out, world_size, initial))
         trivial = description.trivial if description else None
         report = stack.enter_context(TrainingReport(config.trainer.schedule.total_steps, rank == 0, trivial))
         if description:
@@ -79,9 +80,9 @@ def main(arguments: list[str]) -> int:
         stop = stack.enter_context(stop_on_signal())
         model = build_model(config, description, rank)
         if initial is not None:
-            taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in index.targets})
+            taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in mixture.targets})
             report.note(taken if rank == 0 else "")
-        data = data_of(config, index, rank, world_size, stack)
+        data = data_of(config, mixture, rank, world_size, stack)
         run_config = description.model_dump(mode="json")
         result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
@@ -91,17 +92,17 @@ def main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def open_run(
-    config: PretrainConfig, index: ShardIndex, out: Path, world_size: int, initial: StoredModel | None
+    config: PretrainConfig, mixture: SetMixture, out: Path, world_size: int, initial: StoredModel | None
 ) -> Iterator[RunDescription]:
     """The run of a folder that rank 0 holds meanwhile, as it begins or goes on.
 
     Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest. Raises as
     `check_fit`, `check_one_node`, `locked` and `sample_values`.
     """
-    check_fit(config, index, world_size)
+    check_fit(config, mixture, world_size)
     check_one_node(config, world_size)
     with locked(out, "training"):
-        yield describe_run(config, index, out, initial)
+        yield describe_run(config, mixture, out, initial)
 
 
 def check_one_node(config: PretrainConfig, world_size: int) -> None:
@@ -118,13 +119,13 @@ def check_one_node(config: PretrainConfig, world_size: int) -> None:
 
 
 def describe_run(
-    config: PretrainConfig, index: ShardIndex, out: Path, initial: StoredModel | None = None
+    config: PretrainConfig, mixture: SetMixture, out: Path, initial: StoredModel | None = None
 ) -> RunDescription:
     """The run as it begins or goes on; reads what the targets' statistics need. Raises as `sample_values`."""
-    sampled = sample_values(config, index)
-    heads = scaled_heads(config, index, sampled, out, initial)
-    trivial = measure_trivial(config, index, heads, sampled)
-    return RunDescription(config=config, heads=heads, data=describe_data(index), trivial=trivial)
+    sampled = sample_values(config, mixture)
+    heads = in_earlier_order(scaled_heads(config, mixture, sampled, out, initial), out)
+    trivial = measure_trivial(config, mixture, heads, sampled)
+    return RunDescription(config=config, heads=heads, data=describe_sets(mixture), trivial=trivial)
 
 
 def holds_weights(config: PretrainConfig, rank: int) -> bool:
@@ -168,21 +169,25 @@ def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
 
 
 def data_of(
-    config: PretrainConfig, index: ShardIndex, rank: int, world_size: int, stack: contextlib.ExitStack
+    config: PretrainConfig, mixture: SetMixture, rank: int, world_size: int, stack: contextlib.ExitStack
 ) -> TrainingData:
     """This rank's batches from a position on, whose stream the stack closes, and the validation batches, fresh at each call."""
-    shards, split = config.shards, config.valid_split
+    split = config.valid_split
+    sets = mixture.having(split) if split is not None else []
 
     def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
         return stack.enter_context(
-            BatchStream(shards, index, config.train_split, config.stream, config.seed, rank, world_size, position)
+            MixtureStream(mixture, config.train_split, config.stream, config.seed, rank, world_size, position)
         )
 
     def validation() -> Iterator[Batch]:
         assert split is not None
-        return validation_batches(shards, index, split, config.stream, rank, world_size)
+        for each in sets:
+            for batch in validation_batches(each.folder, each.index, split, config.stream, rank, world_size, mixture):
+                yield {**batch, "set": each.folder}
 
-    return TrainingData(stream, None if split is None else validation, index.sample_rate)
+    names = [each.folder for each in sets] if len(sets) > 1 else []
+    return TrainingData(stream, None if split is None else validation, mixture.sample_rate, names)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every value tells where in its track it stands: sample n is n mod 32000, code k 
 (f + k) mod 16, bin b of frame f is f mod 100 + b. So alignment can be read off any crop.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,25 +69,29 @@ def as_dropped(example: Example) -> DroppedSegment:
     )
 
 
-def write_examples(folder: object, name: str, outcomes: object, audio_member: AudioMember = "flac") -> ShardRecord:
+def write_examples(
+    folder: object, name: str, outcomes: object, audio_member: AudioMember = "flac", specs: list[TargetSpec] = SPECS
+) -> ShardRecord:
     """`write_shard` with the settings of these tests."""
     return write_shard(
         str(folder),
         name,
         outcomes,
-        SPECS,
+        specs,
         audio_member=audio_member,
         plan_fingerprint="plan",
         backend={"device": "cpu"},
     )
 
 
-def index_shards(folder: object, names: list[str], audio_member: AudioMember = "flac") -> ShardIndex:
+def index_shards(
+    folder: object, names: list[str], audio_member: AudioMember = "flac", specs: list[TargetSpec] = SPECS
+) -> ShardIndex:
     """`build_index` with the settings of these tests."""
     return build_index(
         str(folder),
         names,
-        SPECS,
+        specs,
         name="tiny",
         manifest_sha256="d" * 64,
         segment_seconds=1.0,
@@ -95,14 +100,24 @@ def index_shards(folder: object, names: list[str], audio_member: AudioMember = "
 
 
 def write_set(
-    folder: Path | str, sizes: list[int], audio_member: AudioMember = "flac", valid_sizes: list[int] | None = None
+    folder: Path | str,
+    sizes: list[int],
+    audio_member: AudioMember = "flac",
+    valid_sizes: list[int] | None = None,
+    prefix: str = "",
+    specs: list[TargetSpec] = SPECS,
 ) -> ShardIndex:
-    """Shards `train-...` with so many examples each, of 12 to 60 frames; also `valid-...` if asked for."""
+    """Shards `train-...` with so many examples each, of 12 to 60 frames; also `valid-...` if asked for. `prefix`: of the tracks."""
     names = []
     for split, counts in (("train", sizes), ("valid", valid_sizes or [])):
         for number, size in enumerate(counts):
             names.append(f"{split}-{number:06d}")
             lengths = [12 + 7 * (3 * number + item) % 49 for item in range(size)]
-            examples = [make_example(f"{split}{number}x{item}", length) for item, length in enumerate(lengths)]
-            write_examples(folder, names[-1], examples, audio_member)
-    return index_shards(folder, names, audio_member)
+            examples = [make_example(f"{prefix}{split}{number}x{item}", length) for item, length in enumerate(lengths)]
+            wanted = {spec.name for spec in specs}
+            examples = [
+                replace(example, targets={name: array for name, array in example.targets.items() if name in wanted})
+                for example in examples
+            ]
+            write_examples(folder, names[-1], examples, audio_member, specs)
+    return index_shards(folder, names, audio_member, specs)

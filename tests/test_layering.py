@@ -60,7 +60,8 @@ ARROWS = {
     " pipeline/manifest pipeline/shards pipeline/teachers",
     "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs model/training pipeline/audio pipeline/features"
     " pipeline/frames pipeline/manifest pipeline/storage",
-    "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage",
+    "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage"
+    " pipeline/stream",
     "jobs/probing": "jobs/command jobs/extraction jobs/inspection model/probing model/runs pipeline/audio pipeline/features"
     " pipeline/frames pipeline/probe_sets pipeline/storage",
     "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"

@@ -48,6 +48,20 @@ def test_a_window_of_shards_is_finished_before_the_next(sizes, seed, window):
         assert sum(first <= moment < last for first, last in spans) <= window
 
 
+@settings(deadline=None)
+@given(sizes=SIZES, seed=SEEDS, window=st.integers(1, 15), data=st.data())
+def test_counting_through_an_epoch_finds_an_example_that_took_the_place_of_another(sizes, seed, window, data):
+    order = SampleOrder(sizes, seed, window)
+    assert order.is_permutation(2)
+    windows = {number: order.window(2, number).copy() for number in range(-(-len(sizes) // window))}
+    rows = [(number, row) for number, rows in windows.items() for row in range(len(rows))]
+    if len(rows) > 1:
+        (number, row), (other, other_row) = data.draw(st.permutations(rows))[:2]
+        windows[number][row] = windows[other][other_row]
+        order.window = lambda _, number: windows[number]
+        assert not order.is_permutation(2)
+
+
 def test_epochs_and_seeds_differ():
     order = SampleOrder([20] * 10, seed=1, window=3)
     epochs = [[place[1:] for place in order.take(epoch * 200, 200)] for epoch in range(3)]

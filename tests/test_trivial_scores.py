@@ -26,6 +26,7 @@ from mert_foundry.pipeline.shards.companding import Companding
 from mert_foundry.pipeline.shards.format import Example
 from mert_foundry.pipeline.shards.index import ShardIndex, build_index, load_index
 from mert_foundry.pipeline.stream.batch_stream import validation_batches
+from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
 
 LEVELS = CQT.model_copy(
     update={"name": "levels", "size": 3, "dtype": "uint8", "companding": Companding(peak=225, mu=10_000)}
@@ -86,8 +87,9 @@ def levels_of(split: str) -> list[np.ndarray]:
 
 def measured(config: PretrainConfig, index: ShardIndex) -> TrivialScores:
     """The constants as `mert pretrain` measures them for a run that begins."""
-    sampled = sample_values(config, index)
-    return measure_trivial(config, index, scaled_heads(config, index, sampled, Path("none")), sampled)
+    mixture = SetMixture([ShardSet(config.shards, index)])
+    sampled = sample_values(config, mixture)
+    return measure_trivial(config, mixture, scaled_heads(config, mixture, sampled, Path("none")), sampled)
 
 
 def sums_over(model: PretrainModel, config: PretrainConfig, index: ShardIndex, split: str) -> dict[str, torch.Tensor]:
@@ -200,7 +202,8 @@ def test_in_any_scale_and_at_any_rate_the_figures_are_the_losses_of_constants(sh
     frontend = {"kind": kind} if kind == "log_mel" else {"channels": 8}
     encoder = EncoderConfig(frontend=frontend, transformer={"layers": 1, "width": 16, "heads": 2, "feed_forward": 8})
     config = config_of(shards_of_levels, encoder=encoder, objective={"value_scale": value_scale, "final_dim": 4})
-    heads = scaled_heads(config, index, sample_values(config, index), Path("none"))
+    mixture = SetMixture([ShardSet(config.shards, index)])
+    heads = scaled_heads(config, mixture, sample_values(config, mixture), Path("none"))
     model = build_pretrain_model(encoder, heads, config.objective, 0).eval()
     stride = encoder.frontend.hop // 320
     seen = {split: in_scale(levels_of(split), stride, value_scale) for split in ("train", "valid")}
@@ -248,7 +251,7 @@ def naive_projection(values: np.ndarray, value_scale: str) -> np.ndarray:
 def test_a_logarithm_needs_companding(shards, value_scale):
     config = config_of(shards, objective={"value_scale": value_scale})
     with pytest.raises(ValueError, match=f"value_scale is {value_scale}, but target cqt has no companding"):
-        sample_values(config, load_index(str(shards)))
+        sample_values(config, SetMixture([ShardSet(str(shards), load_index(str(shards)))]))
 
 
 def test_a_bin_that_hardly_varies_teaches_little_noise():

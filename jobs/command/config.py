@@ -35,6 +35,12 @@ RENAMED = {
 }
 
 
+ALTERNATIVES = (
+    "folder",
+    "sets",
+)  # tags of a key that takes a text or a list, which pydantic puts into the place of a fault
+
+
 class UsageError(Exception):
     """Bad usage or config: exit code 2."""
 
@@ -57,7 +63,7 @@ def load_config(model: type[Config], arguments: list[str], first: str | None = N
     for argument in arguments:
         if "=" in argument:
             key, text = argument.split("=", 1)
-            set_value(values, key, text, is_text=_is_text(model, key.split(".")))
+            set_value(values, key, text, is_text=_is_text(model, key.split("."), text))
     source = paths[0] if paths else "arguments"
     if old := find_old_names(model, values):
         raise UsageError("\n".join(f"{source}: {line}" for line in old))
@@ -188,6 +194,8 @@ def _place(location: Sequence[str | int], model: type[BaseModel]) -> tuple[str, 
     key, models, beside = "", [model], [model]
     for part in location:
         beside = models
+        if part in ALTERNATIVES and not any(part in inner.model_fields for inner in models):
+            continue
         of_kind = [inner for inner in models if part in _kinds(inner)] if len(models) > 1 else []
         key += f"({part})" if of_kind else f".{part}"
         if of_kind:
@@ -213,8 +221,11 @@ def known_keys(model: type[BaseModel]) -> list[str]:
     return list(names)
 
 
-def _is_text(model: type[BaseModel], parts: list[str]) -> bool:
-    """Whether the key is a plain text such as a path, which must not be read as YAML (` #` would end it)."""
+def _is_text(model: type[BaseModel], parts: list[str], text: str) -> bool:
+    """Whether the key is a plain text such as a path, which must not be read as YAML (` #` would end it).
+
+    Where a key takes a text or a list, `[` begins a list.
+    """
     models, annotation = [model], None
     for part in parts:
         if part.isdigit():
@@ -224,7 +235,15 @@ def _is_text(model: type[BaseModel], parts: list[str]) -> bool:
             return False
         annotation = found[0]
         models = [inner for each in found for inner in models_in(each)]
-    return annotation is str
+    return annotation is str or is_text_or_list(annotation) and not text.startswith("[")
+
+
+def is_text_or_list(annotation: object) -> bool:
+    """Whether a key takes a text, or a list instead."""
+    bare = [
+        each.__origin__ if typing.get_origin(each) is typing.Annotated else each for each in typing.get_args(annotation)
+    ]
+    return {typing.get_origin(each) or each for each in bare} == {str, list}
 
 
 def models_in(annotation: object) -> list[type[BaseModel]]:
@@ -248,7 +267,7 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, s
     for name, field in model.model_fields.items():
         key = prefix + name
         inner = models_in(field.annotation)
-        many = typing.get_origin(field.annotation) in (list, dict)
+        many = typing.get_origin(field.annotation) in (list, dict) or is_text_or_list(field.annotation)
         if not inner or many:
             yield key, _default(field), _sentence(field)
         for alternative in inner:

@@ -22,6 +22,7 @@ JOBS = {
     "inspect": "look at a manifest, shards, runs, features or a probe; HTML report",
     "import": "weights of Hubert, MERT or fairseq to a folder that pretrain and export begin from",
     "pretrain": "train the encoder from shards, also under torchrun",
+    "audit": "which examples and crops a step of a run drew",
     "export": "a checkpoint to a Hugging Face folder",
     "extract": "hidden states over audio, into a zarr store",
     "suite": "make the probing suite: labelled music, rendered from free packages",

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from mert_foundry.jobs.command.text import number
+from mert_foundry.jobs.inspection.coverage import coverage
 from mert_foundry.jobs.inspection.curves import curve_sections
 from mert_foundry.jobs.inspection.difference import difference_view
 from mert_foundry.jobs.inspection.options import RunOptions
@@ -45,7 +46,8 @@ def build_view(options: RunOptions) -> View:
     names = run_names([history.folder for history in histories])
     if len(summaries) == 1:
         kind, title, data = "run", summaries[0].location, summaries[0].model_dump(mode="json")
-        sections = [overview(summaries[0]), validations(summaries[0])]
+        heard, data["coverage"] = coverage(histories[0])
+        sections = [overview(summaries[0]), validations(summaries[0]), heard]
     else:
         kind, title = "runs", ", ".join(names)
         data = {"kind": "runs", "runs": [summary.model_dump(mode="json") for summary in summaries]}
@@ -146,6 +148,10 @@ def validations(summary: RunSummary) -> Section:
     if trivial:
         losses.append((TRIVIAL, None, None, *(trivial.get(target_of(part), {}).get("loss") for part in last.losses)))
     tables: list[Block] = [Table(("validation", "step", "loss", *last.losses), losses)]
+    if last.sets:
+        parts = ("loss", *last.losses)
+        rows_of_sets = [(name, *(found.get(part) for part in parts)) for name, found in last.sets.items()]
+        tables.append(Table(("last validation, by set", *parts), rows_of_sets))
     if last.explained:
         header: tuple[str, ...] = ("explained, %", "step", *last.explained)
         tables.append(Table(header, [(name, each.step, *_explained(each, last)) for name, each in named]))

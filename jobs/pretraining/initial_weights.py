@@ -10,15 +10,16 @@ from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.interop.architecture import architecture_differences
 from mert_foundry.model.interop.load import model_folder, read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
+from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints, split_average
 from mert_foundry.model.runs.stored_config import read_run_config
-from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input
+from mert_foundry.pipeline.stream.set_mixture import SetMixture
 
 
-def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int) -> StoredModel | None:
+def read_initial(config: PretrainConfig, out: Path, mixture: SetMixture, rank: int) -> StoredModel | None:
     """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
 
     Raises:
@@ -35,9 +36,9 @@ def read_initial(config: PretrainConfig, out: Path, index: ShardIndex, rank: int
     folder = model_folder(config.initial)
     check_input(str(split_average(folder)[0]), RUN, CHECKPOINT, MODEL)
     initial = read_model(files.local_path(folder))
-    if initial.sample_rate != index.sample_rate:
+    if initial.sample_rate != mixture.sample_rate:
         raise ValueError(
-            f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {index.sample_rate} Hz"
+            f"{config.initial} is for audio at {initial.sample_rate} Hz, the shards are at {mixture.sample_rate} Hz"
         )
     return initial
 
@@ -86,16 +87,25 @@ def merge(values: dict, changes: dict) -> dict:
 def load_initial_weights(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
     """Load the encoder, and the heads that fit: the same target of the same teacher. Says which heads stay new."""
     model.encoder.load_state_dict(initial.weights)
-    stored = {spec.name: spec for spec in initial.heads}
+    stored = {spec.name: _in_every_row(spec) for spec in initial.heads}
     taken = []
     for spec in model.head_specs:
         weights = select(initial.head_weights, f"{spec.name}.")
         own = {name: weight.shape for name, weight in model.heads[spec.name].state_dict().items()}
         same_teacher = initial.fingerprints.get(spec.name) == fingerprints[spec.name]
-        if stored.get(spec.name) == spec and same_teacher and {n: w.shape for n, w in weights.items()} == own:
+        if (
+            stored.get(spec.name) == _in_every_row(spec)
+            and same_teacher
+            and {n: w.shape for n, w in weights.items()} == own
+        ):
             model.heads[spec.name].load_state_dict(weights)
             taken.append(spec.name)
     new = [spec.name for spec in model.head_specs if spec.name not in taken]
     return (
         f"first weights: encoder and {', '.join(taken) or 'no'} heads as stored; new heads: {', '.join(new) or 'none'}"
     )
+
+
+def _in_every_row(spec: HeadSpec) -> HeadSpec:
+    """The head of a target that all sets have: which rows it learns from changes no weight's shape or meaning."""
+    return spec.model_copy(update={"partial": False})

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from mert_foundry.jobs.command.preflight import Device
+from mert_foundry.jobs.pretraining.shard_sets import Shards, check_weights, find_exchanged
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
@@ -30,6 +31,7 @@ from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.batch_stream import StreamConfig
+from mert_foundry.pipeline.stream.set_mixture import MissingTargets, SetMixture
 
 RUN_CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -40,9 +42,9 @@ FIXED_KEYS = (
     "config.objective",
     "config.train_split",
     "config.stream.shuffle_window",
-    "data.index_sha256",
 )
 SET_FOR_PROBE = ("model", "baselines", "compare_with", "every_checkpoint", "follow", "out", "score")
+FOLLOWING = ("trivial.", "data.")  # from other keys: what need not be said when they are
 FREE_KEYS = ("activation_checkpointing",)  # by their last part, also within the fixed ones: memory against time
 
 
@@ -51,7 +53,19 @@ class PretrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shards: str = Field(description="Shard folder, a local path or fsspec URL")
+    shards: Shards = Field(
+        description="Shard folder, a local path or fsspec URL; or several to draw from: [{path: A, weight: 2}, {path: B, weight: 1}]"
+    )
+    mixing_temperature: float = Field(
+        default=1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Several sets without weights have hours^(1/T) of the rows: 1 by hours, 2 by their root, large: alike",
+    )
+    missing_targets: MissingTargets = Field(
+        default="stop",
+        description="stop: several sets must have the same targets; mask: rows of a set without a target do not count in its loss",
+    )
     out: str = Field(description="Run folder, local")
     initial: str | None = Field(
         default=None,
@@ -81,6 +95,11 @@ class PretrainConfig(BaseModel):
             raise ValueError(f"probe.{taken[0]} cannot be set, mert pretrain sets it")
         return self
 
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "PretrainConfig":
+        check_weights(self.shards, self.mixing_temperature)
+        return self
+
 
 class RunDescription(BaseModel):
     """What is saved beside every checkpoint: the resolved config, the heads, and what the data were."""
@@ -100,9 +119,23 @@ class RunDescription(BaseModel):
         return {name: value for name, value in fields(self).items() if name != "trivial" or value is not None}
 
 
-def heads_of(index: ShardIndex) -> list[HeadSpec]:
-    """One head for each target of the shard set."""
-    return heads_for(index.targets)
+def heads_of(data: ShardIndex | SetMixture) -> list[HeadSpec]:
+    """One head for each target of a shard set, or of several that are mixed."""
+    partial = data.partial if isinstance(data, SetMixture) else ()
+    return [spec.model_copy(update={"partial": spec.name in partial}) for spec in heads_for(data.targets)]
+
+
+def in_earlier_order(heads: Sequence[HeadSpec], out: Path) -> list[HeadSpec]:
+    """Heads in the order of the run that goes on, which the optimiser's state follows; raises ValueError when it had others."""
+    if not list_checkpoints(out / CHECKPOINTS):
+        return list(heads)
+    earlier = [spec.name for spec in read_description(out).heads]
+    named = {spec.name: spec for spec in heads}
+    if sorted(named) != sorted(earlier):
+        raise ValueError(
+            f"{out / RUN_CONFIG}: targets were {', '.join(earlier)} in this run, they are {', '.join(named)} now; use another out folder"
+        )
+    return [named[name] for name in earlier]
 
 
 def heads_for(targets: Sequence[TargetSpec]) -> list[HeadSpec]:
@@ -110,11 +143,17 @@ def heads_for(targets: Sequence[TargetSpec]) -> list[HeadSpec]:
     return [HeadSpec(**spec.model_dump(include=set(HeadSpec.model_fields))) for spec in targets]
 
 
-def check_fit(config: PretrainConfig, index: ShardIndex, world_size: int) -> None:
-    """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example."""
-    check_sizes(config, index.targets, index.sample_rate, index.hop, world_size)
-    filled = [split for split, totals in sorted(index.totals.items()) if totals.examples]
-    check_splits(config, filled, config.shards)
+def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> None:
+    """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example.
+
+    Every set must have the split to train on, and one of them that to validate on.
+    """
+    check_sizes(config, mixture.targets, mixture.sample_rate, mixture.hop, world_size)
+    filled = {each.folder: each.filled_splits() for each in mixture.sets}
+    for folder, splits in filled.items():
+        _check_split(config.train_split, "train", splits, folder)
+    anywhere = sorted({split for splits in filled.values() for split in splits})
+    check_splits(config, anywhere, ", ".join(filled))
 
 
 def check_sizes(
@@ -136,23 +175,15 @@ def check_sizes(
 
 def check_splits(config: PretrainConfig, filled: Sequence[str], place: str) -> None:
     """Raise ValueError naming the place of the shards when a split to use is not among those that have an example."""
-    for split, use, hint in (
-        (config.train_split, "train", ""),
-        (config.valid_split, "validate", "; valid_split=null trains without validation"),
-    ):
-        if split is not None and split not in filled:
-            raise ValueError(f"{place}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
+    _check_split(config.train_split, "train", filled, place)
+    if config.valid_split is not None:
+        hint = "; valid_split=null trains without validation"
+        _check_split(config.valid_split, "validate", filled, place, hint)
 
 
-def describe_data(index: ShardIndex) -> dict:
-    """What a checkpoint or model card says about the data."""
-    return {
-        "index_sha256": index.digest(),
-        "manifest_sha256": index.manifest_sha256,
-        "hours": {split: round(totals.seconds / 3600, 4) for split, totals in index.totals.items()},
-        "sample_rate": index.sample_rate,
-        "teachers": {spec.name: spec.teacher | {"fingerprint": spec.fingerprint} for spec in index.targets},
-    }
+def _check_split(split: str, use: str, filled: Sequence[str], place: str, hint: str = "") -> None:
+    if split not in filled:
+        raise ValueError(f"{place}: no split {split!r} to {use} on, only {', '.join(filled)}{hint}")
 
 
 def read_description(out: Path) -> RunDescription:
@@ -164,7 +195,7 @@ def read_description(out: Path) -> RunDescription:
 
 
 def save_description(out: Path, description: RunDescription) -> str:
-    """Write the run's config.yaml; says what changed since the last start, but for `trivial`, which follows from the rest.
+    """Write the run's config.yaml; says what changed since the last start, but for what follows from the rest.
 
     Raises:
         ValueError: there are checkpoints, and a key that makes another run differs (both values are named).
@@ -175,10 +206,13 @@ def save_description(out: Path, description: RunDescription) -> str:
     # Without a checkpoint there is nothing to go on from, so nothing that must stay.
     if path.exists() and list_checkpoints(out / CHECKPOINTS):
         # A key that an older run does not have had what is the default now.
-        before = flatten(read_description(out).model_dump(mode="json"))
-        now = flatten(values)
+        earlier = read_description(out)
+        if exchanged := find_exchanged(earlier.data, description.data):
+            key, theirs, ours = exchanged
+            raise ValueError(f"{path}: {key} was {theirs!r} in this run, it is {ours!r} now; use another out folder")
+        before, now = flatten(earlier.model_dump(mode="json")), flatten(values)
         changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-        keys = [key for key in changed if not key.startswith("trivial.")]
+        keys = [key for key in changed if not key.startswith(FOLLOWING)]
         for key in keys:
             name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
             if key.split(".")[-1] not in FREE_KEYS and any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):

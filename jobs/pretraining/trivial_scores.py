@@ -5,48 +5,61 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.jobs.pretraining.target_values import MOST_EXAMPLES, Sampled, ValueMoments
+from mert_foundry.jobs.pretraining.target_values import MOST_EXAMPLES, Sampled, ValueMoments, row_shares
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, score_mean, score_unigram
 from mert_foundry.model.objective.value_scale import ValueScale
-from mert_foundry.pipeline.shards.index import ShardIndex, load_records, sum_records
-from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, mean_and_variance
+from mert_foundry.pipeline.shards.index import load_records, sum_records
+from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, mean_and_variance, mix
+from mert_foundry.pipeline.stream.set_mixture import SetMixture
 
 MOST_SHARDS = 200  # of a split whose records are read: some 200 hours are enough, and a start waits for it
 
 
 def measure_trivial(
-    config: PretrainConfig, index: ShardIndex, heads: Sequence[HeadSpec], sampled: Sampled
+    config: PretrainConfig, mixture: SetMixture, heads: Sequence[HeadSpec], sampled: Sampled
 ) -> TrivialScores:
     """The constants of the training split, scored on that split and on the one to validate on, in the scale of `heads`.
 
     index.json has sums over all splits only, so the records are read: at most `MOST_SHARDS` of a split, at even distances.
+    Several sets count as their weights have it on the training split, by their frames on the other.
     Sums are over all frames; a run scores masked frames of crops. Targets in `sampled` are scored by the examples
     that were read for it. Raises as `load_listed_record`.
     """
-    train, basis = sum_split(config.shards, index, config.train_split)
+    train, basis = sum_split(config, mixture, config.train_split)
     if config.valid_split is not None:
-        valid, valid_basis = sum_split(config.shards, index, config.valid_split)
+        valid, valid_basis = sum_split(config, mixture, config.valid_split)
         basis += f", scored on {config.train_split} and on {valid_basis}"
     train_scores, validation = {}, {}
     for spec in heads:
         moments = sampled.get(spec.name, {})
         of_train = moments.get(config.train_split, train[spec.name])
         train_scores[spec.name] = score(of_train, of_train, spec.scale)
-        if config.valid_split is not None:
+        if config.valid_split is not None and spec.name in valid:  # not when only sets without the split have it
             validation[spec.name] = score(of_train, moments.get(config.valid_split, valid[spec.name]), spec.scale)
     if sampled:
         basis += f"; {', '.join(sampled)}: of at most {MOST_EXAMPLES} examples of a split"
     return TrivialScores(basis=f"the best constants of {basis}", train=train_scores, validation=validation)
 
 
-def sum_split(shards: str, index: ShardIndex, split: str) -> tuple[Mapping[str, Partial], str]:
-    """Sums by target over a split, and which shards they are of. Raises as `load_listed_record`."""
-    filled = [entry for entry in index.shards(split) if entry.nsamples]
-    count = min(len(filled), MOST_SHARDS)
-    chosen = [filled[number * len(filled) // count] for number in range(count)]
-    sums, _ = sum_records(index.targets, load_records(shards, chosen))
-    return sums, f"{split} ({count} of {len(filled)} shards)"
+def sum_split(config: PretrainConfig, mixture: SetMixture, split: str) -> tuple[Mapping[str, Partial], str]:
+    """Sums by target over a split of all sets, by their shares, and which shards they are of. Raises as `load_listed_record`."""
+    sets = mixture.having(split)
+    filled = [[entry for entry in each.index.shards(split) if entry.nsamples] for each in sets]
+    sums, counts = [], []
+    for each, entries in zip(sets, filled):
+        count = min(len(entries), max(1, MOST_SHARDS // len(sets)))
+        chosen = [entries[number * len(entries) // count] for number in range(count)]
+        sums.append(sum_records(each.index.targets, load_records(each.folder, chosen))[0])
+        counts.append(count)
+    mixed = {
+        spec.name: mix(
+            [each[spec.name] for each in sums if spec.name in each], row_shares(config, mixture, split, spec.name)
+        )
+        for spec in mixture.targets
+        if mixture.having(split, spec.name)
+    }
+    return mixed, f"{split} ({sum(counts)} of {sum(map(len, filled))} shards)"
 
 
 def score(

@@ -31,6 +31,7 @@ class HeadSpec(BaseModel):
     codebook_size: int | None = Field(None, ge=2, description="entries per codebook of a discrete target")
     frame_rate: int = Field(75, ge=1, description="target frames per second, Hz")
     companding: Companding | None = Field(None, description="how a continuous target stored as uint8 is expanded")
+    partial: bool = Field(False, description="whether some rows of a batch lack the target: present/{name} says which")
     scale: ValueScale | None = Field(
         None, description="scale of a continuous target's head; null: the values as stored"
     )
@@ -62,8 +63,8 @@ class HeadSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_scale(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The heads of a run in the scale of its shards read as they did before there was another.
-        return {name: value for name, value in fields(self).items() if name != "scale" or value is not None}
+        # Heads in the scale of the shards, with a target in every row, read as they did before there were others.
+        return {name: value for name, value in fields(self).items() if name not in ("scale", "partial") or value}
 
 
 class CodeHead(nn.Module):

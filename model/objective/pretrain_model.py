@@ -30,6 +30,7 @@ from mert_foundry.model.objective.value_scale import Standardise, ValueScaleName
 from mert_foundry.model.transformer.masking import Masking, as_masking
 
 FEATURE_PENALTY = "feature_penalty"  # the loss term that belongs to no target
+PRESENT = "present/"  # before a target's name: bool [B, 1] in a batch, the rows that have it
 UNMASKED = "unmasked/"  # before a target's name: its term over frames that are not masked
 
 Codebooks = Mapping[str, Sequence[int]]  # by target; those not named use all
@@ -114,14 +115,14 @@ class PretrainModel(nn.Module):
         loss/feature_penalty     mean square of the front-end's learned features over valid frames; scalar; if it learns
         correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
                                  discrete targets only
-        masked_frames, valid_frames     what the sums are divided by (`count_frames`)
+        masked_frames, valid_frames     what the sums are divided by (`count_frames`); for a partial target /{target} of both
         """
         masking = as_masking(mask)
         masked = masking.predicted
         valid = align_valid(batch["valid"], self.encoder.hop, masked.shape[1])
         encoded = self.encoder(batch["audio"], mask=masking, valid=None if valid.all() else valid)
 
-        sums = count_frames(masked, valid)
+        sums = self.count_frames(batch, masked, valid)
         if self._learned_width:
             learned = encoded.frontend_features[:, :, : self._learned_width]
             sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(learned, valid)
@@ -145,6 +146,9 @@ class PretrainModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `selected` [B, F] is true."""
         stride, num_frames = self._strides[spec.name], selected.shape[1]
+        if spec.partial:
+            present = batch[PRESENT + spec.name]
+            frames, selected = frames[present.expand_as(selected)[selected]], selected & present
         if spec.kind == "continuous":
             values = align_values(batch[spec.name], stride, num_frames)[selected]
             if spec.scale is not None:
@@ -158,6 +162,20 @@ class PretrainModel(nn.Module):
         correct = torch.full((spec.size,), torch.nan, device=codes.device)
         correct[codebooks] = correct_codes(logits, codes).float()
         return code_cross_entropy(logits, codes) * (spec.size / len(codebooks)), correct
+
+    def count_frames(self, batch: Mapping[str, Tensor], masked: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """What losses are divided by: masked and valid frames of a batch, [B, F] bool; for a partial target those of the rows with it."""
+        counts = {"masked_frames": masked.sum(), "valid_frames": valid.sum()}
+        for name in self._partial_targets():
+            present = batch[PRESENT + name]
+            counts |= {
+                f"masked_frames/{name}": (masked & present).sum(),
+                f"valid_frames/{name}": (valid & present).sum(),
+            }
+        return counts
+
+    def _partial_targets(self) -> list[str]:
+        return [spec.name for spec in self.head_specs if spec.partial]
 
     def draw_codebooks(self, seed: int, step: int) -> Codebooks | None:
         """Codebooks that training step `step` uses, by target: `codebooks_per_step` distinct ones, each alike often.
@@ -185,7 +203,8 @@ class PretrainModel(nn.Module):
     def zero_sums(self) -> dict[str, Tensor]:
         """What `forward` returns for no frame at all; in float64, so that sums over many batches stay exact."""
         zeros = torch.zeros(1, dtype=torch.float64, device=self.encoder.mask_embedding.device)
-        sums = dict.fromkeys(("masked_frames", "valid_frames"), zeros[0])
+        ends = ["", *(f"/{name}" for name in self._partial_targets())]
+        sums = {f"{kind}_frames{end}": zeros[0] for kind in ("masked", "valid") for end in ends}
         sums |= {f"loss/{name}": zeros[0] for name in self._weights()}
         return sums | {f"correct/{spec.name}": zeros.repeat(spec.size) for spec in self.discrete_heads()}
 
@@ -195,13 +214,20 @@ class PretrainModel(nn.Module):
         Masked and unmasked frames have means of their own (fairseq divides their sum by the number of both), so
         neither the masked share nor the unmasked weight changes what the other mean says.
         """
-        masked, valid = float(counts["masked_frames"]), float(counts["valid_frames"])
-        unmasked = max(valid - masked, 1.0)  # when every frame is masked the sum is 0
         means = {}
         for name in self._weights():
+            masked, valid = self._frames_of(name, counts)
+            unmasked = max(valid - masked, 1.0)  # when every frame is masked the sum is 0
             frames = valid if name == FEATURE_PENALTY else unmasked if name.startswith(UNMASKED) else masked
-            means[name] = sums[f"loss/{name}"] / frames
+            # Of a partial target, a step may have no frame: then its sum is 0.
+            means[name] = sums[f"loss/{name}"] / (frames or 1.0)
         return means
+
+    def _frames_of(self, term: str, counts: Mapping[str, Tensor]) -> tuple[float, float]:
+        """Masked and valid frames of a term's target."""
+        name = term.removeprefix(UNMASKED)
+        end = f"/{name}" if name in self._partial_targets() else ""
+        return float(counts[f"masked_frames{end}"]), float(counts[f"valid_frames{end}"])
 
     def weighted_loss(self, means: Mapping[str, Tensor]) -> Tensor:
         """The training loss from `mean_losses`: sum of weight x mean over all terms; scalar."""
@@ -224,23 +250,19 @@ class PretrainModel(nn.Module):
     def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, Any]:
         """Plain numbers from the sums of all ranks.
 
-        loss: weighted sum. losses: mean per frame of each term. accuracy: share of right codes per codebook, a list
-        for each discrete target; NaN for a codebook that was left out.
+        loss: weighted sum. losses: mean per frame of each term, without those of a target that no row had. accuracy: share of
+        right codes per codebook, a list for each discrete target; NaN for a codebook that was left out, or without a frame.
         """
         means = self.mean_losses(totals, totals)
         return {
             "loss": float(self.weighted_loss(means)),
-            "losses": {name: float(mean) for name, mean in means.items()},
+            "losses": {name: float(mean) for name, mean in means.items() if self._frames_of(name, totals)[1]},
             "accuracy": {
-                spec.name: (totals[f"correct/{spec.name}"] / totals["masked_frames"]).tolist()
+                spec.name: (totals[f"correct/{spec.name}"] / self._frames_of(spec.name, totals)[0]).tolist()
                 for spec in self.discrete_heads()
+                if self._frames_of(spec.name, totals)[0]
             },
         }
-
-
-def count_frames(mask: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """What losses are divided by: masked and valid frames of a batch; mask and valid are [B, F] bool."""
-    return {"masked_frames": mask.sum(), "valid_frames": valid.sum()}
 
 
 def build_pretrain_model(

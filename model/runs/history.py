@@ -36,6 +36,9 @@ class Validation(_Model):
         default={},
         description="1 - loss / trivial loss by part, below 0 where it is worse; none in older runs",
     )
+    sets: dict[str, dict[str, float | None]] = Field(
+        default={}, description="By folder of each set of a mixture: `loss`, and its parts by name"
+    )
 
 
 class BestProbe(_Model):
@@ -54,9 +57,9 @@ class RunSummary(_Model):
     location: str = Field(description="Run folder")
     step: int = Field(description="Last step recorded")
     total_steps: int | None = Field(description="Steps of the whole run, from its config")
-    shards: str | None = Field(description="Shard folder it was trained on")
-    index_sha256: str | None = Field(description="SHA-256 of that folder's index.json")
-    hours: dict[str, float] = Field(description="Audio hours of the shard set, by split")
+    shards: str | None = Field(description="Shard folder it was trained on, or several with their shares")
+    index_sha256: str | None = Field(description="SHA-256 of that folder's index.json, or of each, one after another")
+    hours: dict[str, float] = Field(description="Audio hours of the shard sets, by split")
     targets: list[str] = Field(description="Targets it predicts")
     trivial: dict[str, JsonValue] | None = Field(
         default=None, description="What the best constants reach, as in config.yaml; none in older runs"
@@ -156,8 +159,10 @@ def summarise_run(history: RunHistory) -> RunSummary:
         location=str(history.folder),
         step=max(record["step"] for record in history.records),
         total_steps=config.get("trainer", {}).get("schedule", {}).get("total_steps"),
-        shards=config.get("shards"),
-        index_sha256=data.get("index_sha256"),
+        shards=_name_shards(config.get("shards"), data.get("sets", [])),
+        index_sha256=data.get("index_sha256")
+        or " ".join(each["index_sha256"] for each in data.get("sets", []))
+        or None,
         hours=data.get("hours", {}),
         targets=[head["name"] for head in history.config.get("heads", [])],
         trivial=history.config.get("trivial"),
@@ -174,6 +179,13 @@ def summarise_run(history: RunHistory) -> RunSummary:
         checkpoints=[path.name for path in list_checkpoints(history.folder / "checkpoints")],
         unreadable_lines=history.unreadable_lines,
     )
+
+
+def _name_shards(shards: Any, sets: list[dict[str, Any]]) -> str | None:
+    """The folder, or those of a mixture with their shares of the rows."""
+    if not sets:
+        return shards[0]["path"] if isinstance(shards, list) else shards
+    return ", ".join(f"{each['path']} ({each['share']:.2%})" for each in sets)
 
 
 def target_of(part: str) -> str:
@@ -273,6 +285,7 @@ def _validation(record: Mapping[str, Any]) -> Validation:
         losses=record.get("losses", {}),
         accuracy=record.get("accuracy", {}),
         explained=record.get("explained", {}),
+        sets={name: {"loss": part["loss"], **part["losses"]} for name, part in record.get("sets", {}).items()},
     )
 
 

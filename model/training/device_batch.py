@@ -2,7 +2,7 @@
 
 As the stream gives it (stored dtypes, CPU):  audio int16 or float32 [B, T]; discrete targets integer [B, K, F'];
 continuous targets float or companded uint8 [B, F', bins], F' frames at the target's own frame rate; valid bool
-[B, F] at 75 Hz; key list of B str; row int64 [B], index in the global batch.
+[B, F] at 75 Hz; present/{target} bool [B, 1] of a partial target, the rows that have it; key list of B str; row int64 [B], index in the global batch.
 As the model takes it: audio float32 in [-1, 1), codes int64, values float32, on the device.
 """
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
 from mert_foundry.model.objective.noise_fill import fill_with_noise
-from mert_foundry.model.objective.pretrain_model import Codebooks, PretrainModel, count_frames
+from mert_foundry.model.objective.pretrain_model import Codebooks, PretrainModel
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.objective.span_mask import MaskConfig, draw_masking
 from mert_foundry.model.objective.target_alignment import align_valid
@@ -89,7 +89,7 @@ class TrainStep:
         self.model.train()
         inputs, masking = self._training_inputs(batch, step)
         valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
-        counts = sum_across_ranks(count_frames(masking.predicted, valid), self.device)
+        counts = sum_across_ranks(self.model.count_frames(inputs, masking.predicted, valid), self.device)
         sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
         # All ranks have the same gradients, so rank 0 reports them; each rank of a sharded model has a shard, so all take part.
         diagnosed = diagnosed and holds_own_shard(self.model)

@@ -12,7 +12,7 @@ metrics.jsonl does not hold it.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,12 +139,14 @@ class TrainingData:
             in model/training/device_batch.py. The position of rank 0 is stored, unread, as JSON.
         validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
             numbers of them. None: no validation.
+        validation_sets: names of what is validated on apart too, beside the whole: `set` of each of its batches is one of them.
         sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
     """
 
     stream: Stream
     validation: Validation | None
     sample_rate: int
+    validation_sets: Sequence[str] = ()
 
 
 def train(
@@ -185,8 +187,8 @@ def train(
         Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
         CheckpointWriter(checkpoints, run_config, config.keep_checkpoints) as writer,
     ):
-        run = _Run(trainee, data.validation, config, recorder, writer, checkpoint, average)
-        return run.go_on(state, data.stream, stop)
+        run = _Run(trainee, data, config, recorder, writer, checkpoint, average)
+        return run.go_on(state, stop)
 
 
 @dataclass
@@ -197,7 +199,7 @@ class _Run:
     """
 
     trainee: TrainStep
-    validation: Validation | None
+    data: TrainingData
     config: TrainerConfig
     recorder: Recorder
     writer: CheckpointWriter
@@ -205,13 +207,13 @@ class _Run:
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
 
-    def go_on(self, state: CheckpointState, stream: Stream, stop: Callable[[], bool]) -> TrainResult:
+    def go_on(self, state: CheckpointState, stop: Callable[[], bool]) -> TrainResult:
         """Train from a state to the last step, or until a stop is asked for."""
         total_steps = self.config.schedule.total_steps
         known = agree_on_rank_zero(self.recorder.has_validation(state.step), self.trainee.device)
         if not known:
             self._validate_if_due(state.step)
-        batches = stream(state.position) if state.step < total_steps else iter(())
+        batches = self.data.stream(state.position) if state.step < total_steps else iter(())
         while state.step < total_steps:
             batch, position, wait = _next_batch(batches, state.step, total_steps)
             state, stopping = self._step(state, batch, position, {"stop": float(stop()), "wait": wait})
@@ -244,23 +246,30 @@ class _Run:
         return state, bool(result.totals["stop"])
 
     def _validate_if_due(self, step: int) -> None:
-        """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded.
+        """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded; `sets` in it has that of each set.
 
         Raises ValueError when no rank has a batch.
         """
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
-        if self.validation is None or not is_due:
+        if self.data.validation is None or not is_due:
             return
         self._finish_write()
         wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
         with self.recorder.paused(), unsharded(self.trainee.model):
             sums = self.trainee.model.zero_sums()
-            for batch in self.validation():
-                sums = add_by_name(sums, self.trainee.evaluate(batch))
+            of_sets = dict.fromkeys(self.data.validation_sets, sums)
+            for batch in self.data.validation():
+                found = self.trainee.evaluate(batch)
+                sums = add_by_name(sums, found)
+                if of_sets:
+                    of_sets[batch["set"]] = add_by_name(of_sets[batch["set"]], found)
             totals = sum_across_ranks(sums, self.trainee.device)
             if float(totals["masked_frames"]) == 0.0:
                 raise ValueError("the validation stream gave no batch on any rank")
             self.validated = self.trainee.model.summarise(totals)
+            if of_sets:
+                by_set = {name: sum_across_ranks(part, self.trainee.device) for name, part in of_sets.items()}
+                self.validated["sets"] = {name: self.trainee.model.summarise(part) for name, part in by_set.items()}
         self.recorder.validation(step, self.validated)
 
     def _save(self, state: CheckpointState) -> None:

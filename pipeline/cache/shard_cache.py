@@ -37,9 +37,12 @@ class CacheConfig(BaseModel):
     bytes: ByteSize = Field(gt=0, description="What tars may take there, such as 500GB; records come on top, under 1 %")
 
 
-def check_limit(config: CacheConfig, shards: Sequence[ShardEntry], most: int, window: int) -> None:
-    """Raise ValueError naming both values when `most` shards, which may be at work at once, can be larger than the limit."""
-    sizes = sorted((shard.filesize for shard in shards), reverse=True)[:most]
+def check_limit(config: CacheConfig, sets: Sequence[tuple[Sequence[ShardEntry], int]], window: int) -> None:
+    """Raise ValueError naming both values when the shards at work can be larger than the limit.
+
+    `sets`: the shards of each set, and how many of them may be at work at once.
+    """
+    sizes = [size for shards, most in sets for size in sorted((each.filesize for each in shards), reverse=True)[:most]]
     if sum(sizes) > config.bytes:
         raise ValueError(
             f"stream.cache.bytes is {int(config.bytes)}, but {sum(sizes)} bytes are needed: with a shuffle window of {window}"

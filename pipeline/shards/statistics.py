@@ -5,7 +5,8 @@ function of the shard set: not of where, when or by how many workers it was labe
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Annotated, Literal
 
 import numpy as np
@@ -102,6 +103,36 @@ def merge_values(first: ContinuousSums, second: ContinuousSums) -> ContinuousSum
         minimum=_present(min, first.minimum, second.minimum),
         maximum=_present(max, first.maximum, second.maximum),
     )
+
+
+def mix(
+    partials: Sequence[DiscreteCounts | ContinuousSums], shares: Sequence[float]
+) -> DiscreteCounts | ContinuousSums:
+    """The partial of as many frames as all of these have, to which each contributes its share, which add up to 1.
+
+    Of one partial, itself. Raises ValueError when kinds or sizes differ, or one has no frame.
+    """
+    if len(partials) == 1:
+        return partials[0]
+    frames = [_frames(partial) for partial in partials]
+    if not all(frames):
+        raise ValueError("statistics of no frames")
+    factors = [share * sum(frames) / count for share, count in zip(shares, frames)]
+    return reduce(merge, (_scaled(partial, factor) for partial, factor in zip(partials, factors)))
+
+
+def _frames(partial: DiscreteCounts | ContinuousSums) -> int:
+    return sum(partial.counts[0]) if isinstance(partial, DiscreteCounts) else partial.count
+
+
+def _scaled(partial: DiscreteCounts | ContinuousSums, factor: float) -> DiscreteCounts | ContinuousSums:
+    """The partial as if it had `factor` times its frames, to whole frames."""
+    if isinstance(partial, DiscreteCounts):
+        return DiscreteCounts(counts=np.rint(np.array(partial.counts) * factor).astype(int).tolist())
+    count = round(partial.count * factor)
+    exact = count / partial.count
+    sums = {name: [exact * value for value in getattr(partial, name)] for name in ("sum", "sum_of_squares")}
+    return partial.model_copy(update={"count": count, **sums})
 
 
 def summarise(partial: DiscreteCounts | ContinuousSums) -> DiscreteSummary | ContinuousSummary:

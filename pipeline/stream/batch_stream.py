@@ -1,16 +1,17 @@
 """Endless batches: examples in their order, read and cropped by threads, each batch with its position.
 
-    places (SampleOrder) -> crop of each -> rows of a batch, filled by threads -> (batch, position)
+    set of each row (RowSchedule) -> its next place (SampleOrder) -> crop of each -> rows of a batch, filled by threads -> (batch, position)
 
-Global batch b is the stretch [b B, (b + 1) B) of the sample order, the same for every world size
+Global batch b is the stretch [b B, (b + 1) B) of the rows, the same for every world size
 that divides B and any number of threads; rank r of W takes rows [r B / W, (r + 1) B / W) of it.
-The position after a batch is one count of examples; a batch may lie across the end of an epoch.
+The position after a batch is one count of examples for each set; a batch may lie across the end of an epoch.
 
 A batch is a dict, in the form the shards hold (the device converts):
 
     audio  int16 [b, T]        codes  uint16 [b, K, F]    cqt  float16 [b, F, bins]  (by target name)
     valid  bool [b, F]         False where an example shorter than the crop is padded with zeros
     key    list of b str       row    int64 [b], the row in the global batch
+    present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose values are 0
 """
 
 import weakref
@@ -19,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,18 +29,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mert_foundry.pipeline.cache.shard_cache import CacheConfig, ShardCache, check_limit
 from mert_foundry.pipeline.cache.shard_uses import ShardUses
 from mert_foundry.pipeline.frames import HOP
-from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
+from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import ExampleEntry
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.storage.documents import parse_values
+from mert_foundry.pipeline.stream.bad_shards import BadShards
 from mert_foundry.pipeline.stream.batch_arrays import BatchArrays
 from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
-from mert_foundry.pipeline.stream.global_batches import BadShards, GlobalBatches
+from mert_foundry.pipeline.stream.global_batches import GlobalBatches, Mark
+from mert_foundry.pipeline.stream.position import begin, check_same, parse_position
+from mert_foundry.pipeline.stream.row_schedule import RowSchedule
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
+from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
+from mert_foundry.pipeline.stream.set_source import OpenSet, SetSource
 
 Batch = dict[str, torch.Tensor | list[str]]
+PRESENT = "present/"  # before a target's name
 ROWS_A_TASK = 4  # at most
 # Of a shard for one row: another thread or process may have healed it, and one that opened it before may bring the old file back.
 REOPENINGS = 3
@@ -90,40 +96,103 @@ class StreamConfig(BaseModel):
         return self
 
 
-class StreamPosition(BaseModel):
-    """Where a stream is: the examples before (epoch, offset) are consumed, on every rank."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    order_version: int = Field(description="Version of the sample order")
-    index_digest: str = Field(description="SHA-256 of index.json")
-    split: str = Field(description="Split")
-    seed: int = Field(description="Seed of order and crops")
-    shuffle_window: int = Field(description="Shards shuffled together")
-    epoch: int = Field(ge=0, description="Epochs completed")
-    offset: int = Field(ge=0, description="Examples consumed of the current epoch, those passed over included")
-    bad_shards: list[str] = Field(default=[], description="Shards passed over so far, since they were corrupt")
-
-
-class BatchStream:
-    """This rank's endless batches: `for batch, position in stream`; a context manager.
+class MixtureStream:
+    """This rank's endless batches of a mixture of sets: `for batch, position in stream`; a context manager.
 
     Args:
-        folder: shard folder, a local path or fsspec URL.
-        index: its index, as `load_index` gives it.
-        split: split to read.
+        mixture: the sets and their weights.
+        split: split to read; each set must have it.
         config: sizes.
         seed: of order and crops.
         rank, world_size: this process among those that share each global batch.
         position: where to go on, as a former stream gave it; any world size, batch size and number
-            of threads may follow it.
+            of threads may follow it, and other weights or further sets, which hold from there on.
 
     Raises:
-        ValueError: a batch size the world size does not divide, a position of another set,
+        ValueError: a batch size the world size does not divide, a position of other sets only, of another
             split, seed, window or order version, or a cache that is too small (naming both values).
 
     Iterating raises what the reader raises, naming shard and key, and closes the stream.
     """
+
+    def __init__(
+        self,
+        mixture: SetMixture,
+        split: str,
+        config: StreamConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        position: dict | None = None,
+    ) -> None:
+        rows = _rank_rows(config.batch_size, rank, world_size)
+        parts = [_SetPart(each, split, seed, config.shuffle_window) for each in mixture.sets]
+        weights = mixture.weights
+        start = begin(split, seed, config.shuffle_window, weights)
+        before = (
+            parse_position(position, {part.digest: part.order.epoch_size for part in parts})
+            if position is not None
+            else start
+        )
+        check_same(before, start)
+        self._start = before.enter_phase(weights)
+        self._digests = list(weights)
+        places = [self._start.sets[digest] for digest in weights]
+        mark = Mark(
+            self._start.rows,
+            tuple(place.epoch * part.order.epoch_size + place.offset for part, place in zip(parts, places)),
+            tuple(place.bad_shards for place in places),
+        )
+        phase = self._start.phases[-1]
+        schedule = RowSchedule(list(weights.values()))
+        caches = []
+        for cache in _open_caches(parts, schedule, config, mark):
+            caches.append(cache)
+            if cache:
+                weakref.finalize(self, cache.close)  # its threads know nothing of this stream
+        opened = [part.open(config, cache) for part, cache in zip(parts, caches)]
+        self._sources = [
+            part.source(number, each, config, mark.bad_shards[number], warns=rank == 0)
+            for number, (part, each) in enumerate(zip(parts, opened))
+        ]
+        frames = crop_frames(config.crop_samples)
+        crop = partial(_random_crop_of, seed, frames)
+        self._loader = _Loader(opened, mixture, frames, config, crop)
+        batches = GlobalBatches(self._sources, schedule, phase.rows, config.batch_size)
+        self._batches = self._loader.batches(batches.after(mark, rows))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Batch, dict]:
+        try:
+            batch, mark = next(self._batches)
+        except StopIteration:
+            raise RuntimeError("this stream is closed") from None
+        except BaseException:
+            self.close()
+            raise
+        places = {}
+        for digest, source, consumed, bad in zip(self._digests, self._sources, mark.consumed, mark.bad_shards):
+            source.close_windows(consumed)
+            places[digest] = source.position(consumed, bad)
+        changes = {"rows": mark.rows, "sets": {**self._start.sets, **places}}
+        return batch, self._start.model_copy(update=changes).document()
+
+    def close(self) -> None:
+        """End the threads; what was read ahead is dropped."""
+        self._batches.close()
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class BatchStream(MixtureStream):
+    """This rank's endless batches of one set: its folder and its index, as `load_index` gives it. The rest is as in `MixtureStream`."""
 
     def __init__(
         self,
@@ -136,96 +205,77 @@ class BatchStream:
         world_size: int = 1,
         position: dict | None = None,
     ) -> None:
-        shards = index.shards(split)
-        rows = _rank_rows(config.batch_size, rank, world_size)
-        self._order = SampleOrder([shard.nsamples for shard in shards], seed, config.shuffle_window)
-        self._start = StreamPosition(
-            order_version=ORDER_VERSION,
-            index_digest=index.digest(),
-            split=split,
-            seed=seed,
-            shuffle_window=config.shuffle_window,
-            epoch=0,
-            offset=0,
-        )
-        before = self._parse(position) if position is not None else self._start
-        consumed = before.epoch * self._order.epoch_size + before.offset
-        frames = crop_frames(config.crop_samples)
-        self._cache = self._open_cache(folder, shards, config, consumed)
-        find_copy = self._cache.wait_for if self._cache else None
+        mixture = SetMixture([ShardSet(folder, index)])
+        super().__init__(mixture, split, config, seed, rank, world_size, position)
+
+
+class _SetPart:
+    """The shards of one set in a split, and their order."""
+
+    def __init__(self, shard_set: ShardSet, split: str, seed: int, window: int) -> None:
+        self.set = shard_set
+        self.digest = shard_set.digest
+        self.shards = shard_set.index.shards(split)
+        self.order = SampleOrder([shard.nsamples for shard in self.shards], seed, window)
+        self.order_name = f"{self.digest} {split} {ORDER_VERSION} {seed} {window}"
+
+    def open(self, config: StreamConfig, cache: ShardCache | None) -> OpenSet:
+        """Its reader, from the cache if there is one."""
+        find_copy = cache.wait_for if cache else None
         # Around the border of two windows, shards of both are read.
-        reader = ShardReader(folder, index, shards, 2 * config.shuffle_window, config.patience, find_copy)
-        crop = partial(_random_crop_of, seed, frames)
-        self._loader = _Loader(reader, index, frames, config, crop, self._cache)
-        batches = GlobalBatches(self._order, config.batch_size, self._cache)
+        reader = ShardReader(
+            self.set.folder, self.set.index, self.shards, 2 * config.shuffle_window, config.patience, find_copy
+        )
+        return OpenSet(self.set.index.targets, reader, cache)
+
+    def source(
+        self, number: int, opened: OpenSet, config: StreamConfig, bad_shards: list[str], warns: bool
+    ) -> SetSource:
+        """Where its examples come from; with a cache, corrupt shards are passed over if the config says so."""
         skips = config.on_bad_shard == "skip"
-        bad = BadShards(shards, self._cache if skips else None, before.bad_shards, warns=rank == 0)
-        self._batches = self._loader.batches(batches.after(consumed, rows, bad))
+        bad = BadShards(self.shards, opened.cache if skips else None, bad_shards, warns)
+        return SetSource(number, opened, self.order, bad)
 
-    def __iter__(self) -> "BatchStream":
-        return self
 
-    def __next__(self) -> tuple[Batch, dict]:
-        try:
-            batch, mark = next(self._batches)
-        except StopIteration:
-            raise RuntimeError("this stream is closed") from None
-        except BaseException:
-            self.close()
-            raise
-        if self._cache:
-            self._loader.close_windows(self._order.window_of(mark.consumed))
-        epoch, offset = divmod(mark.consumed, self._order.epoch_size)
-        changes = {"epoch": epoch, "offset": offset, "bad_shards": mark.bad_shards}
-        return batch, self._start.model_copy(update=changes).model_dump()
+def _open_caches(
+    parts: Sequence[_SetPart], schedule: RowSchedule, config: StreamConfig, mark: Mark
+) -> Iterator[ShardCache | None]:
+    """The cache of each set, already fetching, all in one folder; none for a folder of this machine, which is read in place.
 
-    def close(self) -> None:
-        """End the threads; what was read ahead is dropped."""
-        self._batches.close()
-        self._loader.close()
+    Raises ValueError.
+    """
+    if config.cache is None:
+        yield from [None] * len(parts)
+        return
+    remote = [part for part in parts if not files.is_local(part.set.folder)]
+    for part in parts:
+        if part not in remote and config.on_bad_shard == "skip":
+            raise ValueError(
+                f"{part.set.folder}: stream.on_bad_shard is skip, but shards of this machine are read in place"
+            )
+    # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that.
+    ahead = schedule.most_rows((config.prefetch + 2) * config.batch_size)
+    needed = {part.digest: part.order.most_shards(rows) for part, rows in zip(parts, ahead)}
+    check_limit(config.cache, [(part.shards, needed[part.digest]) for part in remote], config.shuffle_window)
+    for part, consumed in zip(parts, mark.consumed):
+        yield _open_cache(part, config, config.cache, consumed) if part in remote else None
 
-    def __enter__(self) -> "BatchStream":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _open_cache(
-        self, folder: str, shards: Sequence[ShardEntry], config: StreamConfig, consumed: int
-    ) -> ShardCache | None:
-        """The cache, already fetching; none for a folder of this machine, which is read in place. Raises ValueError."""
-        if config.cache is None:
-            return None
-        if files.is_local(folder):
-            if config.on_bad_shard == "skip":
-                raise ValueError(f"{folder}: stream.on_bad_shard is skip, but shards of this machine are read in place")
-            return None
-        # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that.
-        at_work = self._order.most_shards((config.prefetch + 2) * config.batch_size)
-        check_limit(config.cache, shards, at_work, config.shuffle_window)
-        start = self._start
-        name = f"{start.index_digest} {start.split} {start.order_version} {start.seed} {start.shuffle_window}"
-        uses, window = ShardUses(shards, self._order), self._order.window_of(consumed)
-        cache = ShardCache(folder, uses, name, window, config.cache, config.patience)
-        weakref.finalize(self, cache.close)  # its threads know nothing of this stream
-        return cache
-
-    def _parse(self, position: dict) -> StreamPosition:
-        """A position that must belong to this stream."""
-        given = parse_values("stream position", position, StreamPosition)
-        for field in ("order_version", "index_digest", "split", "seed", "shuffle_window"):
-            theirs, ours = getattr(given, field), getattr(self._start, field)
-            if theirs != ours:
-                raise ValueError(f"stream position: {field} {theirs} does not fit this stream's {ours}")
-        if given.offset >= self._order.epoch_size:
-            raise ValueError(f"stream position: offset {given.offset} in an epoch of {self._order.epoch_size} examples")
-        return given
+def _open_cache(part: _SetPart, config: StreamConfig, cache: CacheConfig, consumed: int) -> ShardCache:
+    uses, window = ShardUses(part.shards, part.order), part.order.window_of(consumed)
+    return ShardCache(part.set.folder, uses, part.order_name, window, cache, config.patience)
 
 
 def validation_batches(
-    folder: str, index: ShardIndex, split: str, config: StreamConfig, rank: int = 0, world_size: int = 1
+    folder: str,
+    index: ShardIndex,
+    split: str,
+    config: StreamConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    mixture: SetMixture | None = None,
 ) -> Iterator[Batch]:
-    """One pass over a split in the order of its shards, centre crops, every example once.
+    """One pass over a split in the order of its shards, centre crops, every example once; with the targets of `mixture`, if given.
 
     Global batches are cut and shared as in `BatchStream`; the last may be smaller, so a rank may
     get a smaller last batch, or one batch less than another: sum over ranks, do not pair batches.
@@ -237,8 +287,9 @@ def validation_batches(
     global_batches = iter(lambda: list(islice(places, config.batch_size)), [])
     shares = (batch[rows.start : rows.stop] for batch in global_batches)
     plans = ((None, rows[: len(share)], share) for share in shares if share)
-    reader = ShardReader(folder, index, shards, patience=config.patience)
-    loader = _Loader(reader, index, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
+    opened = OpenSet(index.targets, ShardReader(folder, index, shards, patience=config.patience))
+    mixture = mixture or SetMixture([ShardSet(folder, index)])
+    loader = _Loader([opened], mixture, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
     try:
         for batch, _ in loader.batches(plans):
             yield batch
@@ -265,20 +316,19 @@ class _Loader:
 
     def __init__(
         self,
-        reader: ShardReader,
-        index: ShardIndex,
+        sets: Sequence[OpenSet],
+        mixture: SetMixture,
         frames: int,
         config: StreamConfig,
         crop: CropRule,
-        cache: ShardCache | None = None,
     ) -> None:
-        self._reader = reader
-        self._cache = cache
-        self._specs = index.targets
+        self._sets = sets
+        self._partial = [(spec.name, PRESENT + spec.name) for spec in mixture.targets if spec.name in mixture.partial]
         self._frames = frames
         self._crop = crop
         self._arrays = BatchArrays(
-            {spec.name: (spec.shape(frames), spec.dtype) for spec in index.targets}
+            {spec.name: (spec.shape(frames), spec.dtype) for spec in mixture.targets}
+            | {PRESENT + name: ((1,), "bool") for name in sorted(mixture.partial)}
             | {"audio": ((HOP * frames,), "int16"), "valid": ((frames,), "bool")}
         )
         self._prefetch = config.prefetch
@@ -296,20 +346,16 @@ class _Loader:
         while pending:
             yield _finish(*pending.popleft())
 
-    def close_windows(self, window: int) -> None:
-        """Close the files of all windows of shards before this one, then let the cache delete their copies."""
-        assert self._cache is not None, "without copies there is nothing to delete"
-        self._reader.keep_only(self._cache.open_shards(window))
-        self._cache.close_windows(window)
-
     def close(self) -> None:
-        if self._cache:
-            self._cache.stop_waiting()
-        self._reader.stop_waiting()
+        for opened in self._sets:
+            if opened.cache:
+                opened.cache.stop_waiting()
+            opened.reader.stop_waiting()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._reader.close()
-        if self._cache:
-            self._cache.close()
+        for opened in self._sets:
+            opened.reader.close()
+            if opened.cache:
+                opened.cache.close()
 
     def _submit(self, arrays: dict[str, np.ndarray], places: list[Place]) -> list[Future[list[str]]]:
         """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
@@ -325,27 +371,33 @@ class _Loader:
 
     def _fill_sound_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
         """Fill a row, from a new copy of the shard if the one at hand turns out to be damaged."""
+        opened = self._sets[place.set_number]
         for _ in range(REOPENINGS):
             try:
                 return self._fill_row(arrays, slot, place)
             except (OSError, ValueError):
-                if self._cache is None or not self._cache.discard_damaged(place.shard):
+                if opened.cache is None or not opened.cache.discard_damaged(place.shard):
                     raise
-            self._reader.close_shard(place.shard)
+            opened.reader.close_shard(place.shard)
         return self._fill_row(arrays, slot, place)
 
     def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
         """Read one row, right into the batch; what is beyond a short example is zero."""
-        entry = self._reader.entries(place.shard)[place.example]
+        opened = self._sets[place.set_number]
+        entry = opened.reader.entries(place.shard)[place.example]
         crop = self._crop(place.epoch, entry)
         row = {name: array[slot] for name, array in arrays.items()}
         if crop.num_frames < self._frames:
             for array in row.values():
                 array[:] = 0
         row["valid"][: crop.num_frames] = True
-        out = {spec.name: _first_frames(row[spec.name], spec, crop.num_frames) for spec in self._specs}
+        for name, present in self._partial:
+            row[present][:] = any(spec.name == name for spec in opened.specs)
+            if not row[present]:
+                row[name][:] = 0
+        out = {spec.name: _first_frames(row[spec.name], spec, crop.num_frames) for spec in opened.specs}
         out["audio"] = row["audio"][: HOP * crop.num_frames]
-        self._reader.read(place.shard, place.example, *crop, out)
+        opened.reader.read(place.shard, place.example, *crop, out)
         return entry.key
 
 

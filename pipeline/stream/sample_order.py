@@ -21,11 +21,12 @@ ORDER_VERSION = 1  # raise it when the same inputs give another order
 
 
 class Place(NamedTuple):
-    """One example of the stream: its epoch, its shard's number in the split, its number there."""
+    """One example of the stream: its epoch, its shard's number in the split, its number there; which set of a mixture it is of."""
 
     epoch: int
     shard: int
     example: int
+    set_number: int = 0
 
 
 class SampleOrder:
@@ -85,6 +86,17 @@ class SampleOrder:
             if found >= window:
                 return found
         raise AssertionError("every epoch has every shard")
+
+    def is_permutation(self, epoch: int) -> bool:
+        """Whether an epoch has every example exactly once, counted through all its windows."""
+        starts = np.concatenate([[0], np.cumsum(self._sizes)])
+        counts = np.zeros(self.epoch_size, np.int64)
+        for number in range(self._windows_an_epoch):
+            shards, examples = self.window(epoch, number).T
+            if (examples >= self._sizes[shards]).any():
+                return False
+            np.add.at(counts, starts[shards] + examples, 1)
+        return bool((counts == 1).all())
 
     def most_shards(self, examples: int) -> int:
         """How many shards the windows that a stretch of so many examples touches can have together, at most."""

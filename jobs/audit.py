@@ -1,0 +1,80 @@
+"""The examples and crops of one step of a run: which rows its global batch had, told from positions and indexes.
+
+    mert audit RUN_FOLDER --step 1200
+    mert audit RUN_FOLDER --step 1200 --json                       the same for machines, all rows
+    mert audit RUN_FOLDER --step 1200 --shards FOLDER [FOLDER ...]    the sets where they are now
+
+Any step up to the last position that the run kept, also before weights were changed or sets were added. Nothing is read of the
+shards but index.json and the records of the shards that the step drew from. A crop is as long as config.yaml says now.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from pydantic import JsonValue
+
+from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.inspection.as_text import as_text
+from mert_foundry.jobs.inspection.past import load_past
+from mert_foundry.jobs.inspection.view import Note, Section, Table, View
+from mert_foundry.model.runs.history import RunHistory, load_run
+from mert_foundry.pipeline.frames import FRAME_RATE
+from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.storage.files import local_path
+from mert_foundry.pipeline.storage.folder_kinds import RUN, check_input
+from mert_foundry.pipeline.stream.crops import crop_frames, random_crop
+from mert_foundry.pipeline.stream.past_rows import PastRows
+
+COLUMNS = ("row", "set", "shard", "key", "epoch", "start", "seconds")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mert audit", add_help=False)
+    parser.add_argument("run", metavar="RUN_FOLDER")
+    parser.add_argument("--step", type=int, required=True, metavar="N")
+    parser.add_argument("--shards", nargs="+", default=(), metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    check_input(options.run, RUN)
+    view = audit(load_run(local_path(options.run)), options.step, options.shards)
+    console.answer(view.data, as_text(view))
+    return 0
+
+
+def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View:
+    """What a step drew. Raises as `load_past`, `PastRows.places_of` and `ShardReader.entries`."""
+    past = load_past(history, folders)
+    frames = crop_frames(history.config["config"]["stream"]["crop_samples"])
+    rows = list(list_rows(past, step, frames))
+    data: dict[str, JsonValue] = {"kind": "audit", "run": str(history.folder), "step": step, "rows": list(rows)}
+    table = Table(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows])
+    note = Note(f"{len(rows)} rows; start and seconds: of the crop in its example")
+    return View("audit", f"{history.folder} step {step}", [Section("Rows", [table, note])], data)
+
+
+def list_rows(past: PastRows, step: int, frames: int) -> Iterator[dict]:
+    """Each row of a step by column, its crop in seconds. Raises as `audit`."""
+    split, seed = past.now.split, past.now.seed
+    drawn = past.places_of(step)
+    shards = {digest: past.sets[digest].index.shards(split) for digest in {row.digest for row in drawn}}
+    readers = {
+        digest: ShardReader(past.sets[digest].folder, past.sets[digest].index, entries, open_shards=len(drawn))
+        for digest, entries in shards.items()
+    }
+    for number, (digest, place) in enumerate(drawn):
+        entry = readers[digest].entries(place.shard)[place.example]
+        crop = random_crop(seed, place.epoch, entry.key, entry.num_frames, frames)
+        yield {
+            "row": number,
+            "set": past.sets[digest].folder,
+            "shard": shards[digest][place.shard].name,
+            "key": entry.key,
+            "epoch": place.epoch,
+            "start": round(crop.start_frame / FRAME_RATE, 3),
+            "seconds": round(crop.num_frames / FRAME_RATE, 3),
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], __doc__))

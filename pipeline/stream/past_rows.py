@@ -1,0 +1,188 @@
+"""What a run has drawn, from the positions it kept and the indexes of its sets: no example is read.
+
+Between two positions the rows follow from the order: a phase says where each set began and with which weights, the schedule whose each
+row is, and the set's sample order which example that is. So the examples of any step can be named, and each position can be checked
+against what it must be.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from mert_foundry.pipeline.stream.position import MixturePosition, Phase, SetPosition, check_same, parse_position
+from mert_foundry.pipeline.stream.row_schedule import RowSchedule
+from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
+from mert_foundry.pipeline.stream.set_mixture import ShardSet
+
+
+class KnownPosition(NamedTuple):
+    """The position after a step."""
+
+    step: int
+    position: MixturePosition
+
+
+class PastRow(NamedTuple):
+    """A row of a step: the digest of its set, and the example."""
+
+    digest: str
+    place: Place
+
+
+class PastRows:
+    """The rows of a run.
+
+    Args:
+        sets: the sets that can be read now; others that the run had may be missing.
+        positions: stored positions by step.
+        batch_size: rows of a step, as the run has it now.
+
+    Raises ValueError, naming the step, for what is no position, for one of sets that are all missing, and for positions that differ
+    in seed, split, window or order version.
+    """
+
+    def __init__(self, sets: Sequence[ShardSet], positions: Mapping[int, Mapping[str, Any]], batch_size: int) -> None:
+        if not positions:
+            raise ValueError("no position: neither a record of a training step nor a checkpoint")
+        self.sets = {each.digest: each for each in sets}
+        self.order = lru_cache(maxsize=None)(self._make_order)
+        self.known: list[KnownPosition] = []
+        for step in sorted(positions):
+            self.known.append(KnownPosition(step, self._parse(step, positions[step])))
+        self.now = self.known[-1].position
+        self._batch_size = batch_size
+
+    def rows_of(self, step: int) -> range:
+        """The rows of a step, counted from the start of the run.
+
+        Raises ValueError for a step that no position comes after, and where the batch size cannot be told.
+        """
+        place = bisect_left([known.step for known in self.known], step)
+        if step < 1 or place == len(self.known):
+            raise ValueError(f"step {step}: positions are known of steps 1 to {self.known[-1].step}")
+        before, steps, rows = self._stretch(place)
+        size = self._size_in(place)
+        if size is None:
+            raise ValueError(
+                f"step {step}: {rows} rows were drawn in the {steps} steps after step {before.step}, stream.batch_size is"
+                f" {self._batch_size}: it was changed among them, and nothing says where"
+            )
+        start = before.rows + (step - 1 - before.step) * size
+        return range(start, start + size)
+
+    def places_of(self, step: int) -> list[PastRow]:
+        """The examples of a step, in the order of its rows. Raises as `rows_of`, and ValueError for a set that is missing."""
+        rows = self.rows_of(step)
+        position = self.known[bisect_left([known.step for known in self.known], step)].position
+        if any(place.bad_shards for place in position.sets.values()):
+            raise ValueError(f"step {step}: corrupt shards were passed over by then, which moved the rows after them")
+        phase = [phase for phase in position.phases if phase.rows <= rows.start][-1]
+        digests, schedule = _schedule(phase)
+        before = schedule.counts(rows.start - phase.rows)
+        sets = schedule.take(rows.start - phase.rows, len(rows))
+        drawn = [
+            iter(self._take(digest, phase.sets[digest], done, sets.count(number)))
+            for number, (digest, done) in enumerate(zip(digests, before))
+        ]
+        return [PastRow(digests[number], next(drawn[number])) for number in sets]
+
+    def find_faults(self) -> Iterator[str]:
+        """A line for each position that leaves out or repeats examples: not what the order makes of the ones before."""
+        for place, known in enumerate(self.known):
+            before, steps, rows = self._stretch(place)
+            if rows < steps:
+                yield f"step {known.step}: {rows} rows since step {before.step}, fewer than steps"
+            phases = known.position.phases
+            ends = [(phase.rows, phase.sets) for phase in phases[1:]] + [(known.position.rows, known.position.sets)]
+            for phase, (end, sets) in zip(phases, ends):
+                yield from (f"step {known.step}: {fault}" for fault in self._faults_of(phase, end, sets))
+
+    def count_epochs(self, most: int) -> tuple[int, int]:
+        """Count through the order of the epochs begun, the newest of each set first, of at most `most` examples together.
+
+        Returns how many epochs and examples were counted. Raises ValueError naming set and epoch when one has an example twice
+        or not at all.
+        """
+        epochs = examples = 0
+        for digest in self.now.sets.keys() & self.sets.keys():
+            place, size = self.now.sets[digest], self.order(digest).epoch_size
+            for epoch in range(place.epoch - (place.offset == 0), -1, -1):
+                if examples + size > most:
+                    break
+                if not self.order(digest).is_permutation(epoch):
+                    raise ValueError(f"{self.sets[digest].folder}: epoch {epoch} does not have every example once")
+                epochs, examples = epochs + 1, examples + size
+        return epochs, examples
+
+    def consumed(self, digest: str, place: SetPosition) -> int:
+        """Examples of a set consumed, over all epochs."""
+        return place.epoch * self.order(digest).epoch_size + place.offset
+
+    def _stretch(self, place: int) -> tuple["_Mark", int, int]:
+        """What is known before a known position, and the steps and rows from there to it."""
+        before = self.known[place - 1] if place else None
+        mark = _Mark(before.step, before.position.rows) if before else _Mark(0, 0)
+        after = self.known[place]
+        return mark, after.step - mark.step, after.position.rows - mark.rows
+
+    def _size_in(self, place: int) -> int | None:
+        """Rows of each step before a known position; None where they may differ from step to step.
+
+        It is the mean, if that is the batch size of now, the only step there, or the mean of a stretch beside it: where the size
+        changed within a stretch, the mean lies between the sizes before and after.
+        """
+        _, steps, rows = self._stretch(place)
+        if rows % steps:
+            return None
+        beside = [other for other in (place - 1, place + 1) if 0 <= other < len(self.known)]
+        means = [rows / steps for _, steps, rows in map(self._stretch, beside)]
+        size = rows // steps
+        return size if steps == 1 or size == self._batch_size or size in means else None
+
+    def _faults_of(self, phase: Phase, end: int, sets: Mapping[str, SetPosition]) -> Iterator[str]:
+        digests, schedule = _schedule(phase)
+        for digest, count in zip(digests, schedule.counts(end - phase.rows)):
+            if digest not in self.sets:
+                continue
+            drawn = self.consumed(digest, sets[digest]) - self.consumed(digest, phase.sets[digest])
+            # Those passed over are consumed too.
+            if drawn != count and not (drawn > count and sets[digest].bad_shards):
+                yield f"{self.sets[digest].folder}: {drawn} examples consumed, {count} rows drawn"
+
+    def _take(self, digest: str, start: SetPosition, done: int, count: int) -> list[Place]:
+        if not count:
+            return []
+        if digest not in self.sets:
+            raise ValueError(f"the set with index.json of SHA-256 {digest} is not among {', '.join(self._folders())}")
+        return self.order(digest).take(self.consumed(digest, start) + done, count)
+
+    def _folders(self) -> list[str]:
+        return [each.folder for each in self.sets.values()]
+
+    def _make_order(self, digest: str) -> SampleOrder:
+        shards = self.sets[digest].index.shards(self.now.split)
+        return SampleOrder([shard.nsamples for shard in shards], self.now.seed, self.now.shuffle_window)
+
+    def _parse(self, step: int, document: Mapping[str, Any]) -> MixturePosition:
+        split = document.get("split", "")
+        sizes = {digest: each.num_examples(split) for digest, each in self.sets.items()}
+        try:
+            position = parse_position(document, {digest: size for digest, size in sizes.items() if size})
+            check_same(position, self.known[0].position if self.known else position)
+        except ValueError as error:
+            raise ValueError(f"step {step}: {error}") from error
+        if position.order_version != ORDER_VERSION:
+            raise ValueError(f"step {step}: order version {position.order_version}, this program has {ORDER_VERSION}")
+        return position
+
+
+class _Mark(NamedTuple):
+    step: int
+    rows: int
+
+
+def _schedule(phase: Phase) -> tuple[list[str], RowSchedule]:
+    """The sets of a phase in their order, and whose each of its rows is."""
+    digests = sorted(phase.weights)
+    return digests, RowSchedule([phase.weights[digest] for digest in digests])
