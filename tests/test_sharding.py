@@ -45,7 +45,7 @@ def trainer(total_steps: int, **changes: object) -> TrainerConfig:
         "schedule": ScheduleConfig(learning_rate=3e-3, warmup_steps=2, total_steps=total_steps),
         "mixture": None,
         "log_every": 1,
-        "validate_every": 5,
+        "validate_every": 10,
         "checkpoint_every": 100,
     }
     return TrainerConfig(**{**settings, **changes})
@@ -113,7 +113,7 @@ EVERYTHING = {
 
 def of_two_ranks(process_rank: int, folder: Path) -> None:
     for parallel in ("ddp", "fsdp"):
-        run(folder / parallel, build(), trainer(10, parallel=parallel, ema=0.7, diagnostics_every=5))
+        run(folder / parallel, build(), trainer(20, parallel=parallel, ema=0.7, diagnostics_every=10))
         model = build(activation_checkpointing=True)
         run(folder / f"{parallel}_everything", model, trainer(4, parallel=parallel, **EVERYTHING))
     for part, stop_at in (("stopped", 2), ("stopped", None), ("unstopped", None)):
@@ -216,10 +216,10 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_model_divided_among_two_ranks_trains_as_a_whole_one(two_ranks: Path):
-    """Ten steps with layer drop, dropout, a frozen layer, a slow layer, every gradient clipped; and what else may be asked for."""
+    """Twenty steps with layer drop, dropout, a frozen layer, a slow layer, every gradient clipped; and what else may be asked for."""
     assert_same_run(two_ranks / "fsdp", two_ranks / "ddp")
     norms = [record["gradient_norm"] for record in read_metrics(two_ranks / "fsdp", "train")]
-    assert len(norms) == 10 and min(norms) > CLIP
+    assert len(norms) == 20 and min(norms) > CLIP
     averages = [load_average(latest_checkpoint(two_ranks / part / "checkpoints")[0]) for part in ("fsdp", "ddp")]
     assert_close(*averages)
     frozen = "encoder.transformer.layers.0.attention.query.weight"
@@ -236,8 +236,8 @@ def test_a_divided_run_that_stops_goes_on_to_the_same_bits(two_ranks: Path):
 
 
 def of_four_ranks(process_rank: int, folder: Path) -> None:
-    run(folder / "whole", build(), trainer(10, ema=0.7, diagnostics_every=5))
-    run(folder / "hsdp", build(), trainer(10, parallel="hsdp", replicas=2, ema=0.7, diagnostics_every=5))
+    run(folder / "whole", build(), trainer(20, ema=0.7, diagnostics_every=10))
+    run(folder / "hsdp", build(), trainer(20, parallel="hsdp", replicas=2, ema=0.7, diagnostics_every=10))
     run(folder / "switched", build(regular=False), trainer(7, parallel="hsdp", replicas=2, ema=0.7))
     model = build()
     shard(model, 2, CPU)
