@@ -38,7 +38,7 @@ from mert_foundry.pipeline.stream.bad_shards import BadShards
 from mert_foundry.pipeline.stream.batch_arrays import BatchArrays
 from mert_foundry.pipeline.stream.crops import Crop, centre_crop, crop_frames, random_crop
 from mert_foundry.pipeline.stream.global_batches import GlobalBatches, Mark
-from mert_foundry.pipeline.stream.position import begin, check_same, parse_position
+from mert_foundry.pipeline.stream.position import MixturePosition, begin, check_same, parse_position
 from mert_foundry.pipeline.stream.row_schedule import RowSchedule
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
 from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
@@ -129,21 +129,9 @@ class MixtureStream:
         parts = [_SetPart(each, split, seed, config.shuffle_window) for each in mixture.sets]
         weights = mixture.weights
         start = begin(split, seed, config.shuffle_window, weights)
-        before = (
-            parse_position(position, {part.digest: part.order.epoch_size for part in parts})
-            if position is not None
-            else start
-        )
-        check_same(before, start)
-        self._start = before.enter_phase(weights)
+        self._start = start if position is None else _go_on(start, position, parts)
         self._digests = list(weights)
-        places = [self._start.sets[digest] for digest in weights]
-        mark = Mark(
-            self._start.rows,
-            tuple(place.epoch * part.order.epoch_size + place.offset for part, place in zip(parts, places)),
-            tuple(place.bad_shards for place in places),
-        )
-        phase = self._start.phases[-1]
+        mark = _mark_at(self._start, parts)
         schedule = RowSchedule(list(weights.values()))
         caches = []
         for cache in _open_caches(parts, schedule, config, mark):
@@ -156,9 +144,8 @@ class MixtureStream:
             for number, (part, each) in enumerate(zip(parts, opened))
         ]
         frames = crop_frames(config.crop_samples)
-        crop = partial(_random_crop_of, seed, frames)
-        self._loader = _Loader(opened, mixture, frames, config, crop)
-        batches = GlobalBatches(self._sources, schedule, phase.rows, config.batch_size)
+        self._loader = _Loader(opened, mixture, frames, config, partial(_random_crop_of, seed, frames))
+        batches = GlobalBatches(self._sources, schedule, self._start.phases[-1].rows, config.batch_size)
         self._batches = self._loader.batches(batches.after(mark, rows))
 
     def __iter__(self) -> Self:
@@ -235,6 +222,20 @@ class _SetPart:
         skips = config.on_bad_shard == "skip"
         bad = BadShards(self.shards, opened.cache if skips else None, bad_shards, warns)
         return SetSource(number, opened, self.order, bad)
+
+
+def _go_on(start: MixturePosition, position: dict, parts: Sequence[_SetPart]) -> MixturePosition:
+    """A stored position, from which on the weights of `start` hold. Raises ValueError when it does not fit."""
+    before = parse_position(position, {part.digest: part.order.epoch_size for part in parts})
+    check_same(before, start)
+    return before.enter_phase(start.phases[-1].weights)
+
+
+def _mark_at(position: MixturePosition, parts: Sequence[_SetPart]) -> Mark:
+    """The same place as the plans of batches have it."""
+    places = [position.sets[part.digest] for part in parts]
+    consumed = [place.epoch * part.order.epoch_size + place.offset for part, place in zip(parts, places)]
+    return Mark(position.rows, tuple(consumed), tuple(place.bad_shards for place in places))
 
 
 def _open_caches(
