@@ -1,6 +1,7 @@
 """Several sets in one stream: as a list built in full has it, in any world, resumed anywhere, with weights that change."""
 
 import json
+import resource
 from collections import Counter
 from fractions import Fraction
 from itertools import count
@@ -236,5 +237,21 @@ def test_sets_of_an_object_store_and_of_this_machine_mix_with_one_cache(folders,
     cache = {"folder": str(tmp_path / "cache"), "bytes": "100MB"}
     for places in (there, folders | {"small": there["small"]}):
         assert_same(read(places, {"large": 3, "small": 1}, ROWS // 4, cache=cache, world_size=2)[0], reference)
-    with pytest.raises(ValueError, match="stream.cache.bytes is 1000, but [0-9]+ bytes are needed"):
-        read(there, {"large": 3, "small": 1}, 1, cache={**cache, "bytes": "1000"})
+    held = sum(entry.filesize for folder in there.values() for entry in load_index(folder).shards("train"))
+    words = f"stream.cache.bytes is {held - 1}, but the shards of 2 sets have {held} bytes"
+    with pytest.raises(ValueError, match=words):
+        read(there, {"large": 3, "small": 1}, 1, cache={**cache, "bytes": str(held - 1)})
+
+
+def test_open_files_are_allowed_or_refused_at_the_start(folders, monkeypatch):
+    """With many sets a process may have many shards open: it raises its own limit, up to the machine's."""
+    limits = {"soft": 64, "hard": 4096}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limits["soft"], limits["hard"]))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.update(soft=wanted[0]))
+    read(folders, {"large": 1, "small": 1}, 1)
+    assert limits["soft"] == 256 + 6  # shards of both sets, the empty one included
+    limits["hard"] = 256
+    with pytest.raises(
+        ValueError, match=r"^2 sets with stream.shuffle_window 2 can have 6 shards open .* may open 256 files"
+    ):
+        read(folders, {"large": 1, "small": 1}, 1)

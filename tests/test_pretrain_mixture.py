@@ -11,7 +11,7 @@ import torch
 import yaml
 from pretrain_run import NO_DROPOUT, final_weights, finish, pretrain_here, read_metrics
 from pretrain_run import start as start_ranks
-from shard_fixtures import write_set
+from shard_fixtures import CODES, CQT, write_set
 
 from mert_foundry.jobs.command.config import UsageError, load_config
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig, read_description
@@ -69,6 +69,8 @@ def test_sets_are_weighed_by_numbers_by_hours_or_by_temperature(sets):
     roots = {name: count**0.5 for name, count in frames.items()}
     by_root = shares(config_of(listed(sets, a=None, b=None, c=None), "mixing_temperature=2"))
     assert by_root == pytest.approx({name: root / sum(roots.values()) for name, root in roots.items()}, abs=1e-6)
+    coldest = shares(config_of(listed(sets, a=None, b=None, c=None), "mixing_temperature=0.001"))
+    assert coldest["a"] == pytest.approx(1.0, abs=1e-5)  # the longest set, no overflow
 
 
 def test_a_folder_is_still_named_by_its_path_alone(sets):
@@ -200,6 +202,27 @@ def test_sets_that_take_the_place_of_others_are_refused(sets, tmp_path, capsys):
     line = refusal(capsys, moved, out, SHORT, "trainer.schedule.total_steps=6", a=1, b=1)
     assert f"index_sha256 of {moved['b']} was '{digests['b']}' in this run, it is" in line
     assert (out / "config.yaml").read_bytes() != before
+
+
+def test_a_target_of_another_teacher_is_refused_also_in_a_set_that_joins(sets, tmp_path, capsys):
+    """Its head was trained on the codes of one codec; those of another would be taken for the same without a word."""
+    out, other = tmp_path / "run", CODES.model_copy(update={"fingerprint": "f" * 64})
+    codes_only = {"a": sets["a"], "b": tmp_path / "b", "c": tmp_path / "c"}
+    write_set(codes_only["b"], [5], prefix="b", specs=[CQT])
+    write_set(codes_only["c"], [5], prefix="c", specs=[other, CQT])
+    mask = (SHORT, "missing_targets=mask", "valid_split=null")
+    assert start(codes_only, out, *mask, "trainer.schedule.total_steps=3", a=1, b=1) == 0
+    before = (out / "config.yaml").read_bytes()
+    line = refusal(capsys, codes_only, out, *mask, "trainer.schedule.total_steps=4", b=1, c=1)
+    assert f"teacher of codes was '{CODES.fingerprint}' in this run, it is '{other.fingerprint}' now" in line
+    assert (out / "config.yaml").read_bytes() == before
+
+
+def test_folders_that_exchange_their_names_are_the_same_sets(sets, tmp_path):
+    out = tmp_path / "run"
+    assert start(sets, out, SHORT, "trainer.schedule.total_steps=3", a=1, b=3) == 0
+    swapped = {"a": shutil.copytree(sets["b"], tmp_path / "a"), "b": shutil.copytree(sets["a"], tmp_path / "b")}
+    assert start(swapped, out, SHORT, "trainer.schedule.total_steps=4", b=1, a=3) == 0
 
 
 def test_a_set_without_the_split_to_train_on_is_named(sets, tmp_path, capsys):

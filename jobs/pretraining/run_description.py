@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from mert_foundry.jobs.command.preflight import Device
-from mert_foundry.jobs.pretraining.shard_sets import Shards, check_weights, find_exchanged
+from mert_foundry.jobs.pretraining.shard_sets import Shards, check_weights, find_exchanged, find_other_teacher
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
@@ -127,7 +127,7 @@ def heads_of(data: ShardIndex | SetMixture) -> list[HeadSpec]:
 
 def in_earlier_order(heads: Sequence[HeadSpec], out: Path) -> list[HeadSpec]:
     """Heads in the order of the run that goes on, which the optimiser's state follows; raises ValueError when it had others."""
-    if not list_checkpoints(out / CHECKPOINTS):
+    if not (out / RUN_CONFIG).exists() or not list_checkpoints(out / CHECKPOINTS):
         return list(heads)
     earlier = [spec.name for spec in read_description(out).heads]
     named = {spec.name: spec for spec in heads}
@@ -207,7 +207,8 @@ def save_description(out: Path, description: RunDescription) -> str:
     if path.exists() and list_checkpoints(out / CHECKPOINTS):
         # A key that an older run does not have had what is the default now.
         earlier = read_description(out)
-        if exchanged := find_exchanged(earlier.data, description.data):
+        old, new = earlier.data, description.data
+        if exchanged := find_exchanged(old, new) or find_other_teacher(old, new):
             key, theirs, ours = exchanged
             raise ValueError(f"{path}: {key} was {theirs!r} in this run, it is {ours!r} now; use another out folder")
         before, now = flatten(earlier.model_dump(mode="json")), flatten(values)

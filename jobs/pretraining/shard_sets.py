@@ -70,7 +70,7 @@ def _weights_by_hours(indexes: Sequence[ShardIndex], temperature: float, split: 
     frames = [sum(entry.num_frames for entry in index.shardlist if entry.split == split) for index in indexes]
     if temperature == 1.0 or not all(frames):
         return [max(1, count) for count in frames]  # a set without the split is refused later, by name
-    powers = [count ** (1.0 / temperature) for count in frames]
+    powers = [(count / max(frames)) ** (1.0 / temperature) for count in frames]  # at most 1: no float overflows
     return [max(1, round(PARTS * power / sum(powers))) for power in powers]
 
 
@@ -110,11 +110,22 @@ def _describe_set(index: ShardIndex) -> dict[str, Any]:
 def find_exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """The data of a run that goes on must hold a set that it had, and no other set at the path of one: else key, old, new digest."""
     old, new = _digests(before), _digests(now)
+    if set(old.values()) == set(new.values()):
+        return None  # also when folders have changed their names
     if not set(old.values()) & set(new.values()):
         return "data.index_sha256", " ".join(old.values()), " ".join(new.values())
     for path in sorted(old.keys() & new.keys()):
         if old[path] != new[path]:
             return f"index_sha256 of {path}", old[path], new[path]
+    return None
+
+
+def find_other_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """A target that another teacher labels than before: key, old and new fingerprint. A head trained on one must not go on with the other."""
+    for name, teacher in now["teachers"].items():
+        old, new = before["teachers"].get(name, teacher)["fingerprint"], teacher["fingerprint"]
+        if old != new:
+            return f"teacher of {name}", old, new
     return None
 
 

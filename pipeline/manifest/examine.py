@@ -28,6 +28,7 @@ from mert_foundry.pipeline.storage.patience import Patience
 
 # Raise this number when the same file gets another row or reject although AUDIO_VERSION stays: earlier results are then not used.
 ROW_VERSION = 1
+NO_MEMORY = "can't allocate memory"  # how torch says it, in a RuntimeError
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def _examine_local(path: str, local: Path, config: ManifestConfig) -> Examined:
     except DecodeError as error:
         is_lasting = _state(local) == before and not isinstance(error.__cause__, MemoryError)
         return Examined(reject_decoding(path, error), is_lasting, sha256)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or NO_MEMORY in str(error)):
+            raise
         return Examined(Reject(path=path, reason="unreadable", detail=_detail(error)), is_lasting=False, sha256=sha256)
     return Examined(track, _state(local) == before, sha256)
 

@@ -14,6 +14,7 @@ A batch is a dict, in the form the shards hold (the device converts):
     present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose values are 0
 """
 
+import resource
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -47,6 +48,7 @@ from mert_foundry.pipeline.stream.set_source import OpenSet, SetSource
 Batch = dict[str, torch.Tensor | list[str]]
 PRESENT = "present/"  # before a target's name
 ROWS_A_TASK = 4  # at most
+OTHER_FILES = 256  # that a process may have open beside its shards: sockets, libraries, logs
 # Of a shard for one row: another thread or process may have healed it, and one that opened it before may bring the old file back.
 REOPENINGS = 3
 
@@ -131,6 +133,7 @@ class MixtureStream:
         start = begin(split, seed, config.shuffle_window, weights)
         self._start = start if position is None else _go_on(start, position, parts)
         self._digests = list(weights)
+        _allow_open_files(parts, config.shuffle_window)
         mark = _mark_at(self._start, parts)
         schedule = RowSchedule(list(weights.values()))
         caches = []
@@ -213,7 +216,7 @@ class _SetPart:
         reader = ShardReader(
             self.set.folder, self.set.index, self.shards, 2 * config.shuffle_window, config.patience, find_copy
         )
-        return OpenSet(self.set.index.targets, reader, cache)
+        return OpenSet(self.set.folder, self.set.index.targets, reader, cache)
 
     def source(
         self, number: int, opened: OpenSet, config: StreamConfig, bad_shards: list[str], warns: bool
@@ -243,6 +246,8 @@ def _open_caches(
 ) -> Iterator[ShardCache | None]:
     """The cache of each set, already fetching, all in one folder; none for a folder of this machine, which is read in place.
 
+    A cache does not know when shards of another set are needed. With room for all, none is evicted for another set; with less, two
+    sets would delete each other's read-ahead without end.
     Raises ValueError.
     """
     if config.cache is None:
@@ -257,9 +262,37 @@ def _open_caches(
     # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that.
     ahead = schedule.most_rows((config.prefetch + 2) * config.batch_size)
     needed = {part.digest: part.order.most_shards(rows) for part, rows in zip(parts, ahead)}
+    if len(remote) > 1:
+        _check_room_for_all(config.cache, remote)
     check_limit(config.cache, [(part.shards, needed[part.digest]) for part in remote], config.shuffle_window)
     for part, consumed in zip(parts, mark.consumed):
         yield _open_cache(part, config, config.cache, consumed) if part in remote else None
+
+
+def _check_room_for_all(cache: CacheConfig, remote: Sequence[_SetPart]) -> None:
+    needed = sum(shard.filesize for part in remote for shard in part.shards)
+    if needed > cache.bytes:
+        raise ValueError(
+            f"stream.cache.bytes is {int(cache.bytes)}, but the shards of {len(remote)} sets have {needed} bytes:"
+            " several sets of an object store need a cache that holds all of them"
+        )
+
+
+def _allow_open_files(parts: Sequence[_SetPart], window: int) -> None:
+    """Let this process open the shards of two windows of each set, and as much again as it may have open beside them.
+
+    Raises ValueError naming both values when the machine does not allow it: else a run would end hours later.
+    """
+    shards = sum(min(2 * window, len(part.shards)) for part in parts)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = shards + OTHER_FILES
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ValueError(
+            f"{len(parts)} sets with stream.shuffle_window {window} can have {shards} shards open at once, and this process may"
+            f" open {hard} files (ulimit -n)"
+        )
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _open_cache(part: _SetPart, config: StreamConfig, cache: CacheConfig, consumed: int) -> ShardCache:
@@ -288,7 +321,7 @@ def validation_batches(
     global_batches = iter(lambda: list(islice(places, config.batch_size)), [])
     shares = (batch[rows.start : rows.stop] for batch in global_batches)
     plans = ((None, rows[: len(share)], share) for share in shares if share)
-    opened = OpenSet(index.targets, ShardReader(folder, index, shards, patience=config.patience))
+    opened = OpenSet(folder, index.targets, ShardReader(folder, index, shards, patience=config.patience))
     mixture = mixture or SetMixture([ShardSet(folder, index)])
     loader = _Loader([opened], mixture, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
     try:

@@ -12,8 +12,9 @@ from mert_foundry.pipeline.stream.sample_order import Place, SampleOrder
 
 
 class OpenSet(NamedTuple):
-    """What examples of one set are read with: its targets, a reader of its shards, and the cache that this one reads from."""
+    """What examples of one set are read with: its folder, its targets, a reader of its shards, and the cache that this one reads from."""
 
+    folder: str
     specs: Sequence[TargetSpec]
     reader: ShardReader
     cache: ShardCache | None = None
@@ -71,7 +72,9 @@ class SetSource:
             consumed += missing
             last_found = consumed if found else last_found
             if consumed - last_found > self._order.epoch_size:
-                raise ValueError(f"all {len(self.bad.names)} shards with examples are corrupt in the store")
+                raise ValueError(
+                    f"{self._open.folder}: all {len(self.bad.names)} shards with examples are corrupt in the store"
+                )
         return places, consumed
 
     def _take(self, start: int, count: int) -> list[Place]:
