@@ -22,7 +22,7 @@ from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
 from mert_foundry.model.objective.target_alignment import target_stride
 from mert_foundry.model.objective.trivial import TrivialScores
-from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.sharding import check_replicas
 from mert_foundry.model.training.trainer import TrainerConfig
@@ -34,7 +34,6 @@ from mert_foundry.pipeline.stream.batch_stream import StreamConfig
 from mert_foundry.pipeline.stream.set_mixture import MissingTargets, SetMixture
 
 RUN_CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 # What makes another run; other keys may change between two starts of it.
 FIXED_KEYS = (
     "config.seed",
@@ -44,7 +43,7 @@ FIXED_KEYS = (
     "config.stream.shuffle_window",
 )
 SET_FOR_PROBE = ("model", "baselines", "compare_with", "every_checkpoint", "follow", "out", "score")
-FOLLOWING = ("trivial.", "data.")  # from other keys: what need not be said when they are
+DERIVED_KEYS = ("trivial.", "data.")  # they follow from other keys, which are said
 FREE_KEYS = ("activation_checkpointing",)  # by their last part, also within the fixed ones: memory against time
 
 
@@ -212,7 +211,7 @@ def save_description(out: Path, description: RunDescription) -> str:
             raise ValueError(f"{path}: {key} was {theirs!r} in this run, it is {ours!r} now; use another out folder")
         before, now = flatten(earlier.model_dump(mode="json")), flatten(values)
         changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-        keys = [key for key in changed if not key.startswith(FOLLOWING)]
+        keys = [key for key in changed if not key.startswith(DERIVED_KEYS)]
         for key in keys:
             name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
             if key.split(".")[-1] not in FREE_KEYS and any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):

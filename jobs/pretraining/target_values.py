@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig, heads_of, read_description
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig, heads_of, read_description
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.target_alignment import align_values, target_stride
 from mert_foundry.model.objective.value_scale import LOGARITHMIC, ValueScale, ValueScaleName, decorrelating_components
-from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.statistics import standardising_deviation
 from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
