@@ -11,6 +11,7 @@ shards but index.json and the records of the shards that the step drew from. A c
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 from pydantic import JsonValue
 
@@ -58,12 +59,14 @@ def list_rows(past: PastRows, step: int, frames: int) -> Iterator[dict]:
     split, seed = past.now.split, past.now.seed
     drawn = past.places_of(step)
     shards = {digest: past.sets[digest].index.shards(split) for digest in {row.digest for row in drawn}}
-    readers = {
-        digest: ShardReader(past.sets[digest].folder, past.sets[digest].index, entries, open_shards=len(drawn))
-        for digest, entries in shards.items()
-    }
-    for number, (digest, place) in enumerate(drawn):
-        entry = readers[digest].entries(place.shard)[place.example]
+    with ExitStack() as stack:
+        readers = {}
+        for digest, entries in shards.items():
+            each = past.sets[digest]
+            readers[digest] = ShardReader(each.folder, each.index, entries, open_shards=len(drawn))
+            stack.callback(readers[digest].close)
+        examples = [readers[digest].entries(place.shard)[place.example] for digest, place in drawn]
+    for number, ((digest, place), entry) in enumerate(zip(drawn, examples)):
         crop = random_crop(seed, place.epoch, entry.key, entry.num_frames, frames)
         yield {
             "row": number,

@@ -27,10 +27,9 @@ from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.inspection.as_text import table_lines
 from mert_foundry.jobs.pretraining.progress import describe_losses
-from mert_foundry.jobs.pretraining.run_description import RunDescription
+from mert_foundry.jobs.pretraining.run_description import read_description
 from mert_foundry.jobs.probing.comparison import comparison_sentence, comparison_table
 from mert_foundry.jobs.probing.report import ProbeReport, read_report
-from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 
 OUT = Path("runs/demo")
@@ -131,7 +130,7 @@ def call(*command: str) -> None:
 
 
 def kill_a_rank(command: list[str]) -> None:
-    """Start training, SIGKILL one rank once a checkpoint of step 100 is there, and wait for the others to end."""
+    """Start training, SIGKILL one rank once the checkpoint of step `KILL_AFTER_STEP` is there, and wait for the others to end."""
     show(command)
     print(f"demo: one rank will be killed after step {KILL_AFTER_STEP}", flush=True)
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -169,7 +168,7 @@ def summary(index: ShardIndex, seconds: float) -> str:
             frames = round(sum(totals.seconds for totals in index.totals.values()) * spec.frame_rate)
             lines.append(f"  {spec.name}: {frames * spec.size} codes in {spec.size} codebooks of {spec.codebook_size}")
     if validations:
-        trivial = read_description().trivial
+        trivial = read_description(OUT / "run").trivial
         for record in (validations[0], validations[-1]):
             lines.append(f"  validation at step {record['step']}: {describe_losses(record, trivial)}")
     made = [name for name in ("manifest", "shards", "run", "export", "probe") if (OUT / name).exists()]
@@ -184,11 +183,6 @@ def probe_summary(report: ProbeReport) -> str:
     """The table of scores with their intervals, and what it says of training."""
     table = comparison_table(report, ("log_mel", "random", "trained"), "trained")
     return "\n".join(["small heads on frozen features:", *table_lines(table), comparison_sentence(report, "trained")])
-
-
-def read_description() -> RunDescription:
-    """What the run's config.yaml says."""
-    return RunDescription(**read_run_config(OUT / "run" / "config.yaml"))
 
 
 def read_metrics() -> list[dict]:

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
             report.note(save_description(out, description))
             report.note(warn_of_lone_rows(config, world_size))
             report.note(describe_trivial(trivial) if trivial else "")
-            report.watchers.append(stack.enter_context(probing(config, out, report.note, report.warn)))
+            report.watch = stack.enter_context(probing(config, out, report.note, report.warn))
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
         if not holder:
@@ -160,7 +160,7 @@ def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None, b
 
 
 def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
-    """A word when the mixture can do nothing, since it takes its snippets from other rows of the same rank."""
+    """Warn when each rank has one row, so the in-batch mixture has nothing to mix."""
     if config.trainer.mixture is None or config.stream.batch_size > world_size:
         return ""
     return (

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -15,7 +15,7 @@ from typing import IO
 import psutil
 import torch
 import yaml
-from audio_files import mert_command, mert_environment
+from audio_files import mert_command, mert_environment, wait_until
 from forked import forked_mert
 
 from mert_foundry.jobs import pretrain
@@ -183,16 +183,6 @@ def kill_all(process: subprocess.Popen) -> None:
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
     """Return as soon as a running process has recorded a step."""
     wait_until(process, lambda: any(record["step"] >= step for record in read_metrics(out, "train")))
-
-
-def wait_until(process: subprocess.Popen, come: Callable[[], bool]) -> None:
-    """Poll a condition while the process runs. Raises AssertionError when the process ends first."""
-    while not come():
-        try:
-            process.wait(timeout=0.02)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"ended with exit code {process.returncode} before what the test waited for")
 
 
 def read_metrics(out: Path, kind: str | None = None) -> list[dict]:

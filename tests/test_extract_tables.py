@@ -26,6 +26,8 @@ from mert_foundry.model.interop.export import export_model
 from mert_foundry.model.interop.load import load_encoder
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.pipeline.features import file_scan
+from mert_foundry.pipeline.manifest.examine import Examined
+from mert_foundry.pipeline.manifest.rows import Reject
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not part in the Zarr format 3 specification.*:UserWarning")
 HOP, REACH, RATE = 320, 400, 24_000
@@ -337,7 +339,8 @@ def test_a_scan_decodes_what_is_new_or_has_other_bytes(corpus, tmp_path):
     (corpus / "2.wav").unlink()
     again = file_scan.scan_files(str(corpus), 1, cache, examine_all=counting(calls))
     assert sorted(calls) == ["0.wav", "new.wav"]
-    assert sorted(track.path for track in again[0]) == ["0.wav", "1.wav", "new.wav"]
+    before, now = ({track.path: track.sha256 for track in tracks} for tracks, _ in (first, again))
+    assert now == {"0.wav": before["1.wav"], "1.wav": before["1.wav"], "new.wav": before["0.wav"]}
 
 
 @pytest.mark.parametrize(
@@ -362,6 +365,19 @@ def test_an_interrupted_scan_goes_on(corpus, tmp_path):
         file_scan.scan_files(str(corpus), 1, cache, examine_all=interrupted)
     file_scan.scan_files(str(corpus), 1, cache, examine_all=counting(calls))
     assert "0.wav" not in calls and len(calls) == 3
+
+
+def test_what_could_not_be_written_is_written_the_next_time(tmp_path):
+    (tmp_path / "store").write_text("no folder")
+    location = str(tmp_path / "store" / file_scan.CACHE)
+    known = file_scan.ScanFile(location, {})
+    reject = Reject(path="a.wav", reason="unreadable", detail="no audio")
+    known.add("stamp", Examined(reject, is_lasting=True))
+    with pytest.raises(OSError):
+        known.publish()
+    (tmp_path / "store").unlink()
+    known.publish()
+    assert file_scan.ScanFile(location, {}).find("a.wav", "stamp") == reject
 
 
 @pytest.mark.process

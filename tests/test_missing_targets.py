@@ -81,7 +81,7 @@ def test_a_batch_without_the_target_has_no_loss_of_it_and_no_gradient_but_zeros(
 
 def test_rows_say_which_targets_they_have_and_hold_zeros_for_others(sets: dict[str, Path]) -> None:
     mixture = mixture_of(sets)
-    assert [spec.name for spec in mixture.targets] == ["codes", "cqt"] and mixture.partial == {"cqt"}
+    assert [spec.name for spec in mixture.targets] == ["codes", "cqt"] and mixture.partial_targets == {"cqt"}
     with MixtureStream(mixture, "train", STREAM, 0) as stream:
         batches = [batch for batch, _ in islice(stream, 4)]
     validation = [

@@ -302,7 +302,7 @@ def test_a_checkpoint_is_as_large_as_the_plan_says(
     told = values(in_json(say, label_yaml, pretrain_yaml, f"manifest={manifest}", *RATES, "trainer.ema=0.9"))
     config = load_config(PretrainConfig, [str(pretrain_yaml), "shards=shards", "out=run"])
     index = load_index(str(labelled("flac", "uint8")[0]))
-    model = build_pretrain_model(config.encoder, heads_of(index), config.objective, seed=0)
+    model = build_pretrain_model(config.encoder, heads_of(index.targets), config.objective, seed=0)
     optimizer = build_optimizer(model, config.trainer.optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -10,13 +10,14 @@ import psutil
 import pytest
 import yaml
 from audio_files import noise, tone, write_audio
-from pretrain_run import arguments, finish, kill_all, pretrain_here, start, wait_for_step
+from pretrain_run import arguments, finish, kill_all, output_of, pretrain_here, start, wait_for_step
 from shard_fixtures import write_set
 
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.config import UsageError, load_config
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
 from mert_foundry.model.runs.history import find_best_probe, forget_probes_after, read_probes
 
 QUICK = ["probe.protocol.rates=[0.01]", "probe.protocol.seeds=1", "probe.protocol.epochs=3", "probe.protocol.draws=0"]
@@ -47,11 +48,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def probes(out: Path) -> list[dict]:
-    path = out / "probe.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def probers(out: Path) -> list[psutil.Process]:
     """The processes that probe this run."""
     mine = [
@@ -73,12 +69,12 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
     shards: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "run"
-    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=10", "trainer.keep_checkpoints=1", *QUICK]
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=10", *QUICK]
     assert pretrain_here(shards, out, "trainer.schedule.total_steps=12", *asked) == 0
     assert not probers(out)
-    found = probes(out)
-    # Step 5 has a checkpoint and is not due; step 10 may have been removed before its turn; the last is always probed.
-    assert {record["step"] for record in found} in ({10, 12}, {12})
+    found = read_probes(out)
+    # Step 5 has a checkpoint and is not due; the last is always probed.
+    assert {record["step"] for record in found} == {10, 12}
     assert all(0 <= record["scores"]["pitch"] <= 1 for record in found)
     best = find_best_probe(found)
     kept = json.loads((out / "best_by_probe" / "state.json").read_text())
@@ -92,7 +88,7 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
 
     # Longer: the same command goes on, and so does its probe.
     assert pretrain_here(shards, out, "trainer.schedule.total_steps=15", *asked) == 0
-    assert [record["step"] for record in probes(out)] == [*(record["step"] for record in found), 15]
+    assert [record["step"] for record in read_probes(out)] == [*(record["step"] for record in found), 15]
 
 
 @pytest.mark.process
@@ -108,8 +104,8 @@ def test_a_run_goes_on_when_its_probe_is_killed(shards: Path, data: Path, tmp_pa
         assert finish(running) == 0
     finally:
         kill_all(running)
-    assert not probers(out) and not probes(out)
-    (line,) = [line for line in read_errors(out).splitlines() if "the probe of this run" in line]
+    assert not probers(out) and not read_probes(out)
+    (line,) = [line for line in output_of(out, "stderr").read_text().splitlines() if "the probe of this run" in line]
     assert "ended with signal 9" in line
 
 
@@ -128,9 +124,9 @@ def test_no_probe_outlives_its_run(shards: Path, data: Path, tmp_path: Path, by:
         wait_until_gone(out)
     finally:
         kill_all(running)
-    assert not probes(out)
+    assert not read_probes(out)
     if by == signal.SIGTERM:  # the checkpoint of the stop is that of no step to probe, but it is whole
-        assert "the probe of this run" not in read_errors(out)
+        assert "the probe of this run" not in output_of(out, "stderr").read_text()
         assert len(list((out / "checkpoints").iterdir())) == 1
 
 
@@ -162,10 +158,12 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, more: list
 def test_probes_of_steps_that_are_lost_are_forgotten(tmp_path: Path):
     lines = [{"kind": "probe", "step": step, "mean": 0.5, "scores": {"pitch": 0.5}} for step in (5, 10, 15)]
     (tmp_path / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "pro')
+    best = tmp_path / "best_by_probe"
+    save_checkpoint(tmp_path, CheckpointState(15, None, seed=0, world_size=1), {}, {}, {}).rename(best)
     forget_probes_after(tmp_path, 20)
-    assert read_probes(tmp_path) == lines
+    assert read_probes(tmp_path) == lines and best.exists()
     forget_probes_after(tmp_path, 10)
-    assert read_probes(tmp_path) == lines[:2]
+    assert read_probes(tmp_path) == lines[:2] and not best.exists()
     forget_probes_after(tmp_path, 0)
     assert read_probes(tmp_path) == []
 
@@ -186,7 +184,3 @@ def test_the_best_probe_is_the_newest_of_the_highest_over_the_tasks_of_now():
     ]
     best = find_best_probe(many)
     assert best is not None and (best.step, best.mean, best.checkpoint) == (15, 0.7, "best_by_probe")
-
-
-def read_errors(out: Path) -> str:
-    return out.with_name(out.name + ".stderr").read_text()

@@ -148,7 +148,7 @@ def test_the_figures_are_the_losses_of_a_model_that_predicts_constants(shards, s
     index = load_index(str(shards))
     config = config_of(shards)
     objective = ObjectiveConfig(final_dim=4, target_weights={"cqt": 0.5}, unmasked_weight=0.5)
-    model = build_pretrain_model(tiny_encoder(dropout=0.0), heads_of(index), objective, 0).eval()
+    model = build_pretrain_model(tiny_encoder(dropout=0.0), heads_of(index.targets), objective, 0).eval()
     for name, head in constants(stored(shards, index, "train")).items():
         model.heads[name] = head
     totals = sums_over(model, config, index, split)

@@ -3,17 +3,27 @@
 import os
 import threading
 import time
+from contextlib import suppress
+
+import psutil
 
 ENDS_WITH = "MERT_ENDS_WITH"  # in the environment: the process to end with
 
 
 def end_with_parent() -> None:
-    """Watch the process that the environment names, if it names one; without it this process ends within a second."""
+    """Watch the process that the environment names, if it names one; this process ends within a second after it."""
     if ENDS_WITH in os.environ:
-        threading.Thread(target=_watch, args=(int(os.environ[ENDS_WITH]),), daemon=True).start()
+        end_with(int(os.environ[ENDS_WITH]))
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:  # another process adopts one whose parent has gone
-        time.sleep(0.5)
+def end_with(pid: int) -> None:
+    """End this process within a second after another has gone, however that one ends."""
+    threading.Thread(target=_watch, args=(pid,), daemon=True).start()
+
+
+def _watch(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        other = psutil.Process(pid)
+        while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
     os._exit(1)

@@ -3,8 +3,6 @@
 import os
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,11 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from mert_foundry.jobs.cluster.parent_process import end_with
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 4  # items in flight, for each process
 TRIES = 2  # of an item alone: a process may also have been ended from outside
-# What takes seconds to import: a command's processes find imported what it has imported itself of these.
+# Slow imports. Workers preload those that their parent has imported.
 PRELOADED = ["mert_foundry.pipeline.manifest.scan", "mert_foundry.jobs.extraction.run", "torch._dynamo"]
 
 
@@ -81,16 +81,6 @@ def _cancelling(pool: ProcessPoolExecutor) -> Iterator[None]:
         raise
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent has gone, however that ended: a forkserver's child would wait for ever."""
-    while True:
-        time.sleep(1)
-        try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            os._exit(1)
-
-
 _work: Callable[[Any], Any]  # of this process, which `_prepare` is given
 
 
@@ -101,7 +91,7 @@ def _do(item: Any) -> Any:
 def _prepare(environment: dict[str, str], parent: int, work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)  # a child of the fork server would wait for ever
     os.environ.update(environment)  # the server may be older than a setting
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the parent to speak of
     torch.set_num_threads(1)  # there is a process for each core

@@ -34,9 +34,7 @@ def coverage(history: RunHistory) -> tuple[Section, dict[str, JsonValue]]:
         "epochs_counted": epochs,
         "examples_counted": examples,
     }
-    rows = [
-        (each["set"], each["consumed"], each["examples"], heard_text(each), len(each["bad_shards"])) for each in sets
-    ]
+    rows = [(each["set"], each["drawn"], each["examples"], heard_text(each), len(each["bad_shards"])) for each in sets]
     table = Table(("set", "drawn", "examples", "heard", "bad shards"), rows)
     return Section(title, [table, *proof(past, faults, epochs, examples)]), data
 
@@ -53,7 +51,7 @@ def heard_of_sets(past: PastRows) -> Iterator[dict]:
             "set": known.folder if known else f"index.json {digest[:12]}, not found",
             "index_sha256": digest,
             "examples": size,
-            "consumed": past.consumed(digest, place) if known else None,
+            "drawn": past.consumed(digest, place) if known else None,
             "heard": {times: share for times, share in heard.items() if share},
             "bad_shards": place.bad_shards,
         }
@@ -65,7 +63,7 @@ def heard_text(heard: dict) -> str:
 
 
 def proof(past: PastRows, faults: list[str], epochs: int, examples: int) -> Iterator[Block]:
-    """What the positions prove, or how they fail to."""
+    """What the positions show."""
     yield from (Note(fault, warning=True) for fault in faults)
     if any(place.bad_shards for place in past.now.sets.values()):
         yield Note("examples of bad shards count as drawn, but were passed over")
@@ -74,6 +72,6 @@ def proof(past: PastRows, faults: list[str], epochs: int, examples: int) -> Iter
             f"each of {len(past.known)} positions is what the order makes of the rows before it, so within an epoch no example"
             f" was missed or doubled; counted through {epochs} epochs, {examples:,} examples"
         )
-    if (phases := len(past.now.phases)) > 1:
+    if len(past.now.phases) > 1:
         rows = ", ".join(f"{phase.rows:,}" for phase in past.now.phases[1:])
-        yield Note(f"sets or weights changed {phases - 1} times, after rows {rows}")
+        yield Note(f"sets or weights changed after rows {rows}")

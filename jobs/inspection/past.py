@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mert_foundry.model.runs.checkpoint import list_checkpoints, load_state
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints, load_state
 from mert_foundry.model.runs.history import RunHistory
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.past_rows import PastRows
@@ -29,7 +29,7 @@ def positions(history: RunHistory) -> dict[int, dict[str, Any]]:
     """The position after each step that is known: of records of training, and of checkpoints, whole or not."""
     records = {record["step"]: record.get("position") for record in history.of_kind("train")}
     saved = {}
-    for path in list_checkpoints(history.folder / "checkpoints"):
+    for path in list_checkpoints(history.folder / CHECKPOINTS):
         if (path / "state.json").is_file():
             state = load_state(path)
             saved[state.step] = state.position

@@ -10,7 +10,7 @@ from mert_foundry.jobs.benchmarks.step_variant import StepSettings, count_operat
 from mert_foundry.jobs.planning.figures import Basis, Figure, Line, Missing, figure
 from mert_foundry.jobs.planning.gpus import CROP_SECONDS, GPUS, SOURCE, Gpu, MeasuredStep, find_step, is_checkpointed
 from mert_foundry.jobs.planning.model_size import ModelSize, build_on_meta, measure_activations, measure_model
-from mert_foundry.jobs.pretraining.run_description import PretrainConfig, check_sizes, check_splits, heads_for
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig, check_sizes, check_splits, heads_of
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
@@ -50,7 +50,7 @@ class PlannedRun:
     @cached_property
     def heads(self) -> list[HeadSpec]:
         """A head for each target."""
-        return heads_for(self.targets)
+        return heads_of(self.targets)
 
     @cached_property
     def size(self) -> ModelSize:

@@ -5,14 +5,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mert_foundry.jobs.command.config import explain
-from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, RUN_CONFIG, PretrainConfig
+from mert_foundry.jobs.pretraining.run_description import RUN_CONFIG, PretrainConfig
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.interop.architecture import architecture_differences
 from mert_foundry.model.interop.load import model_folder, read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
-from mert_foundry.model.runs.checkpoint import latest_checkpoint, list_checkpoints, split_average
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, latest_checkpoint, list_checkpoints, split_average
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import CHECKPOINT, MODEL, RUN, check_input

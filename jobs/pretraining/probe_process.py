@@ -18,15 +18,15 @@ import yaml
 
 from mert_foundry.jobs.cluster.parent_process import ENDS_WITH
 from mert_foundry.jobs.command.config import UsageError
-from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig
-from mert_foundry.model.runs.checkpoint import checkpoint_step, list_checkpoints
-from mert_foundry.model.runs.history import FOLLOWING, forget_probes_after
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, checkpoint_step, list_checkpoints
+from mert_foundry.model.runs.history import FOLLOW_READY, forget_probes_after
 from mert_foundry.pipeline.storage import files
 
 SETTINGS, LOG, FOLDER = "probe.yaml", "probe.log", "probe"
 LOOK_EVERY = 0.1  # seconds
 GRACE = 10.0  # seconds that it has to end
-# By these torchrun tells a process that it is a rank.
+# Environment variables that torchrun sets for a rank.
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
@@ -85,7 +85,7 @@ class ProbeProcess:
             self._process.wait()
 
     def _wait_until_ready(self) -> None:
-        while not any(line.startswith(FOLLOWING) for line in self._lines()):
+        while not any(line.startswith(FOLLOW_READY) for line in self._lines()):
             if self._process.poll() is not None:
                 raise UsageError(f"probe: {self._last_line().removeprefix('error: ')}")
             time.sleep(LOOK_EVERY)
@@ -94,7 +94,7 @@ class ProbeProcess:
         return self.log.read_text(errors="replace").splitlines()
 
     def _last_line(self) -> str:
-        return (self._lines() or ["no word of it"])[-1]
+        return (self._lines() or ["it printed nothing"])[-1]
 
 
 @contextlib.contextmanager
@@ -111,16 +111,17 @@ def probing(
         return
     newest = next(map(checkpoint_step, list_checkpoints(out / CHECKPOINTS)), 0)
     forget_probes_after(out, newest)  # of checkpoints that someone has removed
-    probe, reached = ProbeProcess(config, out), [0]
+    probe, reached = ProbeProcess(config, out), 0
 
     def watch(record: dict[str, Any]) -> None:
-        reached.append(record.get("step", 0))
+        nonlocal reached
+        reached = max(reached, record.get("step", 0))
         if line := probe.find_end():
             warn(line)
 
     try:
         yield watch
-        if max(reached) >= config.trainer.schedule.total_steps:
+        if reached >= config.trainer.schedule.total_steps:
             say(f"waiting for the last probe ({probe.log})")
             probe.wait()
     finally:

@@ -21,13 +21,13 @@ class TrainingReport:
         shown: False on ranks that have nothing to say; theirs is never called.
         trivial: what constants reach, to be shown beside the losses.
 
-    watchers: are called with each record too.
+    watch: is called with each record too.
     """
 
     def __init__(self, total_steps: int, shown: bool, trivial: TrivialScores | None = None):
         self.total_steps = total_steps
         self.trivial = trivial
-        self.watchers: list[Callable[[dict[str, Any]], None]] = []
+        self.watch: Callable[[dict[str, Any]], None] = lambda record: None
         self.bar = tqdm(total=total_steps, unit="step") if shown and sys.stderr.isatty() and not console.quiet else None
 
     def __enter__(self) -> "TrainingReport":
@@ -38,8 +38,7 @@ class TrainingReport:
             self.bar.close()
 
     def __call__(self, record: dict[str, Any]) -> None:
-        for watch in self.watchers:
-            watch(record)
+        self.watch(record)
         if record["kind"] == "train" and self.bar is not None:
             self.bar.update(record["step"] - self.bar.n)
             self.bar.set_postfix_str(describe_step(record, self.trivial))

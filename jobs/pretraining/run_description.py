@@ -1,6 +1,6 @@
 """What a pre-training run is: its resolved config, heads and data, saved beside the run and compared when it goes on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
 from mert_foundry.model.objective.target_alignment import target_stride
 from mert_foundry.model.objective.trivial import TrivialScores
-from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.sharding import check_replicas
 from mert_foundry.model.training.trainer import TrainerConfig
-from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_values
@@ -34,7 +33,6 @@ from mert_foundry.pipeline.stream.batch_stream import StreamConfig
 from mert_foundry.pipeline.stream.set_mixture import MissingTargets, SetMixture
 
 RUN_CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 # What makes another run; other keys may change between two starts of it.
 FIXED_KEYS = (
     "config.seed",
@@ -44,7 +42,7 @@ FIXED_KEYS = (
     "config.stream.shuffle_window",
 )
 SET_FOR_PROBE = ("model", "baselines", "compare_with", "every_checkpoint", "follow", "out", "score")
-FOLLOWING = ("trivial.", "data.")  # from other keys: what need not be said when they are
+DERIVED_KEYS = ("trivial.", "data.")  # they follow from other keys, which are said
 FREE_KEYS = ("activation_checkpointing",)  # by their last part, also within the fixed ones: memory against time
 
 
@@ -119,10 +117,10 @@ class RunDescription(BaseModel):
         return {name: value for name, value in fields(self).items() if name != "trivial" or value is not None}
 
 
-def heads_of(data: ShardIndex | SetMixture) -> list[HeadSpec]:
-    """One head for each target of a shard set, or of several that are mixed."""
-    partial = data.partial if isinstance(data, SetMixture) else ()
-    return [spec.model_copy(update={"partial": spec.name in partial}) for spec in heads_for(data.targets)]
+def heads_of(targets: Sequence[TargetSpec], partial: Collection[str] = ()) -> list[HeadSpec]:
+    """One head for each target. `partial`: names of those that some examples lack."""
+    fields = set(HeadSpec.model_fields)
+    return [HeadSpec(**spec.model_dump(include=fields), partial=spec.name in partial) for spec in targets]
 
 
 def in_earlier_order(heads: Sequence[HeadSpec], out: Path) -> list[HeadSpec]:
@@ -138,11 +136,6 @@ def in_earlier_order(heads: Sequence[HeadSpec], out: Path) -> list[HeadSpec]:
     return [named[name] for name in earlier]
 
 
-def heads_for(targets: Sequence[TargetSpec]) -> list[HeadSpec]:
-    """One head for each target."""
-    return [HeadSpec(**spec.model_dump(include=set(HeadSpec.model_fields))) for spec in targets]
-
-
 def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> None:
     """Raise ValueError when shards, encoder and ranks do not fit each other, or a split has no example.
 
@@ -153,7 +146,7 @@ def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> N
     for folder, splits in filled.items():
         _check_split(config.train_split, "train", splits, folder)
     anywhere = sorted({split for splits in filled.values() for split in splits})
-    check_splits(config, anywhere, ", ".join(filled))
+    _check_valid_split(config, anywhere, ", ".join(filled))
 
 
 def check_sizes(
@@ -176,6 +169,10 @@ def check_sizes(
 def check_splits(config: PretrainConfig, filled: Sequence[str], place: str) -> None:
     """Raise ValueError naming the place of the shards when a split to use is not among those that have an example."""
     _check_split(config.train_split, "train", filled, place)
+    _check_valid_split(config, filled, place)
+
+
+def _check_valid_split(config: PretrainConfig, filled: Sequence[str], place: str) -> None:
     if config.valid_split is not None:
         hint = "; valid_split=null trains without validation"
         _check_split(config.valid_split, "validate", filled, place, hint)
@@ -213,7 +210,7 @@ def save_description(out: Path, description: RunDescription) -> str:
             raise ValueError(f"{path}: {key} was {theirs!r} in this run, it is {ours!r} now; use another out folder")
         before, now = flatten(earlier.model_dump(mode="json")), flatten(values)
         changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-        keys = [key for key in changed if not key.startswith(FOLLOWING)]
+        keys = [key for key in changed if not key.startswith(DERIVED_KEYS)]
         for key in keys:
             name, old, new = key.removeprefix("config."), before.get(key), now.get(key)
             if key.split(".")[-1] not in FREE_KEYS and any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED_KEYS):

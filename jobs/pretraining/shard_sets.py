@@ -1,6 +1,7 @@
 """The shard sets of a run: how the settings name them, what weights they have, and what a run keeps of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -59,24 +60,18 @@ def load_mixture(
     """The sets with their weights; those without one have hours^(1 / temperature) of `split`. Raises as `load_index` and `SetMixture`."""
     if isinstance(shards, str):
         return SetMixture([ShardSet(shards, load_index(shards))])
-    indexes = [load_index(each.path) for each in shards]
+    sets = [ShardSet(each.path, load_index(each.path)) for each in shards]
     weights = [each.weight for each in shards if each.weight is not None]
-    whole = whole_weights(weights) if weights else _weights_by_hours(indexes, temperature, split)
-    sets = [ShardSet(each.path, index, weight) for each, index, weight in zip(shards, indexes, whole)]
-    return SetMixture(sets, missing_targets)
+    whole = whole_weights(weights) if weights else _weights_by_hours(sets, temperature, split)
+    return SetMixture([replace(each, weight=weight) for each, weight in zip(sets, whole)], missing_targets)
 
 
-def _weights_by_hours(indexes: Sequence[ShardIndex], temperature: float, split: str) -> list[int]:
-    frames = [sum(entry.num_frames for entry in index.shardlist if entry.split == split) for index in indexes]
+def _weights_by_hours(sets: Sequence[ShardSet], temperature: float, split: str) -> list[int]:
+    frames = [each.num_frames(split) for each in sets]
     if temperature == 1.0 or not all(frames):
         return [max(1, count) for count in frames]  # a set without the split is refused later, by name
     powers = [(count / max(frames)) ** (1.0 / temperature) for count in frames]  # at most 1: no float overflows
     return [max(1, round(PARTS * power / sum(powers))) for power in powers]
-
-
-def paths_of(shards: str | Sequence[WeightedShards]) -> list[str]:
-    """The folders."""
-    return [shards] if isinstance(shards, str) else [each.path for each in shards]
 
 
 def describe_sets(mixture: SetMixture) -> dict[str, Any]:

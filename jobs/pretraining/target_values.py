@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mert_foundry.jobs.pretraining.run_description import CHECKPOINTS, PretrainConfig, heads_of, read_description
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig, heads_of, read_description
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.target_alignment import align_values, target_stride
 from mert_foundry.model.objective.value_scale import LOGARITHMIC, ValueScale, ValueScaleName, decorrelating_components
-from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.statistics import standardising_deviation
 from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
@@ -44,7 +44,7 @@ def sample_values(config: PretrainConfig, mixture: SetMixture) -> Sampled:
     splits = [split for split in (config.train_split, config.valid_split) if split is not None]
     hop = config.encoder.frontend.hop
     sampled = {}
-    for spec in heads_of(mixture):
+    for spec in heads_of(mixture.targets, mixture.partial_targets):
         stride = target_stride(spec.name, spec.frame_rate, hop)
         if spec.kind == "continuous" and (stride > 1 or config.objective.value_scale != "raw"):
             scale = config.objective.value_scale
@@ -121,10 +121,13 @@ def scaled_heads(
     A run that begins from a head of the same teacher keeps that head's scale, for which its weights were trained.
     """
     if config.objective.value_scale == "raw":
-        return heads_of(mixture)
+        return heads_of(mixture.targets, mixture.partial_targets)
     if list_checkpoints(out / CHECKPOINTS):
         begun_with = {spec.name: spec.scale for spec in read_description(out).heads}
-        return [spec.model_copy(update={"scale": begun_with.get(spec.name)}) for spec in heads_of(mixture)]
+        return [
+            spec.model_copy(update={"scale": begun_with.get(spec.name)})
+            for spec in heads_of(mixture.targets, mixture.partial_targets)
+        ]
     name = config.objective.value_scale
     stored = stored_scales(initial, mixture, name) if initial else {}
     return [
@@ -133,7 +136,7 @@ def scaled_heads(
         )
         if spec.kind == "continuous"
         else spec
-        for spec in heads_of(mixture)
+        for spec in heads_of(mixture.targets, mixture.partial_targets)
     ]
 
 

@@ -16,13 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
-from mert_foundry.jobs.probing.models import CHECKPOINTS, ProbedModel
+from mert_foundry.jobs.probing.models import ProbedModel
 from mert_foundry.jobs.probing.report import ProbeReport
 from mert_foundry.jobs.probing.run import run_probe
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.jobs.probing.validation_basis import on_validation
-from mert_foundry.model.runs.checkpoint import checkpoint_step, find_fault, list_checkpoints
-from mert_foundry.model.runs.history import BEST_BY_PROBE, FOLLOWING, PROBES, read_probes
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, checkpoint_step, find_fault, list_checkpoints
+from mert_foundry.model.runs.history import BEST_BY_PROBE, FOLLOW_READY, PROBES, read_probes
 from mert_foundry.model.runs.publish import retire_folder
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
@@ -41,7 +41,7 @@ def follow(run: Path, config: ProbeConfig) -> int:
     last, every = steps_to_probe(run)
     for labelled in load_tasks(config.data, config.tasks):
         on_validation(labelled)  # what does not fit is said before there is a checkpoint
-    console.say(f"{FOLLOWING}{run} to step {last}")
+    console.say(f"{FOLLOW_READY}{run} to step {last}")
     known = {record["step"] for record in read_probes(run)}
     probed = 0
     for checkpoint in new_checkpoints(run, known, last, every):

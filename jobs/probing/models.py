@@ -8,9 +8,14 @@ from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.extraction.models import SPECTRA
 from mert_foundry.jobs.probing.settings import ProbeConfig
-from mert_foundry.model.runs.checkpoint import OF_AVERAGE, checkpoint_step, find_fault, list_checkpoints, split_average
-
-CHECKPOINTS = "checkpoints"
+from mert_foundry.model.runs.checkpoint import (
+    CHECKPOINTS,
+    OF_AVERAGE,
+    checkpoint_step,
+    find_fault,
+    list_checkpoints,
+    split_average,
+)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class LogMelFrontend(nn.Module):
 def _power(windows: Tensor) -> Tensor:
     """[..., window] -> power of each frequency [..., window // 2 + 1]"""
     spectra = torch.fft.rfft(windows)
-    return spectra.real.square() + spectra.imag.square()  # the magnitude's root would be squared again
+    return spectra.real.square() + spectra.imag.square()  # abs() would take a root only to square it
 
 
 @functools.lru_cache

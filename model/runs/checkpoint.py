@@ -25,6 +25,7 @@ from mert_foundry.model.runs.publish import publish_folder, retire_folder
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.storage.documents import file_sha256
 
+CHECKPOINTS = "checkpoints"  # the folder in a run folder
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
 AVERAGE = "ema.safetensors"
@@ -126,14 +127,14 @@ def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
 
     Raises ValueError when the source is neither, or has only incomplete checkpoints.
     """
-    if (source / "checkpoints").is_dir():
-        checkpoint, faults = latest_checkpoint(source / "checkpoints")
+    if (source / CHECKPOINTS).is_dir():
+        checkpoint, faults = latest_checkpoint(source / CHECKPOINTS)
         if checkpoint is None:
             raise ValueError(f"{source}: no whole checkpoint{''.join('; ' + fault for fault in faults)}")
         return checkpoint, faults
     if not (source / CHECKSUMS).is_file():
         raise ValueError(
-            f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no checkpoints/, {CHECKSUMS} or config.json"
+            f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no {CHECKPOINTS}/, {CHECKSUMS} or config.json"
         )
     fault = find_fault(source)
     if fault:

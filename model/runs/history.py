@@ -10,13 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from mert_foundry.model.runs.checkpoint import list_checkpoints
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints, load_state
+from mert_foundry.model.runs.publish import retire_folder
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.storage.files import publish_bytes
 
 PROBES = "probe.jsonl"
 BEST_BY_PROBE = "best_by_probe"
-FOLLOWING = "following "  # how a probe begins its first line, once it has read settings and tasks
+FOLLOW_READY = "following "  # how a probe begins its first line, once it has read settings and tasks
 TRIVIAL, MOST_FREQUENT = "best constant", "most frequent code"  # lines beside those of a run
 Curve = list[tuple[int, float | None]]  # (step, value) in the order written; None where the run wrote no finite number
 
@@ -107,7 +108,10 @@ def read_probes(folder: Path) -> list[dict[str, Any]]:
 
 
 def forget_probes_after(folder: Path, step: int) -> None:
-    """Remove the probes of later steps, which a run that goes on from this one will do again."""
+    """Remove the probes of later steps and the best if it is of one: a run that goes on from this one will do them again."""
+    best = folder / BEST_BY_PROBE
+    if best.exists() and load_state(best).step > step:
+        retire_folder(best)  # first: after a kill the next call does the rest
     probes = read_probes(folder)
     kept = [record for record in probes if record["step"] <= step]
     if len(kept) < len(probes):
@@ -176,7 +180,7 @@ def summarise_run(history: RunHistory) -> RunSummary:
         skipped_steps=max(
             (record.get("skipped_steps", 0) for record in train), default=len(history.of_kind("skipped"))
         ),
-        checkpoints=[path.name for path in list_checkpoints(history.folder / "checkpoints")],
+        checkpoints=[path.name for path in list_checkpoints(history.folder / CHECKPOINTS)],
         unreadable_lines=history.unreadable_lines,
     )
 

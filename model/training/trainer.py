@@ -25,6 +25,7 @@ from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.objective.span_mask import MaskConfig
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import (
+    CHECKPOINTS,
     CheckpointState,
     check_weights,
     checkpoint_step,
@@ -178,7 +179,7 @@ def train(
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
-    checkpoints = Path(run_folder) / "checkpoints"
+    checkpoints = Path(run_folder) / CHECKPOINTS
     state, checkpoint = _resume(trainee, checkpoints, seed, report)
     average = _average(trainee.model, config.ema, checkpoint)
     # A run that starts again forgets its validation at step 0 too.

@@ -4,10 +4,10 @@ They lie in a hidden file in the feature store, as known_files.py of the manifes
 at any time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mert_foundry.pipeline.manifest.examine import ExamineAll, examine_in_threads, result_version
-from mert_foundry.pipeline.manifest.known_files import DAMAGE, KnownFiles, read_known, write_known
+from mert_foundry.pipeline.manifest.known_files import DAMAGE, KnownFile, KnownFiles, read_known, write_known
 from mert_foundry.pipeline.manifest.listing import check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
 from mert_foundry.pipeline.manifest.rows import Reject, Track
@@ -28,11 +28,8 @@ class ScanFile(KnownFiles):
         except (OSError, *DAMAGE):
             pass  # all files are decoded
 
-    def publish(self) -> None:
-        if self._unpublished:
-            self._remember(self._unpublished)
-            self._unpublished = []
-            write_known(self._location, self.version, self._known.values())
+    def _write(self, lines: Sequence[KnownFile]) -> None:
+        write_known(self._location, self.version, self._known.values())
 
 
 def scan_files(

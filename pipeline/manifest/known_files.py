@@ -9,7 +9,7 @@ import gzip
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -78,9 +78,16 @@ class KnownFiles(ABC):
         else:
             self._unpublished.append(KnownFile(stamp or "", reject=result, sha256=examined.sha256))
 
-    @abstractmethod
     def publish(self) -> None:
-        """Write what was added since the last time."""
+        """Write what was added since the last time; what cannot be written is tried again the next time."""
+        if self._unpublished:
+            self._remember(self._unpublished)
+            self._write(self._unpublished)
+            self._unpublished = []
+
+    @abstractmethod
+    def _write(self, lines: Sequence[KnownFile]) -> None:
+        """Write these lines, which are remembered already."""
 
     def _remember(self, lines: Iterable[KnownFile]) -> None:
         self._known.update((known.result.path, known) for known in lines)

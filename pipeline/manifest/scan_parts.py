@@ -62,10 +62,7 @@ class ScanParts(KnownFiles):
     def publish(self) -> None:
         """Write what no part has yet."""
         self._clock.restart()
-        if self._unpublished:
-            self._write(self._unpublished)
-            self._remember(self._unpublished)
-            self._unpublished = []
+        super().publish()
 
     def finish(self) -> None:
         """Remove parts of no use, and put the others together when they are many, or half of their lines are of no use."""

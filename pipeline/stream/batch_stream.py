@@ -49,7 +49,7 @@ Batch = dict[str, torch.Tensor | list[str]]
 PRESENT = "present/"  # before a target's name
 ROWS_A_TASK = 4  # at most
 OTHER_FILES = 256  # that a process may have open beside its shards: sockets, libraries, logs
-# Of a shard for one row: another thread or process may have healed it, and one that opened it before may bring the old file back.
+# How often a row reopens its shard: another reader may put the damaged copy back.
 REOPENINGS = 3
 
 CropRule = Callable[[int, ExampleEntry], Crop]  # of the epoch and the example
@@ -128,7 +128,7 @@ class MixtureStream:
         position: dict | None = None,
     ) -> None:
         rows = _rank_rows(config.batch_size, rank, world_size)
-        parts = [_SetPart(each, split, seed, config.shuffle_window) for each in mixture.sets]
+        parts = [_OrderedSet(each, split, seed, config.shuffle_window) for each in mixture.sets]
         weights = mixture.weights
         start = begin(split, seed, config.shuffle_window, weights)
         self._start = start if position is None else _go_on(start, position, parts)
@@ -199,7 +199,7 @@ class BatchStream(MixtureStream):
         super().__init__(mixture, split, config, seed, rank, world_size, position)
 
 
-class _SetPart:
+class _OrderedSet:
     """The shards of one set in a split, and their order."""
 
     def __init__(self, shard_set: ShardSet, split: str, seed: int, window: int) -> None:
@@ -227,22 +227,22 @@ class _SetPart:
         return SetSource(number, opened, self.order, bad)
 
 
-def _go_on(start: MixturePosition, position: dict, parts: Sequence[_SetPart]) -> MixturePosition:
+def _go_on(start: MixturePosition, position: dict, parts: Sequence[_OrderedSet]) -> MixturePosition:
     """A stored position, from which on the weights of `start` hold. Raises ValueError when it does not fit."""
     before = parse_position(position, {part.digest: part.order.epoch_size for part in parts})
     check_same(before, start)
     return before.enter_phase(start.phases[-1].weights)
 
 
-def _mark_at(position: MixturePosition, parts: Sequence[_SetPart]) -> Mark:
+def _mark_at(position: MixturePosition, parts: Sequence[_OrderedSet]) -> Mark:
     """The same place as the plans of batches have it."""
     places = [position.sets[part.digest] for part in parts]
-    consumed = [place.epoch * part.order.epoch_size + place.offset for part, place in zip(parts, places)]
+    consumed = [place.consumed(part.order.epoch_size) for part, place in zip(parts, places)]
     return Mark(position.rows, tuple(consumed), tuple(place.bad_shards for place in places))
 
 
 def _open_caches(
-    parts: Sequence[_SetPart], schedule: RowSchedule, config: StreamConfig, mark: Mark
+    parts: Sequence[_OrderedSet], schedule: RowSchedule, config: StreamConfig, mark: Mark
 ) -> Iterator[ShardCache | None]:
     """The cache of each set, already fetching, all in one folder; none for a folder of this machine, which is read in place.
 
@@ -269,7 +269,7 @@ def _open_caches(
         yield _open_cache(part, config, config.cache, consumed) if part in remote else None
 
 
-def _check_room_for_all(cache: CacheConfig, remote: Sequence[_SetPart]) -> None:
+def _check_room_for_all(cache: CacheConfig, remote: Sequence[_OrderedSet]) -> None:
     needed = sum(shard.filesize for part in remote for shard in part.shards)
     if needed > cache.bytes:
         raise ValueError(
@@ -278,7 +278,7 @@ def _check_room_for_all(cache: CacheConfig, remote: Sequence[_SetPart]) -> None:
         )
 
 
-def _allow_open_files(parts: Sequence[_SetPart], window: int) -> None:
+def _allow_open_files(parts: Sequence[_OrderedSet], window: int) -> None:
     """Let this process open the shards of two windows of each set, and as much again as it may have open beside them.
 
     Raises ValueError naming both values when the machine does not allow it: else a run would end hours later.
@@ -295,7 +295,7 @@ def _allow_open_files(parts: Sequence[_SetPart], window: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _open_cache(part: _SetPart, config: StreamConfig, cache: CacheConfig, consumed: int) -> ShardCache:
+def _open_cache(part: _OrderedSet, config: StreamConfig, cache: CacheConfig, consumed: int) -> ShardCache:
     uses, window = ShardUses(part.shards, part.order), part.order.window_of(consumed)
     return ShardCache(part.set.folder, uses, part.order_name, window, cache, config.patience)
 
@@ -357,12 +357,14 @@ class _Loader:
         crop: CropRule,
     ) -> None:
         self._sets = sets
-        self._partial = [(spec.name, PRESENT + spec.name) for spec in mixture.targets if spec.name in mixture.partial]
+        self._partial = [
+            (spec.name, PRESENT + spec.name) for spec in mixture.targets if spec.name in mixture.partial_targets
+        ]
         self._frames = frames
         self._crop = crop
         self._arrays = BatchArrays(
             {spec.name: (spec.shape(frames), spec.dtype) for spec in mixture.targets}
-            | {PRESENT + name: ((1,), "bool") for name in sorted(mixture.partial)}
+            | {PRESENT + name: ((1,), "bool") for name in sorted(mixture.partial_targets)}
             | {"audio": ((HOP * frames,), "int16"), "valid": ((frames,), "bool")}
         )
         self._prefetch = config.prefetch

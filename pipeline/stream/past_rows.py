@@ -1,7 +1,7 @@
 """What a run has drawn, from the positions it kept and the indexes of its sets: no example is read.
 
-Between two positions the rows follow from the order: a phase says where each set began and with which weights, the schedule whose each
-row is, and the set's sample order which example that is. So the examples of any step can be named, and each position can be checked
+Between two positions the rows follow from the order: a phase says where each set began and with which weights, the schedule says
+which set each row comes from, and the set's sample order which example that is. So the examples of any step can be named, and each position can be checked
 against what it must be.
 """
 
@@ -117,20 +117,19 @@ class PastRows:
 
     def consumed(self, digest: str, place: SetPosition) -> int:
         """Examples of a set consumed, over all epochs."""
-        return place.epoch * self.order(digest).epoch_size + place.offset
+        return place.consumed(self.order(digest).epoch_size)
 
-    def _stretch(self, place: int) -> tuple["_Mark", int, int]:
-        """What is known before a known position, and the steps and rows from there to it."""
+    def _stretch(self, place: int) -> tuple["_StepRows", int, int]:
+        """Step and row count at the known position before this one, and the steps and rows between the two."""
         before = self.known[place - 1] if place else None
-        mark = _Mark(before.step, before.position.rows) if before else _Mark(0, 0)
+        mark = _StepRows(before.step, before.position.rows) if before else _StepRows(0, 0)
         after = self.known[place]
         return mark, after.step - mark.step, after.position.rows - mark.rows
 
     def _size_in(self, place: int) -> int | None:
-        """Rows of each step before a known position; None where they may differ from step to step.
+        """Rows per step: the mean over the stretch; None where it cannot be trusted.
 
-        It is the mean, if that is the batch size of now, the only step there, or the mean of a stretch beside it: where the size
-        changed within a stretch, the mean lies between the sizes before and after.
+        It is trusted if the stretch is one step, if it equals today's batch size, or if a neighbouring stretch has the same mean.
         """
         _, steps, rows = self._stretch(place)
         if rows % steps:
@@ -177,12 +176,12 @@ class PastRows:
         return position
 
 
-class _Mark(NamedTuple):
+class _StepRows(NamedTuple):
     step: int
     rows: int
 
 
 def _schedule(phase: Phase) -> tuple[list[str], RowSchedule]:
-    """The sets of a phase in their order, and whose each of its rows is."""
+    """The sets of a phase in their order, and which of them each row comes from."""
     digests = sorted(phase.weights)
     return digests, RowSchedule([phase.weights[digest] for digest in digests])

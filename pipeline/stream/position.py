@@ -39,6 +39,16 @@ class SetPosition(_Document):
     )
     bad_shards: list[str] = Field(default=[], description="Shards passed over so far, since they were corrupt")
 
+    @classmethod
+    def at(cls, consumed: int, epoch_size: int, bad_shards: list[str]) -> "SetPosition":
+        """After so many examples of a set, over all epochs."""
+        epoch, offset = divmod(consumed, epoch_size)
+        return cls(epoch=epoch, offset=offset, bad_shards=bad_shards)
+
+    def consumed(self, epoch_size: int) -> int:
+        """Examples consumed over all epochs."""
+        return self.epoch * epoch_size + self.offset
+
 
 class Phase(_Document):
     """A stretch of a run with the same sets and weights. Keys are digests: SHA-256 of each index.json."""
@@ -129,7 +139,7 @@ def _as_mixture(given: StreamPosition, epoch_sizes: Mapping[str, int]) -> Mixtur
         raise ValueError(f"stream position: index_digest {digest} does not fit this stream's {', '.join(epoch_sizes)}")
     place = SetPosition(epoch=given.epoch, offset=given.offset, bad_shards=given.bad_shards)
     start = begin(given.split, given.seed, given.shuffle_window, {digest: 1})
-    rows = given.epoch * epoch_sizes[digest] + given.offset
+    rows = place.consumed(epoch_sizes[digest])
     return start.model_copy(update={"order_version": given.order_version, "rows": rows, "sets": {digest: place}})
 
 

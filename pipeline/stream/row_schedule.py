@@ -15,12 +15,10 @@ from fractions import Fraction
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """The smallest integers in the very proportions of these weights, each taken as the decimal number that it is written as."""
+    """Integers in the very proportions of these weights, each taken as the decimal number that it is written as."""
     exact = [Fraction(repr(weight)) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * common) for weight in exact]
-    divisor = math.gcd(*whole)
-    return [weight // divisor for weight in whole]
+    return [int(weight * common) for weight in exact]
 
 
 class RowSchedule:

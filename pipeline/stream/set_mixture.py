@@ -35,8 +35,8 @@ class ShardSet:
         return self.index.totals[split].examples if split in self.index.totals else 0
 
     def num_frames(self, split: str) -> int:
-        """Target frames of a split."""
-        return sum(entry.num_frames for entry in self.index.shards(split))
+        """Target frames of a split; 0 when there is no such split."""
+        return sum(entry.num_frames for entry in self.index.shardlist if entry.split == split)
 
     def filled_splits(self) -> list[str]:
         """The splits that have an example."""
@@ -49,7 +49,7 @@ class SetMixture:
     Args:
         sets: at least one.
         missing_targets: stop: all sets have the same targets; mask: `targets` are those of any set, and batches say which rows lack
-            one of `partial`.
+            one of `partial_targets`.
 
     Raises ValueError naming set and both values when a set is there twice, or sets differ in sample rate, hop or a target.
     """
@@ -65,9 +65,9 @@ class SetMixture:
         self.sample_rate: int = first.index.sample_rate
         self.hop: int = first.index.hop
         self.targets = _join_targets(sets)
-        self.partial = {spec.name for spec in self.targets if not all(each.has(spec.name) for each in sets)}
-        if missing_targets == "stop" and self.partial:
-            name = min(self.partial)
+        self.partial_targets = {spec.name for spec in self.targets if not all(each.has(spec.name) for each in sets)}
+        if missing_targets == "stop" and self.partial_targets:
+            name = min(self.partial_targets)
             with_it, without = (next(each for each in sets if each.has(name) is has) for has in (True, False))
             raise ValueError(
                 f"{without.folder} has no target {name}, which {with_it.folder} has; missing_targets=mask trains on it all the same"

@@ -58,8 +58,7 @@ class SetSource:
 
     def position(self, consumed: int, bad_shards: list[str]) -> SetPosition:
         """What a checkpoint says of this set."""
-        epoch, offset = divmod(consumed, self._order.epoch_size)
-        return SetPosition(epoch=epoch, offset=offset, bad_shards=bad_shards)
+        return SetPosition.at(consumed, self._order.epoch_size, bad_shards)
 
     def _draw_sound(self, consumed: int, count: int) -> tuple[list[Place], int]:
         places: list[Place] = []
