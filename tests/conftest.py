@@ -41,6 +41,7 @@ WHAT_NEEDS = {
     "zarr": [
         "test_probe_beside_run.py",
         "test_probe_command.py",
+        "test_probe_follow.py",
         "test_dialect.py",
         "test_extract.py",
         "test_extract_tables.py",

@@ -6,12 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_fixtures import write_set
 
 from mert_foundry.jobs import audit
+from mert_foundry.model.runs import checkpoint
+from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import MixtureStream, StreamConfig
 from mert_foundry.pipeline.stream.past_rows import PastRows
@@ -167,3 +170,66 @@ def test_inspect_shows_a_run_whose_shards_are_gone(sets, tmp_path, say):
     folder = write_run(tmp_path / "run", sets, drawn(sets, [({"a": 1}, 2, 4)]), shards=str(tmp_path / "gone"))
     code, out, _ = say(folder)
     assert code == 0 and "not known: " in out and "gone" in out
+
+
+def test_a_set_that_was_removed_takes_only_its_own_positions_along(sets, tmp_path, run_here, say):
+    steps = drawn(sets, [({"a": 1}, 3, 4), ({"a": 1, "b": 1}, 3, 4), ({"b": 1}, 3, 4)])
+    folder = write_run(tmp_path / "run", sets, steps, shards=str(sets["b"]))
+    code, out, err = run_here(audit, folder, "--step", 8, "--json")
+    assert (code, err) == (0, "")
+    assert [row["key"] for row in json.loads(out)["rows"]] == [key for key, _ in steps[7][0]]
+    code, _, err = run_here(audit, folder, "--step", 2)
+    assert code == 1 and f"index.json of SHA-256 {load_index(str(sets['a'])).digest()} is not among" in err
+    found = json.loads(say(folder, "--json")[1])["coverage"]
+    assert (found["positions"], found["positions_left_out"], found["faults"]) == (6, 3, [])
+    assert "3 positions, of steps 1 to 3, are of sets that are not at hand" in " ".join(say(folder)[1].split())
+
+
+def test_other_sets_altogether_are_refused(sets, tmp_path, run_here):
+    folder = write_run(tmp_path / "run", sets, drawn(sets, [({"a": 1}, 2, 4)]), shards=str(sets["b"]))
+    code, _, err = run_here(audit, folder, "--step", 1)
+    assert code == 1 and f"none of 2 positions is of {sets['b']}" in err
+
+
+def test_a_run_without_its_config_is_shown_and_not_audited(sets, tmp_path, run_here, say):
+    folder = write_run(tmp_path / "run", sets, drawn(sets, [({"a": 1}, 2, 4)]))
+    (folder / "config.yaml").unlink()
+    code, out, _ = say(folder)
+    assert code == 0 and "not known: " in out and "no config.yaml with config.shards" in out
+    code, _, err = run_here(audit, folder, "--step", 1)
+    assert code == 1 and "no config.yaml with config.shards" in err and err.count("\n") == 1
+
+
+def test_a_position_that_is_no_mapping_is_named(sets, tmp_path, say):
+    steps = drawn(sets, [({"a": 1}, 2, 4)])
+    code, out, _ = say(write_run(tmp_path / "run", {"a": sets["a"]}, [steps[0], (steps[1][0], 7)]))
+    assert code == 0 and "step 2: the position is 7, a mapping is needed" in " ".join(out.split())
+
+
+def save(folder: Path, step: int, position) -> Path:
+    state = CheckpointState(step=step, position=position, seed=SEED, world_size=1)
+    return save_checkpoint(folder / "checkpoints", state, {"weight": torch.ones(2)}, {}, {})
+
+
+def test_positions_are_of_whole_checkpoints_only(sets, tmp_path, run_here, say):
+    """A run of which the newest checkpoint was damaged went on from an older one, with other weights."""
+    lost = drawn(sets, [({"a": 1, "b": 1}, 6, 4)])
+    steps = drawn(sets, [({"a": 1, "b": 1}, 3, 4), ({"a": 3, "b": 1}, 2, 4)])
+    folder = write_run(tmp_path / "run", sets, steps[:3])
+    (save(folder, 6, lost[5][1]) / "model.safetensors").write_bytes(b"cut")
+    code, _, err = run_here(audit, folder, "--step", 5)
+    assert code == 1 and "positions are known of steps 1 to 3" in err
+    save(folder, 5, steps[4][1])
+    (save(folder, 7, lost[5][1]) / "state.json").write_text('{"form')
+    code, out, _ = run_here(audit, folder, "--step", 5, "--json")
+    assert code == 0 and [row["key"] for row in json.loads(out)["rows"]] == [key for key, _ in steps[4][0]]
+    assert json.loads(say(folder, "--json")[1])["coverage"]["faults"] == []
+
+
+def test_a_checkpoint_of_another_version_does_not_hide_the_run(sets, tmp_path, monkeypatch, say):
+    folder = write_run(tmp_path / "run", {"a": sets["a"]}, drawn(sets, [({"a": 1}, 2, 4)]))
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
+    save(folder, 3, {"epoch": 0})
+    monkeypatch.undo()
+    code, out, _ = say(folder, "--json")
+    assert code == 0 and json.loads(out)["coverage"]["positions"] == 2

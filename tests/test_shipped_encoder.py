@@ -13,7 +13,7 @@ from mert_foundry.jobs import export, pretrain
 from mert_foundry.jobs.extraction.models import model_fingerprint, open_model
 from mert_foundry.jobs.pretraining.run_description import read_description
 from mert_foundry.model.baselines.untrained import read_encoder_config
-from mert_foundry.model.interop.load import SHIPPED_ENCODERS, load_encoder, read_model
+from mert_foundry.model.interop.load import SHIPPED_ENCODERS, load_encoder, model_folder, read_model
 from mert_foundry.model.teacher.hidden_states import LayerConfig, read_encoder
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import process_shard
@@ -72,13 +72,20 @@ def test_it_can_teach():
     assert settings["encoder"] == model_fingerprint(open_model(NAME, CPU))
 
 
-def test_a_folder_of_its_name_is_opened_by_its_path(tmp_path, monkeypatch):
+def test_a_folder_of_its_name_is_opened_by_its_path_only(tmp_path, monkeypatch):
     shutil.copytree(SHIPPED, tmp_path / NAME)
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME / "model.safetensors").unlink()
-    assert_is_the_shipped_one(load_encoder(NAME)[0].state_dict())
+    for name in (NAME, f"{NAME}@ema"):
+        with pytest.raises(ValueError, match=rf"write \./{name} for the folder, or rename the folder"):
+            model_folder(name)
     with pytest.raises((OSError, ValueError), match="model.safetensors"):
         load_encoder(f"./{NAME}")
+
+
+def test_it_has_no_averaged_weights():
+    with pytest.raises(ValueError, match="one set of weights"):
+        load_encoder(f"{NAME}@ema")
 
 
 @pytest.fixture(scope="module")

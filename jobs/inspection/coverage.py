@@ -17,9 +17,9 @@ MOST_FAULTS = 20
 def coverage(history: RunHistory) -> tuple[Section, dict[str, JsonValue]]:
     """The section of a run, and the same as data. Where the sets cannot be read, or there is no position, it says so."""
     title = "Coverage"
-    if not positions(history):
-        return Section(title, [Note("not known: the run kept no position")]), {"unknown": "the run kept no position"}
     try:
+        if not positions(history):
+            raise ValueError("the run kept no position")
         past = load_past(history)
         faults = list(islice(past.find_faults(), MOST_FAULTS))
         epochs, examples = past.count_epochs(MOST_COUNTED)
@@ -30,6 +30,7 @@ def coverage(history: RunHistory) -> tuple[Section, dict[str, JsonValue]]:
         "rows": past.now.rows,
         "sets": list(sets),
         "positions": len(past.known),
+        "positions_left_out": len(past.left_out),
         "faults": list(faults),
         "epochs_counted": epochs,
         "examples_counted": examples,
@@ -65,6 +66,11 @@ def heard_text(heard: dict) -> str:
 def proof(past: PastRows, faults: list[str], epochs: int, examples: int) -> Iterator[Block]:
     """What the positions show."""
     yield from (Note(fault, warning=True) for fault in faults)
+    if past.left_out:
+        yield Note(
+            f"{len(past.left_out)} positions, of steps {past.left_out[0]} to {past.left_out[-1]}, are of sets that are not at"
+            " hand; they are left out"
+        )
     if any(place.bad_shards for place in past.now.sets.values()):
         yield Note("examples of bad shards count as drawn, but were passed over")
     if not faults:

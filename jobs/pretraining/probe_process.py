@@ -19,7 +19,7 @@ import yaml
 from mert_foundry.jobs.cluster.parent_process import ENDS_WITH
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.model.runs.checkpoint import CHECKPOINTS, checkpoint_step, list_checkpoints
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, checkpoint_step, find_fault, latest_checkpoint
 from mert_foundry.model.runs.history import FOLLOW_READY, forget_probes_after
 from mert_foundry.pipeline.storage import files
 
@@ -103,14 +103,14 @@ def probing(
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Probe a run's checkpoints beside it, if its config asks for it; gives what is to be called with each record of the run.
 
-    When the run's last record is there, the end waits for the probe of the last checkpoint; else the probe is ended.
+    When the run's last record and its last checkpoint are there, the end waits for the probe of that; else the probe is ended.
     Raises as `ProbeProcess`.
     """
     if config.trainer.probe_every is None:
         yield lambda record: None
         return
-    newest = next(map(checkpoint_step, list_checkpoints(out / CHECKPOINTS)), 0)
-    forget_probes_after(out, newest)  # of checkpoints that someone has removed
+    newest, _ = latest_checkpoint(out / CHECKPOINTS)
+    forget_probes_after(out, checkpoint_step(newest) if newest else 0)  # the run goes on from there
     probe, reached = ProbeProcess(config, out), 0
 
     def watch(record: dict[str, Any]) -> None:
@@ -121,7 +121,9 @@ def probing(
 
     try:
         yield watch
-        if reached >= config.trainer.schedule.total_steps:
+        total = config.trainer.schedule.total_steps
+        # A run that was past its last step when it went on has no checkpoint of that step.
+        if reached >= total and find_fault(out / CHECKPOINTS / f"step_{total}") is None:
             say(f"waiting for the last probe ({probe.log})")
             probe.wait()
     finally:

@@ -35,7 +35,8 @@ def follow(run: Path, config: ProbeConfig) -> int:
     """Probe the checkpoints of a run as they appear, until that of its last step; returns how many were probed.
 
     Each one, or those at multiples of the run's `trainer.probe_every` and the last.
-    Raises UsageError for settings that do not fit, and as `run_probe`.
+    Raises UsageError for settings that do not fit, ValueError when the checkpoint of the last step was removed, and as `run_probe`
+    and `hold_checkpoint`.
     """
     check_settings(config)
     last, every = steps_to_probe(run)
@@ -49,6 +50,8 @@ def follow(run: Path, config: ProbeConfig) -> int:
         # The trainer keeps its newest checkpoints only, and may remove this one before it is probed.
         held = hold_checkpoint(checkpoint, run / HELD)
         if held is None:
+            if step == last:
+                raise ValueError(f"step {step}, the last, is not probed: {checkpoint} was removed before its turn")
             console.warn(f"step {step} is passed over: {checkpoint} was removed before its turn")
             continue
         console.say(f"step {step} of {last}")
@@ -65,13 +68,26 @@ def follow(run: Path, config: ProbeConfig) -> int:
 
 
 def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
-    """Hard links to a checkpoint's files, which take no room on disk; None when it is gone meanwhile."""
+    """Hard links to a checkpoint's files, which take no room on disk, or copies on a disk without them; None when it is gone meanwhile.
+
+    Raises OSError when the files can neither be linked nor copied.
+    """
     shutil.rmtree(target, ignore_errors=True)
     try:
-        shutil.copytree(checkpoint, target, copy_function=os.link)
+        shutil.copytree(checkpoint, target, copy_function=link_or_copy)
     except (FileNotFoundError, shutil.Error):
+        if checkpoint.exists():
+            raise
         return None
     return target
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link, or a copy where the disk has none. Raises OSError as `shutil.copy2`."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def main_scores(report: ProbeReport) -> dict[str, float | None]:
@@ -134,13 +150,39 @@ def steps_to_probe(run: Path) -> tuple[int, int]:
 
 
 def new_checkpoints(run: Path, known: set[int], last: int, every: int) -> Iterator[Path]:
-    """Whole checkpoints at multiples of `every` in the order of their steps, waiting for the next until that of the last step."""
+    """Whole checkpoints at multiples of `every` in the order of their steps, waiting for the next until that of the last step.
+
+    Damaged ones are named and passed over. It also ends, and says so, where the run is past the last step without a checkpoint of it.
+    """
     known = set(known)
+    damaged: dict[Path, int] = {}
     while last not in known:
-        steps = {checkpoint_step(path): path for path in reversed(list_checkpoints(run / CHECKPOINTS))}
-        due = [step for step in steps if step not in known and (step % every == 0 or step == last)]
-        if due and find_fault(steps[due[0]]) is None:
-            known.add(due[0])
-            yield steps[due[0]]
+        steps = {path: checkpoint_step(path) for path in reversed(list_checkpoints(run / CHECKPOINTS))}
+        due = [path for path, step in steps.items() if step not in known and (step % every == 0 or step == last)]
+        found = next((path for path in due if is_whole(path, damaged)), None)
+        if found is not None:
+            known.add(steps[found])
+            yield found
+        elif any(step > last and is_whole(path, damaged) for path, step in steps.items()):
+            console.warn(f"{run} is past step {last}, and has no whole checkpoint of that step: it is not probed")
+            return
         else:
             time.sleep(LOOK_EVERY)
+
+
+def is_whole(checkpoint: Path, damaged: dict[Path, int]) -> bool:
+    """Whether a checkpoint is whole. One that is damaged is hashed and named once, until something of it is written again.
+
+    damaged: when each that was found damaged was last written; it is added to.
+    """
+    try:
+        written = max(path.stat().st_mtime_ns for path in (checkpoint, *checkpoint.iterdir()))
+        if damaged.get(checkpoint) == written:
+            return False
+        fault = find_fault(checkpoint)
+    except FileNotFoundError:  # the trainer has just removed it
+        return False
+    if fault is not None and checkpoint.exists():
+        damaged[checkpoint] = written
+        console.warn(f"passed over, since it is damaged: {fault}")
+    return fault is None

@@ -5,7 +5,8 @@
 
 FOLDER: what `mert export` or `mert import` wrote, in either form; a run folder (its newest whole checkpoint) or one of
 its checkpoints; a Hugging Face folder of Hubert or MERT. `FOLDER@ema` takes the averaged weights of a run or checkpoint.
-`foundry-encoder` is the small encoder in model/interop/shipped; a folder of your own by that name is `./foundry-encoder`.
+`foundry-encoder` is the small encoder in model/interop/shipped; with a folder of your own by that name beside it, that name alone is
+refused: write `./foundry-encoder` for yours, or rename it.
 """
 
 from pathlib import Path
@@ -37,8 +38,19 @@ def shipped_encoders() -> list[str]:
 
 
 def model_folder(name: str) -> str:
-    """Where the model of a name lies: the folder of an encoder that ships with this package, else the name as it stands."""
-    return str(SHIPPED_ENCODERS / name) if name in shipped_encoders() else name
+    """Where the model of a name lies: the folder of an encoder that ships with this package, else the name as it stands.
+
+    Raises ValueError when the working folder has a folder of the name of an encoder that ships with this package.
+    """
+    plain = name.removesuffix(OF_AVERAGE)
+    if plain not in shipped_encoders():
+        return name
+    if Path(plain).exists():
+        raise ValueError(
+            f"{name}: {plain} is an encoder that ships with this package, and a folder of that name lies in {Path.cwd()};"
+            f" write ./{name} for the folder, or rename the folder to have the encoder"
+        )
+    return str(SHIPPED_ENCODERS / name)
 
 
 def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MertEncoder, int]:

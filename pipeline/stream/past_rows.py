@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mert_foundry.pipeline.stream.position import MixturePosition, Phase, SetPosition, check_same, parse_position
+from mert_foundry.pipeline.stream.position import (
+    MixturePosition,
+    OtherSetsError,
+    Phase,
+    SetPosition,
+    check_same,
+    parse_position,
+)
 from mert_foundry.pipeline.stream.row_schedule import RowSchedule
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION, Place, SampleOrder
 from mert_foundry.pipeline.stream.set_mixture import ShardSet
@@ -38,8 +45,10 @@ class PastRows:
         positions: stored positions by step.
         batch_size: rows of a step, as the run has it now.
 
-    Raises ValueError, naming the step, for what is no position, for one of sets that are all missing, and for positions that differ
-    in seed, split, window or order version.
+    known: the positions, but those of sets that are all missing. left_out: the steps of these; later positions tell their rows.
+
+    Raises ValueError, naming the step, for what is no position, for positions that differ in seed, split, window or order version,
+    and where all are of sets that are missing.
     """
 
     def __init__(self, sets: Sequence[ShardSet], positions: Mapping[int, Mapping[str, Any]], batch_size: int) -> None:
@@ -48,8 +57,16 @@ class PastRows:
         self.sets = {each.digest: each for each in sets}
         self.order = lru_cache(maxsize=None)(self._make_order)
         self.known: list[KnownPosition] = []
+        self.left_out: list[int] = []
         for step in sorted(positions):
-            self.known.append(KnownPosition(step, self._parse(step, positions[step])))
+            try:
+                self.known.append(KnownPosition(step, self._parse(step, positions[step])))
+            except OtherSetsError:
+                self.left_out.append(step)
+        if not self.known:
+            raise ValueError(
+                f"none of {len(positions)} positions is of {', '.join(self._folders())}: index.json is another"
+            )
         self.now = self.known[-1].position
         self._batch_size = batch_size
 
@@ -169,6 +186,8 @@ class PastRows:
         try:
             position = parse_position(document, {digest: size for digest, size in sizes.items() if size})
             check_same(position, self.known[0].position if self.known else position)
+        except OtherSetsError:
+            raise
         except ValueError as error:
             raise ValueError(f"step {step}: {error}") from error
         if position.order_version != ORDER_VERSION:

@@ -13,6 +13,10 @@ from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.sample_order import ORDER_VERSION
 
 
+class OtherSetsError(ValueError):
+    """A position of sets that are all missing from those at hand."""
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -107,13 +111,15 @@ def begin(split: str, seed: int, shuffle_window: int, weights: Mapping[str, int]
 def parse_position(position: Mapping[str, Any], epoch_sizes: Mapping[str, int]) -> MixturePosition:
     """A stored position. `epoch_sizes`: examples of each set at hand, by digest.
 
-    Raises ValueError for what is no position, for one of other sets only, and for an offset beyond the end of an epoch.
+    Raises ValueError for what is no position and for an offset beyond the end of an epoch, OtherSetsError for one of other sets only.
     """
     if "sets" in position:
         given = parse_values("stream position", position, MixturePosition)
         known = [digest for digest in given.sets if digest in epoch_sizes]
         if not known:
-            raise ValueError(f"stream position: {_names(given.sets)} do not fit this stream's {_names(epoch_sizes)}")
+            raise OtherSetsError(
+                f"stream position: {_names(given.sets)} do not fit this stream's {_names(epoch_sizes)}"
+            )
     else:
         given = _as_mixture(parse_values("stream position", position, StreamPosition), epoch_sizes)
         known = list(given.sets)
@@ -136,7 +142,9 @@ def _as_mixture(given: StreamPosition, epoch_sizes: Mapping[str, int]) -> Mixtur
     """The position of a run of one set; rows count those passed over too, as nothing says how many they were."""
     digest = given.index_digest
     if digest not in epoch_sizes:
-        raise ValueError(f"stream position: index_digest {digest} does not fit this stream's {', '.join(epoch_sizes)}")
+        raise OtherSetsError(
+            f"stream position: index_digest {digest} does not fit this stream's {', '.join(epoch_sizes)}"
+        )
     place = SetPosition(epoch=given.epoch, offset=given.offset, bad_shards=given.bad_shards)
     start = begin(given.split, given.seed, given.shuffle_window, {digest: 1})
     rows = place.consumed(epoch_sizes[digest])
