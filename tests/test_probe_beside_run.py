@@ -100,8 +100,8 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
 @pytest.mark.slow
 def test_a_run_goes_on_when_its_probe_is_killed(shards: Path, data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=200", "trainer.checkpoint_every=200", *QUICK]
-    long = ["trainer.schedule.total_steps=200", "trainer.validate_every=1000"]
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=80", "trainer.checkpoint_every=80", *QUICK]
+    long = ["trainer.schedule.total_steps=80", "trainer.validate_every=1000"]
     running = Ranks(out, [arguments(shards, out, *long, *asked)])
     try:
         wait_for_step(running.processes[0], out, 1)
