@@ -62,7 +62,7 @@ def collected() -> list[set[str]]:
         [sys.executable, "-c", COLLECT, json.dumps(steps)],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=500,
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # zarr and xdist are plugins too
     )
     assert done.returncode == 0, done.stdout + done.stderr
