@@ -20,6 +20,8 @@ STATUSES = {
     "missing": (404, "NoSuchKey"),
 }
 FAULTS = ["refused", "reset", "stalled", "short", "429", "500", "503", "expired"]
+# Requests that meet a fault of `strike_briefly` at least: those refused cannot be counted, and one that is stalled may be the only one.
+LEAST_MET = dict.fromkeys(FAULTS, 3) | {"refused": 0, "stalled": 1}
 
 
 class FaultProxy:
@@ -48,7 +50,7 @@ class FaultProxy:
 
     def strike_briefly(self, fault: str) -> None:
         """Let a fault last until three requests have met it, or where that cannot be counted or one request waits, for 0.6 s."""
-        by_time = fault in ("refused", "stalled")
+        by_time = LEAST_MET[fault] < 3
         self.strike(fault, 0.6 if by_time else 600.0, math.inf if by_time else 3)
 
     def current(self, path: str) -> str | None:

@@ -16,7 +16,7 @@ import psutil
 import torch
 import yaml
 from audio_files import mert_command, mert_environment, wait_until
-from forked import forked_mert
+from forked import Forked, forked_mert
 
 from mert_foundry.jobs import pretrain
 from mert_foundry.jobs.command.line import run
@@ -74,14 +74,17 @@ def pretrain_here(shards: Path, out: Path, *changes: str) -> int:
         torch.set_num_threads(threads)
 
 
-def start(ranks: int, shards: Path, out: Path, *changes: str) -> subprocess.Popen:
-    """The command as a process, under torchrun when there are several ranks; its output lies beside `out`."""
+def start(ranks: int, shards: Path, out: Path, *changes: str, stderr: int | None = None) -> subprocess.Popen:
+    """The command as a process, under torchrun when there are several ranks; its output lies beside `out`.
+
+    stderr: where that goes instead.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*torchrun, "-m", "mert_foundry.jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
     return subprocess.Popen(
         [*command, *arguments(shards, out, *changes)],
         stdout=open(output_of(out, "stdout"), "w"),
-        stderr=open(output_of(out, "stderr"), "w"),
+        stderr=open(output_of(out, "stderr"), "w") if stderr is None else stderr,
         env=mert_environment(),
     )
 
@@ -143,6 +146,22 @@ def held_back(ranks: int, shards: Path, out: Path, *changes: str) -> Iterator[IO
         stderr.unlink()
 
 
+@contextmanager
+def launcher_held_back(ranks: int, shards: Path, out: Path, *changes: str) -> Iterator[IO[bytes]]:
+    """As `held_back`, by torchrun: SIGKILL ends the launcher and its ranks."""
+    reading, writing = os.pipe()
+    process = start(ranks, shards, out, *changes, stderr=writing)
+    os.close(writing)
+    try:
+        with open(reading, "rb", buffering=0) as pipe:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+            yield pipe
+            assert process.poll() is None, "ended before it was killed"
+            kill_all(process)
+    finally:
+        kill_all(process)
+
+
 def read_steps(stderr: IO[bytes], count: int) -> str:
     """Read what ranks say that are held back until they tell of so many steps; returns what was read.
 
@@ -180,7 +199,7 @@ def kill_all(process: subprocess.Popen) -> None:
     assert not alive, alive
 
 
-def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen | Forked, out: Path, step: int) -> None:
     """Return as soon as a running process has recorded a step."""
     wait_until(process, lambda: any(record["step"] >= step for record in read_metrics(out, "train")))
 

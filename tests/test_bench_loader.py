@@ -14,7 +14,7 @@ from mert_foundry.jobs.benchmarks.loader_peers import ARRAYS, PEERS, write_arrow
 from mert_foundry.jobs.benchmarks.loader_store import running_store
 from mert_foundry.jobs.benchmarks.loader_store_variant import WAYS, StoreSettings, environment, upload
 from mert_foundry.jobs.benchmarks.loader_store_variant import measure as measure_store
-from mert_foundry.jobs.benchmarks.loader_variant import OURS, LoaderSettings, measure, open_loader
+from mert_foundry.jobs.benchmarks.loader_variant import OURS, LoaderSettings, measure, open_loader, per_cpu_second
 from mert_foundry.jobs.command.line import run
 from mert_foundry.pipeline.stream.crops import random_crop
 
@@ -88,6 +88,16 @@ def test_figures_of_both_forms(folder):
         assert form["audio_seconds_per_cpu_second"] > 0
         assert 2.9 < form["read_calls_per_example"] < 100
         assert form["bytes_read_per_audio_second"] > 2 * 24_000
+
+
+def test_a_time_that_ends_before_the_first_batch_measures_one(folder):
+    figures = measure(settings(folder, OURS, "pcm.npy").model_copy(update={"seconds": 1e-9}))
+    assert all(form["audio_seconds_per_cpu_second"] > 0 for form in figures.values())
+
+
+def test_a_clock_that_did_not_move_is_said_and_not_divided_by():
+    with pytest.raises(RuntimeError, match="^CPU time of 4 examples is not known: 0 s; measure for longer$"):
+        per_cpu_second(0.0, 1.0, 4)
 
 
 @pytest.mark.process

@@ -77,7 +77,7 @@ def test_operations_are_those_torch_counts_in_the_forward_pass():
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_report_as_json_and_as_table(bench):
+def test_report_as_json(bench):
     """With a variant that cannot run: cuDNN's attention has no CPU form."""
     variants = "hubert sdpa,ours sdpa cudnn,ours,ours checkpointed"
     code, out, error = bench(*SMALL, "--rounds", "1", "--json", "--only", variants)
@@ -101,6 +101,17 @@ def test_report_as_json_and_as_table(bench):
     assert ratios["speed"] == pytest.approx(rows["hubert sdpa"]["seconds_a_step"] / rows["ours"]["seconds_a_step"])
     assert ratios["memory"] == pytest.approx(rows["ours"]["peak_bytes"] / rows["hubert sdpa"]["peak_bytes"])
     assert ratios["memory"] < 1.0  # the expanded tables alone are larger than all of ours
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_command_prints_a_table(bench):
+    code, out, error = bench(*SMALL, "--rounds", "1", "--only", "ours")
+    assert (code, error) == (0, "")
+    *_, heading, row = out.splitlines()
+    assert heading.split()[0] == "variant" and row.split()[0] == "ours"
+    seconds, rate = map(float, row.split()[1:3])
+    assert rate == pytest.approx(1.0 / seconds, rel=0.1)  # of two crops of 0.5 s; a table rounds
 
 
 @pytest.mark.parametrize(

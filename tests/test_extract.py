@@ -19,7 +19,7 @@ import transformers
 import zarr
 from audio_files import mert_environment, noise, started_by_fork, tone, wait_until, write_audio
 from folders import make_manifest, visible
-from pretrain_run import pretrain_here
+from pretrain_run import finish, pretrain_here
 from shard_fixtures import index_shards, make_track, write_examples, write_set
 from tiny_model import tiny_encoder
 from torchaudio.functional import resample
@@ -531,16 +531,16 @@ def test_two_ranks_write_the_same_bytes(model, shards, whole, tmp_path):
         "-m",
         "mert_foundry.jobs.extract",
     ]
-    done = subprocess.run(
-        [*torchrun, *arguments(model, shards, tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-        env=mert_environment() | {"GLOO_SOCKET_IFNAME": "lo"},
-    )
-    text = done.stdout
-    assert done.returncode == 0, text
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [*torchrun, *arguments(model, shards, tmp_path / "out")],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=mert_environment() | {"GLOO_SOCKET_IFNAME": "lo"},
+        )
+    code, text = finish(process), log.read_text()
+    assert code == 0, text
     assert visible(tmp_path / "out") == visible(whole)
     parts, seconds = int(re.search(r"plan: .* in (\d+) parts", text)[1]), sum(SECONDS.values())
     # The progress is that of one rank, and says so.

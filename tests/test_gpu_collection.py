@@ -1,5 +1,6 @@
 """The GPU tests are collected on a machine that has little more than torch, transformers and pytest."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,10 +20,11 @@ LACKING = [
 ]  # fmt: skip
 CARRIED = ["zarr", "numcodecs"]  # where extraction is to be tested too
 COLLECT = """
+import json
 import sys
 import pytest
 
-lacking = sys.argv.pop(1).split()
+lacking = []
 
 
 class Without:
@@ -39,34 +41,45 @@ class Without:
 
 
 sys.meta_path[:] = map(Without, sys.meta_path)
-sys.exit(pytest.main(sys.argv[1:]))
+for lacking, arguments in json.loads(sys.argv[1]):
+    if code := pytest.main(arguments):
+        sys.exit(code)
+    print("next", flush=True)
 """
+OPTIONS = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "-q"]
 
 
-def collected(lacking: list[str], *files: Path) -> set[str]:
-    """Names of the files, of these or of all, whose GPU tests pytest collects where some packages are lacking."""
-    options = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "-q"]
+@pytest.fixture(scope="module")
+def collected() -> list[set[str]]:
+    """Names of the files whose GPU tests pytest collects: of all where packages are lacking, then of those that ask for zarr.
+
+    One process for both, since to import all files takes long. Other files do not ask for it, so they need no second look.
+    """
+    asking = [path for path in TESTS.glob("test_*.py") if path.name in WHAT_NEEDS["zarr"] or "zarr" in path.read_text()]
+    with_zarr = [name for name in LACKING if name not in CARRIED]
+    steps = [(LACKING, [*OPTIONS, str(TESTS)]), (with_zarr, [*OPTIONS, *map(str, asking)])]
     done = subprocess.run(
-        [sys.executable, "-c", COLLECT, " ".join(lacking), *options, *map(str, files or [TESTS])],
+        [sys.executable, "-c", COLLECT, json.dumps(steps)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # zarr and xdist are plugins too
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return {Path(line.partition("::")[0]).name for line in done.stdout.splitlines() if "::" in line}
+    return [
+        {Path(line.partition("::")[0]).name for line in told.splitlines() if "::" in line}
+        for told in done.stdout.split("next\n")[:-1]
+    ]
 
 
-def test_gpu_tests_are_collected_without_what_a_gpu_machine_lacks():
+def test_gpu_tests_are_collected_without_what_a_gpu_machine_lacks(collected: list[set[str]]):
     marked = {
         path.name
         for path in TESTS.glob("test_*.py")
         if re.search(r"^@pytest\.mark\.gpu$", path.read_text(), re.MULTILINE)
     }
-    assert len(marked) >= 5 and collected(LACKING) == marked - {"test_extract.py"}
+    assert len(marked) >= 5 and collected[0] == marked - {"test_extract.py"}
 
 
-def test_with_zarr_those_of_extraction_are_collected_too():
-    """Other files do not ask for it, so they need no second look."""
-    asking = [path for path in TESTS.glob("test_*.py") if path.name in WHAT_NEEDS["zarr"] or "zarr" in path.read_text()]
-    assert collected([name for name in LACKING if name not in CARRIED], *asking) == {"test_extract.py"}
+def test_with_zarr_those_of_extraction_are_collected_too(collected: list[set[str]]):
+    assert collected[1] == {"test_extract.py"}

@@ -25,6 +25,7 @@ from pretrain_run import (
     finish,
     held_back,
     kill_all,
+    launcher_held_back,
     output_of,
     pretrain_here,
     read_metrics,
@@ -103,11 +104,12 @@ def test_two_kills_of_all_ranks_and_resumes_change_no_bit(shards, tmp_path):
     # Standardised: rank 0 measures the scale of the values, the other takes it from the run's config.
     whole, killed, standardised = tmp_path / "whole", tmp_path / "killed", "objective.value_scale=standardised"
     assert Ranks(whole, [arguments(shards, whole, LONG, standardised)] * 2).finish() == [0, 0]
-    for steps in (11, 16):  # the checkpoint of step 10 waits for that of step 5
-        with held_back(2, shards, killed, LONG, standardised) as stderr:
+    # The checkpoint of step 10 waits for that of step 5.
+    for steps, started in ((11, held_back), (16, launcher_held_back)):
+        with started(2, shards, killed, LONG, standardised) as stderr:
             read_steps(stderr, steps)
         assert read_metrics(killed)[-1]["step"] < STEPS
-    assert finish(start(2, shards, killed, LONG, standardised)) == 0  # by torchrun
+    assert Ranks(killed, [arguments(shards, killed, LONG, standardised)] * 2).finish() == [0, 0]
     (resumed,) = re.findall(r"^resumed from step (\d+): ", text_of(killed, "stderr"), re.MULTILINE)
     assert 15 <= int(resumed) < STEPS  # both have written checkpoints: at step 5 or later, and 10 steps on or later
     assert [record["step"] for record in read_metrics(killed, "train")] == list(range(1, STEPS + 1))

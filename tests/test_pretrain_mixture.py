@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pretrain_run import NO_DROPOUT, final_weights, finish, pretrain_here, read_metrics
-from pretrain_run import start as start_ranks
+from pretrain_run import NO_DROPOUT, Ranks, arguments, final_weights, pretrain_here, read_metrics
 from shard_fixtures import CODES, CQT, write_set
 
 from mert_foundry.jobs.command.config import UsageError, load_config
@@ -159,11 +158,11 @@ def test_a_set_added_and_a_weight_changed_at_resumes_are_recorded(sets, tmp_path
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_ranks_draw_the_mixture_of_one_and_go_on_with_another_weight(sets, tmp_path):
-    still = [*NO_DROPOUT, "trainer.mixture=null", SHORT, "missing_targets=mask"]
+    two, still = tmp_path / "two", [*NO_DROPOUT, "trainer.mixture=null", SHORT, "missing_targets=mask"]
     ends = {6: {"a": 2, "c": 1}, 9: {"a": 1, "c": 2}}
     for steps, weights in ends.items():
         changes = [listed(sets, **weights), *still, f"trainer.schedule.total_steps={steps}"]
-        assert finish(start_ranks(2, sets["a"], tmp_path / "two", *changes)) == 0
+        assert Ranks(two, [arguments(sets["a"], two, *changes)] * 2).finish() == [0, 0]
         assert pretrain_here(sets["a"], tmp_path / "one", *changes) == 0
     for ours, theirs in zip(*(read_metrics(tmp_path / name, "train") for name in ("two", "one")), strict=True):
         assert ours["position"] == theirs["position"]

@@ -1,6 +1,7 @@
 """`trainer.probe_every`: a run whose checkpoints a process beside it probes, whatever becomes of either."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from audio_files import noise, tone, write_audio
-from pretrain_run import arguments, finish, kill_all, output_of, pretrain_here, start, wait_for_step
+from pretrain_run import Ranks, arguments, output_of, pretrain_here, wait_for_step
 from shard_fixtures import write_set
 
 from mert_foundry.jobs import inspect
@@ -95,15 +96,16 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
 @pytest.mark.slow
 def test_a_run_goes_on_when_its_probe_is_killed(shards: Path, data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=200", "trainer.checkpoint_every=200", *QUICK]
-    running = start(1, shards, out, "trainer.schedule.total_steps=200", "trainer.validate_every=1000", *asked)
+    asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=80", "trainer.checkpoint_every=80", *QUICK]
+    long = ["trainer.schedule.total_steps=80", "trainer.validate_every=1000"]
+    running = Ranks(out, [arguments(shards, out, *long, *asked)])
     try:
-        wait_for_step(running, out, 1)
+        wait_for_step(running.processes[0], out, 1)
         (prober,) = probers(out)
         prober.kill()
-        assert finish(running) == 0
+        assert running.finish() == [0]
     finally:
-        kill_all(running)
+        running.kill()
     assert not probers(out) and not read_probes(out)
     (line,) = [line for line in output_of(out, "stderr").read_text().splitlines() if "the probe of this run" in line]
     assert "ended with signal 9" in line
@@ -115,15 +117,15 @@ def test_a_run_goes_on_when_its_probe_is_killed(shards: Path, data: Path, tmp_pa
 def test_no_probe_outlives_its_run(shards: Path, data: Path, tmp_path: Path, by: signal.Signals):
     out = tmp_path / "run"
     asked = [f"probe.data={data / 'task.yaml'}", "trainer.probe_every=1000", "trainer.checkpoint_every=1000", *QUICK]
-    running = start(1, shards, out, "trainer.schedule.total_steps=100000", *asked)
+    running = Ranks(out, [arguments(shards, out, "trainer.schedule.total_steps=100000", *asked)])
     try:
-        wait_for_step(running, out, 1)
+        wait_for_step(running.processes[0], out, 1)
         assert len(probers(out)) == 1
-        running.send_signal(by)
-        assert finish(running) == (1 if by == signal.SIGTERM else -by)
+        os.kill(running.processes[0].pid, by)
+        assert running.finish() == [1 if by == signal.SIGTERM else -by]
         wait_until_gone(out)
     finally:
-        kill_all(running)
+        running.kill()
     assert not read_probes(out)
     if by == signal.SIGTERM:  # the checkpoint of the stop is that of no step to probe, but it is whole
         assert "the probe of this run" not in output_of(out, "stderr").read_text()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.jobs.benchmarks.loader_peers import SEED, Batch
 from mert_foundry.jobs.benchmarks.loader_store import BUCKET, read_counts
-from mert_foundry.jobs.benchmarks.loader_variant import cpu_seconds
+from mert_foundry.jobs.benchmarks.loader_variant import cpu_seconds, per_cpu_second
 from mert_foundry.jobs.benchmarks.measurement import Figures
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.format import AudioMember
@@ -58,9 +58,7 @@ def measure(settings: StoreSettings) -> Figures:
         cpu, now = cpu_seconds() - cpu, read_counts(settings.address)
     audio = examples * settings.frames * HOP / SAMPLE_RATE
     shards = load_index(str(settings.folder / settings.audio_member)).shardlist
-    return {
-        "audio_seconds_per_cpu_second": audio / cpu,
-        "cpu_milliseconds_per_example": 1000 * cpu / examples,
+    return per_cpu_second(cpu, audio, examples) | {
         "requests_per_audio_second": (now["requests"] - counts["requests"]) / audio,
         "bytes_per_audio_second": (now["bytes"] - counts["bytes"]) / audio,
         "bytes_to_those_of_the_shards": (now["bytes"] - counts["bytes"]) / sum(shard.filesize for shard in shards),

@@ -71,8 +71,9 @@ def measure(settings: LoaderSettings) -> Figures:
 
 def _measure_form(batches: Iterator[Batch], heads: list[HeadSpec] | None, settings: LoaderSettings) -> Figures:
     examples = 0
-    begin, cpu, (calls, read) = time.perf_counter(), cpu_seconds(), read_calls()
-    while time.perf_counter() - begin < settings.seconds:
+    cpu, (calls, read) = cpu_seconds(), read_calls()
+    begin = time.perf_counter()  # after the readings, which take longer than a short measurement on a busy machine
+    while not examples or time.perf_counter() - begin < settings.seconds:
         batch = next(batches)
         examples += len(batch["audio"])
         if heads is not None:
@@ -80,12 +81,17 @@ def _measure_form(batches: Iterator[Batch], heads: list[HeadSpec] | None, settin
     cpu = cpu_seconds() - cpu
     calls, read = (now - before for now, before in zip(read_calls(), (calls, read)))
     audio = examples * settings.frames * HOP / SAMPLE_RATE
-    return {
-        "audio_seconds_per_cpu_second": audio / cpu,
-        "cpu_milliseconds_per_example": 1000 * cpu / examples,
+    return per_cpu_second(cpu, audio, examples) | {
         "read_calls_per_example": calls / examples,
         "bytes_read_per_audio_second": read / audio,
     }
+
+
+def per_cpu_second(cpu: float, audio: float, examples: int) -> Figures:
+    """The figures of so many CPU seconds. Raises RuntimeError when the clock of CPU time did not move."""
+    if cpu <= 0:
+        raise RuntimeError(f"CPU time of {examples} examples is not known: {cpu:g} s; measure for longer")
+    return {"audio_seconds_per_cpu_second": audio / cpu, "cpu_milliseconds_per_example": 1000 * cpu / examples}
 
 
 def cpu_seconds() -> float:

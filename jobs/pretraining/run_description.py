@@ -204,8 +204,8 @@ def save_description(out: Path, description: RunDescription) -> str:
     if path.exists() and list_checkpoints(out / CHECKPOINTS):
         # A key that an older run does not have had what is the default now.
         earlier = read_description(out)
-        old, new = earlier.data, description.data
-        if exchanged := find_exchanged(old, new) or find_other_teacher(old, new):
+        data, data_now = earlier.data, description.data
+        if exchanged := find_exchanged(data, data_now) or find_other_teacher(data, data_now):
             key, theirs, ours = exchanged
             raise ValueError(f"{path}: {key} was {theirs!r} in this run, it is {ours!r} now; use another out folder")
         before, now = flatten(earlier.model_dump(mode="json")), flatten(values)
