@@ -22,7 +22,7 @@ def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
 
     Raises ValueError for a config.yaml without shards or stream, and for what is no position; and as `load_index` and `PastRows`.
     """
-    config = history.config.get("config")
+    config: Any = history.config.get("config")
     try:
         batch_size = config["stream"]["batch_size"]
         folders = folders or named_folders(config["shards"])
