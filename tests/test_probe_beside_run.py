@@ -91,6 +91,10 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
     assert pretrain_here(shards, out, "trainer.schedule.total_steps=15", *asked) == 0
     assert [record["step"] for record in read_probes(out)] == [*(record["step"] for record in found), 15]
 
+    # Shorter than it already is: there is no checkpoint of step 13 to wait for.
+    assert pretrain_here(shards, out, "trainer.schedule.total_steps=13", *asked) == 0
+    assert not probers(out) and probes(out)[-1]["step"] == 15
+
 
 @pytest.mark.process
 @pytest.mark.slow
