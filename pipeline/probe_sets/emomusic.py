@@ -77,7 +77,7 @@ TASKS = (
         folder="emomusic",
         page="https://cvml.unige.ch/databases/emoMusic/",
         files=("**/songs_info.csv", "**/static_annotations.csv", "clips_45seconds/*.mp3"),
-        split="MediaEval 2013, and hash of artist 8:2",
+        split="test of MediaEval 2013; train and valid 8 to 2 by hash of artist",
         counts=(504, 115, 125),
         read_clips=read_clips,
     ),

@@ -96,7 +96,7 @@ TASKS = (
         page="https://github.com/GiantSteps/giantsteps-key-dataset and .../giantsteps-mtg-key-dataset, audio by audio_dl.sh",
         files=(f"{TRAINING}*/annotations/annotations.txt", f"{TRAINING}*/audio/*.LOFI.mp3",
                f"{TEST}*/annotations/key/*.LOFI.key", f"{TEST}*/audio/*.LOFI.mp3"),
-        split="MTG set by hash of artist 100:16, test set",
+        split="MTG set: train and valid 100 to 16 by hash of artist; the other set: test",
         counts=(923, 236, 604),
         read_clips=read_clips,
     ),

@@ -62,7 +62,7 @@ TASKS = (
         folder="magnatagatune",
         page="https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
         files=("annotations_final.csv", "mp3/?/*.mp3"),
-        split="folders 0-b, c, d-f",
+        split="folders 0-b train, c valid, d-f test",
         counts=(18_706, 1_825, 5_329),
         read_clips=read_clips,
     ),

@@ -71,7 +71,7 @@ TASKS = (
         folder="musdb18",
         page="https://zenodo.org/records/3338373 (MUSDB18-HQ)",
         files=("train", "test"),
-        split="published, 14 validation songs of the musdb package",
+        split="published, 14 validation songs of the musdb package; in songs",
         counts=(86, 14, 50),
         read_clips=read_clips,
     ),

@@ -109,7 +109,7 @@ def _published(target: str, classes: tuple[str, ...], minimum: float, counts: tu
         folder="vocalset",
         page="https://zenodo.org/records/1193957",
         files=(f"FULL/*/*/*/*.wav or train_{target[0]}.txt",),
-        split="singers 9:6:5" if target == "technique" else "recordings 48:32:20",
+        split="by singer, in singers" if target == "technique" else "by recording, in percent",
         counts=counts,
         read_clips=partial(read_clips, target=target),
     )
