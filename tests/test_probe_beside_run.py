@@ -93,7 +93,7 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
 
     # Shorter than it already is: there is no checkpoint of step 13 to wait for.
     assert pretrain_here(shards, out, "trainer.schedule.total_steps=13", *asked) == 0
-    assert not probers(out) and probes(out)[-1]["step"] == 15
+    assert not probers(out) and read_probes(out)[-1]["step"] == 15
 
 
 @pytest.mark.process
