@@ -39,7 +39,7 @@ from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
-from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe, read_probes
+from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe
 from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
         run_config = description.model_dump(mode="json")
         result = train(model, data, trainer, out, run_config, config.seed, device, stop, report, trivial)
     if rank == 0:
-        show(result, config.trainer.schedule.total_steps, trivial, find_best_probe(read_probes(out)))
+        show(result, config.trainer.schedule.total_steps, trivial, find_best_probe(out))
     return 0 if result.status == "done" else 1
 
 

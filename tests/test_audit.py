@@ -200,6 +200,13 @@ def test_a_run_without_its_config_is_shown_and_not_audited(sets, tmp_path, run_h
     assert code == 1 and "no config.yaml with config.shards" in err and err.count("\n") == 1
 
 
+def test_a_folder_that_is_no_run_is_named(tmp_path, run_here):
+    code, _, errors = run_here(audit, tmp_path / "none", "--step", 1)
+    assert code == 1 and errors == f"error: {tmp_path / 'none'}: there is no such folder; a run folder is needed\n"
+    code, _, errors = run_here(audit, tmp_path, "--step", 1)
+    assert code == 1 and errors.startswith(f"error: {tmp_path}: no run folder, it has no metrics.jsonl")
+
+
 def test_a_position_that_is_no_mapping_is_named(sets, tmp_path, say):
     steps = drawn(sets, [({"a": 1}, 2, 4)])
     code, out, _ = say(write_run(tmp_path / "run", {"a": sets["a"]}, [steps[0], (steps[1][0], 7)]))

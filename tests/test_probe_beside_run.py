@@ -6,7 +6,6 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import yaml
@@ -18,7 +17,8 @@ from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.config import UsageError, load_config
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
-from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
+from mert_foundry.jobs.probing.follow import keep_best, record_probe
+from mert_foundry.model.runs.checkpoint import CheckpointState, load_state, save_checkpoint
 from mert_foundry.model.runs.history import find_best_probe, forget_probes_after, read_probes
 
 QUICK = ["probe.protocol.rates=[0.01]", "probe.protocol.seeds=1", "probe.protocol.epochs=3", "probe.protocol.draws=0"]
@@ -77,7 +77,7 @@ def test_a_run_probes_itself_keeps_the_best_and_waits_for_the_last(
     # Step 5 has a checkpoint and is not due; the last is always probed.
     assert {record["step"] for record in found} == {10, 12}
     assert all(0 <= record["scores"]["pitch"] <= 1 for record in found)
-    best = find_best_probe(found)
+    best = find_best_probe(out)
     kept = json.loads((out / "best_by_probe" / "state.json").read_text())
     assert best is not None and kept["step"] == best.step
     assert f"best by probe: step {best.step}" in capsys.readouterr().out
@@ -174,19 +174,23 @@ def test_probes_of_steps_that_are_lost_are_forgotten(tmp_path: Path):
     assert read_probes(tmp_path) == []
 
 
-def test_the_best_probe_is_the_newest_of_the_highest_over_the_tasks_of_now():
-    def record(step: int, **scores: float | None) -> dict:
-        known = [score for score in scores.values() if score is not None]
-        return {"kind": "probe", "step": step, "mean": float(np.mean(known)) if known else None, "scores": scores}
+def test_the_kept_checkpoint_is_the_newest_of_the_highest_over_the_tasks_of_now(tmp_path: Path):
+    def probe(step: int, **scores: float | None) -> tuple[int, float] | None:
+        """Step and mean of the best after a probe, which is the checkpoint in the folder."""
+        held = save_checkpoint(tmp_path / "checkpoints", CheckpointState(step, None, seed=0, world_size=1), {}, {}, {})
+        keep_best(tmp_path, held, scores)
+        record_probe(tmp_path, step, scores)
+        best = find_best_probe(tmp_path)
+        assert best is None or load_state(tmp_path / best.checkpoint).step == best.step
+        return best and (best.step, best.mean)
 
-    assert find_best_probe([]) is None
-    assert find_best_probe([record(5, pitch=None)]) is None
-    many = [
-        record(1, key=0.9),
-        record(5, pitch=0.5),
-        record(10, pitch=0.7),
-        record(15, pitch=0.7),
-        record(20, pitch=0.6),
-    ]
-    best = find_best_probe(many)
-    assert best is not None and (best.step, best.mean, best.checkpoint) == (15, 0.7, "best_by_probe")
+    assert find_best_probe(tmp_path) is None
+    assert probe(1, pitch=None) is None
+    assert probe(2, key=0.9) == (2, 0.9)
+    assert probe(5, pitch=0.5) == (5, 0.5)  # of other tasks
+    assert probe(10, pitch=0.7) == (10, 0.7)
+    assert probe(15, pitch=0.7) == (15, 0.7)
+    assert probe(20, pitch=0.6) == (15, 0.7)
+    forget_probes_after(tmp_path, 10)
+    assert find_best_probe(tmp_path) is None  # the probe of step 10 is known, but no checkpoint of it is kept
+    assert probe(16, pitch=0.6) == (16, 0.6)

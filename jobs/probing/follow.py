@@ -22,7 +22,7 @@ from mert_foundry.jobs.probing.run import run_probe
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.jobs.probing.validation_basis import on_validation
 from mert_foundry.model.runs.checkpoint import CHECKPOINTS, checkpoint_step, find_fault, list_checkpoints
-from mert_foundry.model.runs.history import BEST_BY_PROBE, FOLLOW_READY, PROBES, read_probes
+from mert_foundry.model.runs.history import BEST_BY_PROBE, FOLLOW_READY, PROBES, find_best_probe, read_probes
 from mert_foundry.model.runs.publish import retire_folder
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
@@ -114,10 +114,9 @@ def record_probe(run: Path, step: int, scores: dict[str, float | None]) -> None:
 
 
 def keep_best(run: Path, held: Path, scores: dict[str, float | None]) -> None:
-    """Keep the checkpoint that was just probed if no earlier one has a higher mean over the same tasks."""
-    mean = mean_of(scores)
-    earlier = [record["mean"] for record in read_probes(run) if record["scores"].keys() == scores.keys()]
-    if mean is None or any(other is not None and other > mean for other in earlier):
+    """Keep the checkpoint that was just probed, unless the one that is kept has a higher mean over the same tasks."""
+    mean, kept = mean_of(scores), find_best_probe(run)
+    if mean is None or (kept and kept.scores.keys() == scores.keys() and kept.mean > mean):
         return
     if (run / BEST_BY_PROBE).exists():
         retire_folder(run / BEST_BY_PROBE)

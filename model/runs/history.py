@@ -43,7 +43,7 @@ class Validation(_Model):
 
 
 class BestProbe(_Model):
-    """The checkpoint with the highest mean over the tasks of the newest probe; of equal ones the newest."""
+    """The checkpoint that is kept for the highest mean of its scores; of equal ones the newest."""
 
     step: int = Field(description="Optimiser step")
     mean: float = Field(description="Mean of the scores")
@@ -118,14 +118,17 @@ def forget_probes_after(folder: Path, step: int) -> None:
         publish_bytes(str(folder / PROBES), "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def find_best_probe(records: list[dict[str, Any]]) -> BestProbe | None:
-    """The best of a run's probes, as `mert probe --follow` keeps it; None where no score is defined."""
-    alike = [record for record in records if record["scores"].keys() == records[-1]["scores"].keys()]
-    known = [record for record in alike if record["mean"] is not None]
-    if not known:
+def find_best_probe(folder: Path) -> BestProbe | None:
+    """The probe of the checkpoint that `mert probe --follow` keeps as the best of a run; None where it keeps none that can be read."""
+    try:
+        step = load_state(folder / BEST_BY_PROBE).step
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    best = max(reversed(known), key=lambda record: record["mean"])
-    return BestProbe(step=best["step"], mean=best["mean"], scores=best["scores"], checkpoint=BEST_BY_PROBE)
+    probes = [record for record in read_probes(folder) if record["step"] == step and record["mean"] is not None]
+    if not probes:
+        return None
+    best = probes[-1]
+    return BestProbe(step=step, mean=best["mean"], scores=best["scores"], checkpoint=BEST_BY_PROBE)
 
 
 def describe_best_probe(best: BestProbe) -> str:
@@ -135,9 +138,20 @@ def describe_best_probe(best: BestProbe) -> str:
 
 
 def load_run(folder: Path) -> RunHistory:
-    """Read a run folder. Raises FileNotFoundError, ValueError without any record, or for a config.yaml that is not a mapping."""
+    """Read a run folder.
+
+    Raises FileNotFoundError for a folder that is no run, ValueError without any record, or for a config.yaml that is not a mapping.
+    """
+    try:
+        lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder; a run folder is needed") from None
+        raise FileNotFoundError(
+            f"{folder}: no run folder, it has no metrics.jsonl, which mert pretrain writes"
+        ) from None
     records, unreadable = [], 0
-    for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
+    for line in lines:
         record = _parse(line)
         if record is None:
             unreadable += 1
@@ -173,7 +187,7 @@ def summarise_run(history: RunHistory) -> RunSummary:
         first_validation=validations[0] if validations else None,
         last_validation=validations[-1] if validations else None,
         best_validation=min(finite, key=lambda validation: validation.loss or 0.0) if finite else None,
-        best_probe=find_best_probe(history.of_kind("probe")),
+        best_probe=find_best_probe(history.folder),
         last_train={name: value for name, value in train[-1].items() if name != "position"} if train else None,
         audio_seconds_per_second=_median(train, "audio_seconds_per_second"),
         data_wait_share=_median(train, "data_wait_share"),
