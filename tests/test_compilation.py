@@ -43,13 +43,13 @@ def test_losses_stay_and_no_graph_is_broken_or_made_again(layer_drop: float, che
     names = list(compiled.state_dict())
     compile_parts(compiled, backend="aot_eager")
     found = losses(compiled, CPU, range(1, 4))
-    # The convolution with a norm, those of kernel 3 and of kernel 2, the projection, and one for all four layers.
-    assert counters["stats"]["unique_graphs"] == 5
+    # The projection, and one for all four layers.
+    assert counters["stats"]["unique_graphs"] == 2
     found += losses(compiled, CPU, range(4, 9))
     eager = build(layer_drop, checkpointing)
     assert found == pytest.approx(losses(eager, CPU, range(1, 4)) + losses(eager, CPU, range(4, 9)), rel=1e-5)
     assert list(compiled.state_dict()) == names
-    assert counters["stats"]["unique_graphs"] == 5 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
 @pytest.mark.slow

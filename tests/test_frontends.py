@@ -6,7 +6,7 @@ import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
@@ -146,6 +146,56 @@ def test_convolutions_equal_huberts(norm, bias):
     theirs.load_state_dict(weights)
     audio = torch.randn(2, 4_321)
     assert torch.allclose(ours(audio), theirs(audio).transpose(1, 2), atol=1e-5)
+
+
+@given(
+    layers=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=4),
+    norm=st.sampled_from(["group", "layer"]),
+    spare=st.integers(0, 40),
+    rows=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_convolutions_and_their_gradients_equal_torchs(layers, norm, spare, rows, seed):
+    """Any kernels and strides, a kernel shorter than its stride too."""
+    torch.manual_seed(seed)
+    kernels, strides = zip(*layers)
+    frontend = ConvFrontend(FrontendConfig(channels=3, kernels=kernels, strides=strides, norm=norm))
+    needed = 3
+    for kernel, stride in reversed(layers):
+        needed = (needed - 1) * stride + kernel
+    audio = torch.randn(rows, needed + spare, dtype=torch.float64)
+    frontend.double()
+    found = frontend(audio)
+    expected = naive_convolutions(frontend, audio)
+    assert torch.allclose(found, expected, atol=1e-9)
+    weights = [layer.conv.weight for layer in frontend.layers]
+    upstream = torch.randn_like(found)
+    gradients = (torch.autograd.grad(features, weights, upstream) for features in (found, expected))
+    for ours, theirs in zip(*gradients):
+        assert torch.allclose(ours, theirs * frontend.config.gradient_multiplier, atol=1e-8, rtol=1e-6)
+
+
+def naive_convolutions(frontend: ConvFrontend, audio: Tensor) -> Tensor:
+    signal = audio[:, None]
+    for layer in frontend.layers:
+        signal = layer.conv(signal)
+        if isinstance(layer.norm, nn.LayerNorm):
+            signal = layer.norm(signal.transpose(1, 2)).transpose(1, 2)
+        else:
+            signal = layer.norm(signal)
+        signal = nn.functional.gelu(signal)
+    return signal.transpose(1, 2)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.9])
+def test_the_norm_keeps_its_precision_for_narrow_sounds(offset):
+    """A high-pass filter leaves next to nothing of a low tone, and the norm brings it up again."""
+    frontend = ConvFrontend(FrontendConfig(channels=2, kernels=(10,), strides=(5,)))
+    with torch.no_grad():
+        frontend.layers[0].conv.weight.copy_(torch.tensor([1.0, -1.0] * 5).expand(2, 1, 10))
+    audio = 0.1 * sine(30, RATE) + 0.001 * torch.randn(1, RATE) + offset
+    expected = naive_convolutions(frontend.double(), audio.double())
+    assert torch.allclose(frontend.float()(audio).double(), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mert_foundry.model.encoder import MertEncoder
-from mert_foundry.model.frontend.convolution import ConvFrontend, ConvLayer
+from mert_foundry.model.frontend.convolution import ConvFrontend
 
 
 def padded_features(encoder: MertEncoder, audio: Tensor, num_samples: Sequence[int]) -> Tensor:
@@ -25,29 +25,8 @@ def padded_features(encoder: MertEncoder, audio: Tensor, num_samples: Sequence[i
         features: Tensor = frontend(audio)
         return features
     if isinstance(frontend, ConvFrontend):
-        return _convolve(frontend, audio, num_samples)
+        return frontend(audio, num_samples)
     return _by_length(frontend, audio, num_samples)
-
-
-def _convolve(frontend: ConvFrontend, audio: Tensor, num_samples: Sequence[int]) -> Tensor:
-    signal, lengths = audio[:, None], list(num_samples)
-    for layer in frontend.layers:
-        assert isinstance(layer, ConvLayer)
-        signal = layer.conv(signal)
-        (kernel,), (stride,) = layer.conv.kernel_size, layer.conv.stride
-        lengths = [(length - kernel) // stride + 1 for length in lengths]
-        if isinstance(layer.norm, nn.GroupNorm):
-            signal = _norm_each(layer.norm, signal, lengths)
-        signal = nn.functional.gelu(signal)
-    return signal.transpose(1, 2)
-
-
-def _norm_each(norm: nn.GroupNorm, signal: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Group norm of the first steps of each row of [B, C, T], in place; later steps are padding that no frame sees."""
-    for row, length in enumerate(lengths):
-        own = signal[row : row + 1, :, :length]
-        own.copy_(norm(own))
-    return signal
 
 
 def _by_length(frontend: nn.Module, audio: Tensor, num_samples: Sequence[int]) -> Tensor:

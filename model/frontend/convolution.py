@@ -6,12 +6,15 @@ layer (HuBERT large). At MERT's strides one frame is 320 samples, 75 Hz at 24 kH
 """
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from mert_foundry.model.frontend.strided_convolution import strided_convolution
 
 
 class FrontendConfig(BaseModel):
@@ -70,31 +73,88 @@ class FrontendConfig(BaseModel):
         return self.norm == "layer"
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of [B, C, T]."""
+class WaveLayer(nn.Module):
+    """The first layer: convolution of one channel, norm, GELU; audio [B, T] -> [B, P, C]."""
 
-    def forward(self, signal: Tensor) -> Tensor:
-        return super().forward(signal.transpose(1, 2)).transpose(1, 2)
-
-
-class ConvLayer(nn.Module):
-    """Convolution, norm, GELU: [B, C_in, T] -> [B, C, T']."""
-
-    def __init__(self, conv: nn.Conv1d, norm: nn.Module):
+    def __init__(self, conv: nn.Conv1d, norm: nn.GroupNorm | nn.LayerNorm):
         super().__init__()
         self.conv = conv
         self.norm = norm
 
-    def forward(self, signal: Tensor) -> Tensor:
-        return nn.functional.gelu(self.norm(self.conv(signal)))
+    def forward(self, audio: Tensor, num_frames: Tensor, length: int) -> Tensor:
+        """The first `length` frames of audio that goes on with zeros; row b has `num_frames` [B] frames of its own."""
+        (kernel,), (stride,) = self.conv.kernel_size, self.conv.stride
+        needed = (length - 1) * stride + kernel
+        windows = nn.functional.pad(audio, (0, max(0, needed - audio.shape[1]))).unfold(1, kernel, stride)[:, :length]
+        weight, bias = self.conv.weight[:, 0], self.conv.bias
+        if isinstance(self.norm, nn.GroupNorm):
+            weight, bias = _normalised(weight, self.norm, windows, num_frames)
+            return nn.functional.gelu(_product_of_windows(windows, weight, bias))
+        return nn.functional.gelu(self.norm(_product_of_windows(windows, weight, bias)))
+
+
+class ConvLayer(nn.Module):
+    """Convolution, norm, GELU: frames [M, C_in] -> [M / stride, C], rows of the batch one after another."""
+
+    def __init__(self, conv: nn.Conv1d, norm: nn.LayerNorm | nn.Identity):
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, frames: Tensor) -> Tensor:
+        convolved = strided_convolution(frames, self.conv.weight, self.conv.stride[0])
+        if self.conv.bias is not None:
+            convolved = convolved + self.conv.bias
+        return nn.functional.gelu(self.norm(convolved))
+
+
+def _normalised(weight: Tensor, norm: nn.GroupNorm, windows: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [B, C, K] and biases [B, C] that give a row's frames convolved and normalised over its own frames.
+
+    A channel is w . x over the windows x of a row, so its mean over time is w . mean(x) and its variance w S w, with S the
+    K x K covariance of the windows: statistics of ten numbers, where the frames have 512 times 24,000. In float64, since w can
+    be a high-pass filter and nearly all of x below it. The convolution's own bias is a part of the mean.
+    """
+    with torch.autocast(windows.device.type, enabled=False):
+        taps = weight.double()
+        mean, covariance = _moments(windows.double(), num_frames)
+        variance = ((taps @ covariance) * taps).sum(2)
+        scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+        scaled = taps * scale[:, :, None]
+        shift = norm.bias.double() - (scaled @ mean[:, :, None]).squeeze(2)
+        return scaled.to(weight.dtype), shift.to(weight.dtype)
+
+
+def _moments(windows: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [B, K] and covariance [B, K, K] of the first `num_frames` [B] windows of each row of [B, P, K]."""
+    own = (torch.arange(windows.shape[1], device=windows.device) < num_frames[:, None]).to(windows.dtype)[:, :, None]
+    count = num_frames.to(windows.dtype)[:, None]
+    mean = (windows * own).sum(1) / count
+    centred = (windows - mean[:, None]) * own
+    return mean, centred.transpose(1, 2) @ centred / count[:, :, None]
+
+
+def _product_of_windows(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Windows [B, P, K], weight [C, K] or [B, C, K], bias [C] or [B, C] -> [B, P, C].
+
+    The bias is one tap more, over ones. Zeros fill the taps up to a multiple of 8, which matrix units of GPUs need in bf16.
+    """
+    kernel = weight.shape[-1]
+    taps = nn.functional.pad(weight, (0, 1)) if bias is None else torch.cat([weight, bias[..., None]], dim=-1)
+    fill = -(kernel + 1) % 8
+    seen = nn.functional.pad(nn.functional.pad(windows, (0, 1), value=1.0), (0, fill))
+    return seen @ nn.functional.pad(taps, (0, fill)).transpose(-1, -2)
 
 
 class ConvFrontend(nn.Module):
     """Audio [B, T] samples -> features [B, F, C] frames; frame i sees the samples from i * hop on.
 
-    Group norm takes its statistics over the whole row, padding included: padded rows give slightly other features
-    than the same audio alone, so batch by length where that matters. With layer norm a frame depends on the samples
-    it sees and on nothing else.
+    Group norm takes its statistics over the whole row, padding included unless `num_samples` tells which part is audio: padded
+    rows give slightly other features than the same audio alone. With layer norm a frame depends on the samples it sees and on
+    nothing else.
+
+    The rows of a batch go through as one long row of frames, each filled up so that the frames of the next one begin where a
+    stride begins. Frames whose kernel reaches beyond their row come out too, and are cut off at the end.
     """
 
     def __init__(self, config: FrontendConfig):
@@ -102,32 +162,54 @@ class ConvFrontend(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(self._layer(i) for i in range(len(config.kernels)))
 
-    def _layer(self, i: int) -> ConvLayer:
+    def _layer(self, i: int) -> WaveLayer | ConvLayer:
         config, channels = self.config, self.config.channels
         conv = nn.Conv1d(channels if i else 1, channels, config.kernels[i], stride=config.strides[i], bias=config.bias)
-        if config.norm == "layer":
-            return ConvLayer(conv, ChannelNorm(channels))
-        return ConvLayer(conv, nn.Identity() if i else nn.GroupNorm(channels, channels))
+        if i:
+            return ConvLayer(conv, nn.LayerNorm(channels) if config.norm == "layer" else nn.Identity())
+        return WaveLayer(conv, nn.LayerNorm(channels) if config.norm == "layer" else nn.GroupNorm(channels, channels))
 
     def num_frames(self, num_samples: int) -> int:
         """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
         for kernel, stride in zip(self.config.kernels, self.config.strides):
-            num_samples = max(0, (num_samples - kernel) // stride + 1)
+            num_samples = _num_windows(num_samples, kernel, stride)
         return num_samples
 
-    def forward(self, audio: Tensor) -> Tensor:
-        """Audio [B, T] -> features [B, F, C]. Raises ValueError when T is too short for one frame."""
-        if self.num_frames(audio.shape[1]) == 0:
-            raise ValueError(f"audio of {audio.shape[1]} samples is too short: the front-end gives 0 frames for it")
-        features = audio[:, None]
-        for layer in self.layers:
-            features = self._run(layer, features)
-        return scale_gradient(features.transpose(1, 2), self.config.gradient_multiplier)
+    def forward(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
+        """Audio [B, T] -> features [B, F, C].
 
-    def _run(self, layer: nn.Module, features: Tensor) -> Tensor:
+        Args:
+            num_samples: samples of each row, with zeros after them, for rows of several lengths: the first frames of a row, as
+                many as its samples make, are as if it were alone. None: all T samples are the row's.
+
+        Raises ValueError when T is too short for one frame.
+        """
+        frames = self.num_frames(audio.shape[1])
+        if frames == 0:
+            raise ValueError(f"audio of {audio.shape[1]} samples is too short: the front-end gives 0 frames for it")
+        kernel, stride = self.config.kernels[0], self.config.strides[0]
+        windows = _num_windows(audio.shape[1], kernel, stride)
+        own = torch.full((len(audio),), windows, device=audio.device)
+        if num_samples is not None:
+            own = torch.tensor([_num_windows(length, kernel, stride) for length in num_samples], device=audio.device)
+        later_hop = self.config.hop // stride
+        length = -(-windows // later_hop) * later_hop
+
+        first, *others = self.layers
+        features = self._run(first, audio, own, length).flatten(0, 1)
+        for layer in others:
+            features = self._run(layer, features)
+        features = features.unflatten(0, (len(audio), -1))[:, :frames]
+        return scale_gradient(features, self.config.gradient_multiplier)
+
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.training and self.config.activation_checkpointing:
-            return checkpoint(layer, features, use_reentrant=False)
-        return layer(features)
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+
+def _num_windows(num_samples: int, kernel: int, stride: int) -> int:
+    return max(0, (num_samples - kernel) // stride + 1)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -82,7 +82,7 @@ class TrainerConfig(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="torch.compile front-end and layers: about a minute at each start, then faster steps on a GPU",
+        description="torch.compile the layers: about a minute at each start, then faster steps on a GPU",
     )
     parallel: Parallel = Field(
         "ddp",

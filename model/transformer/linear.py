@@ -25,14 +25,10 @@ class Linear(nn.Linear):
 
     def _fits(self, features: Tensor) -> bool:
         return (
-            features.device.type == "cpu"
-            and features.dtype == self.weight.dtype == torch.float32
-            and features.numel() > 0
-            and features.dim() > 1
+            features.dim() > 1
             and features.shape[-1] == self.in_features
-            and HAS_ONEDNN_LINEAR
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
+            and _goes_through_onednn(features, self.weight)
         )
 
 
@@ -58,3 +54,33 @@ class _OneDnnLinear(torch.autograd.Function):
 def _product(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """features [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]"""
     return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
+
+
+def matrix_product(features: Tensor, weight: Tensor) -> Tensor:
+    """features [M, K] times weight [N, K] transposed -> [M, N], by the same library; no gradient of it is recorded."""
+    if _goes_through_onednn(features, weight):
+        return _product(_dense(features), _dense(weight))
+    return torch.mm(features, weight.t())
+
+
+def add_product(total: Tensor, features: Tensor, weight: Tensor) -> None:
+    """Adds the product of `matrix_product` to `total` [M, N], in place."""
+    if _goes_through_onednn(features, weight):
+        total.add_(_product(_dense(features), _dense(weight)))
+    else:
+        total.addmm_(features, weight.t())
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """The matrix without gaps: oneDNN is a thousand times as slow where only some columns of a matrix are taken."""
+    return matrix.t().contiguous().t() if matrix.stride(0) == 1 else matrix.contiguous()
+
+
+def _goes_through_onednn(features: Tensor, weight: Tensor) -> bool:
+    return (
+        features.device.type == "cpu"
+        and features.dtype == weight.dtype == torch.float32
+        and features.numel() > 0
+        and HAS_ONEDNN_LINEAR
+        and not torch.compiler.is_compiling()
+    )
