@@ -128,9 +128,10 @@ class PretrainModel(nn.Module):
             sums[f"loss/{FEATURE_PENALTY}"] = feature_energy(learned, valid)
         selections = {"": masked, UNMASKED: valid & ~masked} if self.objective.unmasked_weight else {"": masked}
         for prefix, selected in selections.items():
-            frames = encoded.last[selected]
+            places = selected.flatten().nonzero().squeeze(1)  # counted once: a GPU must finish the encoder for it
+            frames = encoded.last.flatten(0, 1).index_select(0, places)
             for spec in self.head_specs:
-                loss, correct = self._compare(spec, batch, selected, frames, (codebooks or {}).get(spec.name))
+                loss, correct = self._compare(spec, batch, places, frames, (codebooks or {}).get(spec.name))
                 sums[f"loss/{prefix}{spec.name}"] = loss
                 if correct is not None and prefix == "":
                     sums[f"correct/{spec.name}"] = correct
@@ -140,21 +141,21 @@ class PretrainModel(nn.Module):
         self,
         spec: HeadSpec,
         batch: Mapping[str, Tensor],
-        selected: Tensor,
+        places: Tensor,
         frames: Tensor,
         codebooks: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's where `selected` [B, F] is true."""
-        stride, num_frames = self._strides[spec.name], selected.shape[1]
+        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's at `places` [S] of all rows' frames in turn."""
+        stride, num_frames = self._strides[spec.name], self.encoder.num_frames(batch["audio"].shape[1])
         if spec.partial:
-            present = batch[PRESENT + spec.name]
-            frames, selected = frames[present.expand_as(selected)[selected]], selected & present
+            present = batch[PRESENT + spec.name].expand(-1, num_frames).flatten()[places]
+            frames, places = frames[present], places[present]
         if spec.kind == "continuous":
-            values = align_values(batch[spec.name], stride, num_frames)[selected]
+            values = align_values(batch[spec.name], stride, num_frames).flatten(0, 1)[places]
             if spec.scale is not None:
                 values = self.standardise[spec.name](values)
             return squared_error(self.heads[spec.name](frames), values), None
-        codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2)[selected]
+        codes = align_codes(batch[spec.name], stride, num_frames).transpose(1, 2).flatten(0, 1)[places]
         logits = self.heads[spec.name](frames, codebooks)
         if codebooks is None:
             return code_cross_entropy(logits, codes), correct_codes(logits, codes)

@@ -1,5 +1,9 @@
 """One optimiser step over one rank's batch, and the forward pass it shares with validation.
 
+A step has three parts, so that the host can work while a GPU does: `prepare` draws masks and brings a batch to the device,
+`begin` starts forward and backward pass there, and `finish`, the only part that waits for the device, moves the optimiser.
+Between `begin` and `finish` the host prepares the next batch.
+
 The loss is normalised by the frame counts of all ranks and micro-batches, so its gradient does not depend on how a
 global batch is split. All randomness is seeded at the start of the step, so there is no generator state to keep.
 """
@@ -15,18 +19,46 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mert_foundry.model.objective.mixture import MixtureConfig, mix_batch
 from mert_foundry.model.objective.noise_fill import fill_with_noise
-from mert_foundry.model.objective.pretrain_model import Codebooks, PretrainModel
+from mert_foundry.model.objective.pretrain_model import PRESENT, Codebooks, PretrainModel
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.objective.span_mask import MaskConfig, draw_masking
 from mert_foundry.model.objective.target_alignment import align_valid
-from mert_foundry.model.training.device_batch import check_batch, micro_batches, to_device
+from mert_foundry.model.training.device_batch import check_batch, copy_to, micro_batches, to_device
 from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
 from mert_foundry.model.training.ranks import rank, sum_across_ranks, world_size
 from mert_foundry.model.training.sharding import full_tensor, holds_own_shard, is_sharded, unsharded
 from mert_foundry.model.transformer.masking import Masking
 
+CPU = torch.device("cpu")
 VALIDATION_STEP = 0  # the step that validation masks are drawn for: training steps count from 1
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """This rank's rows of a global batch, ready for a step.
+
+    inputs: as in model/training/device_batch.py, mixed and filled as the settings ask for; on the device, as `masking` is.
+    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU.
+    """
+
+    step: int
+    inputs: dict[str, Tensor]
+    masking: Masking
+    counts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A step whose backward pass is under way on the device: its clipped gradients are the model's.
+
+    sums: this rank's (PretrainModel.forward). norm: before clipping. diagnosed: their norms by part, if they were asked for.
+    """
+
+    batch: PreparedBatch
+    sums: dict[str, Tensor]
+    norm: Tensor
+    diagnosed: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -78,46 +110,65 @@ class TrainStep:
         extras: Mapping[str, float],
         diagnosed: bool = False,
     ) -> StepResult:
-        """Step number `step` (from 1) at learning rate `rate`, on this rank's rows of the global batch.
+        """The three parts of a step in one; arguments as theirs."""
+        return self.finish(self.begin(self.prepare(batch, step), diagnosed), rate, extras)
 
-        All ranks call it together. `extras` are numbers the caller wants summed over ranks in the same exchange.
-        `diagnosed` asks for diagnostics of the gradient, and of the weights after it moved them.
-        A step that is not finite on any rank moves no rank's optimiser. Raises ValueError for a batch that does
-        not fit the model.
+    def prepare(self, batch: Mapping[str, Any], step: int) -> PreparedBatch:
+        """This rank's rows of the global batch of step number `step` (from 1), ready for it. All ranks call it together.
+
+        Raises ValueError for a batch that does not fit the model.
         """
-        torch.manual_seed(derive_seed(self.seed, step, "dropout", rank()))
+        masking, valid = self._draw_masking(batch, step)
+        present = {name: batch[name] for name in batch if name.startswith(PRESENT)}
+        counts = sum_across_ranks(self.model.count_frames(present, masking.predicted, valid), CPU)
+        inputs = to_device(batch, self.model.head_specs, self.device)
+        if self.mixture is not None:
+            inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
+        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
+        return PreparedBatch(step, inputs, masking.each(self._to_device), counts)
+
+    def begin(self, batch: PreparedBatch, diagnosed: bool = False) -> Gradients:
+        """Start the forward and backward pass. All ranks call it together.
+
+        `diagnosed` asks for diagnostics of the gradient, and of the weights after it moved them.
+        """
+        torch.manual_seed(derive_seed(self.seed, batch.step, "dropout", rank()))
         self.model.train()
-        inputs, masking = self._training_inputs(batch, step)
-        valid = align_valid(inputs["valid"], self.model.encoder.hop, masking.shape[1])
-        counts = sum_across_ranks(self.model.count_frames(inputs, masking.predicted, valid), self.device)
-        sums = self._backward(inputs, masking, self.model.draw_codebooks(self.seed, step), counts)
+        sums = self._backward(batch, self.model.draw_codebooks(self.seed, batch.step))
         # All ranks have the same gradients, so rank 0 reports them; each rank of a sharded model has a shard, so all take part.
         diagnosed = diagnosed and holds_own_shard(self.model)
-        diagnostics: dict[str, Any] = {"gradient_norms": gradient_norms(self.model)} if diagnosed else {}
+        diagnostics = {"gradient_norms": gradient_norms(self.model)} if diagnosed else None
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        return Gradients(batch, sums, norm, diagnostics)
 
+    def finish(self, gradients: Gradients, rate: float, extras: Mapping[str, float]) -> StepResult:
+        """Wait for the gradients and move the optimiser at learning rate `rate`. All ranks call it together.
+
+        `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any rank
+        moves no rank's optimiser.
+        """
+        batch, sums, norm = gradients.batch, gradients.sums, gradients.norm
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
-        loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
+        loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        samples = float(inputs["audio"].numel())
+        samples = float(batch.inputs["audio"].numel())
         totals = sum_across_ranks({**extras, **sums, "broken": broken, "samples": samples}, self.device)
         finite = float(totals["broken"]) == 0.0
         if finite:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
-        if diagnosed:
-            with unsharded(self.model), self._autocast():
-                diagnostics |= diagnose(self.model, inputs, masking) if rank() == 0 else {}
-        reported = diagnostics if diagnosed and rank() == 0 else None
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals, reported)
+        diagnostics = self._diagnose(gradients) if gradients.diagnosed is not None else None
+        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics)
 
-    def _training_inputs(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
-        """As `_prepare`, the audio mixed and filled as the settings ask for."""
-        inputs, masking = self._prepare(batch, step)
-        if self.mixture is not None:
-            inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
-        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
-        return inputs, masking
+    def _diagnose(self, gradients: Gradients) -> dict[str, Any] | None:
+        """Diagnostics of the gradient and of the weights after it moved them, on rank 0."""
+        with unsharded(self.model), self._autocast():
+            if rank() != 0:
+                return None
+            return {
+                **(gradients.diagnosed or {}),
+                **diagnose(self.model, gradients.batch.inputs, gradients.batch.masking),
+            }
 
     def _move(self, rate: float) -> None:
         """The optimiser's step at a learning rate."""
@@ -132,19 +183,23 @@ class TrainStep:
         No dropout, no mixture, all codebooks; masks depend on seed and key only, so that every validation masks alike.
         """
         self.model.eval()
-        inputs, masking = self._prepare(batch, VALIDATION_STEP)
+        masking, _ = self._draw_masking(batch, VALIDATION_STEP)
+        inputs = to_device(batch, self.model.head_specs, self.device)
         inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], VALIDATION_STEP)
         with torch.no_grad(), self._autocast():
-            return self.model(inputs, masking)
+            return self.model(inputs, masking.each(self._to_device))
 
-    def _prepare(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
-        """The device form of a batch, and its masks; `valid` stays as long as the targets."""
-        encoder, heads = self.model.encoder, self.model.head_specs
+    def _draw_masking(self, batch: Mapping[str, Any], step: int) -> tuple[Masking, Tensor]:
+        """Masks of a batch that fits the model, and its valid frames [B, F]; both on the CPU."""
+        encoder = self.model.encoder
         num_frames = encoder.num_frames(batch["audio"].shape[1])
-        check_batch(batch, heads, num_frames, encoder.hop)
-        valid = align_valid(batch["valid"], encoder.hop, num_frames).numpy()
-        masking = draw_masking(self.mask, self.seed, step, batch["key"], valid, len(encoder.mask_embedding))
-        return to_device(batch, heads, self.device), masking.to(self.device)
+        check_batch(batch, self.model.head_specs, num_frames, encoder.hop)
+        valid = align_valid(batch["valid"], encoder.hop, num_frames)
+        width = len(encoder.mask_embedding)
+        return draw_masking(self.mask, self.seed, step, batch["key"], valid.numpy(), width), valid
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return copy_to(tensor, self.device)
 
     def _mix(self, mixture: MixtureConfig, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
         hop = audio.shape[1] // batch["valid"].shape[1]
@@ -157,21 +212,15 @@ class TrainStep:
             return audio
         return fill_with_noise(audio, masking.noised, self.model.encoder.hop, self.seed, step, keys)
 
-    def _backward(
-        self,
-        inputs: Mapping[str, Tensor],
-        masking: Masking,
-        codebooks: Codebooks | None,
-        counts: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def _backward(self, batch: PreparedBatch, codebooks: Codebooks | None) -> dict[str, Tensor]:
         """Gradients of the global loss on every parameter; returns this rank's sums over all micro-batches."""
         total: dict[str, Tensor] = {}
-        parts = zip(micro_batches(inputs, self.accumulation), masking.split(self.accumulation))
+        parts = zip(micro_batches(batch.inputs, self.accumulation), batch.masking.split(self.accumulation))
         for i, (part, masks) in enumerate(parts):
             with self._synchronised(last=i == self.accumulation - 1):
                 with self._autocast():
                     sums = self._parallel(part, masks, codebooks)
-                loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
+                loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
                 # DDP takes the mean over ranks, where the sum is the gradient of the global loss.
                 (loss * world_size()).backward()
             total = add_by_name(total, sums)

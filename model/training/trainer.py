@@ -52,7 +52,7 @@ from mert_foundry.model.training.sharding import (
     shard_like,
     unsharded,
 )
-from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
+from mert_foundry.model.training.train_step import PreparedBatch, StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
 
 Batch = dict[str, Any]
@@ -192,6 +192,15 @@ def train(
         return run.go_on(state, stop)
 
 
+@dataclass(frozen=True)
+class _NextBatch:
+    """A batch ready for its step, the stream's position after it, and the seconds that the host waited for it."""
+
+    prepared: PreparedBatch
+    position: Position
+    wait: float
+
+
 @dataclass
 class _Run:
     """The steps of a run, with the validations and checkpoints between them.
@@ -215,12 +224,13 @@ class _Run:
         if not known:
             self._validate_if_due(state.step)
         batches = self.data.stream(state.position) if state.step < total_steps else iter(())
+        batch: _NextBatch | None = None
         while state.step < total_steps:
-            batch, position, wait = _next_batch(batches, state.step, total_steps)
-            state, stopping = self._step(state, batch, position, {"stop": float(stop()), "wait": wait})
+            batch = batch or self._next_batch(batches, state.step)
+            state, batch, stopping = self._step(state, batch, batches, stop)
             self._tell_of(self.writer.poll())
             done = state.step == total_steps
-            if stopping or done or state.step % self.config.checkpoint_every == 0:
+            if stopping or self._checkpoint_is_due(state.step):
                 self._finish_write()
                 # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
                 stopping = stopping or done or self._any_rank(stop())
@@ -230,21 +240,45 @@ class _Run:
             self._validate_if_due(state.step)
         return self._result("done", state)
 
+    def _checkpoint_is_due(self, step: int) -> bool:
+        return step == self.config.schedule.total_steps or step % self.config.checkpoint_every == 0
+
+    def _next_batch(self, batches: Iterator[tuple[Batch, Position]], step: int) -> _NextBatch:
+        """The batch of the step after `step`."""
+        begin = time.perf_counter()
+        try:
+            batch, position = next(batches)
+        except StopIteration:
+            total_steps = self.config.schedule.total_steps
+            raise ValueError(f"the stream ended after step {step}, before total_steps {total_steps}") from None
+        wait = time.perf_counter() - begin
+        return _NextBatch(self.trainee.prepare(batch, step + 1), position, wait)
+
     def _step(
-        self, state: CheckpointState, batch: Batch, position: Position, extras: dict[str, float]
-    ) -> tuple[CheckpointState, bool]:
-        """One step, recorded; the state after it, and whether any rank was asked to stop."""
+        self,
+        state: CheckpointState,
+        batch: _NextBatch,
+        batches: Iterator[tuple[Batch, Position]],
+        stop: Callable[[], bool],
+    ) -> tuple[CheckpointState, _NextBatch | None, bool]:
+        """One step, recorded; the state after it, the batch that comes next, and whether any rank was asked to stop.
+
+        That batch is made ready while a GPU is busy with this one's gradients. Before a checkpoint there is none: what is wrong
+        with it must not cost the steps before it.
+        """
         config, step = self.config, state.step + 1
         rate = learning_rate(config.schedule, step)
         diagnosed = config.diagnostics_every is not None and step % config.diagnostics_every == 0
-        result = self.trainee.train(batch, step, rate, extras, diagnosed)
-        state = _advance(state, position, result)
+        gradients = self.trainee.begin(batch.prepared, diagnosed)
+        following = None if self._checkpoint_is_due(step) else self._next_batch(batches, step)
+        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), "wait": batch.wait})
+        state = _advance(state, batch.position, result)
         if self.average is not None and result.finite:
             self.average.update(step)
         logged = step == config.schedule.total_steps or step % config.log_every == 0
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
-        return state, bool(result.totals["stop"])
+        return state, following, bool(result.totals["stop"])
 
     def _validate_if_due(self, step: int) -> None:
         """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded; `sets` in it has that of each set.
@@ -368,18 +402,6 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
             report({"kind": "incomplete_checkpoint", "fault": fault})
         step = -1 if path is None else checkpoint_step(path)
     return agree_on_rank_zero(step, device)
-
-
-def _next_batch(
-    batches: Iterator[tuple[Batch, Position]], step: int, total_steps: int
-) -> tuple[Batch, Position, float]:
-    """The next batch, the position after it, and the seconds spent waiting for it."""
-    begin = time.perf_counter()
-    try:
-        batch, position = next(batches)
-    except StopIteration:
-        raise ValueError(f"the stream ended after step {step}, before total_steps {total_steps}") from None
-    return batch, position, time.perf_counter() - begin
 
 
 def _advance(state: CheckpointState, position: Position, result: StepResult) -> CheckpointState:

@@ -35,19 +35,16 @@ class Masking:
         """[B, F]"""
         return self.predicted.shape
 
-    def to(self, device: torch.device) -> "Masking":
-        """The same on a device."""
-        return self._each(lambda part: part.to(device, non_blocking=True))
-
     def first(self, rows: int) -> "Masking":
         """Those of the first rows."""
-        return self._each(lambda part: part[:rows])
+        return self.each(lambda part: part[:rows])
 
     def split(self, count: int) -> Iterator["Masking"]:
         """`count` parts along the rows, as Tensor.tensor_split cuts them."""
-        return (self._each(partial(_part_of, count, number)) for number in range(count))
+        return (self.each(partial(_part_of, count, number)) for number in range(count))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Masking":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Masking":
+        """The same with every part changed."""
         return Masking(
             change(self.predicted),
             change(self.embedded),
