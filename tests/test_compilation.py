@@ -69,6 +69,7 @@ def test_validations_with_batches_of_any_size_go_on_compiled():
 
 
 @pytest.mark.gpu
+@pytest.mark.process  # the compiler starts some
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["fp32", "bf16"])
 def test_a_gpu_compiles_and_stays_near_the_cpu(bfloat16: bool):

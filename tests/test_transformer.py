@@ -8,6 +8,7 @@ from tiny_model import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mert_foundry.model.training.precision import set_precision
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.initialisation import initialise
 from mert_foundry.model.transformer.norm import norm_placement
@@ -76,6 +77,7 @@ def test_a_correlation_by_fft_is_the_convolution_with_its_gradients(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_adds_the_position_that_a_cpu_adds():
+    set_precision("fp32")  # another test may have left tf32
     transformer, features = randomised(position="convolution"), torch.randn(3, 200, 16)
     with torch.no_grad():
         expected = transformer.position(features)
