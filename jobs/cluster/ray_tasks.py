@@ -49,6 +49,7 @@ def run_on_ray(
     actors: int,
     actors_per_gpu: int = 1,
     report: Callable[[float, str], None],
+    finished: Callable[[Any], None] = lambda result: None,
 ) -> dict[str, str]:
     """Do every task; returns the error message of each one that failed.
 
@@ -60,6 +61,7 @@ def run_on_ray(
             or GPUs share them, so that on a GPU one computes while another reads or writes. Never more than tasks.
         actors_per_gpu: how many share a GPU where `actors` is 0, but no more than there are CPUs for each GPU.
         report: called about twice a second with the audio seconds done and a note on failures.
+        finished: called with what `run` of the worker gave for each task that did not fail.
     """
     address = _connect(address)
     try:
@@ -74,7 +76,7 @@ def run_on_ray(
         resources = {"num_cpus": share} if device == "cpu" else {"num_cpus": 0, "num_gpus": share}
         # Two methods at once, so that a worker can be asked how far it is.
         remote = ray.remote(worker).options(**resources, max_concurrency=2, max_restarts=-1, max_task_retries=RETRIES)
-        return _run(tasks, [remote.remote(*arguments) for _ in range(wanted)], report)
+        return _run(tasks, [remote.remote(*arguments) for _ in range(wanted)], report, finished)
     finally:
         ray.shutdown()
 
@@ -90,7 +92,9 @@ def _connect(address: str | None) -> str:
     return address
 
 
-def _run(tasks: Sequence[Task], pool: list, report: Callable[[float, str], None]) -> dict[str, str]:
+def _run(
+    tasks: Sequence[Task], pool: list, report: Callable[[float, str], None], note_result: Callable[[Any], None]
+) -> dict[str, str]:
     # Long tasks first, so that the last ones to finish are short.
     waiting = deque(sorted(tasks, key=lambda task: -task.seconds))
     idle = list(pool)
@@ -108,7 +112,7 @@ def _run(tasks: Sequence[Task], pool: list, report: Callable[[float, str], None]
         for reference in ready:
             actor, task = running.pop(reference)
             try:
-                ray.get(reference)
+                note_result(ray.get(reference))
             except RayActorError as error:
                 # An actor that cannot be started again must not eat the queue: another one does its task.
                 actors_left -= 1

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.shards.record_sums import RecordSums, summarise_record
 from mert_foundry.pipeline.teachers.registry import TEACHERS, Teachers, build_teachers
 
 
@@ -54,10 +55,10 @@ class Labeller:
             self.backend |= getattr(teacher, "backend", {})
         self.seconds = 0.0
 
-    def run(self, task: ShardTask) -> None:
-        """Label and publish one shard. Raises as `process_shard` does."""
+    def run(self, task: ShardTask) -> RecordSums:
+        """Label and publish one shard; returns what is kept of its record. Raises as `process_shard` does."""
         self.seconds = 0.0
-        process_shard(
+        record = process_shard(
             task,
             self.teachers,
             self.order.root,
@@ -68,6 +69,7 @@ class Labeller:
             report=self._count,
         )
         self.seconds = 0.0
+        return summarise_record(record)
 
     def seconds_done(self) -> float:
         """Audio seconds done of the shard at work."""

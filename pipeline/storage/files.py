@@ -60,11 +60,19 @@ def size(location: str) -> int:
 
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files right in a folder; empty when the folder does not exist."""
+    return sorted(list_sizes(folder))
+
+
+def list_sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files right in a folder, by name, from one listing; empty when the folder does not exist."""
     filesystem, path = open_filesystem(folder)
-    if not filesystem.isdir(path):
-        return []
-    entries = filesystem.ls(path, detail=True)
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    own = path.strip("/")  # of a file, its own entry is listed
+    found = ((entry["name"].rstrip("/"), entry) for entry in entries if entry["type"] == "file")
+    return {name.rsplit("/", 1)[-1]: entry["size"] for name, entry in found if name.strip("/") != own}
 
 
 def read_bytes(location: str) -> bytes:
