@@ -27,6 +27,7 @@ from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, LABELLERS_PER_GPU
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned
+from mert_foundry.pipeline.labelling.status import JobPlan, write_plan
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
 from mert_foundry.pipeline.shards.catalogue import MOST_SHARDS, Catalogue, read_catalogue
@@ -77,6 +78,11 @@ class LabelConfig(BaseModel):
         " GPU. Each takes about 1.5 GB of GPU memory",
     )
     decode_threads: int = Field(default=DECODE_THREADS, gt=0, description="Decoding threads of each actor")
+    wait_for_nodes: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How long to wait when no worker is left, as when all nodes of a cluster have gone, before the job ends, seconds",
+    )
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
@@ -153,13 +159,14 @@ def label(
     catalogue.publish()
     whole = sum(track.seconds for track in manifest.tracks) / 3600
     part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != WHOLE_MANIFEST else ""
-    console.say(
-        f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h{part}; {len(unfinished)} to do"
-    )
+    plan = JobPlan(shards=len(tasks), seconds=sum(task.seconds for task in tasks))
+    console.say(f"plan: {plan.shards} shards, {plan.seconds / 3600:.3f} h{part}; {len(unfinished)} to do")
+    write_plan(config.out, plan)
     failures = label_tasks(config, manifest.root, unfinished, catalogue) if unfinished else {}
     for name, message in sorted(failures.items()):
         print(f"error: {name}: {message}", file=sys.stderr)
     if failures:
+        write_plan(config.out, plan.model_copy(update={"failed": failures}))
         print(f"{len(failures)} of {len(tasks)} shards are missing; the same command does just those", file=sys.stderr)
         return 1
     files.publish_bytes(files.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
@@ -203,6 +210,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask], catalogu
             device=order.device,
             actors=config.actors,
             actors_per_gpu=LABELLERS_PER_GPU,
+            wait=config.wait_for_nodes,
             report=progress.update,
             finished=saver.add,
         )
