@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
         return label(config, manifest, tasks, specs, catalogue)
     find_work(config, manifest, tasks, specs, catalogue)  # before the lock, whose file is the first thing written
     with locked(files.local_path(config.out), "labelling"):
-        return label(config, manifest, tasks, specs, read_catalogue(config.out))
+        return label(config, manifest, tasks, specs, read_catalogue(config.out, catalogue.unpublished))
 
 
 def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[ShardTask]:
@@ -179,7 +179,8 @@ def label(
         segment_seconds=config.segments.segment_seconds,
         audio_member=config.segments.audio,
         selection=config.selection,
-        catalogue=catalogue,
+        # After work, as the folder is then: a tar that has gone is not listed.
+        catalogue=read_catalogue(config.out, catalogue.unpublished) if unfinished else catalogue,
     )
     console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
     return 0
@@ -230,8 +231,13 @@ class CatalogueSaver:
             self.close()
 
     def close(self) -> None:
-        """Write down what is not yet."""
-        self._catalogue.publish()
+        """Write down what is not yet; what cannot be written is tried again the next time."""
+        try:
+            self._catalogue.publish()
+        except OSError as error:
+            console.warn(
+                f"what is finished cannot be written down: {error}; no shard is lost, but a rerun takes longer"
+            )
         self._saved = time.monotonic()
 
 

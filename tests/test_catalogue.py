@@ -164,6 +164,22 @@ def test_shards_about_to_change_are_taken_out_before(made: Path, shards: Path):
     assert known(shards) == known(made) | {NAMES[0]: digest} and digest != known(made)[NAMES[0]]
 
 
+def test_documents_that_cannot_be_written_are_written_later_each_shard_once(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mert_foundry.pipeline.shards.catalogue.MOST_SHARDS", 16)
+    catalogue = read_catalogue(str(shards))
+    full = shards / ".records"
+    full.touch()  # in the place of the folder
+    with pytest.raises(OSError):
+        catalogue.publish()
+    full.unlink()
+    catalogue.publish()
+    catalogue.publish()
+    assert sum(len(sums.shards) for sums in read_catalogue(str(shards)).documents.values()) == len(NAMES)
+    assert len(list(full.iterdir())) == 3
+
+
 def test_a_file_of_others_among_records_is_named(shards: Path):
     read_catalogue(str(shards)).publish()
     (shards / "train-000099.json").write_text("[1]")

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayError
 from mert_foundry.jobs.command.console import console
 
 LOOK_EVERY = 2.0  # seconds between looks at what the cluster has
-MOST_FAILED_STARTS = 3  # in a row
+MOST_FAILED_STARTS, FAILING_SECONDS = 3, 10.0  # in a row, and over which time, before it is an error
 # Seconds without a worker: until that is said, at the start, when models are loaded, and later; and between such lines.
 SAY_AT_START, SAY_LATER, SAY_EVERY = 60.0, 5.0, 60.0
 NODE_DIED = "node has died"  # in Ray's message on an actor
@@ -78,7 +78,7 @@ class ActorPool:
         self.idle: list[Actor] = []
         self.busy: list[Actor] = []
         self._looked = -math.inf
-        self._failed_starts = 0
+        self._failed_starts: list[float] = []  # when, on the monotonic clock, since the last that did not fail
 
     def update(self, tasks: int) -> None:
         """Take what has started, and start more for as many tasks as are left. Raises RuntimeError when none can start."""
@@ -86,7 +86,9 @@ class ActorPool:
             for reference in ray.wait(list(self.starting), num_returns=len(self.starting), timeout=0)[0]:
                 self._note_start(reference, self.starting.pop(reference))
         now = time.monotonic()
-        if now > self._looked + LOOK_EVERY:
+        # One bad node may fail before a good one is ready, and is asked less and less often.
+        pause = LOOK_EVERY * 2 ** min(len(self._failed_starts), 5)
+        if now > self._looked + pause:
             self._looked = now
             missing = self._spread.wanted(ray.cluster_resources(), tasks) - len(self.busy) - len(self.idle)
             for _ in range(missing - len(self.starting)):
@@ -123,10 +125,14 @@ class ActorPool:
     def _note_start(self, reference: Any, handle: Any) -> None:
         try:
             self.idle.append(Actor(handle, ray.get(reference)))
-            self._failed_starts = 0
+            self._failed_starts = []
         except RayError as error:
-            self._failed_starts += not is_of_node(error)
-            if self._failed_starts >= MOST_FAILED_STARTS:
+            if not is_of_node(error):
+                self._failed_starts.append(time.monotonic())
+            is_lasting = len(self._failed_starts) >= MOST_FAILED_STARTS and (
+                self._failed_starts[-1] - self._failed_starts[0] > FAILING_SECONDS
+            )
+            if is_lasting and not (self.idle or self.busy):
                 raise RuntimeError(f"no worker can start: {last_line(error)}") from error
 
 

@@ -85,23 +85,22 @@ class Catalogue:
 
     def publish(self) -> None:
         """Write what is in no document yet, with what is in documents that have room; those it replaces go afterwards."""
+        folder = files.join(self.folder, RECORD_SUMS)
         if self.unpublished:
-            open_documents = {
-                location: sums for location, sums in self.documents.items() if len(sums.shards) < MOST_SHARDS
-            }
-            for sums in _in_documents([*open_documents.values(), *self.unpublished]):
+            replaced = {name: sums for name, sums in self.documents.items() if len(sums.shards) < MOST_SHARDS}
+            written = {}
+            for sums in _in_documents([*replaced.values(), *self.unpublished]):
                 content = sums.to_bytes()
-                location = _document_name(content)
-                files.publish_bytes(files.join(self.folder, RECORD_SUMS, location), content)
-                open_documents.pop(location, None)
-                self.documents[location] = sums
-                self._take(sums)
-            for location in open_documents:
-                del self.documents[location]
-            self.obsolete += open_documents
+                files.publish_bytes(files.join(folder, _document_name(content)), content)
+                written[_document_name(content)] = sums
+            # Not before all are there: what fails on the way can be tried again.
+            self.documents = {name: sums for name, sums in self.documents.items() if name not in replaced} | written
+            self.obsolete += replaced
             self.unpublished = []
-        for location in set(self.obsolete) - self.documents.keys():  # a damaged one may have been written again
-            files.remove(files.join(self.folder, RECORD_SUMS, location))
+            for sums in written.values():
+                self._take(sums)
+        for name in set(self.obsolete) - self.documents.keys():  # a damaged one may have been written again
+            files.remove(files.join(folder, name))
         self.obsolete = []
 
     def read_documents(self) -> None:
@@ -116,6 +115,13 @@ class Catalogue:
                 self.documents[name] = sums
                 self._take(sums)
         self.obsolete = sorted(found.keys() - self.documents.keys())
+
+    def take_known(self, known: Sequence[RecordSums]) -> None:
+        """Take what has been read of records before, and is in no document, if it is of what the folder holds now."""
+        for sums in known:
+            if all(self._is_new_and_there(state) for state in sums.shards):
+                self._take(sums)
+                self.unpublished.append(sums)
 
     def read_records(self, names: Sequence[str]) -> None:
         """Read the records of these shards. Raises FolderError for a file that `mert label` did not write."""
@@ -144,8 +150,11 @@ class Catalogue:
         self._states.update((state.name, (state, sums)) for state in sums.shards)
 
 
-def read_catalogue(folder: str) -> Catalogue:
+def read_catalogue(folder: str, known: Sequence[RecordSums] = ()) -> Catalogue:
     """The shards of a folder; an empty one where there is no folder. Writes nothing.
+
+    Args:
+        known: what has been read of records before; it is taken as long as they have the same sizes.
 
     Raises:
         FolderError: a file has the name of a record, and `mert label` did not write it.
@@ -153,6 +162,7 @@ def read_catalogue(folder: str) -> Catalogue:
     catalogue = Catalogue(folder, files.list_sizes(folder))
     if any(name.endswith(".json") for name in catalogue.sizes):
         catalogue.read_documents()
+        catalogue.take_known(known)
         catalogue.read_records(catalogue.unread())
     return catalogue
 
