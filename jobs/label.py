@@ -169,8 +169,19 @@ def label(
         write_plan(config.out, plan.model_copy(update={"failed": failures}))
         print(f"{len(failures)} of {len(tasks)} shards are missing; the same command does just those", file=sys.stderr)
         return 1
+    # After work, of the folder as it is then: a tar that has gone is not listed.
+    catalogue = read_catalogue(config.out, catalogue.unpublished) if unfinished else catalogue
+    index = write_index(config, manifest, tasks, specs, catalogue)
+    console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
+    return 0
+
+
+def write_index(
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
+) -> ShardIndex:
+    """Write label.yaml and index.json of a finished set. Raises as `build_index`."""
     files.publish_bytes(files.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
-    index = build_index(
+    return build_index(
         config.out,
         [task.name for task in tasks],
         specs,
@@ -179,11 +190,8 @@ def label(
         segment_seconds=config.segments.segment_seconds,
         audio_member=config.segments.audio,
         selection=config.selection,
-        # After work, as the folder is then: a tar that has gone is not listed.
-        catalogue=read_catalogue(config.out, catalogue.unpublished) if unfinished else catalogue,
+        catalogue=catalogue,
     )
-    console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
-    return 0
 
 
 def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask], catalogue: Catalogue) -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import many_shards
 import numpy as np
 import pytest
 from loopback_store import LoopbackStore
@@ -85,6 +86,21 @@ def test_state_and_index_of_an_object_store_take_few_requests(made: Path, store:
     assert store.requests["get"] == 1 and store.requests["put"] == 1
 
 
+@pytest.mark.s3
+def test_the_measured_set_is_one_that_labelling_would_write(store: LoopbackStore):
+    """Of `many_shards.py`: its documents say what its records say."""
+    count, folder = 12, "s3://bucket/shards"
+    many_shards.fill(store, count, with_documents=True)
+    tasks = many_shards.make_tasks(count)
+    assert many_shards.find_state(folder, tasks) == 0
+    digest = many_shards.make_index(folder, tasks)
+    assert store.requests["get"] == 2  # the document, twice
+    for key in [key for key in store.names() if "/.records/" in key or key.endswith("index.json")]:
+        del store.sizes[key], store.contents[key]
+    store.add("shards/other.txt", 0, b"")  # which sorts the names again
+    assert many_shards.make_index(folder, tasks) == digest and store.requests["get"] == 2 + count
+
+
 def test_the_index_is_that_of_the_records_in_whatever_order_they_came(shards: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mert_foundry.pipeline.shards.catalogue.MOST_SHARDS", 7)
     expected = index_shards(shards, NAMES).to_bytes()
@@ -133,7 +149,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a record is longer": lambda folder: (folder / "train-000003.json").open("a").write(" "),
     "a document is damaged": lambda folder: next((folder / ".records").iterdir()).write_bytes(b"{}"),
     "a document is cut": lambda folder: next((folder / ".records").iterdir()).write_bytes(b""),
-    "a copy of a document": lambda folder: shutil.copy(next((folder / ".records").iterdir()), folder / ".records" / "0.json"),
+    "a copy of a document": lambda folder: shutil.copy(next((folder / ".records").iterdir()), folder / ".records" / f"{0:016}.json"),
     "no document": lambda folder: shutil.rmtree(folder / ".records"),
     "a new shard": lambda folder: write_examples(folder, "train-000003", make_track("other", 90)),
 }  # fmt: skip

@@ -103,7 +103,7 @@ def test_the_file_that_kills_its_process_is_dropped_and_the_rest_of_its_shard_ke
     record = load_record(str(out), "train-000000")
     (dropped,) = record.dropped_tracks
     assert dropped.track.startswith("deadly") and dropped.reason == "crashed" and "SIGKILL" in dropped.detail
-    assert len({entry.track for entry in record.members}) == 3 and record.examples == 3
+    assert len({entry.track for entry in record.members}) == 3 and record.examples == 6
     assert load_index(str(out)).dropped == {"crashed": dropped.segments}
     assert run_here(verify_job, out, "--manifest", manifest)[0] == 0
     code, said, _ = run_here(label_job, *arguments)

@@ -123,10 +123,11 @@ def begun(folder: Path) -> dict[str, list[str]]:
 
 
 def test_nodes_join_and_go_and_all_go(cluster, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """One node, then two, then one of them is killed, then the other; with a new one the job ends, each task done once."""
+    """No node, one, two, then one of them is killed, then the other; with a new one the job ends, each task done once."""
     tasks = [Errand(f"errand{number}", tmp_path) for number in range(3)]
-    first = cluster.add_node(num_cpus=1)
     job = Job(cluster, tasks, wait=60)
+    wait_until(lambda: asked_for(cluster) == {"CPU": 1})
+    first = cluster.add_node(num_cpus=1)
     wait_until(lambda: len(begun(tmp_path)) == 1)
     wait_until(lambda: asked_for(cluster) == {"CPU": 1})
     second = cluster.add_node(num_cpus=1)

@@ -39,11 +39,11 @@ def test_what_is_done_and_how_long_the_rest_takes(shards: Path):
 
 
 def test_lines_and_json(shards: Path, run_here: Callable[..., tuple[int, str, str]]):
-    before = {path: path.read_bytes() for path in shards.iterdir()}
+    before = {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()}
     code, said, _ = run_here(status_job, shards)
     assert code == 0 and "3 of 4 shards (75.0%)" in said and "1 silent" in said
     assert "failed: 1 shards such as valid-000001: OSError: no such file" in said
-    assert {path: path.read_bytes() for path in shards.iterdir()} == before
+    assert {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()} == before
     index_shards(shards, list(DONE))
     code, said, _ = run_here(status_job, shards, "--json")
     assert code == 0 and json.loads(said)["is_complete"] and json.loads(said)["shards"] == 3
@@ -51,7 +51,7 @@ def test_lines_and_json(shards: Path, run_here: Callable[..., tuple[int, str, st
 
 def test_a_folder_without_a_job_is_named(tmp_path: Path, run_here: Callable[..., tuple[int, str, str]]):
     code, _, errors = run_here(status_job, tmp_path)
-    assert code == 1 and f"{tmp_path}/.plan.json is not there" in errors
+    assert code == 1 and f"{tmp_path}/.records/plan.json is not there" in errors
     (tmp_path / "metrics.jsonl").touch()
     code, _, errors = run_here(status_job, tmp_path)
     assert code == 2 and "run folder" in errors

@@ -48,13 +48,16 @@ class Spread:
 def spread_actors(
     device: Literal["cpu", "cuda"], actors: int, actors_per_gpu: int, tasks: int, *, address: str
 ) -> Spread:
-    """How to spread them over the cluster as it is now. Raises RuntimeError when it has no CPU or GPU."""
+    """How to spread them over the cluster as it is now; one of CPUs may still have no node.
+
+    Raises RuntimeError when it has no GPU, or Ray of this machine no CPU.
+    """
     cluster, resource = ray.cluster_resources(), "GPU" if device == "cuda" else "CPU"
     available = int(cluster.get(resource, 0))
-    if not available:
+    if not available and (device == "cuda" or address == "local"):
         raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
     per_device = max(1, min(actors_per_gpu, int(cluster.get("CPU", 0)) // available)) if device == "cuda" else 1
-    share = 1 / math.ceil(min(actors or available * per_device, tasks) / available)
+    share = 1 / math.ceil(min(actors or available * per_device, tasks) / available) if available else 1.0
     return Spread("GPU" if device == "cuda" else "CPU", actors, per_device, share, not actors and address != "local")
 
 

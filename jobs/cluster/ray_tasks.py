@@ -75,7 +75,8 @@ def run_on_ray(
         finished: called with what `run` of the worker gave for each task that did not fail.
 
     Raises:
-        RuntimeError: there is no CPU or GPU at the start, no worker can start, or there was none for `wait` seconds.
+        RuntimeError: there is no GPU at the start, or no CPU where Ray is started here; no worker can start, or there was
+            none for `wait` seconds.
     """
     address = _connect(address)
     try:

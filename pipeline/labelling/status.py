@@ -9,14 +9,15 @@ from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue
 from mert_foundry.pipeline.shards.index import INDEX_NAME
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
+from mert_foundry.pipeline.storage.folder_kinds import RECORD_SUMS
 
-PLAN_NAME = ".plan.json"
+PLAN_NAME = "plan.json"
 RATE_SECONDS = 3600.0  # before the last record, over which the rate is taken
 MOST_FAILURES = 100  # that are listed
 
 
 class JobPlan(Document):
-    """What a job set out to do; `.plan.json` in its folder."""
+    """What a job set out to do; `.records/plan.json` in its folder."""
 
     shards: int = Field(ge=0, description="Shards of the whole plan")
     seconds: float = Field(ge=0, description="Audio seconds of their tracks")
@@ -42,18 +43,18 @@ class JobStatus(Document):
 
 
 def write_plan(folder: str, plan: JobPlan) -> None:
-    """Publish `.plan.json`."""
-    files.publish_bytes(files.join(folder, PLAN_NAME), json_bytes(plan.model_dump(mode="json")))
+    """Publish `.records/plan.json`."""
+    files.publish_bytes(files.join(folder, RECORD_SUMS, PLAN_NAME), json_bytes(plan.model_dump(mode="json")))
 
 
 def read_status(folder: str, now: float) -> JobStatus:
     """The status at a time, in seconds since 1970.
 
     Raises:
-        FileNotFoundError: the folder has no `.plan.json`, which `mert label` writes first.
+        FileNotFoundError: the folder has no `.records/plan.json`, which `mert label` writes first.
         ValueError: it is damaged.
     """
-    location = files.join(folder, PLAN_NAME)
+    location = files.join(folder, RECORD_SUMS, PLAN_NAME)
     try:
         plan = parse_model(location, files.read_bytes(location), JobPlan)
     except (FileNotFoundError, NotADirectoryError):

@@ -25,6 +25,7 @@ from mert_foundry.pipeline.storage.ownership import find_content_fault
 MOST_SHARDS = 1000  # of a document
 THREADS = 32  # that wait for an object store
 READ_AT_ONCE = 1024  # records whose sums wait in memory to be joined
+DOCUMENT_PATTERN = r"[0-9a-f]{16}\.json"
 RECORD_KEYS = {"schema_version", "url", "plan_fingerprint", "members"}
 
 
@@ -106,7 +107,7 @@ class Catalogue:
     def read_documents(self) -> None:
         """Read `.records/`; of what lies twice there, or is not what the folder holds now, the records are read."""
         location = files.join(self.folder, RECORD_SUMS)
-        names = files.list_names(location)
+        names = [name for name in files.list_names(location) if re.fullmatch(DOCUMENT_PATTERN, name)]
         with ThreadPoolExecutor(THREADS) as threads:
             found = dict(zip(names, threads.map(partial(_read_document, location), names)))
         whole = {name: sums for name, sums in found.items() if sums is not None}
