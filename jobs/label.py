@@ -11,7 +11,9 @@ changes them. Exit code 1 when a shard is missing at the end.
 """
 
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,9 +26,11 @@ from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, ShardTask, plan_shards
 from mert_foundry.pipeline.labelling.process_shard import DECODE_THREADS, LABELLERS_PER_GPU
-from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned, shard_names
+from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned
+from mert_foundry.pipeline.labelling.status import JobPlan, write_plan
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
+from mert_foundry.pipeline.shards.catalogue import MOST_SHARDS, Catalogue, read_catalogue
 from mert_foundry.pipeline.shards.index import (
     INDEX_NAME,
     RECORDED_CONFIG,
@@ -35,11 +39,13 @@ from mert_foundry.pipeline.shards.index import (
     ShardIndex,
     build_index,
 )
+from mert_foundry.pipeline.shards.record_sums import RecordSums
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
 from mert_foundry.pipeline.teachers.registry import check_device, describe_targets
 
+SAVE_EVERY = 300.0  # seconds between documents of what is finished, when fewer shards than one holds have come
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
 
 
@@ -72,6 +78,11 @@ class LabelConfig(BaseModel):
         " GPU. Each takes about 1.5 GB of GPU memory",
     )
     decode_threads: int = Field(default=DECODE_THREADS, gt=0, description="Decoding threads of each actor")
+    wait_for_nodes: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How long to wait when no worker is left, as when all nodes of a cluster have gone, before the job ends, seconds",
+    )
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
     )
@@ -102,11 +113,12 @@ def main(arguments: list[str]) -> int:
     manifest = load_manifest(config.manifest)
     tasks = plan_tasks(config.manifest, manifest, config)
     specs = describe_targets(config.teachers, TEACHERS)
+    catalogue = read_catalogue(config.out)
     if not files.is_local(config.out):
-        return label(config, manifest, tasks, specs)
-    find_work(config, manifest, tasks, specs)  # before the lock, whose file is the first thing written
+        return label(config, manifest, tasks, specs, catalogue)
+    find_work(config, manifest, tasks, specs, catalogue)  # before the lock, whose file is the first thing written
     with locked(files.local_path(config.out), "labelling"):
-        return label(config, manifest, tasks, specs)
+        return label(config, manifest, tasks, specs, read_catalogue(config.out, catalogue.unpublished))
 
 
 def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[ShardTask]:
@@ -120,7 +132,7 @@ def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[S
 
 
 def find_work(
-    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
 ) -> list[ShardTask]:
     """The tasks that are to do; writes nothing.
 
@@ -128,32 +140,48 @@ def find_work(
     stands beside no shard, and so is somebody's own.
     """
     recorded = files.join(config.out, RECORDED_CONFIG)
-    if files.exists(recorded) and not shard_names(config.out):
+    if RECORDED_CONFIG in catalogue.sizes and not catalogue.shard_names:
         raise FolderError(f"{recorded} is not ours: there is no shard beside it, and labelling would overwrite it")
-    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.overwrite)
+    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.overwrite, catalogue)
     if unfinished:
         check_root(manifest, config.manifest)
     return unfinished
 
 
-def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec]) -> int:
+def label(
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
+) -> int:
     """Do what the plan lacks and write the index; returns the exit code."""
-    unfinished = find_work(config, manifest, tasks, specs)
+    unfinished = find_work(config, manifest, tasks, specs, catalogue)
     files.sweep_temporary(config.out)
-    remove_unplanned(config.out, tasks)
+    remove_unplanned(catalogue, tasks)
+    catalogue.forget([task.name for task in unfinished])
+    catalogue.publish()
     whole = sum(track.seconds for track in manifest.tracks) / 3600
     part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != WHOLE_MANIFEST else ""
-    console.say(
-        f"plan: {len(tasks)} shards, {sum(task.seconds for task in tasks) / 3600:.3f} h{part}; {len(unfinished)} to do"
-    )
-    failures = label_tasks(config, manifest.root, unfinished) if unfinished else {}
+    plan = JobPlan(shards=len(tasks), seconds=sum(task.seconds for task in tasks))
+    console.say(f"plan: {plan.shards} shards, {plan.seconds / 3600:.3f} h{part}; {len(unfinished)} to do")
+    write_plan(config.out, plan)
+    failures = label_tasks(config, manifest.root, unfinished, catalogue) if unfinished else {}
     for name, message in sorted(failures.items()):
         print(f"error: {name}: {message}", file=sys.stderr)
     if failures:
+        write_plan(config.out, plan.model_copy(update={"failed": failures}))
         print(f"{len(failures)} of {len(tasks)} shards are missing; the same command does just those", file=sys.stderr)
         return 1
+    # After work, of the folder as it is then: a tar that has gone is not listed.
+    catalogue = read_catalogue(config.out, catalogue.unpublished) if unfinished else catalogue
+    index = write_index(config, manifest, tasks, specs, catalogue)
+    console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
+    return 0
+
+
+def write_index(
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
+) -> ShardIndex:
+    """Write label.yaml and index.json of a finished set. Raises as `build_index`."""
     files.publish_bytes(files.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
-    index = build_index(
+    return build_index(
         config.out,
         [task.name for task in tasks],
         specs,
@@ -162,13 +190,12 @@ def label(config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs
         segment_seconds=config.segments.segment_seconds,
         audio_member=config.segments.audio,
         selection=config.selection,
+        catalogue=catalogue,
     )
-    console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
-    return 0
 
 
-def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[str, str]:
-    """Do the tasks on Ray; returns the message of each shard that failed."""
+def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask], catalogue: Catalogue) -> dict[str, str]:
+    """Do the tasks on Ray; `catalogue` learns of each shard. Returns the message of each that failed."""
     # Ray takes seconds to import, and only who labels needs it: not --help, not a rerun that finds all done, not a check
     # of the config.
     from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
@@ -182,7 +209,8 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
     )
     # An index must not stand beside shards that are about to change.
     files.remove(files.join(config.out, INDEX_NAME))
-    with Progress("label", sum(task.seconds for task in tasks)) as progress:
+    saver = CatalogueSaver(catalogue)
+    with Progress("label", sum(task.seconds for task in tasks)) as progress, closing(saver):
         return run_on_ray(
             tasks,
             Labeller,
@@ -191,8 +219,34 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask]) -> dict[
             device=order.device,
             actors=config.actors,
             actors_per_gpu=LABELLERS_PER_GPU,
+            wait=config.wait_for_nodes,
             report=progress.update,
+            finished=saver.add,
         )
+
+
+class CatalogueSaver:
+    """Notes shards as they are finished, and writes them down now and then, so that another job knows them by few requests."""
+
+    def __init__(self, catalogue: Catalogue):
+        self._catalogue = catalogue
+        self._saved = time.monotonic()
+
+    def add(self, sums: RecordSums) -> None:
+        """A shard is finished."""
+        self._catalogue.add(sums)
+        if time.monotonic() > self._saved + SAVE_EVERY or len(self._catalogue.unpublished) >= MOST_SHARDS:
+            self.close()
+
+    def close(self) -> None:
+        """Write down what is not yet; what cannot be written is tried again the next time."""
+        try:
+            self._catalogue.publish()
+        except OSError as error:
+            console.warn(
+                f"what is finished cannot be written down: {error}; no shard is lost, but a rerun takes longer"
+            )
+        self._saved = time.monotonic()
 
 
 def summary_lines(config: LabelConfig, index: ShardIndex) -> Iterator[str]:

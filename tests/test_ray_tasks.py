@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
+from mert_foundry.jobs.cluster import ray_pool
 from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -67,3 +68,28 @@ def test_actors_beyond_the_gpus_share_them(
     )
     assert failures == {}
     assert len({(tmp_path / name).read_text() for name in names}) == processes
+
+
+class Unready:
+    """Cannot start."""
+
+    def __init__(self) -> None:
+        raise ValueError("the weights are of another size")
+
+    def run(self, task: Meeting) -> None:
+        raise AssertionError("never started")
+
+    def seconds_done(self) -> float:
+        return 0.0
+
+
+def test_workers_that_cannot_start_end_the_job_with_their_reason(
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ray_pool, "FAILING_SECONDS", 0.5)
+    monkeypatch.setattr(ray_pool, "LOOK_EVERY", 0.2)
+    with pytest.raises(RuntimeError, match="no worker can start: ValueError: the weights are of another size"):
+        run_on_ray(
+            [Meeting("a", tmp_path, [])], Unready, (), address=ray_address, device="cpu", actors=1,
+            report=lambda seconds, note: None,
+        )  # fmt: skip

@@ -20,6 +20,7 @@ from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unpla
 from mert_foundry.pipeline.manifest.decode_track import decode_track
 from mert_foundry.pipeline.manifest.rows import Manifest, Track, load_manifest
 from mert_foundry.pipeline.manifest.scan import ManifestConfig, scan, write_manifest
+from mert_foundry.pipeline.shards.catalogue import read_catalogue
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 
@@ -86,7 +87,7 @@ def test_stale_missing_foreign_and_unplanned(manifest: Manifest, tmp_path: Path)
     with pytest.raises(ValueError, match=f"{names[0]}: a shard this plan does not have"):
         unfinished(plan=tasks[1:])
     assert unfinished(plan=tasks[1:], overwrite=True) == [] and shard_names(str(out)) == set(names)
-    remove_unplanned(str(out), tasks[1:])
+    remove_unplanned(read_catalogue(str(out)), tasks[1:])
     assert shard_names(str(out)) == set(names[1:]) and (out / "dataset-infos.tar").exists()
 
 

@@ -1,22 +1,28 @@
-"""Tasks on Ray actors: each actor does one task at a time, tells how far it is, and is started again when it dies.
+"""Tasks on Ray actors: each actor does one task at a time and tells how far it is; another takes the place of one that dies.
 
 An actor works with one arithmetic thread, so what a task writes depends neither on the number of actors nor on
-retries.
+retries. A task is done again when its node went away, as often as that happens. A worker that dies on a node that stays may have been
+killed by what it worked on: the second death of a task makes it one to be done with care, the third a failed one.
 """
 
 import contextlib
 import logging
-import math
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from mert_foundry.jobs.cluster.ray_pool import Actor, ActorPool, Vigil, spread_actors
+from mert_foundry.jobs.command.console import console
+
 POLL_SECONDS = 0.5
-RETRIES = 2
+DEATHS_BEFORE_CARE, MOST_DEATHS = 2, 3  # of workers, at one task
+WAIT_FOR_WORKERS = 3600.0  # seconds
 
 
 class Task(Protocol):
@@ -30,7 +36,10 @@ class Task(Protocol):
 
 
 class Worker(Protocol):
-    """What an actor is made of. Both methods are called at once, from two threads."""
+    """What an actor is made of. `run` and `seconds_done` are called at once, from two threads.
+
+    It may have `run_carefully`, which does a task of which two workers have died.
+    """
 
     def run(self, task: Any) -> Any:
         """Do a task and publish what comes of it."""
@@ -48,7 +57,9 @@ def run_on_ray(
     device: Literal["cpu", "cuda"],
     actors: int,
     actors_per_gpu: int = 1,
+    wait: float = WAIT_FOR_WORKERS,
     report: Callable[[float, str], None],
+    finished: Callable[[Any], None] = lambda result: None,
 ) -> dict[str, str]:
     """Do every task; returns the error message of each one that failed.
 
@@ -56,25 +67,31 @@ def run_on_ray(
         worker, arguments: the class of the actors, and what each is made with.
         address: `local` starts Ray on this machine for this call; else the address of a running cluster; None:
             RAY_ADDRESS, else local.
-        actors: processes; 0 means one for each CPU of the cluster, or `actors_per_gpu` for each GPU. More than there are CPUs
-            or GPUs share them, so that on a GPU one computes while another reads or writes. Never more than tasks.
+        actors: processes; 0 means one for each CPU of the cluster, or `actors_per_gpu` for each GPU, also of nodes that join later. More
+            than there are CPUs or GPUs share them, so that on a GPU one computes while another reads or writes. Never more than tasks.
         actors_per_gpu: how many share a GPU where `actors` is 0, but no more than there are CPUs for each GPU.
+        wait: seconds to wait without any worker, as when all nodes have gone.
         report: called about twice a second with the audio seconds done and a note on failures.
+        finished: called with what `run` of the worker gave for each task that did not fail.
+
+    Raises:
+        RuntimeError: there is no GPU at the start, or no CPU where Ray is started here; no worker can start, or there was
+            none for `wait` seconds.
     """
     address = _connect(address)
     try:
-        cluster, resource = ray.cluster_resources(), "GPU" if device == "cuda" else "CPU"
-        available = int(cluster.get(resource, 0))
-        if not available:
-            raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
-        per_device = min(actors_per_gpu, int(cluster.get("CPU", 0)) // available) if device == "cuda" else 1
-        wanted = min(actors or available * max(1, per_device), len(tasks))
-        share = 1 / math.ceil(wanted / available)
-        # An actor on a GPU must not wait for a CPU, as it would by default.
-        resources = {"num_cpus": share} if device == "cpu" else {"num_cpus": 0, "num_gpus": share}
-        # Two methods at once, so that a worker can be asked how far it is.
-        remote = ray.remote(worker).options(**resources, max_concurrency=2, max_restarts=-1, max_task_retries=RETRIES)
-        return _run(tasks, [remote.remote(*arguments) for _ in range(wanted)], report)
+        spread = spread_actors(device, actors, actors_per_gpu, len(tasks), address=address)
+        # Long tasks first, so that the last ones to finish are short.
+        job = _Job(
+            ActorPool(worker, arguments, spread), deque(sorted(tasks, key=lambda task: -task.seconds)), Vigil(wait)
+        )
+        job.can_be_careful = hasattr(worker, "run_carefully")
+        while job.waiting or job.running:
+            job.start_tasks()
+            for result in job.collect():
+                finished(result)
+            report(job.seconds_done(), f"{len(job.failures)} failed" if job.failures else "")
+        return job.failures
     finally:
         ray.shutdown()
 
@@ -90,53 +107,81 @@ def _connect(address: str | None) -> str:
     return address
 
 
-def _run(tasks: Sequence[Task], pool: list, report: Callable[[float, str], None]) -> dict[str, str]:
-    # Long tasks first, so that the last ones to finish are short.
-    waiting = deque(sorted(tasks, key=lambda task: -task.seconds))
-    idle = list(pool)
-    running: dict = {}
-    failures: dict[str, str] = {}
-    attempts: Counter[str] = Counter()
-    actors_left = len(pool)
-    done: dict[str, float] = {}
-    finished = 0.0
-    while waiting or running:
-        while waiting and idle:
-            actor, task = idle.pop(), waiting.popleft()
-            running[actor.run.remote(task)] = (actor, task)
-        ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+@dataclass
+class _Job:
+    """Tasks that wait and run, and how those ended that do not; `seconds` of audio of the latter."""
+
+    pool: ActorPool
+    waiting: deque[Task]
+    vigil: Vigil
+    can_be_careful: bool = False
+    running: dict[Any, tuple[Actor, Task]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    answers: dict[str, float] = field(default_factory=dict)
+
+    def start_tasks(self) -> None:
+        """Give tasks to idle actors. Raises RuntimeError when there has been no actor for too long."""
+        self.pool.update(len(self.waiting) + len(self.running))
+        self.vigil.look(bool(self.pool.idle or self.running))
+        while self.waiting and self.pool.idle:
+            actor, task = self.pool.take(), self.waiting.popleft()
+            careful = self.can_be_careful and self.deaths[task.name] >= DEATHS_BEFORE_CARE
+            method = actor.handle.run_carefully if careful else actor.handle.run
+            self.running[method.remote(task)] = (actor, task)
+        if not self.waiting:
+            self.pool.release_idle()
+
+    def collect(self) -> list[Any]:
+        """What tasks gave that are done, after a moment of waiting for them."""
+        references = [*self.running, *self.pool.starting]
+        if not references:
+            time.sleep(POLL_SECONDS)
+        ready = ray.wait(references, timeout=POLL_SECONDS)[0] if references else []
+        results = []
         for reference in ready:
-            actor, task = running.pop(reference)
+            if reference not in self.running:
+                continue  # an actor that has started
+            actor, task = self.running.pop(reference)
             try:
-                ray.get(reference)
+                results.append(ray.get(reference))
             except RayActorError as error:
-                # An actor that cannot be started again must not eat the queue: another one does its task.
-                actors_left -= 1
-                attempts[task.name] += 1
-                if attempts[task.name] <= RETRIES and actors_left:
-                    waiting.append(task)
-                else:
-                    failures[task.name] = _message(error)
+                self._do_again(task, error, is_death=not self.pool.lose(actor, error))
                 continue
             except RayError as error:
-                failures[task.name] = _message(error)
-            idle.append(actor)
-            finished += task.seconds
-        if not actors_left:
-            failures |= {task.name: "no worker is left to do it" for task in waiting}
-            waiting.clear()
-        _ask(running, done)
-        report(finished + sum(done.get(task.name, 0.0) for _, task in running.values()), _note(failures))
-    return failures
+                if isinstance(error, RayTaskError) and isinstance(error.cause, MemoryError):
+                    self.pool.end(actor)  # what else fails in a process without memory cannot be known
+                    self._do_again(task, error, is_death=True)
+                    continue
+                self.failures[task.name] = _message(error)
+            self.pool.give_back(actor)
+            self.seconds += task.seconds
+        return results
 
+    def seconds_done(self) -> float:
+        """Audio seconds done, of the tasks at work too."""
+        _ask(self.running, self.answers)
+        return self.seconds + sum(self.answers.get(task.name, 0.0) for _, task in self.running.values())
 
-def _note(failures: dict[str, str]) -> str:
-    return f"{len(failures)} failed" if failures else ""
+    def _do_again(self, task: Task, error: RayError, is_death: bool) -> None:
+        """Let a task wait again, unless it was its worker's last permitted death; the death of a node counts for nothing."""
+        self.answers.pop(task.name, None)
+        self.deaths[task.name] += is_death
+        if self.deaths[task.name] < MOST_DEATHS:
+            self.waiting.append(task)
+            if is_death and self.deaths[task.name] == DEATHS_BEFORE_CARE and self.can_be_careful:
+                console.warn(
+                    f"{task.name}: {DEATHS_BEFORE_CARE} workers died of it; it is done with care, one file after the other"
+                )
+        else:
+            self.failures[task.name] = f"{MOST_DEATHS} workers died of it: {_message(error)}"
+            self.seconds += task.seconds
 
 
 def _ask(running: dict, done: dict[str, float]) -> None:
     """Bring the audio seconds done of every running task up to date; one that does not answer keeps its last."""
-    questions = {actor.seconds_done.remote(): task.name for actor, task in running.values()}
+    questions = {actor.handle.seconds_done.remote(): task.name for actor, task in running.values()}
     if not questions:
         return
     answered, _ = ray.wait(list(questions), num_returns=len(questions), timeout=POLL_SECONDS)

@@ -18,6 +18,7 @@ JOBS = {
     "fit": "fit codebooks to features of a corpus, to be a teacher",
     "plan": "hours, bytes, memory and cost of labels and a run, before they are spent",
     "label": "manifest to labelled WebDataset shards, on Ray",
+    "status": "how far a labelling job elsewhere is, from its folder",
     "verify": "check every shard against the index",
     "inspect": "look at a manifest, shards, runs, features or a probe; HTML report",
     "import": "weights of Hubert, MERT or fairseq to a folder that pretrain and export begin from",

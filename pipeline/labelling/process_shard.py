@@ -4,10 +4,12 @@ Every stage is a stream, so a track of any length needs the memory of a few segm
 teacher's chunk; a teacher that labels tracks side by side also holds the labels of those that are ahead.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,6 +33,8 @@ DECODE_THREADS = 2
 # Processes that share a GPU, no more than its share of the cores: each decodes for itself, and needs about 1.5 GB there.
 LABELLERS_PER_GPU = 8
 
+NONE_REFUSED: Mapping[str, DecodeError] = MappingProxyType({})
+
 
 def process_shard(
     task: ShardTask,
@@ -41,20 +45,22 @@ def process_shard(
     *,
     device: str = "cpu",
     decode_threads: int = DECODE_THREADS,
+    refused: Mapping[str, DecodeError] = NONE_REFUSED,
     report: Callable[[float], None] = lambda seconds: None,
 ) -> ShardRecord:
     """Label one shard and publish it in the folder `out`.
 
     A track or segment that cannot be used is dropped under a reason; a file that cannot be reached is an error, since
-    another run may reach it. `device` is where tracks are resampled, with the same result on any. `report` is called with
-    the seconds of each example handed to the writer and of each dropped track or segment.
+    another run may reach it. `device` is where tracks are resampled, with the same result on any. `refused` has tracks by key
+    that are not to be opened, and why. `report` is called with the seconds of each example handed to the writer and of each
+    dropped track or segment.
 
     Raises:
         OSError: a file of the manifest, or the output folder, cannot be reached.
         ValueError: a teacher wrote what its specification does not allow.
     """
-
-    with closing(_outcomes(task, teachers, root, device, decode_threads, report)) as outcomes:
+    decoded = read_ahead(task.tracks, partial(_attempt, root, device, task.config, refused), decode_threads)
+    with closing(_outcomes(decoded, task, teachers, report)) as outcomes:
         return write_shard(
             out,
             task.name,
@@ -67,15 +73,14 @@ def process_shard(
 
 
 def _outcomes(
+    decoded: Generator[tuple[Track, "_SegmentedTrack | DecodeError"], None, None],
     task: ShardTask,
     teachers: list[Teacher],
-    root: str,
-    device: str,
-    decode_threads: int,
     report: Callable[[float], None],
 ) -> Generator[Outcome, None, None]:
-    """What the shard's tracks come to, in the order of the task."""
-    with closing(_decode_ahead(task, root, decode_threads, device)) as decoded:
+    """What the shard's tracks come to, in the order of the task. They are decoded ahead; at most as many as there are threads wait for
+    the teacher that is furthest ahead."""
+    with closing(decoded):
         # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
         tracks, *views = tee(decoded, 1 + len(teachers))
         labels = [
@@ -99,18 +104,16 @@ class _SegmentedTrack:
     silent: dict[int, str]
 
 
-def _decode_ahead(
-    task: ShardTask, root: str, threads: int, device: str
-) -> Generator[tuple[Track, _SegmentedTrack | DecodeError], None, None]:
-    """Decode in threads, hand over in order; at most `threads` wait for the teacher that is furthest ahead."""
-
-    def attempt(track: Track) -> _SegmentedTrack | DecodeError:
-        try:
-            return _segment(track, decode_track(track, root, device), task.config)
-        except DecodeError as error:
-            return error
-
-    return read_ahead(task.tracks, attempt, threads)
+def _attempt(
+    root: str, device: str, config: SegmentConfig, refused: Mapping[str, DecodeError], track: Track
+) -> _SegmentedTrack | DecodeError:
+    """A decoded track, or why it cannot be used; called in threads."""
+    if track.key in refused:
+        return refused[track.key]
+    try:
+        return _segment(track, decode_track(track, root, device), config)
+    except DecodeError as error:
+        return error
 
 
 def _segment(track: Track, audio: TrackAudio, config: SegmentConfig) -> _SegmentedTrack:

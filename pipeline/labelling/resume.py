@@ -4,101 +4,113 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 from mert_foundry.pipeline.labelling.plan import ShardTask
+from mert_foundry.pipeline.shards.catalogue import THREADS, Catalogue, foreign, read_catalogue
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.index import INDEX_NAME
-from mert_foundry.pipeline.shards.record import NAME_PATTERN, ShardRecord, find_misfits, load_record
+from mert_foundry.pipeline.shards.record import NAME_PATTERN, find_misfits
+from mert_foundry.pipeline.shards.record_sums import RecordSums, ShardState
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
-from mert_foundry.pipeline.storage.ownership import find_document_fault, find_tar_fault
+from mert_foundry.pipeline.storage.ownership import find_content_fault, find_tar_fault
 
-RECORD_KEYS = {"schema_version", "url", "plan_fingerprint", "members"}
 INDEX_KEYS = {"schema_version", "shardlist", "targets"}
-THREADS = 16  # that wait for an object store
 
 
 def find_unfinished(
-    folder: str, tasks: list[ShardTask], specs: list[TargetSpec], audio: AudioMember, overwrite: bool
+    folder: str,
+    tasks: list[ShardTask],
+    specs: list[TargetSpec],
+    audio: AudioMember,
+    overwrite: bool,
+    catalogue: Catalogue | None = None,
 ) -> list[ShardTask]:
     """The tasks without a valid record and a tar of the recorded size; writes and removes nothing.
 
-    With `overwrite`, stale shards count as unfinished (each stays until its successor is published).
+    With `overwrite`, stale shards count as unfinished (each stays until its successor is published). `catalogue` is of the
+    folder as it is now, where one is at hand; else it is read.
 
     Raises:
         FolderError: a file under the name of a shard or the index that `mert label` did not write.
         ValueError: without `overwrite`, a shard of another plan, teacher or audio member; both values are named.
     """
-    refuse_foreign_files(folder)
-    unfinished = [task for task in tasks if not _is_finished(folder, task, specs, audio, overwrite)]
-    unplanned = find_unplanned(folder, tasks)
+    catalogue = read_catalogue(folder) if catalogue is None else catalogue
+    refuse_foreign_files(catalogue)
+    unfinished = [task for task in tasks if not _is_finished(catalogue, task, specs, audio, overwrite)]
+    unplanned = find_unplanned(catalogue, tasks)
     if unplanned and not overwrite:
         raise ValueError(f"{folder}/{unplanned[0]}: a shard this plan does not have; overwrite=true removes it")
     return unfinished
 
 
-def remove_unplanned(folder: str, tasks: list[ShardTask]) -> None:
+def remove_unplanned(catalogue: Catalogue, tasks: list[ShardTask]) -> None:
     """Remove the shards outside the plan, the index first, once `find_unfinished` has seen whose they are."""
-    for name in find_unplanned(folder, tasks):
-        files.remove(files.join(folder, INDEX_NAME))
-        files.remove(files.join(folder, f"{name}.tar"))
-        files.remove(files.join(folder, f"{name}.json"))
+    unplanned, folder = find_unplanned(catalogue, tasks), catalogue.folder
+    if not unplanned:
+        return
+    files.remove(files.join(folder, INDEX_NAME))
+    catalogue.forget(unplanned)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for kind in ("tar", "json"):
+            list(threads.map(lambda name: files.remove(files.join(folder, name)), [f"{n}.{kind}" for n in unplanned]))
 
 
-def find_unplanned(folder: str, tasks: list[ShardTask]) -> list[str]:
+def find_unplanned(catalogue: Catalogue, tasks: list[ShardTask]) -> list[str]:
     """Names of the shards in the folder that no task makes."""
-    return sorted(shard_names(folder) - {task.name for task in tasks})
+    return sorted(catalogue.shard_names - {task.name for task in tasks})
 
 
-def refuse_foreign_files(folder: str) -> None:
-    """Look at the header of every tar, at every record and at the index, where they have the names of ours.
+def refuse_foreign_files(catalogue: Catalogue) -> None:
+    """Look at the index and at the header of every tar that no record tells to be ours, where they have the names of ours.
 
     Raises:
         FolderError: one that `mert label` did not write; it is named with the reason.
     """
-    names = files.list_names(folder)
+    names = [name for name in sorted(catalogue.sizes) if name == INDEX_NAME or _is_unknown_tar(catalogue, name)]
     with ThreadPoolExecutor(THREADS) as threads:
-        for name, fault in zip(names, threads.map(lambda name: _find_fault(folder, name), names)):
+        for name, fault in zip(names, threads.map(lambda name: _find_fault(catalogue.folder, name), names)):
             if fault:
-                raise FolderError(
-                    f"{folder}/{name} was not written by mert label: {fault}; move it away, or use another out folder"
-                )
+                raise FolderError(foreign(f"{catalogue.folder}/{name}", fault))
+
+
+def _is_unknown_tar(catalogue: Catalogue, name: str) -> bool:
+    """Whether a file has the name of a tar, and not the size that a record states."""
+    if not re.fullmatch(NAME_PATTERN + r"\.tar", name):
+        return False
+    found = catalogue.find(name.removesuffix(".tar"))
+    return found is None or found[0].tar_bytes != catalogue.sizes[name]
 
 
 def _find_fault(folder: str, name: str) -> str:
-    """Why a file that has a name of ours is not ours, or an empty string."""
+    """Why the index or a tar is not ours, or an empty string."""
     location = files.join(folder, name)
     try:
         if name == INDEX_NAME:
-            return find_document_fault(location, INDEX_KEYS)
-        if re.fullmatch(NAME_PATTERN + r"\.json", name):
-            return find_document_fault(location, RECORD_KEYS)
-        return find_tar_fault(location) if re.fullmatch(NAME_PATTERN + r"\.tar", name) else ""
+            return find_content_fault(files.read_bytes(location), INDEX_KEYS)
+        return find_tar_fault(location)
     except FileNotFoundError:  # another process is at work in the folder
         return ""
 
 
 def shard_names(folder: str) -> set[str]:
     """Names of the shards with a tar or a record in the folder; other files are nobody's business here."""
-    parts = (name.rpartition(".") for name in files.list_names(folder))
-    return {name for name, _, kind in parts if kind in ("tar", "json") and re.fullmatch(NAME_PATTERN, name)}
+    return Catalogue(folder, files.list_sizes(folder)).shard_names
 
 
-def _is_finished(folder: str, task: ShardTask, specs: list[TargetSpec], audio: AudioMember, overwrite: bool) -> bool:
-    try:
-        record = load_record(folder, task.name)
-        difference = _difference(record, task, specs, audio)
-    except FileNotFoundError:
-        return False
-    except ValueError as error:
-        difference = str(error)
+def _is_finished(
+    catalogue: Catalogue, task: ShardTask, specs: list[TargetSpec], audio: AudioMember, overwrite: bool
+) -> bool:
+    found = catalogue.find(task.name)
+    difference = _difference(*found, task, specs, audio) if found else catalogue.faults.get(task.name, "")
     if difference and not overwrite:
-        raise ValueError(f"{folder}/{task.name}.json is stale: {difference}; overwrite=true replaces it")
-    tar = files.join(folder, f"{task.name}.tar")
-    return not difference and files.exists(tar) and files.size(tar) == record.bytes
+        raise ValueError(f"{catalogue.folder}/{task.name}.json is stale: {difference}; overwrite=true replaces it")
+    return not difference and found is not None and catalogue.sizes.get(f"{task.name}.tar") == found[0].tar_bytes
 
 
-def _difference(record: ShardRecord, task: ShardTask, specs: list[TargetSpec], audio: AudioMember) -> str:
-    misfit = next(find_misfits(record, specs, audio), "")
-    if misfit or record.plan_fingerprint == task.fingerprint():
+def _difference(
+    state: ShardState, sums: RecordSums, task: ShardTask, specs: list[TargetSpec], audio: AudioMember
+) -> str:
+    misfit = next(find_misfits(sums, specs, audio), "")
+    if misfit or state.plan_fingerprint == task.fingerprint():
         return misfit
-    return f"its plan was {record.plan_fingerprint}, this plan is {task.fingerprint()}"
+    return f"its plan was {state.plan_fingerprint}, this plan is {task.fingerprint()}"

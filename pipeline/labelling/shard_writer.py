@@ -28,11 +28,11 @@ from mert_foundry.pipeline.shards.record import (
     ExampleEntry,
     ShardRecord,
     count_dropped,
+    encode_record,
 )
 from mert_foundry.pipeline.shards.statistics import Partial, empty, measure, merge
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.storage.documents import json_bytes
 
 BLOCK = 512  # bytes of a tar block and of a USTAR header
 # Beside the one thread that makes the examples and writes the tar; four encode faster than a fast GPU labels.
@@ -74,7 +74,7 @@ def write_shard(
         files.remove(record_location)
     made = {"audio_member": audio_member, "plan_fingerprint": plan_fingerprint, "backend": dict(backend)}
     record = contents.describe(name, file, **made)
-    files.publish_bytes(record_location, json_bytes(record.model_dump(mode="json")))
+    files.publish_bytes(record_location, encode_record(record))
     return record
 
 

@@ -3,15 +3,20 @@
 It knows nothing of who hands out the shards; jobs/label.py makes Ray actors of it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import BaseModel
 
+from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.labelling.alone import find_death, limit_memory
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.process_shard import process_shard
+from mert_foundry.pipeline.shards.record_sums import RecordSums, summarise_record
 from mert_foundry.pipeline.teachers.registry import TEACHERS, Teachers, build_teachers
 
 
@@ -45,6 +50,7 @@ class Labeller:
         # Another number of threads would add in another order, and might decide a near tie otherwise.
         torch.set_num_threads(1)
         self.order = order
+        self.kinds = teachers
         self.teachers = build_teachers(order.teachers, order.device, teachers)
         self.backend = {
             "device": torch.cuda.get_device_name() if order.device == "cuda" else order.device,
@@ -54,10 +60,22 @@ class Labeller:
             self.backend |= getattr(teacher, "backend", {})
         self.seconds = 0.0
 
-    def run(self, task: ShardTask) -> None:
-        """Label and publish one shard. Raises as `process_shard` does."""
+    def run(self, task: ShardTask) -> RecordSums:
+        """Label and publish one shard; returns what is kept of its record. Raises as `process_shard` does."""
+        return self._label(task, {})
+
+    def run_carefully(self, task: ShardTask) -> RecordSums:
+        """As `run`, for a shard that processes have died of: a track that ends a process of its own, twice, is dropped."""
+        refused = {}
+        for track in task.tracks:
+            alone = task.model_copy(update={"tracks": [track]})
+            if death := find_death(partial(label_alone, self.order, self.kinds, alone)):
+                refused[track.key] = DecodeError(death.reason, death.detail)
+        return self._label(task, refused)
+
+    def _label(self, task: ShardTask, refused: Mapping[str, DecodeError]) -> RecordSums:
         self.seconds = 0.0
-        process_shard(
+        record = process_shard(
             task,
             self.teachers,
             self.order.root,
@@ -65,9 +83,11 @@ class Labeller:
             self.backend,
             device=self.order.device,
             decode_threads=self.order.decode_threads,
+            refused=refused,
             report=self._count,
         )
         self.seconds = 0.0
+        return summarise_record(record)
 
     def seconds_done(self) -> float:
         """Audio seconds done of the shard at work."""
@@ -75,3 +95,11 @@ class Labeller:
 
     def _count(self, seconds: float) -> None:
         self.seconds += seconds
+
+
+def label_alone(order: WorkOrder, teachers: Teachers, task: ShardTask) -> None:
+    """Label a shard of one track in a process of its own, for nobody: its memory is limited, and what it makes is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="mert-") as folder:
+        labeller = Labeller(replace(order, out=folder), teachers)
+        limit_memory()
+        labeller.run(task)

@@ -11,19 +11,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
+from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue, read_sums
 from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, check_specs
 from mert_foundry.pipeline.shards.record import (
     NAME_PATTERN,
     SCHEMA_VERSION,
     ShardRecord,
     find_misfits,
-    load_record_bytes,
     parse_record,
 )
-from mert_foundry.pipeline.shards.statistics import Partial, Summary, empty, merge, summarise
+from mert_foundry.pipeline.shards.record_sums import RecordSums, ShardState, add_sums
+from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, Summary, empty, merge, summarise
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
@@ -149,8 +151,12 @@ def build_index(
     segment_seconds: float,
     audio_member: AudioMember,
     selection: Selection = WHOLE_MANIFEST,
+    catalogue: Catalogue | None = None,
 ) -> ShardIndex:
-    """Join the records of the shards `names` (`train-000000`, ...) and publish `folder/index.json`.
+    """Join what the records of the shards `names` (`train-000000`, ...) say, and publish `folder/index.json`.
+
+    Args:
+        catalogue: of the folder as it is now, where one is at hand; else it is read.
 
     Raises:
         FileNotFoundError: a shard has no record or no tar.
@@ -158,7 +164,12 @@ def build_index(
             another size (all naming the shard and both values); or no example in any shard.
     """
     check_specs(specs)
-    entries, statistics, dropped = _join_records(folder, sorted(names), specs, audio_member)
+    catalogue = read_catalogue(folder) if catalogue is None else catalogue
+    states = [_find_fitting(catalogue, name, specs, audio_member) for name in sorted(names)]
+    entries = [_entry(state) for state in states]
+    statistics, dropped = _sum_states(catalogue, states, specs)
+    if not any(entry.nsamples for entry in entries):
+        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dropped}")
     index = ShardIndex(
         schema_version=SCHEMA_VERSION,
         __kind__="wids-shard-index-v1",
@@ -180,16 +191,53 @@ def build_index(
     return index
 
 
-def _join_records(
-    folder: str, names: Sequence[str], specs: Sequence[TargetSpec], audio_member: AudioMember
-) -> tuple[list[ShardEntry], dict[str, Partial], dict[str, int]]:
-    """The list of the shards, and what `sum_records` makes of their records. Raises as `build_index`."""
-    records = [_load_fitting(folder, name, specs, audio_member) for name in names]
-    entries = [_entry(*record) for record in records]
-    statistics, dropped = sum_records(specs, (record for record, _ in records))
-    if not any(entry.nsamples for entry in entries):
-        raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dropped}")
-    return entries, statistics, dropped
+def _find_fitting(
+    catalogue: Catalogue, name: str, specs: Sequence[TargetSpec], audio_member: AudioMember
+) -> ShardState:
+    """What the record of a shard of this set says. Raises as `build_index`."""
+    found = catalogue.find(name)
+    if found is None:
+        if fault := catalogue.faults.get(name):
+            raise ValueError(fault)
+        raise FileNotFoundError(f"{files.join(catalogue.folder, name)}.json is not there")
+    state, sums = found
+    for misfit in find_misfits(sums, specs, audio_member):
+        raise ValueError(f"{name}: {misfit}")
+    size = catalogue.sizes.get(f"{name}.tar")
+    if size is None:
+        raise FileNotFoundError(f"{files.join(catalogue.folder, name)}.tar is not there")
+    if size != state.tar_bytes:
+        raise ValueError(f"{name}.tar: {size} bytes, its record says {state.tar_bytes}")
+    return state
+
+
+def _sum_states(
+    catalogue: Catalogue, states: Sequence[ShardState], specs: Sequence[TargetSpec]
+) -> tuple[dict[str, Partial], dict[str, int]]:
+    """What `sum_records` makes of the records of these shards, to the last bit."""
+    wanted = {state.name for state in states}
+    parts: list[RecordSums] = []
+    for sums in catalogue.parts():
+        inside = [state.name for state in sums.shards if state.name in wanted]
+        parts += [sums] if len(inside) == len(sums.shards) else read_sums(catalogue.folder, inside)
+    statistics: dict[str, Partial] = {}
+    for spec in specs:
+        if spec.kind == "discrete":
+            counts = np.array(_counts(empty(spec)))
+            for sums in parts:
+                counts = counts + sums.counts[spec.name]
+            statistics[spec.name] = DiscreteCounts(counts=counts.tolist())
+        else:
+            statistics[spec.name] = add_sums(state.sums[spec.name] for state in states)
+    dropped: Counter[str] = Counter()
+    for state in states:
+        dropped.update(state.dropped)
+    return statistics, dict(dropped)
+
+
+def _counts(partial: Partial) -> list[list[int]]:
+    assert isinstance(partial, DiscreteCounts), "of a discrete target"
+    return partial.counts
 
 
 def load_index(folder: str) -> ShardIndex:
@@ -220,30 +268,17 @@ def sum_records(
     return statistics, dict(dropped)
 
 
-def _load_fitting(
-    folder: str, name: str, specs: Sequence[TargetSpec], audio_member: AudioMember
-) -> tuple[ShardRecord, str]:
-    """A record of this set and the SHA-256 of its file. Raises as `build_index`."""
-    record, record_sha256 = load_record_bytes(folder, name)
-    for misfit in find_misfits(record, specs, audio_member):
-        raise ValueError(f"{name}: {misfit}")
-    size = files.size(files.join(folder, record.url))
-    if size != record.bytes:
-        raise ValueError(f"{record.url}: {size} bytes, its record says {record.bytes}")
-    return record, record_sha256
-
-
-def _entry(record: ShardRecord, record_sha256: str) -> ShardEntry:
+def _entry(state: ShardState) -> ShardEntry:
     return ShardEntry(
-        url=record.url,
-        nsamples=record.examples,
-        filesize=record.bytes,
-        split=record.split,
-        num_frames=record.num_frames,
-        seconds=record.seconds,
-        sha256=record.sha256,
-        record=f"{record.name}.json",
-        record_sha256=record_sha256,
+        url=f"{state.name}.tar",
+        nsamples=state.examples,
+        filesize=state.tar_bytes,
+        split=state.name.rpartition("-")[0],
+        num_frames=state.num_frames,
+        seconds=state.num_frames / FRAME_RATE,
+        sha256=state.sha256,
+        record=f"{state.name}.json",
+        record_sha256=state.record_sha256,
     )
 
 

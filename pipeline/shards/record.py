@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -11,7 +12,7 @@ from mert_foundry.pipeline.shards.format import KEY_PATTERN, SHA256_PATTERN, Aud
 from mert_foundry.pipeline.shards.statistics import Partial
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
-from mert_foundry.pipeline.storage.documents import Document, parse_model
+from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 
 SCHEMA_VERSION = 1
 NAME_PATTERN = r"^[a-z][a-z0-9]*-[0-9]{6}"  # a plain file name: no path leaves the shard folder
@@ -114,7 +115,22 @@ def count_dropped(tracks: Iterable[DroppedTrack], segments: Iterable[DroppedSegm
     return dict(counts)
 
 
-def find_misfits(record: ShardRecord, specs: Sequence[TargetSpec], audio_member: AudioMember) -> Iterator[str]:
+def encode_record(record: ShardRecord) -> bytes:
+    """The content of the record's file."""
+    return json_bytes(record.model_dump(mode="json"))
+
+
+class Labelled(Protocol):
+    """A record, or the sums of many."""
+
+    @property
+    def teachers(self) -> Mapping[str, str]: ...
+
+    @property
+    def audio_member(self) -> str: ...
+
+
+def find_misfits(record: Labelled, specs: Sequence[TargetSpec], audio_member: AudioMember) -> Iterator[str]:
     """How a shard differs from one with these targets and this audio member, a line for each difference."""
     yield from find_other_teachers(record.teachers, specs)
     if record.audio_member != audio_member:
@@ -138,17 +154,12 @@ def load_record(folder: str, name: str) -> ShardRecord:
     Raises FileNotFoundError when there is none, ValueError naming the file when it is not a record
     of this shard.
     """
-    return load_record_bytes(folder, name)[0]
-
-
-def load_record_bytes(folder: str, name: str) -> tuple[ShardRecord, str]:
-    """The record of shard `name` and the SHA-256 of its file. Raises as `load_record`."""
     location = files.join(folder, f"{name}.json")
-    return parse_record(location, files.read_bytes(location), name)
+    return parse_record(location, files.read_bytes(location), name)[0]
 
 
 def parse_record(location: str, content: bytes, name: str) -> tuple[ShardRecord, str]:
-    """The same of the content of a file, wherever it lies. Raises ValueError naming `location`."""
+    """A record and the SHA-256 of its file, of the content of a file, wherever it lies. Raises ValueError naming `location`."""
     record = parse_model(location, content, ShardRecord)
     if record.name != name:
         raise ValueError(f"{location}: is the record of {record.name}")

@@ -11,7 +11,9 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -21,6 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 FAULTS_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
 # Of a disk that takes no more, which Python names no file for.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Under which key file systems tell when a file was written: local, S3, Google, memory.
+WRITTEN_AT = ("mtime", "LastModified", "updated", "created")
 
 
 def open_filesystem(location: str) -> tuple[AbstractFileSystem, str]:
@@ -60,11 +64,37 @@ def size(location: str) -> int:
 
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files right in a folder; empty when the folder does not exist."""
+    return sorted(list_sizes(folder))
+
+
+def list_sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files right in a folder, by name, from one listing; empty when the folder does not exist."""
+    return {name: entry["size"] for name, entry in _list_entries(folder)}
+
+
+def list_times(folder: str) -> dict[str, float]:
+    """When the files right in a folder were last written, in seconds since 1970, as `list_sizes`; without those of which it is not known."""
+    times = {}
+    for name, entry in _list_entries(folder):
+        written = next((entry[key] for key in WRITTEN_AT if entry.get(key) is not None), None)
+        if isinstance(written, str):
+            written = datetime.fromisoformat(written)
+        if written is not None:
+            times[name] = written.timestamp() if isinstance(written, datetime) else float(written)
+    return times
+
+
+def _list_entries(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     filesystem, path = open_filesystem(folder)
-    if not filesystem.isdir(path):
-        return []
-    entries = filesystem.ls(path, detail=True)
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    own = path.strip("/")  # of a file, its own entry is listed
+    for entry in entries:
+        name = entry["name"].rstrip("/")
+        if entry["type"] == "file" and name.strip("/") != own:
+            yield name.rsplit("/", 1)[-1], entry
 
 
 def read_bytes(location: str) -> bytes:

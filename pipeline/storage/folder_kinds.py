@@ -31,7 +31,8 @@ class FolderKind:
         return f"a {self.name} (made by {self.maker})" if self.maker else f"a {self.name}"
 
 
-SHARDS = FolderKind("shard folder", "mert label", (("index.json",),))  # or a tar of ours
+RECORD_SUMS = ".records"  # in a shard folder: what the records of its shards say, many shards a document
+SHARDS = FolderKind("shard folder", "mert label", (("index.json",), (RECORD_SUMS,)))  # or a tar of ours
 MANIFEST = FolderKind("manifest folder", "mert manifest", (("manifest.yaml",), ("manifest.jsonl", "rejected.jsonl")))
 RUN = FolderKind("run folder", "mert pretrain", (("metrics.jsonl",), ("checkpoints",)))
 CHECKPOINT = FolderKind("checkpoint", "mert pretrain", (("checksums.json",),))

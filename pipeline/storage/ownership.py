@@ -37,12 +37,8 @@ def find_tar_fault(location: str) -> str:
     return ""
 
 
-def find_document_fault(location: str, keys: Set[str]) -> str:
-    """Why a JSON document is not ours, which has all of `keys`; empty when it is, or may be what damage left of one.
-
-    Raises FileNotFoundError when it is not there.
-    """
-    content = files.read_bytes(location)
+def find_content_fault(content: bytes, keys: Set[str]) -> str:
+    """Why a JSON document is not ours, which has all of `keys`; empty when it is, or may be what damage left of one."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
