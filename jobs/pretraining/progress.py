@@ -72,6 +72,10 @@ class TrainingReport:
                 return f"step {record['step']} skipped: loss {record['loss']}, gradient norm {record['gradient_norm']}"
             case "incomplete_checkpoint":
                 return f"passed over: {record['fault']}"
+            case "best_not_kept":
+                return (
+                    f"step {record['step']} is the best by validation, but could not be kept as it: {record['error']}"
+                )
             case "diagnostics":
                 return ""  # for TensorBoard
             case kind:

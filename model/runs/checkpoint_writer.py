@@ -19,13 +19,14 @@ class CheckpointWriter:
 
     Args:
         folder: where all checkpoints of the run are. run_config: the resolved config, saved with each checkpoint. keep: how many of
-            the newest checkpoints stay.
+            the newest checkpoints stay. every: those of multiples of this step stay for good; None: none do.
     """
 
-    def __init__(self, folder: Path, run_config: dict[str, Any], keep: int):
+    def __init__(self, folder: Path, run_config: dict[str, Any], keep: int, every: int | None = None):
         self.folder = folder
         self._run_config = run_config
         self._keep = keep
+        self._every = every
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
@@ -79,7 +80,7 @@ class CheckpointWriter:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{place} could not be written: {_explain(error)}") from error
         try:
-            retire_checkpoints(self.folder, state.step, self._keep)
+            retire_checkpoints(self.folder, state.step, self._keep, self._every)
         except OSError as error:
             raise OSError(f"{place} is whole, but an older checkpoint could not be removed: {error}") from error
         return place

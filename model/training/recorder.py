@@ -8,6 +8,7 @@ from typing import Any
 
 from mert_foundry.model.objective.trivial import TrivialScores, explained_shares
 from mert_foundry.model.runs.checkpoint import CheckpointState
+from mert_foundry.model.runs.kept import BEST_BY_VALIDATION, forget_best_after, keep_best_by_validation
 from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.train_step import StepResult
@@ -28,6 +29,9 @@ class Recorder:
         trivial: TrivialScores | None = None,
     ):
         self._log = MetricsLog(run_folder, step) if rank() == 0 else None
+        if rank() == 0:
+            forget_best_after(run_folder / BEST_BY_VALIDATION, step)
+        self._run_folder = run_folder
         self._sample_rate = sample_rate
         self._report = report
         self._trivial = trivial
@@ -71,6 +75,15 @@ class Recorder:
     def validation(self, step: int, summary: dict[str, Any]) -> None:
         """Record a validation."""
         self._write({"kind": "validation", "step": step, **summary, **self._explained("validation", summary)})
+
+    def keep_best(self, step: int, summary: dict[str, Any]) -> None:
+        """Keep the checkpoint of a validation that is to be recorded, if it is the best. One that cannot be kept is reported."""
+        if self._log is None:
+            return
+        try:
+            keep_best_by_validation(self._run_folder, step, summary, self._log.path)
+        except OSError as error:
+            self._write({"kind": "best_not_kept", "step": step, "error": str(error)})
 
     def checkpoint(self, step: int, path: Path) -> None:
         """Report a checkpoint that has been published; it says itself that it is there, so metrics.jsonl does not."""

@@ -97,6 +97,11 @@ class TrainerConfig(BaseModel):
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints that stay for good; a multiple of checkpoint_every; null: none do",
+    )
     probe_every: int | None = Field(
         None,
         ge=1,
@@ -112,12 +117,13 @@ class TrainerConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _has_checkpoints_to_probe(self) -> "TrainerConfig":
-        if self.probe_every is not None and self.probe_every % self.checkpoint_every:
-            raise ValueError(
-                f"probe_every is {self.probe_every}, no multiple of checkpoint_every {self.checkpoint_every}: there would be no"
-                " checkpoint to probe"
-            )
+    def _has_checkpoints_to_probe_and_keep(self) -> "TrainerConfig":
+        for name, every, use in (("probe_every", self.probe_every, "probe"), ("keep_every", self.keep_every, "keep")):
+            if every is not None and every % self.checkpoint_every:
+                raise ValueError(
+                    f"{name} is {every}, no multiple of checkpoint_every {self.checkpoint_every}: there would be no"
+                    f" checkpoint to {use}"
+                )
         return self
 
 
@@ -186,7 +192,7 @@ def train(
     known_until = state.step if checkpoint is not None else -1
     with (
         Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
-        CheckpointWriter(checkpoints, run_config, config.keep_checkpoints) as writer,
+        CheckpointWriter(checkpoints, run_config, config.keep_checkpoints, config.keep_every) as writer,
     ):
         run = _Run(trainee, data, config, recorder, writer, checkpoint, average)
         return run.go_on(state, stop)
@@ -271,6 +277,7 @@ class _Run:
             if of_sets:
                 by_set = {name: sum_across_ranks(part, self.trainee.device) for name, part in of_sets.items()}
                 self.validated["sets"] = {name: self.trainee.model.summarise(part) for name, part in by_set.items()}
+        self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
         self.recorder.validation(step, self.validated)
 
     def _save(self, state: CheckpointState) -> None:
