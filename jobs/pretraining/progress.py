@@ -12,6 +12,9 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.model.objective.pretrain_model import UNMASKED
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, explained_shares
 
+# What is said with --quiet too.
+FAULTS = ("failed_checkpoint", "older_checkpoint_stays", "metrics_not_written", "best_not_kept")
+
 
 class TrainingReport:
     """Called with each record of the trainer (see `model.training.trainer.train`); a context manager.
@@ -46,7 +49,9 @@ class TrainingReport:
         if record["kind"] == "resume" and self.bar is not None:
             # The bar's rate counts from here.
             self.bar.initial = self.bar.n = record["step"]
-        self.note(self._line(record))
+        show = self.warn if record["kind"] in FAULTS else self.note
+        if line := self._line(record):
+            show(line)
 
     def note(self, text: str) -> None:
         """Print a line above the bar; nothing when it is empty, or with --quiet."""
@@ -76,6 +81,10 @@ class TrainingReport:
                 return (
                     f"step {record['step']} is the best by validation, but could not be kept as it: {record['error']}"
                 )
+            case "failed_checkpoint":
+                return f"WARNING: {record['error']}; training goes on"
+            case "older_checkpoint_stays" | "metrics_not_written":
+                return f"WARNING: {record['error']}"
             case "diagnostics":
                 return ""  # for TensorBoard
             case kind:

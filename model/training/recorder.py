@@ -40,9 +40,16 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._log is not None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Raises OSError when records could not be written; it is a note of the error that there is already."""
+        if self._log is None:
+            return
+        try:
             self._log.close()
+        except OSError as fault:
+            if error is None:
+                raise
+            error.add_note(str(fault))
 
     def step(self, state: CheckpointState, result: StepResult, rate: float, logged: bool) -> None:
         """Count a step, and record it when `logged` or when it was skipped, and its diagnostics if it has some."""
@@ -83,7 +90,11 @@ class Recorder:
         try:
             keep_best_by_validation(self._run_folder, step, summary, self._log.path)
         except OSError as error:
-            self._write({"kind": "best_not_kept", "step": step, "error": str(error)})
+            self.fault("best_not_kept", step, str(error))
+
+    def fault(self, kind: str, step: int, error: str) -> None:
+        """Record something that went wrong and did not end the run."""
+        self._write({"kind": kind, "step": step, "error": error})
 
     def checkpoint(self, step: int, path: Path) -> None:
         """Report a checkpoint that has been published; it says itself that it is there, so metrics.jsonl does not."""
@@ -100,7 +111,10 @@ class Recorder:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._log is not None:
+            before = self._log.fault
             self._log.write(record)
+            if self._log.fault is not None and before is None:
+                self._report({"kind": "metrics_not_written", "step": record["step"], "error": self._log.fault})
         self._report(record)
 
 

@@ -4,8 +4,8 @@
 initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
 the same number of ranks, its losses are bit for bit the same.
 
-Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on; a run ends when the last is there,
-and fails when one could not be written. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
+Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on (saving.py); a run ends when the last
+is there. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
 comes first: a validation that fails on any rank costs no training. A start makes up for the validation that is due at the step it goes on from, if
 metrics.jsonl does not hold it.
 """
@@ -43,15 +43,16 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
+from mert_foundry.model.training.saving import Saving
 from mert_foundry.model.training.sharding import (
     Parallel,
-    copy_to_rank_zero,
     holds_own_shard,
     resolve_replicas,
     shard,
     shard_like,
     unsharded,
 )
+from mert_foundry.model.training.step_deadline import StepDeadline
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
 
@@ -102,11 +103,23 @@ class TrainerConfig(BaseModel):
         ge=1,
         description="steps between checkpoints that stay for good; a multiple of checkpoint_every; null: none do",
     )
+    max_failed_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="checkpoints in a row that cannot be written, as on a full disk, and end training; before, it goes on",
+    )
     probe_every: int | None = Field(
         None,
         ge=1,
         description="steps between checkpoints that a process beside the run probes, as `probe` says; a multiple of"
         " checkpoint_every; null: none is probed",
+    )
+    step_deadline: float | None = Field(
+        1_800.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="seconds after which a step that hangs, the wait for its batch included, ends the run with every rank's stacks in"
+        " the log; more than stream.patience and the first step with compile need; null: never",
     )
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
 
@@ -180,7 +193,8 @@ def train(
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
     Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
-    number of frames, when the stream ends early or gives a batch that does not fit; OSError when a checkpoint could not be written;
+    number of frames, when the stream ends early or gives a batch that does not fit; OSError when the last checkpoint could not be written,
+    or `max_failed_checkpoints` in a row;
     FloatingPointError after too many non-finite steps in a row.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
@@ -193,8 +207,10 @@ def train(
     with (
         Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
         CheckpointWriter(checkpoints, run_config, config.keep_checkpoints, config.keep_every) as writer,
+        StepDeadline(config.step_deadline) as deadline,
     ):
-        run = _Run(trainee, data, config, recorder, writer, checkpoint, average)
+        saving = Saving(writer, recorder, checkpoint, config.max_failed_checkpoints)
+        run = _Run(trainee, data, config, recorder, saving, deadline, average)
         return run.go_on(state, stop)
 
 
@@ -202,15 +218,15 @@ def train(
 class _Run:
     """The steps of a run, with the validations and checkpoints between them.
 
-    `checkpoint`: the newest that is there or under way; `average`: on rank 0, on each its part where ranks divide the model.
+    `average`: on rank 0, on each its part where ranks divide the model.
     """
 
     trainee: TrainStep
     data: TrainingData
     config: TrainerConfig
     recorder: Recorder
-    writer: CheckpointWriter
-    checkpoint: Path | None
+    saving: Saving
+    deadline: StepDeadline
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
 
@@ -222,15 +238,17 @@ class _Run:
             self._validate_if_due(state.step)
         batches = self.data.stream(state.position) if state.step < total_steps else iter(())
         while state.step < total_steps:
+            self.deadline.begin(state.step + 1)
             batch, position, wait = _next_batch(batches, state.step, total_steps)
             state, stopping = self._step(state, batch, position, {"stop": float(stop()), "wait": wait})
-            self._tell_of(self.writer.poll())
+            self.deadline.end()
+            self.saving.poll()
             done = state.step == total_steps
             if stopping or done or state.step % self.config.checkpoint_every == 0:
-                self._finish_write()
+                self.saving.finish()
                 # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
                 stopping = stopping or done or self._any_rank(stop())
-                self._save(state)
+                self.saving.start(state, self.trainee, self.average)
             if stopping and not done:
                 return self._result("stopped", state)
             self._validate_if_due(state.step)
@@ -260,7 +278,7 @@ class _Run:
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
         if self.data.validation is None or not is_due:
             return
-        self._finish_write()
+        self.saving.finish(last=step == self.config.schedule.total_steps)
         wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
         with self.recorder.paused(), unsharded(self.trainee.model):
             sums = self.trainee.model.zero_sums()
@@ -280,36 +298,15 @@ class _Run:
         self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
         self.recorder.validation(step, self.validated)
 
-    def _save(self, state: CheckpointState) -> None:
-        """Rank 0 takes a copy of everything and begins to write it; the write before must be done."""
-        with self.recorder.paused():
-            average = self.average.weights if self.average is not None else None
-            optimizer_state = self.trainee.optimizer.state_dict()
-            weights, moments, average = (
-                copy_to_rank_zero(values) for values in (self.trainee.model.state_dict(), optimizer_state, average)
-            )
-            if rank() == 0:
-                self.writer.start(state, weights, moments, average)
-        self.checkpoint = self.writer.folder / f"step_{state.step}"
-
     def _any_rank(self, asked: bool) -> bool:
         return float(sum_across_ranks({"stop": float(asked)}, self.trainee.device)["stop"]) > 0.0
 
-    def _finish_write(self) -> None:
-        """On rank 0, wait for the checkpoint under way, if there is one."""
-        with self.recorder.paused():
-            self._tell_of(self.writer.wait())
-
-    def _tell_of(self, checkpoint: Path | None) -> None:
-        if checkpoint is not None:
-            self.recorder.checkpoint(checkpoint_step(checkpoint), checkpoint)
-
     def _result(self, status: Literal["done", "stopped"], state: CheckpointState) -> TrainResult:
         """Once the last checkpoint is there, on every rank."""
-        self._tell_of(self.writer.wait())
+        self.saving.finish(last=True)
         wait_for_all()
-        assert self.checkpoint is not None, "a run ends with a checkpoint, or finds one of its last step"
-        return TrainResult(status, state.step, self.checkpoint, self.validated)
+        assert self.saving.newest is not None, "a run ends with a checkpoint, or finds one of its last step"
+        return TrainResult(status, state.step, self.saving.newest, self.validated)
 
 
 def _trainee(
@@ -369,8 +366,13 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
     """Rank 0 looks and cleans up; all take its word: the step of the newest whole checkpoint, or -1."""
     step = -1
     if rank() == 0:
-        remove_leftovers(checkpoints)
+        cut_short = remove_leftovers(checkpoints)
         path, faults = latest_checkpoint(checkpoints)
+        faults += [
+            f"{each}: its write was cut short"
+            for each in cut_short
+            if path is None or checkpoint_step(each) > checkpoint_step(path)
+        ]
         for fault in faults:
             report({"kind": "incomplete_checkpoint", "fault": fault})
         step = -1 if path is None else checkpoint_step(path)
