@@ -85,10 +85,23 @@ class TrainingReport:
                 return f"WARNING: {record['error']}; training goes on"
             case "older_checkpoint_stays" | "metrics_not_written":
                 return f"WARNING: {record['error']}"
+            case "spike":
+                return describe_spike(record)
             case "diagnostics":
                 return ""  # for TensorBoard
             case kind:
                 raise ValueError(f"unknown record kind {kind!r}")
+
+
+def describe_spike(record: dict[str, Any]) -> str:
+    """What was beyond which limit, and the examples of the rank with the largest share; metrics.jsonl has those of all."""
+    beyond = [
+        f"{name.replace('_', ' ')} {record[name]:.4g} (median {limits['median']:.4g}, limit {limits['limit']:.4g})"
+        for name, limits in record["beyond"].items()
+    ]
+    keys = record["keys"][record["rank"]]
+    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+    return f"step {record['step']} is a spike: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
 
 
 def describe_step(record: dict[str, Any], trivial: TrivialScores | None) -> str:

@@ -37,7 +37,7 @@ class CheckpointState:
     """What a resume needs beside weights and optimiser.
 
     step: optimiser steps done. position: the stream's, opaque. seed: of the run. world_size: ranks that wrote it.
-    skipped_steps: non-finite steps so far. consecutive_skips: those at the end of the run so far.
+    skipped_steps: non-finite steps so far. consecutive_skips: those at the end of the run so far. spikes: what SpikeWatch knows.
     """
 
     step: int
@@ -46,6 +46,7 @@ class CheckpointState:
     world_size: int
     skipped_steps: int = 0
     consecutive_skips: int = 0
+    spikes: dict[str, list[float]] | None = None
 
 
 def save_checkpoint(

@@ -92,6 +92,10 @@ class Recorder:
         except OSError as error:
             self.fault("best_not_kept", step, str(error))
 
+    def spike(self, step: int, found: dict[str, Any]) -> None:
+        """Record a step that was a spike (spikes.py)."""
+        self._write({"kind": "spike", "step": step, **found})
+
     def fault(self, kind: str, step: int, error: str) -> None:
         """Record something that went wrong and did not end the run."""
         self._write({"kind": kind, "step": step, "error": error})

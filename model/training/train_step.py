@@ -35,13 +35,14 @@ class StepResult:
 
     summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether the
     optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
-    diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
+    share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
     """
 
     summary: dict[str, Any]
     gradient_norm: float
     finite: bool
     totals: dict[str, Tensor]
+    share: Tensor
     diagnostics: dict[str, Any] | None
 
 
@@ -100,7 +101,9 @@ class TrainStep:
         loss = self.model.weighted_loss(self.model.mean_losses(sums, counts))
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         samples = float(inputs["audio"].numel())
-        totals = sum_across_ranks({**extras, **sums, "broken": broken, "samples": samples}, self.device)
+        totals = sum_across_ranks(
+            {**extras, **sums, "broken": broken, "samples": samples, "norm": norm / world_size()}, self.device
+        )
         finite = float(totals["broken"]) == 0.0
         if finite:
             self._move(rate)
@@ -109,7 +112,7 @@ class TrainStep:
             with unsharded(self.model), self._autocast():
                 diagnostics |= diagnose(self.model, inputs, masking) if rank() == 0 else {}
         reported = diagnostics if diagnosed and rank() == 0 else None
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals, reported)
+        return StepResult(self.model.summarise(totals), float(totals["norm"]), finite, totals, loss.detach(), reported)
 
     def _training_inputs(self, batch: Mapping[str, Any], step: int) -> tuple[dict[str, Tensor], Masking]:
         """As `_prepare`, the audio mixed and filled as the settings ask for."""

@@ -52,6 +52,7 @@ from mert_foundry.model.training.sharding import (
     shard_like,
     unsharded,
 )
+from mert_foundry.model.training.spikes import SpikeWatch
 from mert_foundry.model.training.step_deadline import StepDeadline
 from mert_foundry.model.training.train_step import StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
@@ -120,6 +121,12 @@ class TrainerConfig(BaseModel):
         allow_inf_nan=False,
         description="seconds after which a step that hangs, the wait for its batch included, ends the run with every rank's stacks in"
         " the log; more than stream.patience and the first step with compile need; null: never",
+    )
+    spike_band: float | None = Field(
+        10.0,
+        gt=0.0,
+        description="a step whose loss or gradient norm is so many robust standard deviations above the last 200 is recorded with its"
+        " examples; null: none is",
     )
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
 
@@ -209,8 +216,9 @@ def train(
         CheckpointWriter(checkpoints, run_config, config.keep_checkpoints, config.keep_every) as writer,
         StepDeadline(config.step_deadline) as deadline,
     ):
+        spikes = SpikeWatch(config.spike_band, state.spikes)
         saving = Saving(writer, recorder, checkpoint, config.max_failed_checkpoints)
-        run = _Run(trainee, data, config, recorder, saving, deadline, average)
+        run = _Run(trainee, data, config, recorder, saving, deadline, spikes, average)
         return run.go_on(state, stop)
 
 
@@ -227,6 +235,7 @@ class _Run:
     recorder: Recorder
     saving: Saving
     deadline: StepDeadline
+    spikes: SpikeWatch
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
 
@@ -265,6 +274,10 @@ class _Run:
         state = _advance(state, position, result)
         if self.average is not None and result.finite:
             self.average.update(step)
+        spike = self.spikes.look(result, batch["key"])
+        state = dataclasses.replace(state, spikes=self.spikes.state())
+        if spike is not None:
+            self.recorder.spike(step, spike)
         logged = step == config.schedule.total_steps or step % config.log_every == 0
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
