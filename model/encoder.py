@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mert_foundry.model.frontend.choice import AnyFrontendConfig, build_frontend
 from mert_foundry.model.frontend.convolution import FrontendConfig
+from mert_foundry.model.linear import Linear
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.initialisation import initialise
-from mert_foundry.model.transformer.linear import Linear
 from mert_foundry.model.transformer.masking import Masking, apply_masking
 from mert_foundry.model.transformer.transformer import TransformerEncoderExtend
 

@@ -19,6 +19,7 @@ from tiny_model import HEADS, OBJECTIVE, run_ranks, synthetic_batch, synthetic_s
 from mert_foundry.model.objective.pretrain_model import build_pretrain_model
 from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, latest_checkpoint
 from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
+from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.runs.publish import publish_folder
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank
@@ -36,6 +37,8 @@ def run(
     records: list | None = None,
     validation: Validation | None = None,
     stop: Callable[[], bool] = lambda: False,
+    limit: int = 3,
+    report: Callable[[dict], None] | None = None,
 ) -> TrainResult:
     """A checkpoint every second step, and a validation where there is one."""
     encoder = tiny_encoder()
@@ -45,14 +48,20 @@ def run(
         model=build_pretrain_model(encoder.model_copy(update={"transformer": transformer}), HEADS, OBJECTIVE, 1),
         data=TrainingData(stream, validation, 24_000),
         config=TrainerConfig(
-            schedule=schedule, mixture=None, log_every=1, checkpoint_every=2, validate_every=2, keep_checkpoints=3
+            schedule=schedule,
+            mixture=None,
+            log_every=1,
+            checkpoint_every=2,
+            validate_every=2,
+            keep_checkpoints=3,
+            max_failed_checkpoints=limit,
         ),
         run_folder=folder,
         run_config={},
         seed=11,
         device=torch.device("cpu"),
         stop=stop,
-        report=(records if records is not None else []).append,
+        report=report or (records if records is not None else []).append,
     )
 
 
@@ -105,14 +114,19 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_killed_writer_cost
 
     records: list[dict] = []
     result = run(tmp_path, step + 1, WIDE, short_batches, records)
-    assert records[0] == {"kind": "resume", "step": step - 2, "path": str(newest), "world_size": 1}
+    assert records[0]["kind"] == "incomplete_checkpoint"
+    assert records[0]["fault"].endswith(f"step_{step}: its write was cut short")
+    assert records[1] == {"kind": "resume", "step": step - 2, "path": str(newest), "world_size": 1}
     assert (result.status, result.step) == ("done", step + 1)
     assert [record["step"] for record in records if record["kind"] == "checkpoint"] == [step, step + 1]
     assert [record["step"] for record in read_metrics(tmp_path, "train")] == list(range(1, step + 2))
     assert all(find_fault(path) is None for path in (tmp_path / "checkpoints").iterdir())
 
 
-def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path: Path):
+@pytest.mark.parametrize(("limit", "failed", "end"), [(3, [4, 6], "it was the last"), (2, [4], "2 in a row have")])
+def test_writes_that_fail_are_reported_and_end_the_run_only_in_a_row_or_with_the_last(
+    tmp_path: Path, limit: int, failed: list[int], end: str
+):
     """From step 3 on no file may grow beyond 20 kB: writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -127,19 +141,99 @@ def test_a_write_that_fails_ends_the_run_and_costs_no_whole_checkpoint(tmp_path:
             yield batch, after
 
     full, whole = tmp_path / "full", tmp_path / "whole"
+    records: list[dict] = []
     try:
-        with pytest.raises(OSError, match=r"checkpoints/step_4 could not be written: (?s:.*)File too large"):
-            run(full, 8, 32, stream)
+        with pytest.raises(OSError, match=rf"could not be written: (?s:.*)File too large.*{end}(?s:.*)step_2$"):
+            run(full, 8, 32, stream, records, limit=limit)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (full / "checkpoints").iterdir()] == ["step_2"]
-    assert 4 <= read_metrics(full)[-1]["step"] <= 6  # the save at step 6 would have waited for it
+    reported = [record for record in records if record["kind"] == "failed_checkpoint"]
+    assert [record["step"] for record in reported] == failed
+    assert all("File too large" in each["error"] and each["error"].count("step_2") == 1 for each in reported)
 
     run(full, 8, 32)
     run(whole, 8, 32)
     assert read_metrics(full) == read_metrics(whole)
     ours, theirs = final_weights(full), final_weights(whole)
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # TensorBoard leaves a file open when it fails
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all the room there is."""
+    taken = disk / "taken"
+    with open(taken, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    assert shutil.disk_usage(disk).free == 0
+    return taken
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard
+def test_a_run_goes_on_over_a_full_disk_and_loses_no_record(tmp_path: Path, small_disk: Path):
+    """The disk is full from step 3 on, and has room again when the second checkpoint has failed."""
+    full, whole, records = small_disk / "run", tmp_path / "whole", []
+
+    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+        for batch, after in synthetic_stream(position):
+            if after["offset"] == 3:
+                deadline = time.monotonic() + 60
+                while not (full / "checkpoints" / "step_2").exists():
+                    assert time.monotonic() < deadline, "step 2 was never written"
+                    time.sleep(0.001)
+                fill(small_disk)
+            yield batch, after
+
+    def report(record: dict) -> None:
+        records.append(record)
+        if [each["kind"] for each in records].count("failed_checkpoint") == 2:
+            (small_disk / "taken").unlink(missing_ok=True)
+
+    assert run(full, 10, 32, stream, report=report).status == "done"
+    failed = [record for record in records if record["kind"] == "failed_checkpoint"]
+    assert [record["step"] for record in failed] == [4, 6]
+    assert re.search(
+        r"No space left on device: it takes 0.\d MB, 0.0 MB are free in .*step_2; failed", failed[0]["error"]
+    )
+    assert "metrics_not_written" in [record["kind"] for record in records]
+    assert [path.name for path in sorted((full / "checkpoints").iterdir())] == ["step_10", "step_2", "step_8"]
+    run(whole, 10, 32)
+    assert read_metrics(full, "train") == read_metrics(whole, "train")
+    assert [record["step"] for record in read_metrics(full, "failed_checkpoint")] == [4, 6]
+    ours, theirs = final_weights(full), final_weights(whole)
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_records_that_a_full_disk_did_not_take_are_an_error_at_the_end(small_disk: Path):
+    log = MetricsLog(small_disk, 0)
+    taken = fill(small_disk)
+    os.truncate(taken, taken.stat().st_size - 12_288)
+    for step in range(1, 200):
+        log.write({"kind": "train", "step": step, "loss": 0.5, "words": "w" * 100})
+    assert log.fault is not None and "No space left on device" in log.fault
+    with pytest.raises(OSError, match="metrics.jsonl: No space left on device; .* bytes of records wait"):
+        log.close()
+    taken.unlink()
+    steps = [record["step"] for record in read_metrics(small_disk)]
+    assert steps == list(range(1, len(steps) + 1)) and 0 < len(steps) < 199
+    MetricsLog(small_disk, 200).close()  # a torn last line is removed
+    assert (small_disk / "metrics.jsonl").read_bytes().count(b"\n") == len(steps)
+    assert (small_disk / "metrics.jsonl").read_bytes().endswith(b"}\n")
 
 
 def validated_on_two_ranks(process_rank: int, folder: Path) -> None:

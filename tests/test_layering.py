@@ -40,9 +40,10 @@ ARROWS = {
     "pipeline/suite": "pipeline/frames pipeline/probe_sets pipeline/storage",
     "pipeline/inspection": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
     " pipeline/teachers pipeline/teachers/codec",
-    "model/frontend": "",
-    "model/transformer": "",
-    "model/encoder": "model/frontend model/transformer",
+    "model/linear": "",
+    "model/frontend": "model/linear",
+    "model/transformer": "model/linear",
+    "model/encoder": "model/frontend model/linear model/transformer",
     "model/objective": "model/encoder model/transformer",
     "model/runs": "pipeline/storage",
     "model/interop": "model/encoder model/frontend model/objective model/runs model/transformer",
@@ -51,7 +52,7 @@ ARROWS = {
     "model/teacher": "model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames pipeline/shards"
     " pipeline/storage pipeline/teachers",
     "model/probing": "pipeline/probe_sets",
-    "model/training": "model/encoder model/frontend model/objective model/runs model/transformer",
+    "model/training": "model/encoder model/objective model/runs model/transformer",
     "jobs/command": "pipeline/storage",
     "jobs/cluster": "jobs/command model/training",
     "jobs/pretraining": "jobs/cluster jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"

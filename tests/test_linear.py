@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
-from mert_foundry.model.transformer.linear import Linear
+from mert_foundry.model.linear import Linear
 
 
 def pair(inputs: int, outputs: int, bias: bool = True) -> tuple[Linear, nn.Linear]:

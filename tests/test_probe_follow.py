@@ -9,6 +9,7 @@ import torch
 
 from mert_foundry.jobs.probing import follow
 from mert_foundry.model.runs.checkpoint import CheckpointState, find_fault, save_checkpoint
+from mert_foundry.model.runs.kept import hold_checkpoint
 
 
 def save(run: Path, *steps: int) -> None:
@@ -73,9 +74,9 @@ def test_a_checkpoint_is_copied_on_a_disk_without_links(tmp_path: Path, monkeypa
 
     save(tmp_path, 1000)
     checkpoint = tmp_path / "checkpoints" / "step_1000"
-    assert os.stat(follow.hold_checkpoint(checkpoint, tmp_path / "linked") / "state.json").st_nlink == 2
-    monkeypatch.setattr(follow.os, "link", link)
-    held = follow.hold_checkpoint(checkpoint, tmp_path / "held")
+    assert os.stat(hold_checkpoint(checkpoint, tmp_path / "linked") / "state.json").st_nlink == 2
+    monkeypatch.setattr(os, "link", link)
+    held = hold_checkpoint(checkpoint, tmp_path / "held")
     assert held is not None and find_fault(held) is None and os.stat(held / "state.json").st_nlink == 1
     shutil.rmtree(checkpoint)
-    assert follow.hold_checkpoint(checkpoint, tmp_path / "held") is None
+    assert hold_checkpoint(checkpoint, tmp_path / "held") is None

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from mert_foundry.jobs.command.text import number
+from mert_foundry.jobs.command.text import human_bytes, number
 from mert_foundry.jobs.inspection.coverage import coverage
 from mert_foundry.jobs.inspection.curves import curve_sections
 from mert_foundry.jobs.inspection.difference import difference_view
@@ -47,7 +47,7 @@ def build_view(options: RunOptions) -> View:
     if len(summaries) == 1:
         kind, title, data = "run", summaries[0].location, summaries[0].model_dump(mode="json")
         heard, data["coverage"] = coverage(histories[0])
-        sections = [overview(summaries[0]), validations(summaries[0]), heard]
+        sections = [overview(summaries[0]), checkpoints(summaries[0]), validations(summaries[0]), heard]
     else:
         kind, title = "runs", ", ".join(names)
         data = {"kind": "runs", "runs": [summary.model_dump(mode="json") for summary in summaries]}
@@ -109,7 +109,6 @@ def overview(summary: RunSummary) -> Section:
     facts: list[tuple[str, Cell]] = [
         ("shards", f"{summary.shards or '-'}{hours}"),
         ("index", summary.index_sha256),
-        ("checkpoints", ", ".join(summary.checkpoints) or "none"),
     ]
     if summary.best_probe:
         facts.append(("best by probe", describe_best_probe(summary.best_probe)))
@@ -118,6 +117,15 @@ def overview(summary: RunSummary) -> Section:
         parts = [f"{name.replace('_', ' ')} {_measured(value)}" for name, value in shown.items()]
         facts.append(("last training record", ", ".join(parts)))
     return Section("Overview", [figures, Facts(facts), *unreadable_notes(["metrics.jsonl"], [summary])])
+
+
+def checkpoints(summary: RunSummary) -> Section:
+    """The checkpoint folders, their sizes, and why each is kept."""
+    if not summary.kept:
+        return Section("Checkpoints", [Note("no checkpoint yet")])
+    rows = [(each.folder, human_bytes(each.bytes), ", ".join(each.kept)) for each in summary.kept]
+    caption = f"{human_bytes(summary.kept_bytes)} on disk: a copy of the best shares its files with the checkpoint while that is there"
+    return Section("Checkpoints", [Table(("checkpoint", "size", "kept as"), rows, caption)])
 
 
 def unreadable_notes(names: Sequence[str], summaries: Sequence[RunSummary]) -> Iterator[Note]:

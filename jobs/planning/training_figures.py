@@ -132,8 +132,10 @@ def checkpoint_figures(run: PlannedRun) -> Iterator[Line]:
     each = "weight_bytes * (1 + averages) + moment_bytes"
     yield figure(CHECKPOINTS, "one checkpoint", "B", each, inputs, "counted", note)
     inputs["keep_checkpoints"] = trainer.keep_checkpoints
-    note = "one more than trainer.keep_checkpoints, while the newest is written"
-    formula = f"({each}) * (keep_checkpoints + 1)"
+    inputs["best"] = int(run.config.valid_split is not None) + int(trainer.probe_every is not None)
+    inputs["for_good"] = trainer.schedule.total_steps // trainer.keep_every if trainer.keep_every is not None else 0
+    note = "the best by validation and by probe, those of trainer.keep_every, and one more while the newest is written"
+    formula = f"({each}) * (keep_checkpoints + 1 + best + for_good)"
     yield figure(CHECKPOINTS, "checkpoints on disk, at most", "B", formula, inputs, "counted", note)
     written = {"steps": trainer.schedule.total_steps, "checkpoint_every": trainer.checkpoint_every}
     yield figure(CHECKPOINTS, "checkpoints written", "", "ceil(steps / checkpoint_every)", written, "counted")

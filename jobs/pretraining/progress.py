@@ -12,6 +12,9 @@ from mert_foundry.jobs.command.console import console
 from mert_foundry.model.objective.pretrain_model import UNMASKED
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, explained_shares
 
+# What is said with --quiet too.
+FAULTS = ("failed_checkpoint", "older_checkpoint_stays", "metrics_not_written", "best_not_kept")
+
 
 class TrainingReport:
     """Called with each record of the trainer (see `model.training.trainer.train`); a context manager.
@@ -46,7 +49,9 @@ class TrainingReport:
         if record["kind"] == "resume" and self.bar is not None:
             # The bar's rate counts from here.
             self.bar.initial = self.bar.n = record["step"]
-        self.note(self._line(record))
+        show = self.warn if record["kind"] in FAULTS else self.note
+        if line := self._line(record):
+            show(line)
 
     def note(self, text: str) -> None:
         """Print a line above the bar; nothing when it is empty, or with --quiet."""
@@ -72,10 +77,31 @@ class TrainingReport:
                 return f"step {record['step']} skipped: loss {record['loss']}, gradient norm {record['gradient_norm']}"
             case "incomplete_checkpoint":
                 return f"passed over: {record['fault']}"
+            case "best_not_kept":
+                return (
+                    f"step {record['step']} is the best by validation, but could not be kept as it: {record['error']}"
+                )
+            case "failed_checkpoint":
+                return f"WARNING: {record['error']}; training goes on"
+            case "older_checkpoint_stays" | "metrics_not_written":
+                return f"WARNING: {record['error']}"
+            case "spike":
+                return describe_spike(record)
             case "diagnostics":
                 return ""  # for TensorBoard
             case kind:
                 raise ValueError(f"unknown record kind {kind!r}")
+
+
+def describe_spike(record: dict[str, Any]) -> str:
+    """What was beyond which limit, and the examples of the rank with the largest share; metrics.jsonl has those of all."""
+    beyond = [
+        f"{name.replace('_', ' ')} {record[name]:.4g} (median {limits['median']:.4g}, limit {limits['limit']:.4g})"
+        for name, limits in record["beyond"].items()
+    ]
+    keys = record["keys"][record["rank"]]
+    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+    return f"step {record['step']} is a spike: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
 
 
 def describe_step(record: dict[str, Any], trivial: TrivialScores | None) -> str:

@@ -94,6 +94,16 @@ class PretrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _deadline_outlasts_patience(self) -> "PretrainConfig":
+        deadline, patience = self.trainer.step_deadline, self.stream.patience
+        if deadline is not None and deadline <= patience:
+            raise ValueError(
+                f"trainer.step_deadline is {deadline:g} s, stream.patience {patience:g} s: a wait for the object store would pass for"
+                " a hang; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_fit(self) -> "PretrainConfig":
         check_weights(self.shards, self.mixing_temperature)
         return self

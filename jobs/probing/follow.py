@@ -6,7 +6,6 @@ RUN/best_by_probe        a copy of the checkpoint with the highest mean; `mert e
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,8 +21,8 @@ from mert_foundry.jobs.probing.run import run_probe
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.jobs.probing.validation_basis import on_validation
 from mert_foundry.model.runs.checkpoint import CHECKPOINTS, checkpoint_step, find_fault, list_checkpoints
-from mert_foundry.model.runs.history import BEST_BY_PROBE, FOLLOW_READY, PROBES, find_best_probe, read_probes
-from mert_foundry.model.runs.publish import retire_folder
+from mert_foundry.model.runs.history import FOLLOW_READY, PROBES, find_best_probe, read_probes
+from mert_foundry.model.runs.kept import BEST_BY_PROBE, hold_checkpoint, keep_as_best
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
 
@@ -67,29 +66,6 @@ def follow(run: Path, config: ProbeConfig) -> int:
     return probed
 
 
-def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
-    """Hard links to a checkpoint's files, which take no room on disk, or copies on a disk without them; None when it is gone meanwhile.
-
-    Raises OSError when the files can neither be linked nor copied.
-    """
-    shutil.rmtree(target, ignore_errors=True)
-    try:
-        shutil.copytree(checkpoint, target, copy_function=link_or_copy)
-    except (FileNotFoundError, shutil.Error):
-        if checkpoint.exists():
-            raise
-        return None
-    return target
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A hard link, or a copy where the disk has none. Raises OSError as `shutil.copy2`."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def main_scores(report: ProbeReport) -> dict[str, float | None]:
     """By task: its first metric on the plain clips."""
     return {task.name: row.value for task in report.tasks for row in report.main_rows(task)}
@@ -118,9 +94,7 @@ def keep_best(run: Path, held: Path, scores: dict[str, float | None]) -> None:
     mean, kept = mean_of(scores), find_best_probe(run)
     if mean is None or (kept and kept.scores.keys() == scores.keys() and kept.mean > mean):
         return
-    if (run / BEST_BY_PROBE).exists():
-        retire_folder(run / BEST_BY_PROBE)
-    os.replace(held, run / BEST_BY_PROBE)
+    keep_as_best(held, run / BEST_BY_PROBE)
 
 
 def check_settings(config: ProbeConfig) -> None:

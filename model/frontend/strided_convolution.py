@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mert_foundry.model.transformer.linear import add_product, matrix_product
+from mert_foundry.model.linear import add_product, matrix_product
 
 
 def strided_convolution(frames: Tensor, weight: Tensor, stride: int) -> Tensor:

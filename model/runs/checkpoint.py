@@ -11,7 +11,7 @@ checksums.json      SHA-256 of each file above, written last; a folder that does
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class CheckpointState:
     """What a resume needs beside weights and optimiser.
 
     step: optimiser steps done. position: the stream's, opaque. seed: of the run. world_size: ranks that wrote it.
-    skipped_steps: non-finite steps so far. consecutive_skips: those at the end of the run so far.
+    skipped_steps: non-finite steps so far. consecutive_skips: those at the end of the run so far. spikes: what SpikeWatch knows.
     """
 
     step: int
@@ -46,6 +46,7 @@ class CheckpointState:
     world_size: int
     skipped_steps: int = 0
     consecutive_skips: int = 0
+    spikes: dict[str, list[float]] | None = None
 
 
 def save_checkpoint(
@@ -77,12 +78,24 @@ def save_checkpoint(
     return target
 
 
-def retire_checkpoints(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints up to a step, that of the newest whole one."""
+def reasons_to_keep(steps: Sequence[int], keep: int, every: int | None) -> dict[int, list[str]]:
+    """Why the checkpoint of each step stays: it is one of the newest `keep`, or its step is a multiple of `every`; no reason, and it goes."""
+    newest = sorted(steps, reverse=True)[:keep]
+    return {
+        step: ["newest"] * (step in newest)
+        + ([f"every {every:,} steps"] if every is not None and step % every == 0 else [])
+        for step in steps
+    }
+
+
+def retire_checkpoints(folder: Path, step: int, keep: int, every: int | None = None) -> None:
+    """Remove checkpoints up to a step, that of the newest whole one, but the newest `keep` and those of every `every` steps."""
     # One of a later step is incomplete, or this run would have gone on from it: it must not push out a whole one.
     until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step]
-    for old in until_now[keep:]:
-        retire_folder(old)
+    reasons = reasons_to_keep([checkpoint_step(path) for path in until_now], keep, every)
+    for old in until_now:
+        if not reasons[checkpoint_step(old)]:
+            retire_folder(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """A thread writes checkpoints while training goes on, one at a time."""
 
+import errno
 import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,18 +16,27 @@ from mert_foundry.model.runs.checkpoint import CheckpointState, retire_checkpoin
 from mert_foundry.model.runs.publish import system_error
 
 
+class OlderCheckpointStays(OSError):
+    """`checkpoint` was written and is whole, but an older one could not be removed."""
+
+    def __init__(self, checkpoint: Path, error: OSError):
+        super().__init__(f"{checkpoint} is whole, but an older checkpoint could not be removed: {error}")
+        self.checkpoint = checkpoint
+
+
 class CheckpointWriter:
     """Writes checkpoints into a run's `checkpoints` folder. Use it as a context manager: leaving it waits for the current write.
 
     Args:
         folder: where all checkpoints of the run are. run_config: the resolved config, saved with each checkpoint. keep: how many of
-            the newest checkpoints stay.
+            the newest checkpoints stay. every: those of multiples of this step stay for good; None: none do.
     """
 
-    def __init__(self, folder: Path, run_config: dict[str, Any], keep: int):
+    def __init__(self, folder: Path, run_config: dict[str, Any], keep: int, every: int | None = None):
         self.folder = folder
         self._run_config = run_config
         self._keep = keep
+        self._every = every
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
@@ -61,7 +72,7 @@ class CheckpointWriter:
     def wait(self) -> Path | None:
         """Wait for the current write and return its checkpoint; None if nothing is being written.
 
-        Raises OSError when the checkpoint could not be written, or when it is complete but older ones could not be removed.
+        Raises OSError when the checkpoint could not be written, OlderCheckpointStays when it is complete.
         """
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
@@ -75,14 +86,34 @@ class CheckpointWriter:
     ) -> Path:
         place = self.folder / f"step_{state.step}"
         try:
+            check_room(self.folder, [weights, optimizer_state, average])
             save_checkpoint(self.folder, state, weights, optimizer_state, self._run_config, average)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{place} could not be written: {_explain(error)}") from error
         try:
-            retire_checkpoints(self.folder, state.step, self._keep)
+            retire_checkpoints(self.folder, state.step, self._keep, self._every)
         except OSError as error:
-            raise OSError(f"{place} is whole, but an older checkpoint could not be removed: {error}") from error
+            raise OlderCheckpointStays(place, error) from error
         return place
+
+
+def check_room(folder: Path, values: Any) -> None:
+    """Raise OSError when nested tensors take more bytes than are free: a write that must fail does not fill the disk of others first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = _bytes_of(values), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: it takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free in {folder}",
+        )
+
+
+def _bytes_of(values: Any) -> int:
+    if isinstance(values, Tensor):
+        return values.nbytes
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    return sum(map(_bytes_of, values)) if isinstance(values, list | tuple) else 0
 
 
 def _explain(error: Exception) -> str:

@@ -10,13 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints, load_state
-from mert_foundry.model.runs.publish import retire_folder
+from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
+from mert_foundry.model.runs.kept import BEST_BY_PROBE, bytes_of, describe_kept, forget_best_after, step_of_best
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.storage.files import publish_bytes
 
 PROBES = "probe.jsonl"
-BEST_BY_PROBE = "best_by_probe"
 FOLLOW_READY = "following "  # how a probe begins its first line, once it has read settings and tasks
 TRIVIAL, MOST_FREQUENT = "best constant", "most frequent code"  # lines beside those of a run
 Curve = list[tuple[int, float | None]]  # (step, value) in the order written; None where the run wrote no finite number
@@ -51,6 +50,16 @@ class BestProbe(_Model):
     checkpoint: str = Field(description="Folder in the run that keeps it")
 
 
+class KeptCheckpoint(_Model):
+    """A checkpoint folder of a run."""
+
+    folder: str = Field(description="Its path in the run folder")
+    bytes: int = Field(
+        description="Of its files; a copy as the best shares them with the checkpoint while that is there"
+    )
+    kept: list[str] = Field(description="Why it is there: newest, every n steps, best by validation, best by probe")
+
+
 class RunSummary(_Model):
     """What `mert inspect RUN_FOLDER --json` prints."""
 
@@ -74,6 +83,10 @@ class RunSummary(_Model):
     data_wait_share: float | None = Field(description="Median share of time spent waiting for data, 0 to 1")
     skipped_steps: int = Field(description="Steps skipped because they were not finite")
     checkpoints: list[str] = Field(description="Names of checkpoint folders, newest first; not checked")
+    kept: list[KeptCheckpoint] = Field(
+        default=[], description="The same and the best, with sizes and why they are kept"
+    )
+    kept_bytes: int = Field(default=0, description="Of all these; files that folders share by hard links count once")
     unreadable_lines: int = Field(description="Lines of metrics.jsonl that are no record; a killed run may leave one")
 
 
@@ -109,9 +122,7 @@ def read_probes(folder: Path) -> list[dict[str, Any]]:
 
 def forget_probes_after(folder: Path, step: int) -> None:
     """Remove the probes of later steps and the best if it is of one: a run that goes on from this one will do them again."""
-    best = folder / BEST_BY_PROBE
-    if best.exists() and load_state(best).step > step:
-        retire_folder(best)  # first: after a kill the next call does the rest
+    forget_best_after(folder / BEST_BY_PROBE, step)  # first: after a kill the next call does the rest
     probes = read_probes(folder)
     kept = [record for record in probes if record["step"] <= step]
     if len(kept) < len(probes):
@@ -120,10 +131,7 @@ def forget_probes_after(folder: Path, step: int) -> None:
 
 def find_best_probe(folder: Path) -> BestProbe | None:
     """The probe of the checkpoint that `mert probe --follow` keeps as the best of a run; None where it keeps none that can be read."""
-    try:
-        step = load_state(folder / BEST_BY_PROBE).step
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = step_of_best(folder / BEST_BY_PROBE)
     probes = [record for record in read_probes(folder) if record["step"] == step and record["mean"] is not None]
     if not probes:
         return None
@@ -173,10 +181,12 @@ def summarise_run(history: RunHistory) -> RunSummary:
     data = history.config.get("data", {})
     train, validations = history.of_kind("train"), [_validation(record) for record in history.of_kind("validation")]
     finite = [validation for validation in validations if validation.loss is not None]
+    trainer = config.get("trainer", {})
+    kept = describe_kept(history.folder, trainer.get("keep_checkpoints"), trainer.get("keep_every"))
     return RunSummary(
         location=str(history.folder),
         step=max(record["step"] for record in history.records),
-        total_steps=config.get("trainer", {}).get("schedule", {}).get("total_steps"),
+        total_steps=trainer.get("schedule", {}).get("total_steps"),
         shards=_name_shards(config.get("shards"), data.get("sets", [])),
         index_sha256=data.get("index_sha256")
         or " ".join(each["index_sha256"] for each in data.get("sets", []))
@@ -195,6 +205,11 @@ def summarise_run(history: RunHistory) -> RunSummary:
             (record.get("skipped_steps", 0) for record in train), default=len(history.of_kind("skipped"))
         ),
         checkpoints=[path.name for path in list_checkpoints(history.folder / CHECKPOINTS)],
+        kept=[
+            KeptCheckpoint(folder=path.relative_to(history.folder).as_posix(), bytes=bytes_of([path]), kept=why)
+            for path, why in kept
+        ],
+        kept_bytes=bytes_of([path for path, _ in kept]),
         unreadable_lines=history.unreadable_lines,
     )
 

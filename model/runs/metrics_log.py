@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from mert_foundry.model.runs.scalar_board import ScalarBoard
 from mert_foundry.pipeline.storage.files import publish_bytes, sweep_temporary
 
 
@@ -23,25 +22,43 @@ class MetricsLog:
         sweep_temporary(str(run_folder))
         self.path = run_folder / "metrics.jsonl"
         self._held = _forget_after(self.path, step)
-        self._file = open(self.path, "a")
-        self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1)
+        self._file = open(self.path, "ab", buffering=0)
+        self._pending = b""
+        self._board = ScalarBoard(run_folder / "tensorboard", step)
+        self.fault: str | None = None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record; it needs `kind` and `step`. Nested mappings become `a/b` in TensorBoard."""
-        self._file.write(json.dumps(_finite_or_null(record)) + "\n")
-        self._file.flush()
-        for name, value in _flatten(record):
-            if name != "step":
-                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        """Append a record; it needs `kind` and `step`. Nested mappings become `a/b` in TensorBoard.
+
+        What a full disk does not take is kept, and written with the records that follow once it does; `fault` says why it was not, or
+        why TensorBoard lacks it.
+        """
+        self._pending += json.dumps(_finite_or_null(record)).encode() + b"\n"
+        self.fault = self._append()
+        scalars = {f"{record['kind']}/{name}": value for name, value in _flatten(record) if name != "step"}
+        if self.fault is None:
+            self.fault = self._board.add(scalars, record["step"])
+
+    def _append(self) -> str | None:
+        """Write what is pending; why not all of it could be written."""
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as error:
+            return f"{self.path}: {error.strerror}; {len(self._pending)} bytes of records wait to be written"
+        return None
 
     def holds(self, kind: str, step: int) -> bool:
         """Whether a record was there when the log was opened, and was kept."""
         return (kind, step) in self._held
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files. Raises OSError when records still wait to be written."""
+        fault = self._append()
         self._file.close()
         self._board.close()
+        if fault is not None:
+            raise OSError(fault)
 
 
 def _forget_after(path: Path, step: int) -> set[tuple[str, int]]:
@@ -50,7 +67,9 @@ def _forget_after(path: Path, step: int) -> set[tuple[str, int]]:
         return set()
     parsed = [(line, _parse(line)) for line in path.read_text().splitlines()]
     kept = [(line, record) for line, record in parsed if record is not None and record["step"] <= step]
-    publish_bytes(str(path), "".join(line + "\n" for line, _ in kept).encode())
+    content = "".join(line + "\n" for line, _ in kept).encode()
+    if content != path.read_bytes():  # so that a start on a full disk needs no room
+        publish_bytes(str(path), content)
     return {(record["kind"], record["step"]) for _, record in kept}
 
 

@@ -63,7 +63,9 @@ def retire_folder(target: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Remove what killed writes left in `parent`."""
-    for path in parent.glob(TEMPORARY_PREFIX + "*"):
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Remove what killed writes and removals left in `parent`; returns the folders that would have been published."""
+    leftovers = list(parent.glob(TEMPORARY_PREFIX + "*"))
+    for path in leftovers:
         shutil.rmtree(path)
+    return [parent / path.name.removeprefix(TEMPORARY_PREFIX) for path in leftovers]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mert_foundry.model.objective.trivial import TrivialScores, explained_shares
 from mert_foundry.model.runs.checkpoint import CheckpointState
+from mert_foundry.model.runs.kept import BEST_BY_VALIDATION, forget_best_after, keep_best_by_validation
 from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.train_step import StepResult
@@ -28,6 +29,9 @@ class Recorder:
         trivial: TrivialScores | None = None,
     ):
         self._log = MetricsLog(run_folder, step) if rank() == 0 else None
+        if rank() == 0:
+            forget_best_after(run_folder / BEST_BY_VALIDATION, step)
+        self._run_folder = run_folder
         self._sample_rate = sample_rate
         self._report = report
         self._trivial = trivial
@@ -36,9 +40,16 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._log is not None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Raises OSError when records could not be written; it is a note of the error that there is already."""
+        if self._log is None:
+            return
+        try:
             self._log.close()
+        except OSError as fault:
+            if error is None:
+                raise
+            error.add_note(str(fault))
 
     def step(self, state: CheckpointState, result: StepResult, rate: float, logged: bool) -> None:
         """Count a step, and record it when `logged` or when it was skipped, and its diagnostics if it has some."""
@@ -72,6 +83,23 @@ class Recorder:
         """Record a validation."""
         self._write({"kind": "validation", "step": step, **summary, **self._explained("validation", summary)})
 
+    def keep_best(self, step: int, summary: dict[str, Any]) -> None:
+        """Keep the checkpoint of a validation that is to be recorded, if it is the best. One that cannot be kept is reported."""
+        if self._log is None:
+            return
+        try:
+            keep_best_by_validation(self._run_folder, step, summary, self._log.path)
+        except OSError as error:
+            self.fault("best_not_kept", step, str(error))
+
+    def spike(self, step: int, found: dict[str, Any]) -> None:
+        """Record a step that was a spike (spikes.py)."""
+        self._write({"kind": "spike", "step": step, **found})
+
+    def fault(self, kind: str, step: int, error: str) -> None:
+        """Record something that went wrong and did not end the run."""
+        self._write({"kind": kind, "step": step, "error": error})
+
     def checkpoint(self, step: int, path: Path) -> None:
         """Report a checkpoint that has been published; it says itself that it is there, so metrics.jsonl does not."""
         self._report({"kind": "checkpoint", "step": step, "path": str(path)})
@@ -87,7 +115,10 @@ class Recorder:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._log is not None:
+            before = self._log.fault
             self._log.write(record)
+            if self._log.fault is not None and before is None:
+                self._report({"kind": "metrics_not_written", "step": record["step"], "error": self._log.fault})
         self._report(record)
 
 

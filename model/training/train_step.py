@@ -67,13 +67,14 @@ class StepResult:
 
     summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether the
     optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
-    diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
+    share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
     """
 
     summary: dict[str, Any]
     gradient_norm: float
     finite: bool
     totals: dict[str, Tensor]
+    share: Tensor
     diagnostics: dict[str, Any] | None
 
 
@@ -152,13 +153,16 @@ class TrainStep:
         loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         samples = float(batch.inputs["audio"].numel())
-        totals = sum_across_ranks({**extras, **sums, "broken": broken, "samples": samples}, self.device)
+        totals = sum_across_ranks(
+            {**extras, **sums, "broken": broken, "samples": samples, "norm": norm / world_size()}, self.device
+        )
         finite = float(totals["broken"]) == 0.0
         if finite:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
         diagnostics = self._diagnose(gradients) if gradients.diagnosed is not None else None
-        return StepResult(self.model.summarise(totals), float(norm), finite, totals, diagnostics)
+        summary = self.model.summarise(totals)
+        return StepResult(summary, float(totals["norm"]), finite, totals, loss.detach(), diagnostics)
 
     def _diagnose(self, gradients: Gradients) -> dict[str, Any] | None:
         """Diagnostics of the gradient and of the weights after it moved them, on rank 0."""

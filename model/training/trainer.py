@@ -4,8 +4,8 @@
 initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
 the same number of ranks, its losses are bit for bit the same.
 
-Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on; a run ends when the last is there,
-and fails when one could not be written. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
+Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on (saving.py); a run ends when the last
+is there. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
 comes first: a validation that fails on any rank costs no training. A start makes up for the validation that is due at the step it goes on from, if
 metrics.jsonl does not hold it.
 """
@@ -43,15 +43,17 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
+from mert_foundry.model.training.saving import Saving
 from mert_foundry.model.training.sharding import (
     Parallel,
-    copy_to_rank_zero,
     holds_own_shard,
     resolve_replicas,
     shard,
     shard_like,
     unsharded,
 )
+from mert_foundry.model.training.spikes import SpikeWatch
+from mert_foundry.model.training.step_deadline import StepDeadline
 from mert_foundry.model.training.train_step import PreparedBatch, StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.weight_average import WeightAverage
 
@@ -97,11 +99,34 @@ class TrainerConfig(BaseModel):
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints that stay for good; a multiple of checkpoint_every; null: none do",
+    )
+    max_failed_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="checkpoints in a row that cannot be written, as on a full disk, and end training; before, it goes on",
+    )
     probe_every: int | None = Field(
         None,
         ge=1,
         description="steps between checkpoints that a process beside the run probes, as `probe` says; a multiple of"
         " checkpoint_every; null: none is probed",
+    )
+    step_deadline: float | None = Field(
+        1_800.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="seconds after which a step that hangs, the wait for its batch included, ends the run with every rank's stacks in"
+        " the log; more than stream.patience and the first step with compile need; null: never",
+    )
+    spike_band: float | None = Field(
+        10.0,
+        gt=0.0,
+        description="a step whose loss or gradient norm is so many robust standard deviations above the last 200 is recorded with its"
+        " examples; null: none is",
     )
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
 
@@ -112,12 +137,13 @@ class TrainerConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _has_checkpoints_to_probe(self) -> "TrainerConfig":
-        if self.probe_every is not None and self.probe_every % self.checkpoint_every:
-            raise ValueError(
-                f"probe_every is {self.probe_every}, no multiple of checkpoint_every {self.checkpoint_every}: there would be no"
-                " checkpoint to probe"
-            )
+    def _has_checkpoints_to_probe_and_keep(self) -> "TrainerConfig":
+        for name, every, use in (("probe_every", self.probe_every, "probe"), ("keep_every", self.keep_every, "keep")):
+            if every is not None and every % self.checkpoint_every:
+                raise ValueError(
+                    f"{name} is {every}, no multiple of checkpoint_every {self.checkpoint_every}: there would be no"
+                    f" checkpoint to {use}"
+                )
         return self
 
 
@@ -174,7 +200,8 @@ def train(
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
     Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
-    number of frames, when the stream ends early or gives a batch that does not fit; OSError when a checkpoint could not be written;
+    number of frames, when the stream ends early or gives a batch that does not fit; OSError when the last checkpoint could not be written,
+    or `max_failed_checkpoints` in a row;
     FloatingPointError after too many non-finite steps in a row.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
@@ -186,17 +213,21 @@ def train(
     known_until = state.step if checkpoint is not None else -1
     with (
         Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
-        CheckpointWriter(checkpoints, run_config, config.keep_checkpoints) as writer,
+        CheckpointWriter(checkpoints, run_config, config.keep_checkpoints, config.keep_every) as writer,
+        StepDeadline(config.step_deadline) as deadline,
     ):
-        run = _Run(trainee, data, config, recorder, writer, checkpoint, average)
+        spikes = SpikeWatch(config.spike_band, state.spikes)
+        saving = Saving(writer, recorder, checkpoint, config.max_failed_checkpoints)
+        run = _Run(trainee, data, config, recorder, saving, deadline, spikes, average)
         return run.go_on(state, stop)
 
 
 @dataclass(frozen=True)
 class _NextBatch:
-    """A batch ready for its step, the stream's position after it, and the seconds that the host waited for it."""
+    """A batch ready for its step, the keys of its examples, the stream's position after it, and the seconds that the host waited."""
 
     prepared: PreparedBatch
+    keys: Sequence[str]
     position: Position
     wait: float
 
@@ -205,15 +236,16 @@ class _NextBatch:
 class _Run:
     """The steps of a run, with the validations and checkpoints between them.
 
-    `checkpoint`: the newest that is there or under way; `average`: on rank 0, on each its part where ranks divide the model.
+    `average`: on rank 0, on each its part where ranks divide the model.
     """
 
     trainee: TrainStep
     data: TrainingData
     config: TrainerConfig
     recorder: Recorder
-    writer: CheckpointWriter
-    checkpoint: Path | None
+    saving: Saving
+    deadline: StepDeadline
+    spikes: SpikeWatch
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
 
@@ -226,15 +258,17 @@ class _Run:
         batches = self.data.stream(state.position) if state.step < total_steps else iter(())
         batch: _NextBatch | None = None
         while state.step < total_steps:
+            self.deadline.begin(state.step + 1)
             batch = batch or self._next_batch(batches, state.step)
             state, batch, stopping = self._step(state, batch, batches, stop)
-            self._tell_of(self.writer.poll())
+            self.deadline.end()
+            self.saving.poll()
             done = state.step == total_steps
             if stopping or self._checkpoint_is_due(state.step):
-                self._finish_write()
+                self.saving.finish()
                 # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
                 stopping = stopping or done or self._any_rank(stop())
-                self._save(state)
+                self.saving.start(state, self.trainee, self.average)
             if stopping and not done:
                 return self._result("stopped", state)
             self._validate_if_due(state.step)
@@ -252,7 +286,7 @@ class _Run:
             total_steps = self.config.schedule.total_steps
             raise ValueError(f"the stream ended after step {step}, before total_steps {total_steps}") from None
         wait = time.perf_counter() - begin
-        return _NextBatch(self.trainee.prepare(batch, step + 1), position, wait)
+        return _NextBatch(self.trainee.prepare(batch, step + 1), batch["key"], position, wait)
 
     def _step(
         self,
@@ -275,6 +309,10 @@ class _Run:
         state = _advance(state, batch.position, result)
         if self.average is not None and result.finite:
             self.average.update(step)
+        spike = self.spikes.look(result, batch.keys)
+        state = dataclasses.replace(state, spikes=self.spikes.state())
+        if spike is not None:
+            self.recorder.spike(step, spike)
         logged = step == config.schedule.total_steps or step % config.log_every == 0
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
@@ -288,7 +326,7 @@ class _Run:
         is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
         if self.data.validation is None or not is_due:
             return
-        self._finish_write()
+        self.saving.finish(last=step == self.config.schedule.total_steps)
         wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
         with self.recorder.paused(), unsharded(self.trainee.model):
             sums = self.trainee.model.zero_sums()
@@ -305,38 +343,18 @@ class _Run:
             if of_sets:
                 by_set = {name: sum_across_ranks(part, self.trainee.device) for name, part in of_sets.items()}
                 self.validated["sets"] = {name: self.trainee.model.summarise(part) for name, part in by_set.items()}
+        self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
         self.recorder.validation(step, self.validated)
-
-    def _save(self, state: CheckpointState) -> None:
-        """Rank 0 takes a copy of everything and begins to write it; the write before must be done."""
-        with self.recorder.paused():
-            average = self.average.weights if self.average is not None else None
-            optimizer_state = self.trainee.optimizer.state_dict()
-            weights, moments, average = (
-                copy_to_rank_zero(values) for values in (self.trainee.model.state_dict(), optimizer_state, average)
-            )
-            if rank() == 0:
-                self.writer.start(state, weights, moments, average)
-        self.checkpoint = self.writer.folder / f"step_{state.step}"
 
     def _any_rank(self, asked: bool) -> bool:
         return float(sum_across_ranks({"stop": float(asked)}, self.trainee.device)["stop"]) > 0.0
 
-    def _finish_write(self) -> None:
-        """On rank 0, wait for the checkpoint under way, if there is one."""
-        with self.recorder.paused():
-            self._tell_of(self.writer.wait())
-
-    def _tell_of(self, checkpoint: Path | None) -> None:
-        if checkpoint is not None:
-            self.recorder.checkpoint(checkpoint_step(checkpoint), checkpoint)
-
     def _result(self, status: Literal["done", "stopped"], state: CheckpointState) -> TrainResult:
         """Once the last checkpoint is there, on every rank."""
-        self._tell_of(self.writer.wait())
+        self.saving.finish(last=True)
         wait_for_all()
-        assert self.checkpoint is not None, "a run ends with a checkpoint, or finds one of its last step"
-        return TrainResult(status, state.step, self.checkpoint, self.validated)
+        assert self.saving.newest is not None, "a run ends with a checkpoint, or finds one of its last step"
+        return TrainResult(status, state.step, self.saving.newest, self.validated)
 
 
 def _trainee(
@@ -396,8 +414,13 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
     """Rank 0 looks and cleans up; all take its word: the step of the newest whole checkpoint, or -1."""
     step = -1
     if rank() == 0:
-        remove_leftovers(checkpoints)
+        cut_short = remove_leftovers(checkpoints)
         path, faults = latest_checkpoint(checkpoints)
+        faults += [
+            f"{each}: its write was cut short"
+            for each in cut_short
+            if path is None or checkpoint_step(each) > checkpoint_step(path)
+        ]
         for fault in faults:
             report({"kind": "incomplete_checkpoint", "fault": fault})
         step = -1 if path is None else checkpoint_step(path)

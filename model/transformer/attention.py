@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mert_foundry.model.transformer.linear import Linear
+from mert_foundry.model.linear import Linear
 from mert_foundry.model.transformer.position import rotate
 
 

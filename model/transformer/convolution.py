@@ -6,7 +6,7 @@ norm is the transformer's own norm here, so that a frame depends neither on the 
 
 from torch import Tensor, nn
 
-from mert_foundry.model.transformer.linear import Linear
+from mert_foundry.model.linear import Linear
 
 
 class ConvolutionPart(nn.Module):

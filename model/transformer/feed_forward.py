@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mert_foundry.model.transformer.linear import Linear
+from mert_foundry.model.linear import Linear
 
 Activation = Literal["gelu", "relu", "swiglu"]
 

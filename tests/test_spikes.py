@@ -1,0 +1,73 @@
+"""Spikes are recorded with their examples and rank, also across a resume."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pretrain_run import read_metrics
+from tiny_model import run_ranks, slice_rows, synthetic_batch, tiny_model
+
+from mert_foundry.model.training import spikes
+from mert_foundry.model.training.optimizer import ScheduleConfig
+from mert_foundry.model.training.ranks import rank, world_size
+from mert_foundry.model.training.spikes import SpikeWatch
+from mert_foundry.model.training.train_step import StepResult
+from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, train
+
+SPIKE = 14
+
+
+def result(loss: float, norm: float = 1.0, finite: bool = True) -> StepResult:
+    return StepResult({"loss": loss}, norm, finite, {}, torch.tensor(loss), None)
+
+
+def test_a_value_beyond_the_band_of_median_and_mad_is_a_spike():
+    """Losses 1 to 5 in turn: median 3, median distance 1, so the limit is 3 + 10 x 1.4826."""
+    watch = SpikeWatch(10.0, None)
+    for number in range(200):
+        assert watch.look(result(1.0 + number % 5), []) is None
+    assert watch.look(result(17.82), ["a"]) is None
+    found = watch.look(result(17.83), ["a", "b"])
+    assert found is not None and found["beyond"] == {"loss": {"median": 3.0, "limit": pytest.approx(17.826)}}
+    assert (found["rank"], found["keys"], found["shares"]) == (0, [["a", "b"]], [pytest.approx(17.83)])
+    again = SpikeWatch(10.0, watch.state()).look(result(3.0, 1.11), [])
+    assert again is not None and set(again["beyond"]) == {"gradient_norm"}  # 1 % of the median is the least spread
+    assert watch.look(result(float("nan"), finite=False), []) is None
+    assert SpikeWatch(None, watch.state()).look(result(100.0), []) is None
+
+
+def train_with_a_spike(process_rank: int, folder: Path, total_steps: int, band: float | None) -> None:
+    """The values of one rank's rows are large at one step."""
+    spikes.WINDOW = 10
+
+    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+        number = 0 if position is None else position["offset"]
+        while True:
+            number += 1
+            batch = slice_rows(synthetic_batch(number), slice(2 * rank(), 2 * rank() + 2))
+            if number == SPIKE and rank() == 1:
+                batch["cqt"] = batch["cqt"] + 100
+            yield batch, {"offset": number}
+
+    trainer = TrainerConfig(
+        schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=1, total_steps=total_steps),
+        mixture=None,
+        log_every=1,
+        checkpoint_every=100,
+        spike_band=band,
+    )
+    assert world_size() == 2
+    data = TrainingData(stream, None, 24_000)
+    train(tiny_model(), data, trainer, folder, {}, 1, torch.device("cpu"), lambda: False, lambda record: None)
+
+
+@pytest.mark.process
+def test_a_spike_is_recorded_with_the_keys_and_rank_that_made_it_also_across_a_resume(tmp_path: Path):
+    run_ranks(train_with_a_spike, 2, tmp_path / "run", 12, 10.0)
+    run_ranks(train_with_a_spike, 2, tmp_path / "run", 16, 10.0)
+    (found,) = read_metrics(tmp_path / "run", "spike")
+    assert (found["step"], found["rank"]) == (SPIKE, 1) and "loss" in found["beyond"]
+    assert found["keys"] == [[f"track-{SPIKE}-0", f"track-{SPIKE}-1"], [f"track-{SPIKE}-2", f"track-{SPIKE}-3"]]
+    assert found["loss"] == pytest.approx(sum(found["shares"]), rel=1e-5) and found["shares"][1] > found["shares"][0]
+    assert found["loss"] > found["beyond"]["loss"]["limit"] > found["beyond"]["loss"]["median"]
