@@ -53,7 +53,8 @@ def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
     if use_cuda:
         torch.cuda.set_device(device_of_rank)
     if world_size > 1:
-        distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
+        # Numbers that the host knows are summed by gloo, so that it need not wait for the GPU.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
     try:
         yield device_of_rank
         wait_for_all()  # gloo may abort a rank whose peer has gone
