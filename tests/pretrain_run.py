@@ -7,9 +7,10 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import psutil
@@ -74,18 +75,27 @@ def pretrain_here(shards: Path, out: Path, *changes: str) -> int:
         torch.set_num_threads(threads)
 
 
-def start(ranks: int, shards: Path, out: Path, *changes: str, stderr: int | None = None) -> subprocess.Popen:
+def start(
+    ranks: int,
+    shards: Path,
+    out: Path,
+    *changes: str,
+    stderr: int | None = None,
+    restarts: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen:
     """The command as a process, under torchrun when there are several ranks; its output lies beside `out`.
 
-    stderr: where that goes instead.
+    stderr: where that goes instead; variables: of the environment, beside its own.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     command = [*torchrun, "-m", "mert_foundry.jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
     return subprocess.Popen(
         [*command, *arguments(shards, out, *changes)],
         stdout=open(output_of(out, "stdout"), "w"),
         stderr=open(output_of(out, "stderr"), "w") if stderr is None else stderr,
-        env=mert_environment(),
+        env={**mert_environment(), **variables},
     )
 
 
@@ -197,6 +207,11 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
     _, alive = psutil.wait_procs(ranks, timeout=30)
     assert not alive, alive
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The ranks that a launcher has now."""
+    return [one for one in psutil.Process(process.pid).children() if "mert_foundry.jobs.pretrain" in one.cmdline()]
 
 
 def wait_for_step(process: subprocess.Popen | Forked, out: Path, step: int) -> None:

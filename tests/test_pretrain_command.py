@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -28,6 +29,7 @@ from pretrain_run import (
     launcher_held_back,
     output_of,
     pretrain_here,
+    ranks_of,
     read_metrics,
     read_steps,
     start,
@@ -240,6 +242,27 @@ def test_sigterm_while_a_checkpoint_is_written_waits_for_it_and_writes_the_last(
     assert re.findall(r"^checkpoint: .*/(step_\d+)$", text_of(out, "stderr"), re.MULTILINE) == [
         path.name for path in reversed(checkpoints)
     ]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_torchrun_starts_a_group_again_whose_rank_is_killed(shards, tmp_path):
+    """Twice: the store that torchrun would share holds addresses of the group before."""
+    out, last = tmp_path / "run", 200
+    settings = [f"trainer.schedule.total_steps={last}", "trainer.checkpoint_every=20", "trainer.validate_every=1000"]
+    process = start(2, shards, out, *settings, restarts=2, variables={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    try:
+        gone: set[int] = set()
+        for step in (30, 90):
+            wait_for_step(process, out, step)
+            ranks = {rank.pid for rank in ranks_of(process)}
+            assert len(ranks) == 2 and not ranks & gone
+            os.kill(max(ranks), signal.SIGKILL)
+            gone |= ranks
+        assert finish(process) == 0
+    finally:
+        kill_all(process)
+    assert [record["step"] for record in read_metrics(out, "train")] == list(range(1, last + 1))
 
 
 @pytest.mark.process

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank, node_count
+from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank, node_count, process_group
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.pretrain import with_replicas
 from mert_foundry.model.training.trainer import TrainerConfig
@@ -47,3 +47,11 @@ def test_ranks_of_unknown_nodes_are_refused_where_a_node_is_a_replica(monkeypatc
         with_replicas(TrainerConfig(parallel="hsdp"), 8)
     assert with_replicas(TrainerConfig(parallel="hsdp", replicas=2), 8).replicas == 2
     assert with_replicas(TrainerConfig(parallel="fsdp"), 8).replicas is None
+
+
+def test_restarts_that_torchrun_cannot_make_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    with pytest.raises(UsageError, match="^torchrun --max-restarts=2 .* TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        with process_group("cpu", 2):
+            pass

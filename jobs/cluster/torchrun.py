@@ -46,8 +46,13 @@ def node_count(world_size: int) -> int:
 
 @contextlib.contextmanager
 def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
-    """Join torchrun's process group if there are several ranks; gives this rank's device."""
+    """Join torchrun's process group if there are several ranks; gives this rank's device.
+
+    Raises UsageError where there is no such device, and where torchrun could not start the group again as it was asked to.
+    """
     check_cuda(device)
+    if world_size > 1:
+        _check_restarts()
     use_cuda = resolve_device(device) == "cuda"
     device_of_rank = torch.device("cuda", gpu_of_this_rank()) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -61,6 +66,18 @@ def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _check_restarts() -> None:
+    """torchrun of torch 2.11 keeps one store over restarts, with the addresses of the ranks before. New ranks that take those for
+    their peers' wait for ever (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    asked_for = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if asked_for > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UsageError(
+            f"torchrun --max-restarts={asked_for} would leave a restarted group waiting for ranks that are gone: start it with"
+            " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, and with --standalone or --rdzv-backend=c10d"
+        )
 
 
 @contextlib.contextmanager
