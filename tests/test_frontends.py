@@ -151,15 +151,16 @@ def test_convolutions_equal_huberts(norm, bias):
 @given(
     layers=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=4),
     norm=st.sampled_from(["group", "layer"]),
+    bias=st.booleans(),
     spare=st.integers(0, 40),
     rows=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_convolutions_and_their_gradients_equal_torchs(layers, norm, spare, rows, seed):
+def test_convolutions_and_their_gradients_equal_torchs(layers, norm, bias, spare, rows, seed):
     """Any kernels and strides, a kernel shorter than its stride too."""
     torch.manual_seed(seed)
     kernels, strides = zip(*layers)
-    frontend = ConvFrontend(FrontendConfig(channels=3, kernels=kernels, strides=strides, norm=norm))
+    frontend = ConvFrontend(FrontendConfig(channels=3, kernels=kernels, strides=strides, norm=norm, bias=bias))
     needed = 3
     for kernel, stride in reversed(layers):
         needed = (needed - 1) * stride + kernel
@@ -168,7 +169,7 @@ def test_convolutions_and_their_gradients_equal_torchs(layers, norm, spare, rows
     found = frontend(audio)
     expected = naive_convolutions(frontend, audio)
     assert torch.allclose(found, expected, atol=1e-9)
-    weights = [layer.conv.weight for layer in frontend.layers]
+    weights = list(frontend.parameters())
     upstream = torch.randn_like(found)
     gradients = (torch.autograd.grad(features, weights, upstream) for features in (found, expected))
     for ours, theirs in zip(*gradients):

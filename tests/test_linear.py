@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -91,3 +93,31 @@ def test_meta_device_and_inference_mode():
     with torch.inference_mode():
         assert ours(torch.randn(5, 24)).shape == (5, 40)
     assert Linear(24, 40, device="meta")(torch.empty(5, 24, device="meta")).shape == (5, 40)
+
+
+MULTIPLY_UNDER_SIGNALS = """
+import signal, sys, time
+import torch
+from mert_foundry.jobs.command.line import run
+from mert_foundry.model.linear import Linear
+
+def multiply(arguments):
+    torch.set_num_threads(1)
+    layer, features = Linear(384, 1536), torch.randn(200, 384, requires_grad=True)
+    signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        layer(features).sum().backward()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return 0
+
+sys.exit(run(multiply, [], ""))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_signals_leave_a_command_s_memory_as_it_is():
+    done = subprocess.run([sys.executable, "-c", MULTIPLY_UNDER_SIGNALS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

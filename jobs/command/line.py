@@ -1,5 +1,6 @@
 """The `mert` command: one module a job, errors in one line, exit codes 0 done, 1 failed, 2 bad usage."""
 
+import faulthandler
 import importlib
 import os
 import sys
@@ -48,6 +49,7 @@ EXTRAS = {
     "transformers": "bench",
 }
 
+STDERR = 2  # the file itself: sys.stderr may be a test's
 # What no user can cause: our own mistakes, which show where they are.
 BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError, ZeroDivisionError)
 
@@ -97,6 +99,7 @@ def run(
 
     `--help` prints the documentation and every key of the job's config, if it has one.
     """
+    _give_signals_a_stack()
     if "-h" in arguments or "--help" in arguments:
         print("\n\n".join([documentation.strip(), *([describe_keys(config)] if config else [])]))
         return 0
@@ -124,3 +127,14 @@ def run(
             lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
             print(f"error: {' '.join('; '.join(lines).split())}", file=sys.stderr)
         return 1
+
+
+def _give_signals_a_stack() -> None:
+    """Handle signals of the main thread on a stack of their own, which faulthandler brings; it also tells where a crash was.
+
+    The oneDNN of torch 2.11 points the stack register into a buffer on the heap while it multiplies matrices. A signal that comes
+    then, SIGTERM say, would be handled there, over other data: the process died of a corrupted heap instead of writing its
+    checkpoint (https://github.com/uxlfoundation/oneDNN/issues/4845).
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=STDERR)

@@ -88,8 +88,10 @@ class WaveLayer(nn.Module):
         windows = nn.functional.pad(audio, (0, max(0, needed - audio.shape[1]))).unfold(1, kernel, stride)[:, :length]
         weight, bias = self.conv.weight[:, 0], self.conv.bias
         if isinstance(self.norm, nn.GroupNorm):
-            weight, bias = _normalised(weight, self.norm, windows, num_frames)
-            return nn.functional.gelu(_product_of_windows(windows, weight, bias))
+            weight, shift = _normalised(weight, self.norm, windows, num_frames)
+            if bias is not None:
+                shift = shift + 0.0 * bias  # the norm takes it away; DDP waits for its gradient, which is zero
+            return nn.functional.gelu(_product_of_windows(windows, weight, shift))
         return nn.functional.gelu(self.norm(_product_of_windows(windows, weight, bias)))
 
 
@@ -128,7 +130,7 @@ def _normalised(weight: Tensor, norm: nn.GroupNorm, windows: Tensor, num_frames:
 def _moments(windows: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [B, K] and covariance [B, K, K] of the first `num_frames` [B] windows of each row of [B, P, K]."""
     own = (torch.arange(windows.shape[1], device=windows.device) < num_frames[:, None]).to(windows.dtype)[:, :, None]
-    count = num_frames.to(windows.dtype)[:, None]
+    count = num_frames.clamp(min=1).to(windows.dtype)[:, None]
     mean = (windows * own).sum(1) / count
     centred = (windows - mean[:, None]) * own
     return mean, centred.transpose(1, 2) @ centred / count[:, :, None]
@@ -199,7 +201,7 @@ class ConvFrontend(nn.Module):
         features = self._run(first, audio, own, length).flatten(0, 1)
         for layer in others:
             features = self._run(layer, features)
-        features = features.unflatten(0, (len(audio), -1))[:, :frames]
+        features = features.unflatten(0, (len(audio), length // later_hop))[:, :frames]
         return scale_gradient(features, self.config.gradient_multiplier)
 
     def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
