@@ -23,7 +23,8 @@ from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.runs.publish import publish_folder
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank
-from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, Validation, train
+from mert_foundry.model.training.trainer import Stream, TrainingData, TrainResult, Validation, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 
 PARTIAL = ".partial-step_"
 WIDE = 100_000  # features of the feed-forward parts: 6.4 million weights, 77 MB to write, in steps of a few frames

@@ -19,7 +19,8 @@ from mert_foundry.model.training import step_deadline
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.step_deadline import StepDeadline
-from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, train
+from mert_foundry.model.training.trainer import TrainingData, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 
 HANGS_AT, DEADLINE = 4, 4.0  # a step, seconds
 
