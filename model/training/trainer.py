@@ -106,10 +106,11 @@ def train(
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
-    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
-    number of frames, when the stream ends early or gives a batch that does not fit; OSError when the last checkpoint could not be written,
-    or `max_failed_checkpoints` in a row;
-    FloatingPointError after too many non-finite steps in a row.
+    Raises:
+        ValueError: the checkpoint does not fit the model or the seed; tf32 without a GPU; a mask span that is no whole number of
+            frames; the stream ends early or gives a batch that does not fit.
+        OSError: the last checkpoint, or `max_failed_checkpoints` in a row, could not be written.
+        FloatingPointError: too many non-finite steps in a row.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
@@ -226,32 +227,36 @@ class _Run:
         return state, following, bool(result.totals["stop"])
 
     def _validate_if_due(self, step: int) -> None:
-        """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded; `sets` in it has that of each set.
+        is_last = step == self.config.schedule.total_steps
+        if self.data.validation is None or not (is_last or step % self.config.validate_every == 0):
+            return
+        self.saving.finish(last=is_last)
+        wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
+        with self.recorder.paused(), unsharded(self.trainee.model):
+            self.validated = self._validate(self.data.validation())
+        self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
+        self.recorder.validation(step, self.validated)
+
+    def _validate(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Summary (PretrainModel.summarise) over the validation batches of all ranks; `sets` in it has that of each set.
 
         Raises ValueError when no rank has a batch.
         """
-        is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
-        if self.data.validation is None or not is_due:
-            return
-        self.saving.finish(last=step == self.config.schedule.total_steps)
-        wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
-        with self.recorder.paused(), unsharded(self.trainee.model):
-            sums = self.trainee.model.zero_sums()
-            of_sets = dict.fromkeys(self.data.validation_sets, sums)
-            for batch in self.data.validation():
-                found = self.trainee.evaluate(batch)
-                sums = add_by_name(sums, found)
-                if of_sets:
-                    of_sets[batch["set"]] = add_by_name(of_sets[batch["set"]], found)
-            totals = sum_across_ranks(sums, self.trainee.device)
-            if float(totals["masked_frames"]) == 0.0:
-                raise ValueError("the validation stream gave no batch on any rank")
-            self.validated = self.trainee.model.summarise(totals)
+        model, device = self.trainee.model, self.trainee.device
+        sums = model.zero_sums()
+        of_sets = dict.fromkeys(self.data.validation_sets, sums)
+        for batch in batches:
+            found = self.trainee.evaluate(batch)
+            sums = add_by_name(sums, found)
             if of_sets:
-                by_set = {name: sum_across_ranks(part, self.trainee.device) for name, part in of_sets.items()}
-                self.validated["sets"] = {name: self.trainee.model.summarise(part) for name, part in by_set.items()}
-        self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
-        self.recorder.validation(step, self.validated)
+                of_sets[batch["set"]] = add_by_name(of_sets[batch["set"]], found)
+        totals = sum_across_ranks(sums, device)
+        if float(totals["masked_frames"]) == 0.0:
+            raise ValueError("the validation stream gave no batch on any rank")
+        summary = model.summarise(totals)
+        if of_sets:
+            summary["sets"] = {name: model.summarise(sum_across_ranks(part, device)) for name, part in of_sets.items()}
+        return summary
 
     def _any_rank(self, asked: bool) -> bool:
         return float(sum_across_ranks({"stop": float(asked)}, self.trainee.device)["stop"]) > 0.0

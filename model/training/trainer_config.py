@@ -31,7 +31,7 @@ class TrainerConfig(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="torch.compile the layers: about a minute at each start, then faster steps on a GPU",
+        description="torch.compile the layers: under a minute at each start, then faster steps on a GPU",
     )
     parallel: Parallel = Field(
         "ddp",
@@ -54,7 +54,7 @@ class TrainerConfig(BaseModel):
     max_failed_checkpoints: int = Field(
         3,
         ge=1,
-        description="checkpoints in a row that cannot be written, as on a full disk, and end training; before, it goes on",
+        description="failed writes of a checkpoint in a row that end training, as on a full disk; after fewer it goes on",
     )
     probe_every: int | None = Field(
         None,
@@ -66,14 +66,14 @@ class TrainerConfig(BaseModel):
         1_800.0,
         gt=0.0,
         allow_inf_nan=False,
-        description="seconds after which a step that hangs, the wait for its batch included, ends the run with every rank's stacks in"
-        " the log; more than stream.patience and the first step with compile need; null: never",
+        description="seconds that a step may take, the wait for its batch included, before the run ends with every rank's stacks in the"
+        " log; longer than stream.patience, and than the first step with compile; null: any time",
     )
     spike_band: float | None = Field(
         10.0,
         gt=0.0,
-        description="a step whose loss or gradient norm is so many robust standard deviations above the last 200 is recorded with its"
-        " examples; null: none is",
+        description="robust standard deviations above the median of the last 200 steps beyond which a loss or gradient norm is a spike: the"
+        " step is recorded with its examples; null: none is",
     )
     max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
 
