@@ -40,7 +40,8 @@ from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe
-from mert_foundry.model.training.trainer import Batch, Position, TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer import Batch, Position, TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
 from mert_foundry.pipeline.stream.batch_stream import MixtureStream, validation_batches

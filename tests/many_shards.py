@@ -98,7 +98,7 @@ def fill(store: LoopbackStore, count: int, with_documents: bool) -> None:
 
 def add_documents(store: LoopbackStore, plans: dict[str, str], record: Callable[[str], bytes]) -> None:
     """The documents, a thousand shards each."""
-    one = summarise_record(parse_record("", record_template(), NAME)[0])
+    one = summarise_record(parse_record("", record_template(), NAME))
     for names in (list(plans)[start : start + 1000] for start in range(0, len(plans), 1000)):
         states = [
             replace(

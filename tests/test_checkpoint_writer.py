@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,8 @@ from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.runs.publish import publish_folder
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank
-from mert_foundry.model.training.trainer import Stream, TrainerConfig, TrainingData, TrainResult, Validation, train
+from mert_foundry.model.training.trainer import Stream, TrainingData, TrainResult, Validation, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 
 PARTIAL = ".partial-step_"
 WIDE = 100_000  # features of the feed-forward parts: 6.4 million weights, 77 MB to write, in steps of a few frames
@@ -123,30 +125,46 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_killed_writer_cost
     assert all(find_fault(path) is None for path in (tmp_path / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("limit", "failed", "end"), [(3, [4, 6], "it was the last"), (2, [4], "2 in a row have")])
-def test_writes_that_fail_are_reported_and_end_the_run_only_in_a_row_or_with_the_last(
-    tmp_path: Path, limit: int, failed: list[int], end: str
-):
-    """From step 3 on no file may grow beyond 20 kB: writing fails as on a full disk."""
+@contextmanager
+def small_files_only() -> Iterator[None]:
+    """No file may grow beyond 20 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def once_step_2_is_written(folder: Path, act: Callable[[], object]) -> Stream:
+    """Batches of a run in `folder`; `act` is called before that of step 3, when the checkpoint of step 2 is there."""
 
     def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
         for batch, after in synthetic_stream(position):
             if after["offset"] == 3:
                 deadline = time.monotonic() + 60
-                while not (full / "checkpoints" / "step_2").exists():
+                while not (folder / "checkpoints" / "step_2").exists():
                     assert time.monotonic() < deadline, "step 2 was never written"
                     time.sleep(0.001)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+                act()
             yield batch, after
 
+    return stream
+
+
+@pytest.mark.parametrize(("limit", "failed", "end"), [(3, [4, 6], "it was the last"), (2, [4], "2 in a row have")])
+def test_writes_that_fail_are_reported_and_end_the_run_only_in_a_row_or_with_the_last(
+    tmp_path: Path, limit: int, failed: list[int], end: str
+):
+    """From step 3 on no file may grow beyond 20 kB: writing fails as on a full disk."""
     full, whole = tmp_path / "full", tmp_path / "whole"
     records: list[dict] = []
-    try:
-        with pytest.raises(OSError, match=rf"could not be written: (?s:.*)File too large.*{end}(?s:.*)step_2$"):
-            run(full, 8, 32, stream, records, limit=limit)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        ExitStack() as stack,
+        pytest.raises(OSError, match=rf"could not be written: (?s:.*)File too large.*{end}(?s:.*)step_2$"),
+    ):
+        stream = once_step_2_is_written(full, lambda: stack.enter_context(small_files_only()))
+        run(full, 8, 32, stream, records, limit=limit)
     assert [path.name for path in (full / "checkpoints").iterdir()] == ["step_2"]
     reported = [record for record in records if record["kind"] == "failed_checkpoint"]
     assert [record["step"] for record in reported] == failed
@@ -186,16 +204,7 @@ def fill(disk: Path) -> Path:
 def test_a_run_goes_on_over_a_full_disk_and_loses_no_record(tmp_path: Path, small_disk: Path):
     """The disk is full from step 3 on, and has room again when the second checkpoint has failed."""
     full, whole, records = small_disk / "run", tmp_path / "whole", []
-
-    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
-        for batch, after in synthetic_stream(position):
-            if after["offset"] == 3:
-                deadline = time.monotonic() + 60
-                while not (full / "checkpoints" / "step_2").exists():
-                    assert time.monotonic() < deadline, "step 2 was never written"
-                    time.sleep(0.001)
-                fill(small_disk)
-            yield batch, after
+    stream = once_step_2_is_written(full, lambda: fill(small_disk))
 
     def report(record: dict) -> None:
         records.append(record)
@@ -311,15 +320,9 @@ def test_a_failed_write_is_told_beside_the_error_that_ends_training(tmp_path: Pa
 
 def test_the_cause_is_named_where_torch_hides_it(tmp_path: Path):
     """Weights fit under the limit, the optimiser's state does not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with (
-            pytest.raises(OSError, match="step_1 could not be written: .*File too large"),
-            CheckpointWriter(tmp_path, {}, 1) as writer,
-        ):
-            writer.start(
-                CheckpointState(1, None, 7, 1), {"weight": torch.ones(3)}, {"moment": torch.ones(100_000)}, None
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        small_files_only(),
+        pytest.raises(OSError, match="step_1 could not be written: .*File too large"),
+        CheckpointWriter(tmp_path, {}, 1) as writer,
+    ):
+        writer.start(CheckpointState(1, None, 7, 1), {"weight": torch.ones(3)}, {"moment": torch.ones(100_000)}, None)

@@ -21,7 +21,7 @@ from mert_foundry.model.training.diagnostics import (
 )
 from mert_foundry.model.training.optimizer import OptimizerConfig
 from mert_foundry.model.training.train_step import TrainStep
-from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.model.transformer.config import TransformerConfig
 from mert_foundry.model.transformer.masking import Masking, as_masking
 

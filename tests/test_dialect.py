@@ -20,7 +20,7 @@ from mert_foundry.jobs.fit import FitConfig
 from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.model.features.feature_encoder import Precision as FeaturePrecision
-from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.pipeline.teachers.encodec import EncodecTeacherConfig
 
 TEACHERS = "teachers=[{kind: cqt}]"

@@ -5,7 +5,7 @@ import pytest
 from mert_foundry.jobs.cluster.torchrun import gpu_of_this_rank, node_count, process_group
 from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.pretrain import with_replicas
-from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.model.training.trainer_config import TrainerConfig
 
 
 @pytest.mark.parametrize(

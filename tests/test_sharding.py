@@ -21,7 +21,8 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.sharding import shard
 from mert_foundry.model.training.train_step import TrainStep
-from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer import TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.model.transformer.attention import AttentionConfig
 
 CPU = torch.device("cpu")

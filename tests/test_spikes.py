@@ -13,7 +13,8 @@ from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.spikes import SpikeWatch
 from mert_foundry.model.training.train_step import StepResult
-from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, train
+from mert_foundry.model.training.trainer import TrainingData, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 
 SPIKE = 14
 

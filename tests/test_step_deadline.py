@@ -19,9 +19,10 @@ from mert_foundry.model.training import step_deadline
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.step_deadline import StepDeadline
-from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, train
+from mert_foundry.model.training.trainer import TrainingData, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 
-HANGS_AT, DEADLINE = 4, 4.0  # a step, seconds
+HANGS_IN, DEADLINE = 3, 4.0  # a step, seconds
 
 
 def hang_in_the_stream() -> None:
@@ -30,7 +31,7 @@ def hang_in_the_stream() -> None:
 
 
 def train_and_hang_once(process_rank: int, folder: Path) -> None:
-    """Rank 1 hangs in its stream at step 4 of the first start."""
+    """Rank 1 of the first start hangs in its stream in step 3, which makes the batch of step 4 ready."""
     hung = folder / "hung"
     log = os.open(folder / f"stderr-{process_rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
@@ -38,7 +39,7 @@ def train_and_hang_once(process_rank: int, folder: Path) -> None:
 
     def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
         for batch, after in synthetic_stream(position, rank(), world_size()):
-            if after["offset"] == HANGS_AT and rank() == 1 and not hung.exists():
+            if after["offset"] == HANGS_IN + 1 and rank() == 1 and not hung.exists():
                 hung.touch()
                 hang_in_the_stream()
             yield batch, after
@@ -64,10 +65,10 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_next_start_goes_on
     for number, where in enumerate(("in all_reduce", "in hang_in_the_stream")):
         lines = (tmp_path / f"stderr-{number}").read_text().splitlines()
         heads = [line for line in lines if "has taken more than trainer.step_deadline" in line]
-        assert len(heads) == 1 and heads[0].startswith(f"[rank {number}] step {HANGS_AT} has taken"), lines
+        assert len(heads) == 1 and heads[0].startswith(f"[rank {number}] step {HANGS_IN} has taken"), lines
         assert any(where in line for line in lines), lines
         assert f"[rank {number}] thread MainThread:" in lines
-    assert read_metrics(tmp_path / "run")[-1]["step"] == 3
+    assert read_metrics(tmp_path / "run")[-1]["step"] == HANGS_IN - 1
 
     run_ranks(train_and_hang_once, 2, tmp_path)
     assert [record["step"] for record in read_metrics(tmp_path / "run", "train")] == [1, 2, 3, 4, 5, 6]

@@ -17,7 +17,8 @@ from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfi
 from mert_foundry.model.training.precision import resolve_precision
 from mert_foundry.model.training.ranks import rank, world_size
 from mert_foundry.model.training.train_step import TrainStep
-from mert_foundry.model.training.trainer import TrainerConfig, TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer import TrainingData, TrainResult, train
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.model.training.weight_average import WeightAverage, decay_at
 
 MIXTURE = MixtureConfig(min_samples=500, max_samples=900)

@@ -50,8 +50,7 @@ class TrainingReport:
             # The bar's rate counts from here.
             self.bar.initial = self.bar.n = record["step"]
         show = self.warn if record["kind"] in FAULTS else self.note
-        if line := self._line(record):
-            show(line)
+        show(self._line(record))
 
     def note(self, text: str) -> None:
         """Print a line above the bar; nothing when it is empty, or with --quiet."""

@@ -25,7 +25,7 @@ from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.model.training.sharding import check_replicas
-from mert_foundry.model.training.trainer import TrainerConfig
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_values

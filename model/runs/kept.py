@@ -7,6 +7,7 @@ RUN/best_by_probe/             the checkpoint with the highest mean score (writt
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -143,4 +144,4 @@ def _terms(record: Mapping[str, Any]) -> tuple[set[str], set[str]]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and value == value and abs(value) != float("inf")
+    return isinstance(value, float | int) and math.isfinite(value)

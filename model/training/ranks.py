@@ -1,6 +1,7 @@
 """Who this process is among the ranks, and sums over all of them. A process without a group is rank 0 of 1."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,15 @@ def agree_on_rank_zero(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, dtype=torch.int64, device=device)
     dist.broadcast(tensor, src=0)
     return int(tensor)
+
+
+def gather_from_ranks(value: Any) -> list[Any]:
+    """Every rank's value, which can be pickled, in their order; on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_across_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor]:

@@ -6,9 +6,7 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
-from torch import distributed
-
-from mert_foundry.model.training.ranks import world_size
+from mert_foundry.model.training.ranks import gather_from_ranks
 from mert_foundry.model.training.train_step import StepResult
 
 WINDOW = 200  # steps
@@ -49,7 +47,7 @@ class SpikeWatch:
                 self._last[name].append(value)
         if not beyond:
             return None
-        shares, keys_of_ranks = zip(*gather((float(result.share), list(keys))))
+        shares, keys_of_ranks = zip(*gather_from_ranks((float(result.share), list(keys))))
         worst = max(range(len(shares)), key=lambda index: shares[index])
         return {**found, "beyond": beyond, "rank": worst, "shares": list(shares), "keys": list(keys_of_ranks)}
 
@@ -62,12 +60,3 @@ class SpikeWatch:
         spread = max(OF_NORMAL * median(abs(each - middle) for each in last), LEAST_SPREAD * abs(middle))
         limit = middle + self._band * spread
         return {"median": middle, "limit": limit} if value > limit else None
-
-
-def gather(value: Any) -> list[Any]:
-    """The value of every rank, in their order."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
-    return values

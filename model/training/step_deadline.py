@@ -1,4 +1,4 @@
-"""A step that hangs ends its process, with what every thread of it was doing in the log, so that torchrun can restart the group.
+"""A step that hangs ends its process, with what every thread of it was doing in the log.
 
 When one rank hangs (in the stream, in a collective), the others wait for it in that step, so the deadline passes on all of them at almost
 the same time. A thread writes the stacks of all threads to standard error, and waits some seconds before it ends the process: the end

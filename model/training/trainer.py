@@ -18,11 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mert_foundry.model.objective.mixture import MixtureConfig
 from mert_foundry.model.objective.pretrain_model import PretrainModel
-from mert_foundry.model.objective.span_mask import MaskConfig
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import (
     CHECKPOINTS,
@@ -39,112 +36,22 @@ from mert_foundry.model.runs.checkpoint import (
 from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
 from mert_foundry.model.runs.publish import remove_leftovers
 from mert_foundry.model.training.compilation import compile_parts
-from mert_foundry.model.training.optimizer import OptimizerConfig, ScheduleConfig, learning_rate, restore_moments
+from mert_foundry.model.training.optimizer import learning_rate, restore_moments
 from mert_foundry.model.training.precision import resolve_precision, set_precision
 from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
 from mert_foundry.model.training.recorder import Recorder
 from mert_foundry.model.training.saving import Saving
-from mert_foundry.model.training.sharding import (
-    Parallel,
-    holds_own_shard,
-    resolve_replicas,
-    shard,
-    shard_like,
-    unsharded,
-)
+from mert_foundry.model.training.sharding import holds_own_shard, resolve_replicas, shard, shard_like, unsharded
 from mert_foundry.model.training.spikes import SpikeWatch
 from mert_foundry.model.training.step_deadline import StepDeadline
 from mert_foundry.model.training.train_step import PreparedBatch, StepResult, TrainStep, add_by_name
+from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.model.training.weight_average import WeightAverage
 
 Batch = dict[str, Any]
 Position = Any
 Stream = Callable[[Position | None], Iterator[tuple[Batch, Position]]]
 Validation = Callable[[], Iterable[Batch]]
-
-
-class TrainerConfig(BaseModel):
-    """How a model is trained; the defaults are MERT 95M's where the paper has one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and gradient clipping")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate and length of training")
-    mask: MaskConfig = Field(MaskConfig(), description="span masks")
-    mixture: MixtureConfig | None = Field(MixtureConfig(), description="in-batch noise mixture; null for none")
-    ema: float | None = Field(
-        None,
-        gt=0.0,
-        lt=1.0,
-        description="decay of a moving average of all weights, stored beside them and opened as RUN@ema; null: none",
-    )
-    accumulation: int = Field(1, ge=1, description="micro-batches into which a rank's batch is split")
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
-        "auto", description="forward arithmetic; tf32 needs a GPU; auto: bf16 on GPUs that have it, else fp32"
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile the layers: about a minute at each start, then faster steps on a GPU",
-    )
-    parallel: Parallel = Field(
-        "ddp",
-        description="ddp: every rank holds the whole model; fsdp: the ranks divide weights, gradients and moments; hsdp: they"
-        " divide them within a replica; may be switched when a run goes on",
-    )
-    replicas: int | None = Field(
-        None, ge=1, description="with hsdp: groups of ranks that hold the whole model each; null: every node is one"
-    )
-    log_every: int = Field(50, ge=1, description="steps between training records")
-    validate_every: int = Field(5_000, ge=1, description="steps between validations")
-    diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
-    checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
-    keep_every: int | None = Field(
-        None,
-        ge=1,
-        description="steps between checkpoints that stay for good; a multiple of checkpoint_every; null: none do",
-    )
-    max_failed_checkpoints: int = Field(
-        3,
-        ge=1,
-        description="checkpoints in a row that cannot be written, as on a full disk, and end training; before, it goes on",
-    )
-    probe_every: int | None = Field(
-        None,
-        ge=1,
-        description="steps between checkpoints that a process beside the run probes, as `probe` says; a multiple of"
-        " checkpoint_every; null: none is probed",
-    )
-    step_deadline: float | None = Field(
-        1_800.0,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="seconds after which a step that hangs, the wait for its batch included, ends the run with every rank's stacks in"
-        " the log; more than stream.patience and the first step with compile need; null: never",
-    )
-    spike_band: float | None = Field(
-        10.0,
-        gt=0.0,
-        description="a step whose loss or gradient norm is so many robust standard deviations above the last 200 is recorded with its"
-        " examples; null: none is",
-    )
-    max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
-
-    @model_validator(mode="after")
-    def _replicas_fit(self) -> "TrainerConfig":
-        if self.replicas is not None and self.parallel != "hsdp":
-            raise ValueError(f"replicas is {self.replicas}, but parallel is {self.parallel}: only hsdp has replicas")
-        return self
-
-    @model_validator(mode="after")
-    def _has_checkpoints_to_probe_and_keep(self) -> "TrainerConfig":
-        for name, every, use in (("probe_every", self.probe_every, "probe"), ("keep_every", self.keep_every, "keep")):
-            if every is not None and every % self.checkpoint_every:
-                raise ValueError(
-                    f"{name} is {every}, no multiple of checkpoint_every {self.checkpoint_every}: there would be no"
-                    f" checkpoint to {use}"
-                )
-        return self
 
 
 @dataclass(frozen=True)
@@ -199,10 +106,11 @@ def train(
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
-    Raises ValueError when the checkpoint does not fit the model or the seed, for tf32 without a GPU, for a mask span that is no whole
-    number of frames, when the stream ends early or gives a batch that does not fit; OSError when the last checkpoint could not be written,
-    or `max_failed_checkpoints` in a row;
-    FloatingPointError after too many non-finite steps in a row.
+    Raises:
+        ValueError: the checkpoint does not fit the model or the seed; tf32 without a GPU; a mask span that is no whole number of
+            frames; the stream ends early or gives a batch that does not fit.
+        OSError: the last checkpoint, or `max_failed_checkpoints` in a row, could not be written.
+        FloatingPointError: too many non-finite steps in a row.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
@@ -319,32 +227,36 @@ class _Run:
         return state, following, bool(result.totals["stop"])
 
     def _validate_if_due(self, step: int) -> None:
-        """Summary (PretrainModel.summarise) over the validation batches of all ranks, recorded; `sets` in it has that of each set.
+        is_last = step == self.config.schedule.total_steps
+        if self.data.validation is None or not (is_last or step % self.config.validate_every == 0):
+            return
+        self.saving.finish(last=is_last)
+        wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
+        with self.recorder.paused(), unsharded(self.trainee.model):
+            self.validated = self._validate(self.data.validation())
+        self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
+        self.recorder.validation(step, self.validated)
+
+    def _validate(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Summary (PretrainModel.summarise) over the validation batches of all ranks; `sets` in it has that of each set.
 
         Raises ValueError when no rank has a batch.
         """
-        is_due = step == self.config.schedule.total_steps or step % self.config.validate_every == 0
-        if self.data.validation is None or not is_due:
-            return
-        self.saving.finish(last=step == self.config.schedule.total_steps)
-        wait_for_all()  # where a rank fails, the launcher kills the others, and the thread that writes with rank 0
-        with self.recorder.paused(), unsharded(self.trainee.model):
-            sums = self.trainee.model.zero_sums()
-            of_sets = dict.fromkeys(self.data.validation_sets, sums)
-            for batch in self.data.validation():
-                found = self.trainee.evaluate(batch)
-                sums = add_by_name(sums, found)
-                if of_sets:
-                    of_sets[batch["set"]] = add_by_name(of_sets[batch["set"]], found)
-            totals = sum_across_ranks(sums, self.trainee.device)
-            if float(totals["masked_frames"]) == 0.0:
-                raise ValueError("the validation stream gave no batch on any rank")
-            self.validated = self.trainee.model.summarise(totals)
+        model, device = self.trainee.model, self.trainee.device
+        sums = model.zero_sums()
+        of_sets = dict.fromkeys(self.data.validation_sets, sums)
+        for batch in batches:
+            found = self.trainee.evaluate(batch)
+            sums = add_by_name(sums, found)
             if of_sets:
-                by_set = {name: sum_across_ranks(part, self.trainee.device) for name, part in of_sets.items()}
-                self.validated["sets"] = {name: self.trainee.model.summarise(part) for name, part in by_set.items()}
-        self.recorder.keep_best(step, self.validated)  # first: after a kill both are done again
-        self.recorder.validation(step, self.validated)
+                of_sets[batch["set"]] = add_by_name(of_sets[batch["set"]], found)
+        totals = sum_across_ranks(sums, device)
+        if float(totals["masked_frames"]) == 0.0:
+            raise ValueError("the validation stream gave no batch on any rank")
+        summary = model.summarise(totals)
+        if of_sets:
+            summary["sets"] = {name: model.summarise(sum_across_ranks(part, device)) for name, part in of_sets.items()}
+        return summary
 
     def _any_rank(self, asked: bool) -> bool:
         return float(sum_across_ranks({"stop": float(asked)}, self.trainee.device)["stop"]) > 0.0

@@ -5,7 +5,7 @@ from collections import Counter
 from pydantic import Field
 
 from mert_foundry.pipeline.frames import FRAME_RATE
-from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue
+from mert_foundry.pipeline.shards.catalogue import read_catalogue
 from mert_foundry.pipeline.shards.index import INDEX_NAME
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
@@ -63,8 +63,10 @@ def read_status(folder: str, now: float) -> JobStatus:
     states = [state for sums in catalogue.parts() for state in sums.shards]
     seconds = sum(state.num_frames for state in states) / FRAME_RATE
     times = files.list_times(folder)
-    rate = _rate(catalogue, times)
-    written = [time for name, time in times.items() if catalogue.find(name.removesuffix(".json"))]
+    finished = [
+        (times[f"{each.name}.json"], each.num_frames / FRAME_RATE) for each in states if f"{each.name}.json" in times
+    ]
+    rate = _rate(sorted(finished))
     dropped: Counter[str] = Counter()
     for state in states:
         dropped.update(state.dropped)
@@ -77,20 +79,17 @@ def read_status(folder: str, now: float) -> JobStatus:
         planned_hours=plan.seconds / 3600,
         times_real_time=rate,
         remaining_hours=max(0.0, plan.seconds - seconds) / rate / 3600 if rate and len(states) < plan.shards else None,
-        idle_seconds=max(0.0, now - max(written)) if written else None,
+        idle_seconds=max(0.0, now - max(finished)[0]) if finished else None,
         dropped=dict(sorted(dropped.items())),
         failed=dict(sorted(plan.failed.items())[:MOST_FAILURES]),
     )
 
 
-def _rate(catalogue: Catalogue, times: dict[str, float]) -> float | None:
-    """Audio seconds of the shards finished in the last hour of work, after its first one, per second."""
-    finished = []
-    for name, time in times.items():
-        found = catalogue.find(name.removesuffix(".json")) if name.endswith(".json") else None
-        if found:
-            finished.append((time, found[0].num_frames / FRAME_RATE))
-    finished.sort()
+def _rate(finished: list[tuple[float, float]]) -> float | None:
+    """Audio seconds of the shards finished in the last hour of work, after its first one, per second.
+
+    `finished`: of each shard, when, in that order, and its audio seconds.
+    """
     recent = [each for each in finished if each[0] >= finished[-1][0] - RATE_SECONDS]
     passed = recent[-1][0] - recent[0][0] if recent else 0.0
     return sum(seconds for _, seconds in recent[1:]) / passed if passed > 0 else None

@@ -190,7 +190,7 @@ def _read_record(folder: str, name: str) -> RecordSums | str:
     location = files.join(folder, f"{name}.json")
     try:
         content = files.read_bytes(location)
-        return summarise_record(parse_record(location, content, name)[0], content)
+        return summarise_record(parse_record(location, content, name), content)
     except FileNotFoundError:  # another process is at work in the folder
         return ""
     except ValueError as error:

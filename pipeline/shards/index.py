@@ -223,9 +223,10 @@ def _sum_states(
     statistics: dict[str, Partial] = {}
     for spec in specs:
         if spec.kind == "discrete":
-            counts = np.array(_counts(empty(spec)))
+            assert spec.codebook_size is not None, "check_specs asks for one"
+            counts = np.zeros((spec.size, spec.codebook_size), np.int64)
             for sums in parts:
-                counts = counts + sums.counts[spec.name]
+                counts += sums.counts[spec.name]
             statistics[spec.name] = DiscreteCounts(counts=counts.tolist())
         else:
             statistics[spec.name] = add_sums(state.sums[spec.name] for state in states)
@@ -233,11 +234,6 @@ def _sum_states(
     for state in states:
         dropped.update(state.dropped)
     return statistics, dict(dropped)
-
-
-def _counts(partial: Partial) -> list[list[int]]:
-    assert isinstance(partial, DiscreteCounts), "of a discrete target"
-    return partial.counts
 
 
 def load_index(folder: str) -> ShardIndex:
@@ -312,8 +308,8 @@ def load_listed_record(folder: str, entry: ShardEntry) -> ShardRecord:
 
 def parse_listed_record(location: str, content: bytes, entry: ShardEntry) -> ShardRecord:
     """The record that the index names, of the content of a file. Raises ValueError naming `location`."""
-    record, digest = parse_record(location, content, entry.name)
-    if fault := find_digest_fault(entry, digest):
+    record = parse_record(location, content, entry.name)
+    if fault := find_digest_fault(entry, hashlib.sha256(content).hexdigest()):
         raise ValueError(f"{location}: {fault}")
     return record
 

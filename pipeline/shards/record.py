@@ -1,6 +1,5 @@
 """The record of one shard, `{split}-{nnnnnn}.json`: written after its tar, and the mark that it is whole."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -155,12 +154,12 @@ def load_record(folder: str, name: str) -> ShardRecord:
     of this shard.
     """
     location = files.join(folder, f"{name}.json")
-    return parse_record(location, files.read_bytes(location), name)[0]
+    return parse_record(location, files.read_bytes(location), name)
 
 
-def parse_record(location: str, content: bytes, name: str) -> tuple[ShardRecord, str]:
-    """A record and the SHA-256 of its file, of the content of a file, wherever it lies. Raises ValueError naming `location`."""
+def parse_record(location: str, content: bytes, name: str) -> ShardRecord:
+    """The record of shard `name`, of the content of a file, wherever it lies. Raises ValueError naming `location`."""
     record = parse_model(location, content, ShardRecord)
     if record.name != name:
         raise ValueError(f"{location}: is the record of {record.name}")
-    return record, hashlib.sha256(content).hexdigest()
+    return record
