@@ -159,7 +159,8 @@ def label(
     catalogue.publish()
     whole = sum(track.seconds for track in manifest.tracks) / 3600
     part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != WHOLE_MANIFEST else ""
-    plan = JobPlan(shards=len(tasks), seconds=sum(task.seconds for task in tasks))
+    expected = {task.name: task.fingerprint()[:16] for task in unfinished}
+    plan = JobPlan(shards=len(tasks), seconds=sum(task.seconds for task in tasks), expected=expected)
     console.say(f"plan: {plan.shards} shards, {plan.seconds / 3600:.3f} h{part}; {len(unfinished)} to do")
     write_plan(config.out, plan)
     failures = label_tasks(config, manifest.root, unfinished, catalogue) if unfinished else {}

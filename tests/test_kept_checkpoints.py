@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,7 @@ def validate(run_folder: Path, step: int, loss: float, *sets: str) -> int | None
     """A checkpoint with its validation, as the trainer does it; the step of the best after it."""
     save(run_folder, step)
     found = {"loss": loss, "losses": {"codes": loss}, "sets": dict.fromkeys(sets, {})}
-    records = run_folder / "metrics.jsonl"
-    keep_best_by_validation(run_folder, step, found, records)
-    with open(records, "a") as file:
-        file.write(json.dumps({"kind": "validation", "step": step, **found}) + "\n")
+    keep_best_by_validation(run_folder, step, found)
     return step_of_best(run_folder / BEST_BY_VALIDATION)
 
 
@@ -46,6 +44,16 @@ def test_every_nth_checkpoint_stays_for_good(tmp_path: Path):
         save(tmp_path, step)
         retire_checkpoints(tmp_path / "checkpoints", step, 2, 6)
     assert checkpoint_names(tmp_path) == ["step_12", "step_14", "step_6"]
+
+
+def test_what_was_to_stay_for_good_stays_when_keep_every_changes(tmp_path: Path):
+    write_set(tmp_path / "shards", [4], valid_sizes=[2])
+    out = tmp_path / "run"
+    settings = ["trainer.checkpoint_every=2", "trainer.keep_checkpoints=1"]
+    for total, every in ((8, 4), (10, 6), (12, "null")):
+        changes = [f"trainer.schedule.total_steps={total}", f"trainer.keep_every={every}"]
+        assert pretrain_here(tmp_path / "shards", out, *settings, *changes) == 0
+    assert checkpoint_names(out) == ["step_12", "step_4", "step_8"]
 
 
 def test_the_best_by_validation_is_the_newest_of_the_smallest_loss_over_the_same_terms_and_sets(tmp_path: Path):
@@ -63,9 +71,25 @@ def test_the_best_by_validation_is_the_newest_of_the_smallest_loss_over_the_same
     assert step_of_best(tmp_path / BEST_BY_VALIDATION) is None
 
 
+def test_a_run_without_a_whole_checkpoint_does_not_lose_its_best(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_set(tmp_path / "shards", [4], valid_sizes=[2])
+    out = tmp_path / "run"
+    assert pretrain_here(tmp_path / "shards", out, *STEPS) == 0
+    best, step = out / "best_by_validation", step_of_best(out / "best_by_validation")
+    for path in (out / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    longer = [*STEPS[1:], "trainer.schedule.total_steps=16"]
+    assert pretrain_here(tmp_path / "shards", out, *longer) == 1
+    place = out / "checkpoints" / f"step_{step}"
+    assert f"{best} has that of step {step}: move it to {place} to go on" in capsys.readouterr().err
+    best.rename(place)
+    assert pretrain_here(tmp_path / "shards", out, *longer) == 0
+    assert "step_16" in checkpoint_names(out)
+
+
 def test_a_validation_without_a_checkpoint_keeps_none(tmp_path: Path):
     found = {"loss": 1.0, "losses": {"codes": 1.0}}
-    assert keep_best_by_validation(tmp_path, 3, found, tmp_path / "metrics.jsonl") is None
+    assert keep_best_by_validation(tmp_path, 3, found) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -99,7 +123,8 @@ def test_inspect_says_why_each_checkpoint_is_kept(tmp_path: Path, capsys: pytest
         ("best_by_validation", ["best by validation"]),
     ]
     assert found["kept"][0]["bytes"] == size
-    assert found["kept_bytes"] == sum(each["bytes"] for each in found["kept"][:-1])
+    reason = (out / "best_by_validation" / "validation.json").stat().st_size
+    assert found["kept_bytes"] == sum(each["bytes"] for each in found["kept"][:-1]) + reason
 
     (out / "checkpoints" / "step_12" / "optimizer.pt").unlink()
     assert run(inspect.main, [str(out), "--html", str(tmp_path / "page.html")], inspect.__doc__) == 0

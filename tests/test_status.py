@@ -51,7 +51,7 @@ def test_lines_and_json(shards: Path, run_here: Callable[..., tuple[int, str, st
 
 def test_a_folder_without_a_job_is_named(tmp_path: Path, run_here: Callable[..., tuple[int, str, str]]):
     code, _, errors = run_here(status_job, tmp_path)
-    assert code == 1 and f"{tmp_path}/.records/plan.json is not there" in errors
+    assert code == 1 and f"{tmp_path}/.records/plan.json is not there" in errors and "has no labelling job" in errors
     (tmp_path / "metrics.jsonl").touch()
     code, _, errors = run_here(status_job, tmp_path)
     assert code == 2 and "run folder" in errors
@@ -63,3 +63,11 @@ def test_on_a_remote_filesystem():
     write_plan(folder, JobPlan(shards=1, seconds=1.0))
     status = read_status(folder, now=4e9)
     assert status.shards == 1 and status.hours * 3600 == pytest.approx(1) and status.idle_seconds > 1e6
+
+
+def test_a_shard_that_is_to_be_made_again_is_not_finished(shards: Path):
+    expected = {"train-000000": "plan", "train-000001": "another"}  # the first has been made meanwhile
+    write_plan(str(shards), JobPlan(shards=3, seconds=7.6, expected=expected))
+    assert read_status(str(shards), now=1042.0).hours * 3600 == pytest.approx(4.6)
+    (shards / "valid-000000.tar").write_bytes(b"")
+    assert read_status(str(shards), now=1042.0).hours * 3600 == pytest.approx(1.6)

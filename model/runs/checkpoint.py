@@ -29,6 +29,7 @@ CHECKPOINTS = "checkpoints"  # the folder in a run folder
 FORMAT_VERSION = 1
 CHECKSUMS = "checksums.json"
 AVERAGE = "ema.safetensors"
+FOR_GOOD = "for_good"  # an empty file: this checkpoint stays
 OF_AVERAGE = "@ema"  # after the name of a run or checkpoint: its averaged weights
 
 
@@ -56,8 +57,9 @@ def save_checkpoint(
     optimizer_state: dict[str, Any],
     run_config: dict[str, Any],
     average: Mapping[str, Tensor] | None = None,
+    for_good: bool = False,
 ) -> Path:
-    """Publish `folder/step_{n}`. `average`: of the weights, if there is one.
+    """Publish `folder/step_{n}`. `average`: of the weights, if there is one. `for_good`: it is marked as one that stays.
 
     An incomplete folder under the same name is replaced. Returns the folder written.
     """
@@ -73,28 +75,33 @@ def save_checkpoint(
         document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
         (temporary / "state.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         (temporary / "config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
+        if for_good:
+            (temporary / FOR_GOOD).touch()
         sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
     return target
 
 
-def reasons_to_keep(steps: Sequence[int], keep: int, every: int | None) -> dict[int, list[str]]:
-    """Why the checkpoint of each step stays: it is one of the newest `keep`, or its step is a multiple of `every`; no reason, and it goes."""
-    newest = sorted(steps, reverse=True)[:keep]
-    return {
-        step: ["newest"] * (step in newest)
-        + ([f"every {every:,} steps"] if every is not None and step % every == 0 else [])
-        for step in steps
-    }
+def reasons_to_keep(paths: Sequence[Path], keep: int, every: int | None) -> dict[Path, list[str]]:
+    """Why each checkpoint stays: it is one of the newest `keep`, its step is a multiple of `every`, or it is marked as one that stays,
+    by an `every` that the run had when it was written. No reason, and it goes.
+    """
+    newest = sorted(map(checkpoint_step, paths), reverse=True)[:keep]
+    return {path: ["newest"] * (checkpoint_step(path) in newest) + _reason_for_good(path, every) for path in paths}
+
+
+def _reason_for_good(path: Path, every: int | None) -> list[str]:
+    if every is not None and checkpoint_step(path) % every == 0:
+        return [f"every {every:,} steps"]
+    return ["for good, by an earlier keep_every"] if (path / FOR_GOOD).exists() else []
 
 
 def retire_checkpoints(folder: Path, step: int, keep: int, every: int | None = None) -> None:
     """Remove checkpoints up to a step, that of the newest whole one, but the newest `keep` and those of every `every` steps."""
     # One of a later step is incomplete, or this run would have gone on from it: it must not push out a whole one.
     until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step]
-    reasons = reasons_to_keep([checkpoint_step(path) for path in until_now], keep, every)
-    for old in until_now:
-        if not reasons[checkpoint_step(old)]:
+    for old, reasons in reasons_to_keep(until_now, keep, every).items():
+        if not reasons:
             retire_folder(old)
 
 

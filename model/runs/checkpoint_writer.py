@@ -87,7 +87,8 @@ class CheckpointWriter:
         place = self.folder / f"step_{state.step}"
         try:
             check_room(self.folder, [weights, optimizer_state, average])
-            save_checkpoint(self.folder, state, weights, optimizer_state, self._run_config, average)
+            for_good = self._every is not None and state.step % self._every == 0
+            save_checkpoint(self.folder, state, weights, optimizer_state, self._run_config, average, for_good)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{place} could not be written: {_explain(error)}") from error
         try:

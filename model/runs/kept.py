@@ -17,7 +17,6 @@ from typing import Any
 from mert_foundry.model.runs.checkpoint import (
     CHECKPOINTS,
     CHECKSUMS,
-    checkpoint_step,
     list_checkpoints,
     load_state,
     reasons_to_keep,
@@ -26,6 +25,7 @@ from mert_foundry.model.runs.publish import retire_folder
 
 BEST_BY_VALIDATION, BEST_BY_PROBE = "best_by_validation", "best_by_probe"
 HELD = ".best"
+VALIDATION = "validation.json"  # in the best by validation: what it is the best by
 
 
 def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
@@ -72,39 +72,45 @@ def forget_best_after(best: Path, step: int) -> None:
         retire_folder(best)
 
 
-def keep_best_by_validation(run: Path, step: int, found: Mapping[str, Any], records: Path) -> Path | None:
+def check_begins_anew(run: Path) -> None:
+    """Refuse to begin a run at step 0 where the best of an earlier one would go (ValueError)."""
+    for name in (BEST_BY_VALIDATION, BEST_BY_PROBE):
+        step = step_of_best(run / name)
+        if step is not None:
+            raise ValueError(
+                f"{run / CHECKPOINTS} has no whole checkpoint, {run / name} has that of step {step}: move it to"
+                f" {run / CHECKPOINTS / f'step_{step}'} to go on from there, or away to begin anew"
+            )
+
+
+def keep_best_by_validation(run: Path, step: int, found: Mapping[str, Any]) -> Path | None:
     """Keep the checkpoint of a step that was just validated, unless the one that is kept has a smaller loss of the same terms and sets.
 
-    `found`: the summary of the validation. `records`: metrics.jsonl, with the validation of the one that is kept. Returns the folder
-    that has the checkpoint now; None when it is not the best, or has no checkpoint. Raises OSError when it cannot be kept.
+    `found`: the summary of the validation. Returns the folder that has the checkpoint now; None when it is not the best, or has no
+    checkpoint. Raises OSError when it cannot be kept.
     """
     checkpoint, best = run / CHECKPOINTS / f"step_{step}", run / BEST_BY_VALIDATION
     if not _is_number(found["loss"]) or not checkpoint.is_dir():
         return None
-    kept = validation_of(records, step_of_best(best))
+    kept = _validation_of(best)
     if kept is not None and _terms(kept) == _terms(found) and kept["loss"] < found["loss"]:
         return None
     held = hold_checkpoint(checkpoint, run / HELD)
     if held is None:
         return None
+    terms = {"loss": found["loss"], "losses": found["losses"], "sets": dict.fromkeys(found.get("sets", {}))}
+    (held / VALIDATION).write_text(json.dumps({"step": step, **terms}, indent=2) + "\n")
     keep_as_best(held, best)
     return best
 
 
-def validation_of(records: Path, step: int | None) -> dict[str, Any] | None:
-    """The last record of the validation of a step that has a finite loss; None where there is none."""
-    if step is None or not records.exists():
+def _validation_of(best: Path) -> dict[str, Any] | None:
+    """The validation for which a checkpoint was kept as the best; None where there is none that can be read."""
+    try:
+        found = json.loads((best / VALIDATION).read_text())
+    except (OSError, ValueError):
         return None
-    found = None
-    for line in records.read_text(errors="replace").splitlines():
-        if '"validation"' in line:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # a killed writer's last line
-            if record.get("kind") == "validation" and record.get("step") == step and _is_number(record.get("loss")):
-                found = record
-    return found
+    return found if isinstance(found, dict) and _is_number(found.get("loss")) else None
 
 
 def describe_kept(run: Path, keep: int | None, every: int | None) -> list[tuple[Path, list[str]]]:
@@ -113,8 +119,8 @@ def describe_kept(run: Path, keep: int | None, every: int | None) -> list[tuple[
     keep, every: the settings of the run; None where its config does not say (`every` also where it has none).
     """
     paths = list_checkpoints(run / CHECKPOINTS)
-    reasons = reasons_to_keep([checkpoint_step(path) for path in paths], len(paths) if keep is None else keep, every)
-    rows = [(path, reasons[checkpoint_step(path)] or ["until the next checkpoint is written"]) for path in paths]
+    reasons = reasons_to_keep(paths, len(paths) if keep is None else keep, every)
+    rows = [(path, reasons[path] or ["until the next checkpoint is written"]) for path in paths]
     best = {BEST_BY_VALIDATION: "best by validation", BEST_BY_PROBE: "best by probe"}
     rows += [(run / name, [why]) for name, why in best.items() if (run / name).is_dir()]
     return [(path, why if is_complete(path) else ["incomplete: passed over"]) for path, why in rows]

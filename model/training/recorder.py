@@ -88,7 +88,7 @@ class Recorder:
         if self._log is None:
             return
         try:
-            keep_best_by_validation(self._run_folder, step, summary, self._log.path)
+            keep_best_by_validation(self._run_folder, step, summary)
         except OSError as error:
             self.fault("best_not_kept", step, str(error))
 

@@ -34,6 +34,7 @@ from mert_foundry.model.runs.checkpoint import (
     load_weights,
 )
 from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
+from mert_foundry.model.runs.kept import check_begins_anew
 from mert_foundry.model.runs.publish import remove_leftovers
 from mert_foundry.model.training.compilation import compile_parts
 from mert_foundry.model.training.optimizer import learning_rate, restore_moments
@@ -335,6 +336,8 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
         ]
         for fault in faults:
             report({"kind": "incomplete_checkpoint", "fault": fault})
+        if path is None:
+            check_begins_anew(checkpoints.parent)
         step = -1 if path is None else checkpoint_step(path)
     return agree_on_rank_zero(step, device)
 

@@ -13,6 +13,7 @@ from mert_foundry.pipeline.storage.folder_kinds import RECORD_SUMS
 
 PLAN_NAME = "plan.json"
 RATE_SECONDS = 3600.0  # before the last record, over which the rate is taken
+SHORTEST = 1.0  # seconds over which a rate says something: records of a copied folder are all of one moment
 MOST_FAILURES = 100  # that are listed
 
 
@@ -21,6 +22,9 @@ class JobPlan(Document):
 
     shards: int = Field(ge=0, description="Shards of the whole plan")
     seconds: float = Field(ge=0, description="Audio seconds of their tracks")
+    expected: dict[str, str] = Field(
+        default={}, description="Beginning of the plan_fingerprint of each shard the job had to make, by name"
+    )
     failed: dict[str, str] = Field(default={}, description="Why shards failed in the last job that ended, by name")
 
 
@@ -58,9 +62,17 @@ def read_status(folder: str, now: float) -> JobStatus:
     try:
         plan = parse_model(location, files.read_bytes(location), JobPlan)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{location} is not there; mert label writes it before its first shard") from None
+        raise FileNotFoundError(
+            f"{folder} has no labelling job: {location} is not there, which mert label writes first"
+        ) from None
     catalogue = read_catalogue(folder)
-    states = [state for sums in catalogue.parts() for state in sums.shards]
+    states = [
+        state
+        for sums in catalogue.parts()
+        for state in sums.shards
+        if state.plan_fingerprint.startswith(plan.expected.get(state.name, ""))
+        and catalogue.sizes.get(f"{state.name}.tar") == state.tar_bytes
+    ]
     seconds = sum(state.num_frames for state in states) / FRAME_RATE
     times = files.list_times(folder)
     finished = [
@@ -92,4 +104,4 @@ def _rate(finished: list[tuple[float, float]]) -> float | None:
     """
     recent = [each for each in finished if each[0] >= finished[-1][0] - RATE_SECONDS]
     passed = recent[-1][0] - recent[0][0] if recent else 0.0
-    return sum(seconds for _, seconds in recent[1:]) / passed if passed > 0 else None
+    return sum(seconds for _, seconds in recent[1:]) / passed if passed >= SHORTEST else None
