@@ -154,6 +154,16 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def classes_sent_to_workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Classes of the test's module go to Ray's workers with the tasks: workers cannot import the tests."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
     """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds. It says it has a GPU."""

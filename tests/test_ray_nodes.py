@@ -2,17 +2,15 @@
 
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from audio_files import PROMPT, noise, write_audio
 from folders import make_manifest
-from ray import cloudpickle
 
 from mert_foundry.jobs import label as label_job
 from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
@@ -23,7 +21,12 @@ from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.teachers.cqt import CqtTeacherConfig
 from mert_foundry.pipeline.teachers.registry import build_teachers
 
-pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("classes_sent_to_workers"),
+]
 
 CQT = {"kind": "cqt", "lowest_frequency": 500.0, "bins": 24, "bins_per_octave": 12}
 
@@ -53,14 +56,6 @@ class Courier:
 
     def seconds_done(self) -> float:
         return 0.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def sent_with_tasks() -> Iterator[None]:
-    """What is defined here goes to the workers with the tasks: they cannot import the tests."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +131,7 @@ def test_nodes_join_and_go_and_all_go(cluster, tmp_path: Path, capsys: pytest.Ca
 
     cluster.remove_node(first, allow_graceful=False)
     cluster.remove_node(second, allow_graceful=False)
-    said = ""
-    deadline = time.monotonic() + 40
-    while "no worker is left: waiting for a node of the cluster" not in said:
-        assert time.monotonic() < deadline, said
-        said += capsys.readouterr().err
-        time.sleep(0.2)
+    wait_until(lambda: "no worker is left: waiting for a node of the cluster" in capsys.readouterr().err)
     assert not list(tmp_path.glob("errand?"))
     (tmp_path / "go").touch()
     third = cluster.add_node(num_cpus=1)
@@ -155,10 +145,7 @@ def test_nodes_join_and_go_and_all_go(cluster, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_without_a_node_the_job_ends_at_its_deadline(cluster, tmp_path: Path):
-    node = cluster.add_node(num_cpus=1)
     job = Job(cluster, [Errand("errand", tmp_path)], wait=2)
-    wait_until(lambda: begun(tmp_path))
-    cluster.remove_node(node, allow_graceful=False)
     job.join()
     assert isinstance(job.error, RuntimeError) and "no worker for" in str(job.error)
 

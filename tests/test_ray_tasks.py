@@ -1,19 +1,16 @@
 """Tasks on the actors of a Ray cluster: as many at once as asked for, however few GPUs there are."""
 
 import os
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ray import cloudpickle
 
 from mert_foundry.jobs.cluster import ray_pool
 from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.usefixtures("classes_sent_to_workers")]
 
 
 @dataclass
@@ -39,14 +36,6 @@ class Guest:
 
     def seconds_done(self) -> float:
         return 0.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def sent_with_tasks() -> Iterator[None]:
-    """What is defined here goes to the workers with the tasks: they cannot import the tests."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.parametrize(("actors", "actors_per_gpu", "processes"), [(3, 1, 3), (0, 1, 1), (0, 8, 2)])

@@ -19,7 +19,7 @@ NODE_DIED = "node has died"  # in Ray's message on an actor
 
 
 @dataclass(frozen=True)
-class Spread:
+class Placement:
     """How many actors there are to be, and what of a CPU or GPU each takes.
 
     Args:
@@ -45,10 +45,10 @@ class Spread:
         return {"num_cpus": self.share} if self.resource == "CPU" else {"num_cpus": 0, "num_gpus": self.share}
 
 
-def spread_actors(
+def place_actors(
     device: Literal["cpu", "cuda"], actors: int, actors_per_gpu: int, tasks: int, *, address: str
-) -> Spread:
-    """How to spread them over the cluster as it is now; one of CPUs may still have no node.
+) -> Placement:
+    """How to place them on the cluster as it is now; one of CPUs may still have no node.
 
     Raises RuntimeError when it has no GPU, or Ray of this machine no CPU.
     """
@@ -58,7 +58,7 @@ def spread_actors(
         raise RuntimeError(f"device {device}: the Ray cluster at {address} has no {resource}")
     per_device = max(1, min(actors_per_gpu, int(cluster.get("CPU", 0)) // available)) if device == "cuda" else 1
     share = 1 / math.ceil(min(actors or available * per_device, tasks) / available) if available else 1.0
-    return Spread("GPU" if device == "cuda" else "CPU", actors, per_device, share, not actors and address != "local")
+    return Placement("GPU" if device == "cuda" else "CPU", actors, per_device, share, not actors and address != "local")
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Actor:
 class ActorPool:
     """Actors made of a class and its arguments: those that start, by the reference of their answer, those idle and those busy."""
 
-    def __init__(self, worker: type, arguments: tuple, spread: Spread):
+    def __init__(self, worker: type, arguments: tuple, placement: Placement):
         # Two methods at once, so that a worker can be asked how far it is. Neither is repeated: what died may be why.
-        self._remote: Any = ray.remote(worker).options(**spread.options(), max_concurrency=2, max_restarts=0)
+        self._remote: Any = ray.remote(worker).options(**placement.options(), max_concurrency=2, max_restarts=0)
         self._arguments = arguments
-        self._spread = spread
+        self._placement = placement
         self.starting: dict[Any, Any] = {}
         self.idle: list[Actor] = []
         self.busy: list[Actor] = []
@@ -93,7 +93,7 @@ class ActorPool:
         pause = LOOK_EVERY * 2 ** min(len(self._failed_starts), 5)
         if now > self._looked + pause:
             self._looked = now
-            missing = self._spread.wanted(ray.cluster_resources(), tasks) - len(self.busy) - len(self.idle)
+            missing = self._placement.wanted(ray.cluster_resources(), tasks) - len(self.busy) - len(self.idle)
             for _ in range(missing - len(self.starting)):
                 handle = self._remote.remote(*self._arguments)
                 self.starting[handle.__ray_call__.remote(_find_node)] = handle
@@ -109,9 +109,9 @@ class ActorPool:
         self.idle.append(actor)
 
     def lose(self, actor: Actor, error: RayActorError) -> bool:
-        """The actor does not answer any more; returns whether that is because its node went away."""
+        """Remove an actor that does not answer any more; returns whether its node went away."""
         self.end(actor)
-        return is_of_node(error) or not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == actor.node)
+        return died_with_node(error) or not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == actor.node)
 
     def end(self, actor: Actor) -> None:
         """End a busy actor; another one takes its place."""
@@ -130,7 +130,7 @@ class ActorPool:
             self.idle.append(Actor(handle, ray.get(reference)))
             self._failed_starts = []
         except RayError as error:
-            if not is_of_node(error):
+            if not died_with_node(error):
                 self._failed_starts.append(time.monotonic())
             is_lasting = len(self._failed_starts) >= MOST_FAILED_STARTS and (
                 self._failed_starts[-1] - self._failed_starts[0] > FAILING_SECONDS
@@ -139,7 +139,7 @@ class ActorPool:
                 raise RuntimeError(f"no worker can start: {last_line(error)}") from error
 
 
-def is_of_node(error: RayError) -> bool:
+def died_with_node(error: RayError) -> bool:
     """Whether an actor died with its node."""
     return NODE_DIED in str(error) or (isinstance(error, RayActorError) and error.preempted)
 
@@ -153,8 +153,8 @@ def _find_node(worker: object) -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-class Vigil:
-    """How long there has been no worker, and what is said of that.
+class WorkerTimeout:
+    """Ends a job that has had no worker for too long, and warns before.
 
     Args:
         wait: seconds after which it is an error.
@@ -165,10 +165,10 @@ class Vigil:
         self._last = time.monotonic()
         self._silent_until = self._last + SAY_AT_START
 
-    def look(self, is_alive: bool) -> None:
+    def update(self, has_worker: bool) -> None:
         """Note whether there is a worker now. Raises RuntimeError when there has been none for too long."""
         now = time.monotonic()
-        if is_alive:
+        if has_worker:
             self._last, self._silent_until = now, now + SAY_LATER
             return
         passed = now - self._last

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from mert_foundry.jobs.cluster.ray_pool import Actor, ActorPool, Vigil, spread_actors
+from mert_foundry.jobs.cluster.ray_pool import Actor, ActorPool, WorkerTimeout, place_actors
 from mert_foundry.jobs.command.console import console
 
 POLL_SECONDS = 0.5
@@ -80,12 +80,11 @@ def run_on_ray(
     """
     address = _connect(address)
     try:
-        spread = spread_actors(device, actors, actors_per_gpu, len(tasks), address=address)
+        placement = place_actors(device, actors, actors_per_gpu, len(tasks), address=address)
         # Long tasks first, so that the last ones to finish are short.
-        job = _Job(
-            ActorPool(worker, arguments, spread), deque(sorted(tasks, key=lambda task: -task.seconds)), Vigil(wait)
-        )
-        job.can_be_careful = hasattr(worker, "run_carefully")
+        waiting = deque(sorted(tasks, key=lambda task: -task.seconds))
+        pool, can_be_careful = ActorPool(worker, arguments, placement), hasattr(worker, "run_carefully")
+        job = _Job(pool, waiting, WorkerTimeout(wait), can_be_careful)
         while job.waiting or job.running:
             job.start_tasks()
             for result in job.collect():
@@ -113,8 +112,8 @@ class _Job:
 
     pool: ActorPool
     waiting: deque[Task]
-    vigil: Vigil
-    can_be_careful: bool = False
+    timeout: WorkerTimeout
+    can_be_careful: bool
     running: dict[Any, tuple[Actor, Task]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -124,7 +123,7 @@ class _Job:
     def start_tasks(self) -> None:
         """Give tasks to idle actors. Raises RuntimeError when there has been no actor for too long."""
         self.pool.update(len(self.waiting) + len(self.running))
-        self.vigil.look(bool(self.pool.idle or self.running))
+        self.timeout.update(bool(self.pool.idle or self.running))
         while self.waiting and self.pool.idle:
             actor, task = self.pool.take(), self.waiting.popleft()
             careful = self.can_be_careful and self.deaths[task.name] >= DEATHS_BEFORE_CARE

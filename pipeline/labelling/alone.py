@@ -16,9 +16,8 @@ import psutil
 TRIES = 2  # of a track: its process may have been ended from outside
 MEMORY_SHARE = 0.8  # of what is available, that one process may take
 OUT_OF_MEMORY = 77  # exit code of a process that could not get memory
-PRELOADED = [
-    "mert_foundry.pipeline.labelling.work_order"
-]  # imported once, in the server that processes are forked from
+# Imported once, in the server that processes are forked from.
+PRELOADED = ["mert_foundry.pipeline.labelling.work_order"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Death:
 
 
 def find_death(work: Callable[[], object]) -> Death | None:
-    """How processes die that do nothing but `work`, which must pass between processes; None when one of two lives.
+    """How processes die that do nothing but `work`, which can be pickled; None when one of two comes to its end.
 
-    An exception of `work` is no death, but for MemoryError: who does the work again meets it.
+    MemoryError is a death. Another exception of `work` is none: it is raised again where the work is really done.
     """
     death = None
     for _ in range(TRIES):
@@ -77,7 +76,7 @@ def _work_and_exit(work: Callable[[], object], connection: Connection) -> None:
         work()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
-    except Exception:  # what raises here raises where the shard is made
+    except Exception:  # it is raised again where the shard is made
         pass
     os._exit(0)
 
