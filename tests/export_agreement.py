@@ -24,7 +24,7 @@ def hidden_states_of(encoder: MertEncoder) -> HiddenStates:
 
 
 def assert_transformers_agrees(folder: Path, ours: HiddenStates, samples: tuple[int, ...] = SAMPLES) -> None:
-    """No remote code, nothing missing, and every hidden state equal to 1e-4 for audio of odd lengths."""
+    """No remote code, nothing missing, and every hidden state equal to 1e-4, or to 2e-5 of its size, for audio of odd lengths."""
     config = json.loads((folder / "config.json").read_text())
     assert not list(folder.glob("*.py")) and "auto_map" not in config
     hubert, loading = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
@@ -39,4 +39,4 @@ def assert_transformers_agrees(folder: Path, ours: HiddenStates, samples: tuple[
             states[-1] = last  # 4.x puts the normed output in the place of the last hidden state
         for mine, other in zip([*states, last], [*theirs.hidden_states, theirs.last_hidden_state], strict=True):
             assert mine.abs().max() > 0.1
-            assert (mine - other).abs().max() < 1e-4
+            assert (mine - other).abs().max() < max(1e-4, 2e-5 * mine.abs().max())
