@@ -80,8 +80,9 @@ class LabelConfig(BaseModel):
     decode_threads: int = Field(default=DECODE_THREADS, gt=0, description="Decoding threads of each actor")
     wait_for_nodes: float = Field(
         default=3600.0,
-        ge=0,
-        description="How long to wait when no worker is left, as when all nodes of a cluster have gone, before the job ends, seconds",
+        ge=60,
+        description="How long to wait when no worker is left, as when all nodes of a cluster have gone, before the job ends, seconds;"
+        " a worker that starts, which may take most of a minute, is none yet",
     )
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
