@@ -50,6 +50,9 @@ def test_lines_and_json(shards: Path, run_here: Callable[..., tuple[int, str, st
 
 
 def test_a_folder_without_a_job_is_named(tmp_path: Path, run_here: Callable[..., tuple[int, str, str]]):
+    code, _, errors = run_here(status_job, tmp_path / "gone")
+    assert code == 1 and f"{tmp_path}/gone: there is no such folder" in errors
+    (tmp_path / "notes.txt").touch()
     code, _, errors = run_here(status_job, tmp_path)
     assert code == 1 and f"{tmp_path}/.records/plan.json is not there" in errors and "has no labelling job" in errors
     (tmp_path / "metrics.jsonl").touch()

@@ -9,7 +9,7 @@ from mert_foundry.pipeline.shards.catalogue import read_catalogue
 from mert_foundry.pipeline.shards.index import INDEX_NAME
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
-from mert_foundry.pipeline.storage.folder_kinds import RECORD_SUMS
+from mert_foundry.pipeline.storage.folder_kinds import RECORD_SUMS, SHARDS, explain_missing
 
 PLAN_NAME = "plan.json"
 RATE_SECONDS = 3600.0  # before the last record, over which the rate is taken
@@ -55,13 +55,15 @@ def read_status(folder: str, now: float) -> JobStatus:
     """The status at a time, in seconds since 1970.
 
     Raises:
-        FileNotFoundError: the folder has no `.records/plan.json`, which `mert label` writes first.
+        FileNotFoundError: there is no such folder, or no `.records/plan.json` in it, which `mert label` writes first.
         ValueError: it is damaged.
     """
     location = files.join(folder, RECORD_SUMS, PLAN_NAME)
     try:
         plan = parse_model(location, files.read_bytes(location), JobPlan)
     except (FileNotFoundError, NotADirectoryError):
+        if not files.list_names(folder):
+            raise explain_missing(folder, SHARDS) from None
         raise FileNotFoundError(
             f"{folder} has no labelling job: {location} is not there, which mert label writes first"
         ) from None
