@@ -4,6 +4,7 @@
 # make check                     format, lint and types: under a minute
 # make test                      the test suite: at most 8 minutes on two cores
 # make test-fast                 the part of it that starts no process: under 90 seconds
+# make gpu                       what a GPU must show, in under 25 minutes: tests, labelling, steps, a run; runs/gpu/report.md
 # make test-transformers-4        exports opened by the last transformers 4.x
 # make probe-suite SIZE=small OUT=runs/suite   the probing suite: labelled music, made from packages anyone can get
 # make corpus                    about 6.6 hours of freely licensed music, from Debian packages, into corpus/
@@ -19,7 +20,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest
 ON_TWO_CORES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PACKAGES := wesnoth-1.16-music planetblupi-music-ogg singularity-music hyperrogue-music asc-music
 
-.PHONY: check demo probe-suite test test-fast test-transformers-4 corpus install
+.PHONY: check demo gpu probe-suite test test-fast test-transformers-4 corpus install
 
 install: $(VENV)/installed
 
@@ -45,6 +46,9 @@ test: install
 
 test-fast: install
 	$(PYTEST) -m 'not gpu and not process and not slow' $(ON_TWO_CORES)
+
+gpu: install
+	$(VENV)/bin/mert bench gpu runs/gpu
 
 test-transformers-4: install
 	$(VENV)/bin/pip install --quiet --upgrade --target .transformers-4 'transformers>=4.57,<5'

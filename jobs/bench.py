@@ -3,8 +3,9 @@
     mert bench label [--json] [--minutes 30] [--codec foundry-small] FILES_OR_FOLDERS...
     mert bench step  [--json] [--layout 95m]
     mert bench loader [--json] [--peers]
+    mert bench gpu    [--json] OUT_FOLDER
 
-`mert bench label --help`, `mert bench step --help` and `mert bench loader --help` tell what each measures and all its options.
+`mert bench label --help` and so on tell what each measures and all its options.
 Ratios within one run are what counts; a machine's times are its own.
 """
 
@@ -18,6 +19,7 @@ PARTS = {
     "label": "mert_foundry.jobs.benchmarks.label_benchmark",
     "step": "mert_foundry.jobs.benchmarks.step_benchmark",
     "loader": "mert_foundry.jobs.benchmarks.loader_benchmark",
+    "gpu": "mert_foundry.jobs.benchmarks.gpu_benchmark",
 }
 
 

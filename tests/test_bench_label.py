@@ -14,6 +14,7 @@ import soundfile
 from audio_files import mert, noise, tone, write_audio
 
 from mert_foundry.jobs.bench import main as bench
+from mert_foundry.jobs.benchmarks.gpu_benchmark import read_label
 from mert_foundry.jobs.benchmarks.label_benchmark import find_audio
 from mert_foundry.jobs.benchmarks.label_workers import STAGES, Contender, FileLabels, Job, OurLabeller
 from mert_foundry.jobs.benchmarks.measurement import StageClock
@@ -60,6 +61,8 @@ def test_both_paths_are_timed_and_agree(report: dict):
     assert agreement["code_frames_differing"] == agreement["code_frames_near_ties"]
     assert 0 < agreement["cqt_relative_error"] <= 1e-4 and max(agreement["cqt_relative_error_by_octave"]) <= 1e-4
     assert agreement["audio_largest_difference_16_bit_steps"] <= 1
+    (row,) = read_label(json.dumps(report))  # of the table of `mert bench gpu`
+    assert row["what"].startswith("label, fp32, 0.00 h") and f"{rates['teachers']['ours']:,.0f}x" in row["result"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mert_foundry.jobs.benchmarks import step_benchmark as bench_step
+from mert_foundry.jobs.benchmarks.gpu_benchmark import read_step
 from mert_foundry.jobs.benchmarks.measurement import in_own_process, median, take_turns
 from mert_foundry.jobs.benchmarks.naive_hubert import NaiveHubert, naive_cross_entropy
 from mert_foundry.jobs.benchmarks.step_variant import VARIANTS, StepSettings, build, count_operations, make_batch
@@ -100,6 +101,11 @@ def test_report_as_json(bench):
     ratios = report["ours_to_better_baseline"]
     assert ratios["speed"] == pytest.approx(rows["hubert sdpa"]["seconds_a_step"] / rows["ours"]["seconds_a_step"])
     assert ratios["memory"] == pytest.approx(rows["ours"]["peak_bytes"] / rows["hubert sdpa"]["peak_bytes"])
+    *_, row = read_step(out)
+    assert row["what"] == "step, small, fp32, 2 crops, ours checkpointed"
+    assert row["result"] == f"{rows['ours checkpointed']['audio_seconds_per_second']:,.0f} audio seconds a second"
+    failed = next(each for each in read_step(out) if "cudnn" in each["what"])
+    assert failed["result"].startswith("not measured: ")
     assert ratios["memory"] < 1.0  # the expanded tables alone are larger than all of ours
 
 
