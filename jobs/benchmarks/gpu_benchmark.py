@@ -56,7 +56,7 @@ class Measurement:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    report = {
+    report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "measurements": [measure(each, options.out) for each in list_measurements(options)],
