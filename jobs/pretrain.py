@@ -6,7 +6,7 @@
 
 `initial` is read when a run begins, not when it goes on from a checkpoint of its own.
 With trainer.probe_every and probe.data, a process beside the run probes checkpoints on validation clips (`mert probe --follow`).
-SIGTERM or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, since it is not finished.
+SIGTERM, SIGUSR1 or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, since it is not finished.
 """
 
 import contextlib

@@ -15,6 +15,11 @@ from mert_foundry.jobs.command.preflight import Device, check_cuda, resolve_devi
 from mert_foundry.model.training.ranks import wait_for_all
 
 GROUP_TIMEOUT = timedelta(minutes=30)
+STOPPING = (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGINT,
+)  # SIGUSR1: what SLURM users have it send before the time is over
 SLOWEST_RANK = timedelta(days=7)  # that the others wait for at the end of an extraction
 
 
@@ -82,14 +87,14 @@ def _check_restarts() -> None:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """A question whether SIGTERM or SIGINT has come; a second SIGINT interrupts at once."""
+    """A question whether a signal of STOPPING has come; a SIGINT after that interrupts at once."""
     received = []
 
     def remember(number: int, frame: object) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, remember) for number in STOPPING}
     try:
         yield lambda: bool(received)
     finally:
