@@ -6,6 +6,7 @@
 Ray is started on this machine unless address= names a cluster or RAY_ADDRESS is set (as in a submitted job).
 A rerun does only the shards without a valid record; shards made with other settings or teachers are refused
 unless overwrite=true. splits=[train] and limit_hours=10 take a part of the manifest, always the same one.
+augment.semitones=[-2,2] adds two copies of each track of the split train, shifted in pitch.
 The job does not start beside files that have the names of shards but were not written by mert label, and never
 changes them. Exit code 1 when a shard is missing at the end.
 """
@@ -30,11 +31,14 @@ from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unpla
 from mert_foundry.pipeline.labelling.status import JobPlan, write_plan
 from mert_foundry.pipeline.labelling.work_order import Labeller, WorkOrder
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
+from mert_foundry.pipeline.manifest.shifted_track import semitones_of
 from mert_foundry.pipeline.shards.catalogue import MOST_SHARDS, Catalogue, read_catalogue
 from mert_foundry.pipeline.shards.index import (
     INDEX_NAME,
+    NO_COPIES,
     RECORDED_CONFIG,
     WHOLE_MANIFEST,
+    Augment,
     Selection,
     ShardIndex,
     build_index,
@@ -66,6 +70,7 @@ class LabelConfig(BaseModel):
         description="Label no more than about these hours, shared among the splits by their hours; null: all. More hours"
         " hold what fewer hours hold; overwrite=true then makes the last shard of each split again and keeps the others",
     )
+    augment: Augment = Field(default=NO_COPIES, description="Copies of the tracks of the split train")
     overwrite: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
     device: Device = Field(
         default="cpu",
@@ -96,6 +101,8 @@ class LabelConfig(BaseModel):
     def recorded(self) -> dict:
         """The settings that shape the result, without folders and how the work is spread, and without what is not set."""
         part = self.selection.model_dump(mode="json", exclude_none=True)
+        if self.augment != NO_COPIES:
+            part["augment"] = self.augment.model_dump(mode="json")
         return self.model_dump(mode="json", include={"teachers", "segments"}) | part
 
     @property
@@ -127,7 +134,7 @@ def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[S
     if not manifest.tracks:
         raise ValueError(f"{location}: the manifest has no track")
     try:
-        return plan_shards(manifest, config.segments, config.selection)
+        return plan_shards(manifest, config.segments, config.selection, config.augment)
     except ValueError as error:
         raise UsageError(f"{location}: {error}") from error
 
@@ -162,7 +169,10 @@ def label(
     part = f" of the manifest's {whole:.3f} h ({config.selection})" if config.selection != WHOLE_MANIFEST else ""
     expected = {task.name: task.fingerprint()[:16] for task in unfinished}
     plan = JobPlan(shards=len(tasks), seconds=sum(task.seconds for task in tasks), expected=expected)
-    console.say(f"plan: {plan.shards} shards, {plan.seconds / 3600:.3f} h{part}; {len(unfinished)} to do")
+    copied = sum(track.seconds for task in tasks for track in task.tracks if semitones_of(track)) / 3600
+    copies = f" and {copied:.3f} h of copies {config.augment}" if copied else ""
+    hours = f"{plan.seconds / 3600 - copied:.3f} h{part}{copies}"
+    console.say(f"plan: {plan.shards} shards, {hours}; {len(unfinished)} to do")
     write_plan(config.out, plan)
     failures = label_tasks(config, manifest.root, unfinished, catalogue) if unfinished else {}
     for name, message in sorted(failures.items()):
@@ -192,6 +202,7 @@ def write_index(
         segment_seconds=config.segments.segment_seconds,
         audio_member=config.segments.audio,
         selection=config.selection,
+        augment=config.augment,
         catalogue=catalogue,
     )
 

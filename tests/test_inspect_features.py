@@ -267,6 +267,19 @@ def test_groups_come_from_the_manifest_where_the_store_has_none(tmp_path, say):
     assert code == 1 and "it has no track track-0" in err
 
 
+def test_a_shifted_copy_is_of_the_group_of_its_track(tmp_path, say):
+    for track in range(2):
+        write_audio(tmp_path / "audio" / ("calm", "loud")[track] / f"{track}.wav", noise(1, seed=track))
+    config = ManifestConfig(root=str(tmp_path / "audio"), out=str(tmp_path / "manifest"), min_seconds=0.1)
+    write_manifest(config, scan(config))
+    groups = {track.key: track.group for track in load_manifest(str(tmp_path / "manifest")).tracks}
+    keys = [f"{key}{suffix}" for key in groups for suffix in ("", "-down2", "-up11")]
+    write_store(str(tmp_path / "features.zarr"), keys=keys)
+    found = say(tmp_path / "features.zarr", "--track", keys[1], "--manifest", tmp_path / "manifest", "--json")[1]
+    nearest = {each["key"]: each["group"] for each in json.loads(found)["nearest"]}
+    assert nearest and all(nearest[key] == groups[key.removesuffix("-down2").removesuffix("-up11")] for key in nearest)
+
+
 def test_what_is_no_finished_store_is_said(tmp_path, say):
     write_store(str(tmp_path / "open.zarr"), finish=False)
     code, _, err = say(tmp_path / "open.zarr")

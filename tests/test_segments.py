@@ -25,8 +25,11 @@ from mert_foundry.pipeline.labelling.plan import (
     plan_shards,
     planned_segments,
 )
+from mert_foundry.pipeline.manifest.placement import track_key
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
-from mert_foundry.pipeline.shards.index import Selection
+from mert_foundry.pipeline.manifest.shifted_track import shift_track, split_key
+from mert_foundry.pipeline.shards.format import check_key
+from mert_foundry.pipeline.shards.index import Augment, Selection
 
 LENGTHS = st.one_of(st.integers(0, 5000), st.integers(0, 1_000_000))
 TRACKS = st.lists(
@@ -151,6 +154,63 @@ def test_hours_are_reached_in_every_split_and_passed_by_less_than_a_track(tracks
         taken, last = sum(track.seconds for track in chosen), chosen[-1].seconds
         wanted = min(1.0, limit * 3600 / total) * there
         assert taken > wanted - 1e-6 and taken - last < wanted + 1e-6
+
+
+SHIFTS = st.lists(st.integers(-11, 11).filter(bool), min_size=1, max_size=4)
+
+
+@settings(max_examples=40)
+@given(tracks=TRACKS, config=SEGMENTS, limits=st.tuples(st.floats(1e-4, 2), st.floats(1e-4, 2)), semitones=SHIFTS)
+def test_copies_stand_beside_their_tracks_of_train_and_change_nothing_else(
+    tracks: list, config: SegmentConfig, limits: tuple, semitones: list
+):
+    manifest, augment = make_manifest([*tracks, (30, 24_000, "train")]), Augment(semitones=semitones)
+    fewer, more = (Selection(limit_hours=limit) for limit in sorted(limits))
+    plain = choose_tracks(manifest, fewer)
+    chosen = choose_tracks(manifest, fewer, augment)
+    shifts = [0, *sorted(set(semitones))]
+    assert [split_key(track.key) for track in chosen["train"]] == [
+        (track.key, shift) for track in plain["train"] for shift in shifts
+    ]
+    assert [track.seconds for track in chosen["train"]] == [track.seconds for track in plain["train"] for _ in shifts]
+    assert {split: chosen[split] for split in chosen if split != "train"} == {
+        split: plain[split] for split in plain if split != "train"
+    }
+    # So shards of the other splits stay when copies are asked for, and those of fewer hours when more are, but for the last.
+    prints = {task.name: task.fingerprint() for task in plan_shards(manifest, config, fewer)}
+    smaller, larger = (
+        {task.name: task.fingerprint() for task in plan_shards(manifest, config, each, augment)}
+        for each in (fewer, more)
+    )
+    assert all(prints[name] == found for name, found in smaller.items() if not name.startswith("train"))
+    lasts = {max(name for name in smaller if name.startswith(split)) for split in chosen}
+    assert all(found == larger[name] for name, found in smaller.items() if name not in lasts)
+
+
+@given(path=st.text(min_size=1), semitones=st.integers(-11, 11).filter(bool))
+def test_the_key_of_a_copy_says_track_and_shift_and_fits_a_tar(path: str, semitones: int):
+    track = replace(make_track(0, 30, 24_000, "train"), key=track_key(path))
+    copy = shift_track(track, semitones)
+    assert split_key(copy.key) == (track.key, semitones) and split_key(track.key) == (track.key, 0)
+    check_key(f"{copy.key}-00000", ["random-projection.npy"])
+    fields = set(track.__struct_fields__) - {"key"}
+    assert all(getattr(copy, name) == getattr(track, name) for name in fields)
+
+
+def test_the_shift_is_part_of_the_fingerprint():
+    task = whole_task([(60, 24_000, "train")])
+    copy = shift_track(task.tracks[0], 2)
+    found = {
+        task.model_copy(update={"tracks": tracks}).fingerprint()
+        for tracks in (task.tracks, [copy], [replace(copy, semitones=3)], [replace(task.tracks[0], key=copy.key)])
+    }
+    assert len(found) == 4
+
+
+def test_copies_without_a_track_of_train_are_refused():
+    manifest = make_manifest([(30, 24_000, "valid")] * 3 + [(30, 24_000, "train")])
+    with pytest.raises(ValueError, match="augment: tracks of the split train are copied, and only valid are labelled"):
+        choose_tracks(manifest, Selection(splits=["valid"]), Augment(semitones=[2]))
 
 
 def test_a_split_that_is_not_there_is_refused_by_name_and_one_alone_has_all_the_hours():

@@ -29,6 +29,7 @@ from mert_foundry.jobs.inspection.view import (
 from mert_foundry.pipeline.inspection.feature_summary import FeatureRows, FeatureSummary, read_features
 from mert_foundry.pipeline.inspection.neighbours import Neighbour, NeighbourSummary, nearest, project
 from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.shifted_track import split_key
 
 NEIGHBOURS = 5
 MOST_GROUPS = 7  # with a colour of their own
@@ -67,10 +68,11 @@ def read_store(options: FeatureOptions) -> FeatureRows:
     if options.manifest is None:
         return read
     groups = {track.key: track.group for track in load_manifest(options.manifest).tracks}
-    for key in read.keys:
-        if key not in groups:
+    tracks = [split_key(key)[0] for key in read.keys]  # a copy is of the group of its track
+    for key, track in zip(read.keys, tracks, strict=True):
+        if track not in groups:
             raise ValueError(f"{options.manifest}: it has no track {key}, which is in {options.locations[0]}")
-    return replace(read, groups=[groups[key] for key in read.keys])
+    return replace(read, groups=[groups[track] for track in tracks])
 
 
 def overview(summary: FeatureSummary) -> Section:

@@ -34,6 +34,7 @@ from mert_foundry.pipeline.inspection.example_media import (
 from mert_foundry.pipeline.inspection.examples import StoredExample, find_examples, read_audio, read_example
 from mert_foundry.pipeline.inspection.shard_summary import ShardSet
 from mert_foundry.pipeline.manifest.rows import load_manifest
+from mert_foundry.pipeline.manifest.shifted_track import split_key
 from mert_foundry.pipeline.shards.format import Example
 from mert_foundry.pipeline.shards.statistics import ContinuousSummary, DiscreteCounts
 from mert_foundry.pipeline.shards.target import TargetSpec
@@ -118,7 +119,7 @@ def examples(
     for stored in chosen:
         example, _ = read_example(shard_set.folder, shard_set.index, stored)
         yield ExamplePlayer(
-            title=paths.get(example.info.track, example.info.track),
+            title=title(example.info.track, paths),
             meta=origin(example, stored),
             seconds=example.info.num_samples / SAMPLE_RATE,
             frames=example.info.num_frames,
@@ -127,6 +128,14 @@ def examples(
             sources=sounds(example, decoders),
             panels=[panel(shard_set, spec, example.targets[spec.name]) for spec in shard_set.index.targets],
         )
+
+
+def title(key: str, paths: Mapping[str, str]) -> str:
+    """The path of a track where it is known, with the shift of a copy; else the key, which says that too."""
+    track, semitones = split_key(key)
+    if track not in paths:
+        return key
+    return f"{paths[track]}, shifted by {semitones:+d} semitones" if semitones else paths[track]
 
 
 def origin(example: Example, stored: StoredExample) -> str:

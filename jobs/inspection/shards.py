@@ -104,6 +104,7 @@ def overview(summary: ShardSummary) -> Section:
             (f"{sum(split.hours for split in splits):.3g} h", "audio"),
             (f"{sum(split.examples for split in splits):,}", "examples"),
             (f"{summary.tracks:,}{'' if summary.records == summary.records_read else '+'}", "tracks"),
+            *([(f"{summary.copies:,}", "shifted copies among them")] if summary.copies else []),
             (f"{summary.records:,}", "shards"),
             (human_bytes(sum(split.bytes for split in splits)), "on disk"),
             (f"{sum(summary.dropped.values()):,}", "segments dropped"),
@@ -117,6 +118,7 @@ def overview(summary: ShardSummary) -> Section:
             ("index", summary.index_sha256),
             ("manifest", summary.manifest_sha256),
             ("part of the manifest", str(summary.selection)),
+            ("copies", str(summary.augment)),
         ]
     )
     return Section("Overview", [figures, facts, split_table(summary), target_table(summary)])

@@ -13,6 +13,7 @@ from mert_foundry.jobs.planning.gpus import GPUS, SOURCE, find_labelling
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.planned_bytes import PlannedBytes, PlannedShard, plan_bytes, plan_contents
+from mert_foundry.pipeline.manifest.shifted_track import semitones_of
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.target import TargetSpec
 
@@ -89,7 +90,10 @@ def corpus_figures(planned: PlannedSet) -> Iterator[Line]:
         seconds = sum(task.seconds for task in tasks)
         frames = sum(shard.frames for shard in shards)
         examples = sum(shard.examples for shard in shards)
-        yield figure(CORPUS, f"{split}: tracks", "", "tracks", {"tracks": tracks}, "counted", "rows of the manifest")
+        copies = sum(semitones_of(track) != 0 for task in tasks for track in task.tracks)
+        inputs = {"tracks": tracks - copies} | ({"copies": copies} if copies else {})
+        note = "rows of the manifest, and their copies shifted in pitch" if copies else "rows of the manifest"
+        yield figure(CORPUS, f"{split}: tracks", "", " + ".join(inputs), inputs, "counted", note)
         yield figure(CORPUS, f"{split}: hours of tracks", "h", "seconds / 3600", {"seconds": seconds}, "counted")
         short = {"tracks": sum(shard.short_tracks for shard in shards)}
         yield figure(

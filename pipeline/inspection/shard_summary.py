@@ -13,8 +13,10 @@ from pydantic import Field, JsonValue
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.inspection.difference import Difference, compare_settings, difference
 from mert_foundry.pipeline.inspection.spread import Spread, spread
+from mert_foundry.pipeline.manifest.shifted_track import split_key
 from mert_foundry.pipeline.shards.companding import Companding
 from mert_foundry.pipeline.shards.index import (
+    Augment,
     Selection,
     ShardEntry,
     ShardIndex,
@@ -66,6 +68,7 @@ class ShardSummary(Document):
     index_sha256: str = Field(description="SHA-256 of index.json; names the set down to the last byte")
     manifest_sha256: str = Field(description="SHA-256 of the manifest it was made from")
     selection: Selection = Field(description="The part of the manifest that was taken")
+    augment: Augment = Field(description="Which copies stand beside the tracks")
     sample_rate: int = Field(description="Hz")
     hop: int = Field(description="Samples per target frame")
     segment_seconds: float = Field(description="Length of a whole segment, seconds")
@@ -74,7 +77,8 @@ class ShardSummary(Document):
     targets: list[TargetSummary] = Field(description="The targets of every example")
     records: int = Field(description="Shards, and so records, in the set")
     records_read: int = Field(description="Records read for what follows: all, or an even share of a very large set")
-    tracks: int = Field(description="Tracks with an example, in the records read")
+    tracks: int = Field(description="Tracks with an example, in the records read, shifted copies included")
+    copies: int = Field(description="Shifted copies among these tracks")
     example_seconds: Spread | None = Field(description="Lengths of examples, seconds, in the records read")
     track_seconds: Spread | None = Field(description="Lengths of tracks, seconds, in the records read")
     dropped: dict[str, int] = Field(description="Segments dropped by the labellers, by reason, in the whole set")
@@ -136,6 +140,7 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         index_sha256=index.digest(),
         manifest_sha256=index.manifest_sha256,
         selection=index.selection,
+        augment=index.augment,
         sample_rate=index.sample_rate,
         hop=index.hop,
         segment_seconds=index.segment_seconds,
@@ -154,6 +159,7 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         records=len(index.shardlist),
         records_read=len(shard_set.records),
         tracks=len(shard_set.track_seconds),
+        copies=sum(bool(split_key(key)[1]) for record in shard_set.records for key in record.track_frames()),
         example_seconds=spread(shard_set.example_seconds),
         track_seconds=spread(shard_set.track_seconds),
         dropped=dict(sorted(index.dropped.items())),
@@ -175,6 +181,7 @@ def _index_settings(index: ShardIndex) -> dict[str, JsonValue]:
     return {
         "manifest_sha256": index.manifest_sha256,
         "selection": index.selection.model_dump(),
+        "augment": index.augment.model_dump(mode="json"),
         "segment_seconds": index.segment_seconds,
         "audio_member": index.audio_member,
         "targets": {spec.name: spec.model_dump(mode="json", exclude={"name"}) for spec in index.targets},

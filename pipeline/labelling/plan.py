@@ -19,9 +19,10 @@ from mert_foundry.pipeline.frames import (
     segment_lengths,
     whole_frames,
 )
-from mert_foundry.pipeline.manifest.rows import Manifest, Track, first_hours
+from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Manifest, Track, first_hours
+from mert_foundry.pipeline.manifest.shifted_track import semitones_of, shift_track
 from mert_foundry.pipeline.shards.format import AudioMember
-from mert_foundry.pipeline.shards.index import WHOLE_MANIFEST, Selection
+from mert_foundry.pipeline.shards.index import NO_COPIES, WHOLE_MANIFEST, Augment, Selection
 
 
 class SegmentConfig(BaseModel):
@@ -54,7 +55,7 @@ class ShardTask(BaseModel):
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the shard's examples, except the teachers."""
-        tracks = [(track.key, track.audio_sha256, track.sample_rate, track.num_samples) for track in self.tracks]
+        tracks = [_identity(track) for track in self.tracks]
         content = {
             "audio_version": AUDIO_VERSION,
             "name": self.name,
@@ -69,24 +70,44 @@ class ShardTask(BaseModel):
         return sum(track.seconds for track in self.tracks)
 
 
-def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection = WHOLE_MANIFEST) -> list[ShardTask]:
+def plan_shards(
+    manifest: Manifest,
+    config: SegmentConfig,
+    selection: Selection = WHOLE_MANIFEST,
+    augment: Augment = NO_COPIES,
+) -> list[ShardTask]:
     """Shards of every split, each of whole tracks, in an order that mixes folders. Raises as `choose_tracks`."""
     tasks = []
-    for split, tracks in choose_tracks(manifest, selection).items():
+    for split, tracks in choose_tracks(manifest, selection, augment).items():
         for number, members in enumerate(_fill(tracks, config)):
             tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config))
     return tasks
 
 
-def choose_tracks(manifest: Manifest, selection: Selection) -> dict[str, list[Track]]:
-    """The tracks to label, by split, in the order of the shards.
+def choose_tracks(manifest: Manifest, selection: Selection, augment: Augment = NO_COPIES) -> dict[str, list[Track]]:
+    """The tracks to label, by split, in the order of the shards; each of train with its copies behind it.
+
+    Only train is copied: a validation loss is to be that of the music as it is, and comparable with and without copies.
 
     Limited hours are shared among the splits by their hours in the manifest. A split gives its tracks in the order of its
-    shards until it has its share, so what a smaller limit takes is the beginning of what a larger one takes.
+    shards until it has its share, so what a smaller limit takes is the beginning of what a larger one takes. Copies come on
+    top of limited hours.
 
     Raises:
-        ValueError: a split that the manifest does not have; those it has are named.
+        ValueError: a split that the manifest does not have (those it has are named), or no track to copy.
     """
+    chosen = _choose_originals(manifest, selection)
+    if augment == NO_COPIES:
+        return chosen
+    if REST_SPLIT not in chosen:
+        raise ValueError(
+            f"augment: tracks of the split {REST_SPLIT} are copied, and only {', '.join(sorted(chosen))} are labelled"
+        )
+    copied = [[track, *(shift_track(track, each) for each in augment.semitones)] for track in chosen[REST_SPLIT]]
+    return chosen | {REST_SPLIT: [track for tracks in copied for track in tracks]}
+
+
+def _choose_originals(manifest: Manifest, selection: Selection) -> dict[str, list[Track]]:
     by_split: dict[str, list[Track]] = {}
     for track in sorted(manifest.tracks, key=_mixing_order):
         by_split.setdefault(track.split, []).append(track)
@@ -138,6 +159,13 @@ def _fill(tracks: list[Track], config: SegmentConfig) -> list[list[Track]]:
 
 def _mixing_order(track: Track) -> bytes:
     return hashlib.sha256(track.key.encode()).digest()
+
+
+def _identity(track: Track) -> tuple[str | int, ...]:
+    """What of a track decides its examples."""
+    identity = track.key, track.audio_sha256, track.sample_rate, track.num_samples
+    semitones = semitones_of(track)
+    return (*identity, semitones) if semitones else identity
 
 
 def segment_values(track: Track, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from mert_foundry.pipeline.frames import resampled_length, whole_frames
 from mert_foundry.pipeline.labelling.plan import choose_tracks
 from mert_foundry.pipeline.labelling.resume import shard_names
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
+from mert_foundry.pipeline.manifest.shifted_track import semitones_of
 from mert_foundry.pipeline.shards.format import Example, SegmentInfo, decode_example, member_suffixes
 from mert_foundry.pipeline.shards.index import (
     ShardEntry,
@@ -219,12 +220,11 @@ def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) ->
     if manifest.sha256 != index.manifest_sha256:
         return [Fault("index.json", None, f"made from manifest {index.manifest_sha256}, this one is {manifest.sha256}")]
     try:
-        chosen = choose_tracks(manifest, index.selection)
+        chosen = choose_tracks(manifest, index.selection, index.augment)
     except ValueError as error:
         return [Fault("index.json", None, str(error))]
-    rows = {track.key: track for track in manifest.tracks}
     missing = {track.key: track for tracks in chosen.values() for track in tracks}
-    meant = set(missing)
+    rows, meant = {track.key: track for track in manifest.tracks} | missing, set(missing)
     faults = []
     for entry in index.shardlist:
         try:
@@ -239,7 +239,9 @@ def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) ->
                 message = f"not one of the tracks to take ({index.selection})"
             if message:
                 faults.append(Fault(entry.url, key, message))
-    faults += [Fault("index.json", track, "a track of the manifest, in no shard") for track in sorted(missing)]
+    for key, track in sorted(missing.items()):
+        kind = "a shifted copy of a track" if semitones_of(track) else "a track"
+        faults.append(Fault("index.json", key, f"{kind} of the manifest, in no shard"))
     return faults
 
 

@@ -48,7 +48,7 @@ class SegmentInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    track: str = Field(pattern=KEY_PATTERN, description="Track key of the manifest")
+    track: str = Field(pattern=KEY_PATTERN, description="Track key of the manifest, or of a copy")
     segment: int = Field(ge=0, le=99_999, description="Number of this segment in its track, from 0")
     segments: int = Field(gt=0, description="Number of segments of the track, those dropped included")
     start_sample: int = Field(ge=0, description="First sample in the track at sample_rate")

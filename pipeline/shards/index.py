@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -87,6 +87,32 @@ class Selection(Document):
 WHOLE_MANIFEST = Selection()
 
 
+class Augment(Document):
+    """Which copies stand beside the tracks of the split train."""
+
+    semitones: list[Annotated[int, Field(ge=-11, le=11)]] = Field(
+        default=[],
+        description="One copy of each track of the split train for each of these: shifted in pitch by so many semitones (-11 to"
+        " 11, not 0) at its own tempo, and labelled from the shifted sound",
+    )
+
+    @field_validator("semitones")
+    @classmethod
+    def _sort(cls, semitones: list[int]) -> list[int]:
+        if 0 in semitones:
+            raise ValueError("0 semitones would be the track itself")
+        return sorted(set(semitones))
+
+    def __str__(self) -> str:
+        if self == NO_COPIES:
+            return "none"
+        shifts = ", ".join(f"{semitones:+d}" for semitones in self.semitones)
+        return f"of each track of train, shifted by {shifts} semitones"
+
+
+NO_COPIES = Augment()
+
+
 class ShardIndex(Document):
     """The content of index.json."""
 
@@ -98,6 +124,9 @@ class ShardIndex(Document):
     selection: Selection = Field(
         default=WHOLE_MANIFEST,
         description="The part of the manifest that was taken; not in the file when that is all of it",
+    )
+    augment: Augment = Field(
+        default=NO_COPIES, description="Which copies stand beside the tracks; not in the file when there are none"
     )
     sample_rate: int = Field(ge=SAMPLE_RATE, le=SAMPLE_RATE, description="Hz")
     hop: int = Field(ge=HOP, le=HOP, description="Samples per target frame")
@@ -133,7 +162,8 @@ class ShardIndex(Document):
     def to_bytes(self) -> bytes:
         """The content of index.json."""
         # What a set does without is left out, so that the digest of an index of before stays what it was.
-        unused = {"selection"} if self.selection == WHOLE_MANIFEST else None
+        unused = {"selection"} if self.selection == WHOLE_MANIFEST else set()
+        unused |= {"augment"} if self.augment == NO_COPIES else set()
         return json_bytes(self.model_dump(mode="json", by_alias=True, exclude=unused))
 
     def digest(self) -> str:
@@ -151,6 +181,7 @@ def build_index(
     segment_seconds: float,
     audio_member: AudioMember,
     selection: Selection = WHOLE_MANIFEST,
+    augment: Augment = NO_COPIES,
     catalogue: Catalogue | None = None,
 ) -> ShardIndex:
     """Join what the records of the shards `names` (`train-000000`, ...) say, and publish `folder/index.json`.
@@ -177,6 +208,7 @@ def build_index(
         name=name,
         manifest_sha256=manifest_sha256,
         selection=selection,
+        augment=augment,
         sample_rate=SAMPLE_RATE,
         hop=HOP,
         segment_seconds=segment_seconds,

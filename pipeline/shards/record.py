@@ -21,7 +21,7 @@ REASON_PATTERN = r"^[a-z_]+$"
 class DroppedTrack(Document):
     """A track of the plan that gave no example."""
 
-    track: str = Field(description="Track key of the manifest")
+    track: str = Field(description="Track key of the manifest, or of a copy")
     reason: str = Field(pattern=REASON_PATTERN, description="Short reason, counted in `dropped`")
     detail: str = Field(description="The error in one line")
     segments: int = Field(ge=0, description="Segments the plan expected of it")
