@@ -22,6 +22,7 @@ from mert_foundry.pipeline.frames import (
 from mert_foundry.pipeline.manifest.rows import Manifest, Track, first_hours
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.index import WHOLE_MANIFEST, Selection
+from mert_foundry.pipeline.text.columns import TextColumns, check_columns
 
 
 class SegmentConfig(BaseModel):
@@ -51,9 +52,10 @@ class ShardTask(BaseModel):
     name: str = Field(description="Shard name, {split}-{nnnnnn}")
     tracks: list[Track] = Field(description="Tracks in the order of the shard")
     config: SegmentConfig = Field(description="How tracks are cut")
+    text: TextColumns | None = Field(default=None, description="What the text of a track is made of; null: no text")
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the shard's examples, except the teachers."""
+        """SHA-256 over everything that decides the shard's examples, except the teachers and the tokenizer."""
         tracks = [(track.key, track.audio_sha256, track.sample_rate, track.num_samples) for track in self.tracks]
         content = {
             "audio_version": AUDIO_VERSION,
@@ -61,6 +63,8 @@ class ShardTask(BaseModel):
             "tracks": tracks,
             "config": self.config.model_dump(exclude={"examples_per_shard"}),
         }
+        if self.text is not None:
+            content["texts"] = [self.text.text_of(track) for track in self.tracks]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -69,12 +73,22 @@ class ShardTask(BaseModel):
         return sum(track.seconds for track in self.tracks)
 
 
-def plan_shards(manifest: Manifest, config: SegmentConfig, selection: Selection = WHOLE_MANIFEST) -> list[ShardTask]:
-    """Shards of every split, each of whole tracks, in an order that mixes folders. Raises as `choose_tracks`."""
+def plan_shards(
+    manifest: Manifest,
+    config: SegmentConfig,
+    selection: Selection = WHOLE_MANIFEST,
+    text: TextColumns | None = None,
+) -> list[ShardTask]:
+    """Shards of every split, each of whole tracks, in an order that mixes folders.
+
+    Raises as `choose_tracks`, and as `check_columns`.
+    """
+    if text is not None:
+        check_columns(text, manifest.tracks)
     tasks = []
     for split, tracks in choose_tracks(manifest, selection).items():
         for number, members in enumerate(_fill(tracks, config)):
-            tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config))
+            tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config, text=text))
     return tasks
 
 
