@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,12 +46,21 @@ from mert_foundry.pipeline.shards.index import (
 )
 from mert_foundry.pipeline.shards.record_sums import RecordSums
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import OF_TEXT, TOKENIZER_NAME, TextSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, FolderError, check_output
 from mert_foundry.pipeline.teachers.registry import check_device, describe_targets
+from mert_foundry.pipeline.text.columns import TextColumns
+from mert_foundry.pipeline.text.tokenizer import TextTokenizer, load_tokenizer
 
 SAVE_EVERY = 300.0  # seconds between documents of what is finished, when fewer shards than one holds have come
 SUMMARY = {"totals", "dropped", "statistics"}  # of index.json, for --json
+
+
+class TextConfig(TextColumns):
+    """The text that stands beside the audio."""
+
+    tokenizer: str = Field(description="Folder of mert tokenizer, or any tokenizer.json")
 
 
 class LabelConfig(BaseModel):
@@ -62,6 +72,7 @@ class LabelConfig(BaseModel):
     out: str = Field(description="Folder or fsspec URL for the shards")
     teachers: list[TeacherConfig] = Field(min_length=1, description="Teachers, in the order of index.json")
     segments: SegmentConfig = Field(default=SegmentConfig(), description="How tracks are cut and grouped")
+    text: TextConfig | None = Field(default=None, description="Text beside the audio of each example; null: none")
     splits: list[str] | None = Field(default=None, min_length=1, description="Splits to label; null: all")
     limit_hours: float | None = Field(
         default=None,
@@ -103,7 +114,8 @@ class LabelConfig(BaseModel):
         part = self.selection.model_dump(mode="json", exclude_none=True)
         if self.augment != NO_COPIES:
             part["augment"] = self.augment.model_dump(mode="json")
-        return self.model_dump(mode="json", include={"teachers", "segments"}) | part
+        shaping = {"teachers", "segments"} | ({"text"} if self.text else set())
+        return self.model_dump(mode="json", include=shaping) | part
 
     @property
     def selection(self) -> Selection:
@@ -120,13 +132,34 @@ def main(arguments: list[str]) -> int:
     check_output(config.out, SHARDS)
     manifest = load_manifest(config.manifest)
     tasks = plan_tasks(config.manifest, manifest, config)
-    specs = describe_targets(config.teachers, TEACHERS)
+    wanted = describe_contents(config)
     catalogue = read_catalogue(config.out)
     if not files.is_local(config.out):
-        return label(config, manifest, tasks, specs, catalogue)
-    find_work(config, manifest, tasks, specs, catalogue)  # before the lock, whose file is the first thing written
+        return label(config, manifest, tasks, wanted, catalogue)
+    find_work(config, manifest, tasks, wanted, catalogue)  # before the lock, whose file is the first thing written
     with locked(files.local_path(config.out), "labelling"):
-        return label(config, manifest, tasks, specs, read_catalogue(config.out, catalogue.unpublished))
+        return label(config, manifest, tasks, wanted, read_catalogue(config.out, catalogue.unpublished))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the shards are to hold: targets, and text with the tokenizer that encodes it, if any."""
+
+    specs: list[TargetSpec]
+    text: TextSpec | None
+    tokenizer: TextTokenizer | None
+
+
+def describe_contents(config: LabelConfig) -> Contents:
+    """The contents that a config asks for. Raises as `describe_targets`, and UsageError for a tokenizer that is not there, or none."""
+    specs = describe_targets(config.teachers, TEACHERS)
+    if config.text is None:
+        return Contents(specs, None, None)
+    try:
+        tokenizer = load_tokenizer(config.text.tokenizer)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"text.tokenizer: {error}") from error
+    return Contents(specs, tokenizer.spec(config.text), tokenizer)
 
 
 def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[ShardTask]:
@@ -134,33 +167,35 @@ def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[S
     if not manifest.tracks:
         raise ValueError(f"{location}: the manifest has no track")
     try:
-        return plan_shards(manifest, config.segments, config.selection, config.augment)
+        return plan_shards(manifest, config.segments, config.selection, config.augment, config.text)
     except ValueError as error:
         raise UsageError(f"{location}: {error}") from error
 
 
 def find_work(
-    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], wanted: Contents, catalogue: Catalogue
 ) -> list[ShardTask]:
     """The tasks that are to do; writes nothing.
 
-    Raises as `find_unfinished`, as `check_root` when there is any, and FolderError when the folder has a label.yaml that
-    stands beside no shard, and so is somebody's own.
+    Raises as `find_unfinished`, as `check_root` when there is any, and FolderError when the folder has a label.yaml or
+    tokenizer.json that stands beside no shard, and so is somebody's own.
     """
-    recorded = files.join(config.out, RECORDED_CONFIG)
-    if RECORDED_CONFIG in catalogue.sizes and not catalogue.shard_names:
-        raise FolderError(f"{recorded} is not ours: there is no shard beside it, and labelling would overwrite it")
-    unfinished = find_unfinished(config.out, tasks, specs, config.segments.audio, config.overwrite, catalogue)
+    for name in (RECORDED_CONFIG, TOKENIZER_NAME) if wanted.text else (RECORDED_CONFIG,):
+        if name in catalogue.sizes and not catalogue.shard_names:
+            location = files.join(config.out, name)
+            raise FolderError(f"{location} is not ours: there is no shard beside it, and labelling would overwrite it")
+    audio, overwrite = config.segments.audio, config.overwrite
+    unfinished = find_unfinished(config.out, tasks, wanted.specs, audio, overwrite, catalogue, wanted.text)
     if unfinished:
         check_root(manifest, config.manifest)
     return unfinished
 
 
 def label(
-    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], wanted: Contents, catalogue: Catalogue
 ) -> int:
     """Do what the plan lacks and write the index; returns the exit code."""
-    unfinished = find_work(config, manifest, tasks, specs, catalogue)
+    unfinished = find_work(config, manifest, tasks, wanted, catalogue)
     files.sweep_temporary(config.out)
     remove_unplanned(catalogue, tasks)
     catalogue.forget([task.name for task in unfinished])
@@ -174,7 +209,10 @@ def label(
     hours = f"{plan.seconds / 3600 - copied:.3f} h{part}{copies}"
     console.say(f"plan: {plan.shards} shards, {hours}; {len(unfinished)} to do")
     write_plan(config.out, plan)
-    failures = label_tasks(config, manifest.root, unfinished, catalogue) if unfinished else {}
+    if config.text:
+        texts = [config.text.text_of(track) for task in tasks for track in task.tracks]
+        console.say(f"text: {sum(map(bool, texts))} of {len(texts)} tracks have some")
+    failures = label_tasks(config, manifest.root, unfinished, wanted.tokenizer, catalogue) if unfinished else {}
     for name, message in sorted(failures.items()):
         print(f"error: {name}: {message}", file=sys.stderr)
     if failures:
@@ -183,31 +221,36 @@ def label(
         return 1
     # After work, of the folder as it is then: a tar that has gone is not listed.
     catalogue = read_catalogue(config.out, catalogue.unpublished) if unfinished else catalogue
-    index = write_index(config, manifest, tasks, specs, catalogue)
+    index = write_index(config, manifest, tasks, wanted, catalogue)
     console.finish({"out": config.out, **index.model_dump(mode="json", include=SUMMARY)}, summary_lines(config, index))
     return 0
 
 
 def write_index(
-    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], specs: list[TargetSpec], catalogue: Catalogue
+    config: LabelConfig, manifest: Manifest, tasks: list[ShardTask], wanted: Contents, catalogue: Catalogue
 ) -> ShardIndex:
-    """Write label.yaml and index.json of a finished set. Raises as `build_index`."""
+    """Write label.yaml, tokenizer.json and index.json of a finished set. Raises as `build_index`."""
     files.publish_bytes(files.join(config.out, RECORDED_CONFIG), yaml.safe_dump(config.recorded()).encode())
+    if wanted.tokenizer:
+        files.publish_bytes(files.join(config.out, TOKENIZER_NAME), wanted.tokenizer.content)
     return build_index(
         config.out,
         [task.name for task in tasks],
-        specs,
+        wanted.specs,
         name="mert-foundry",
         manifest_sha256=manifest.sha256,
         segment_seconds=config.segments.segment_seconds,
         audio_member=config.segments.audio,
         selection=config.selection,
         augment=config.augment,
+        text=wanted.text,
         catalogue=catalogue,
     )
 
 
-def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask], catalogue: Catalogue) -> dict[str, str]:
+def label_tasks(
+    config: LabelConfig, root: str, tasks: list[ShardTask], tokenizer: TextTokenizer | None, catalogue: Catalogue
+) -> dict[str, str]:
     """Do the tasks on Ray; `catalogue` learns of each shard. Returns the message of each that failed."""
     # Ray takes seconds to import, and only who labels needs it: not --help, not a rerun that finds all done, not a check
     # of the config.
@@ -219,6 +262,7 @@ def label_tasks(config: LabelConfig, root: str, tasks: list[ShardTask], catalogu
         out=config.out,
         device=resolve_device(config.device),
         decode_threads=config.decode_threads,
+        tokenizer=tokenizer.content if tokenizer else None,
     )
     # An index must not stand beside shards that are about to change.
     files.remove(files.join(config.out, INDEX_NAME))
@@ -275,6 +319,13 @@ def summary_lines(config: LabelConfig, index: ShardIndex) -> Iterator[str]:
         if summary.kind == "discrete":
             levels = ", ".join(f"{value:.0f}" for value in summary.perplexity)
             yield f"{spec.name}: {spec.size} codebooks of {spec.codebook_size}, perplexity {levels}"
+    if index.text:
+        summary = index.statistics[OF_TEXT]
+        assert summary.kind == "discrete", "tokens are counted"
+        yield (
+            f"text: vocabulary of {index.text.vocabulary_size}, {summary.usage[0]:.1%} of it used,"
+            f" perplexity {summary.perplexity[0]:.0f}"
+        )
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(index.dropped.items()))
     yield f"dropped segments: {dropped or 'none'}"
     yield f"shards: {config.out}"

@@ -23,7 +23,7 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import resolve_device
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import human_bytes, table
-from mert_foundry.jobs.label import LabelConfig, plan_tasks
+from mert_foundry.jobs.label import LabelConfig, describe_contents, plan_tasks
 from mert_foundry.jobs.planning.calibration import (
     choose_for_labelling,
     evenly,
@@ -60,7 +60,7 @@ from mert_foundry.model.teacher.registry import TEACHERS
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.process_shard import LABELLERS_PER_GPU
 from mert_foundry.pipeline.manifest.rows import Manifest, check_root, load_manifest
-from mert_foundry.pipeline.teachers.registry import build_teachers, describe_targets
+from mert_foundry.pipeline.teachers.registry import build_teachers
 
 CONFIG = PlanConfig
 EXPLAIN = "--explain"
@@ -164,7 +164,8 @@ def plan(request: Request, manifest: Manifest) -> list[Line]:
     """All lines of the plan, in their order. Raises as planning and measuring do."""
     own, label = request.plan, request.label
     tasks = plan_tasks(own.manifest, manifest, label)
-    planned = plan_set(tasks, describe_targets(label.teachers, TEACHERS), label.segments.audio)
+    contents = describe_contents(label)
+    planned = plan_set(tasks, contents.specs, label.segments.audio, contents.tokenizer)
     run = plan_run(own, request.pretrain, planned) if request.pretrain is not None else None
     flac = flac_rate(request, manifest, planned)
     lines = [*corpus_figures(planned), *byte_figures(planned, flac), *time_labelling(request, manifest, planned)]

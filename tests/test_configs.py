@@ -15,6 +15,7 @@ from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.jobs.suite import SuiteConfig
+from mert_foundry.jobs.tokenizer import TokenizerConfig
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
@@ -29,6 +30,7 @@ JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "fit": (FitConfig, ["manifest=manifest", "out=mel_rvq"]),
     "extract": (ExtractConfig, ["model=export", "input=shards", "out=features.zarr"]),
     "label": (LabelConfig, ["manifest=manifest", "out=shards"]),
+    "tokenizer": (TokenizerConfig, ["manifest=manifest", "out=tokenizer", "columns=[title]"]),
     "suite": (SuiteConfig, ["out=suite"]),
     "probe": (ProbeConfig, ["model=run", "data=suite", "out=probe"]),
     "tiny": (PretrainConfig, ["shards=shards", "out=run"]),

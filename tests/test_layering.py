@@ -36,10 +36,11 @@ ARROWS = {
     " pipeline/teachers/codec pipeline/teachers/spectra",
     "pipeline/features": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage",
     "pipeline/labelling": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
-    " pipeline/teachers",
+    " pipeline/teachers pipeline/text",
+    "pipeline/text": "pipeline/manifest pipeline/shards pipeline/storage",
     "pipeline/suite": "pipeline/frames pipeline/probe_sets pipeline/storage",
     "pipeline/inspection": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
-    " pipeline/teachers pipeline/teachers/codec",
+    " pipeline/teachers pipeline/teachers/codec pipeline/text",
     "model/linear": "",
     "model/frontend": "model/linear",
     "model/transformer": "model/linear",
@@ -58,7 +59,7 @@ ARROWS = {
     "jobs/pretraining": "jobs/cluster jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
     " pipeline/storage pipeline/stream",
     "jobs/planning": "jobs/benchmarks jobs/pretraining model/encoder model/objective pipeline/audio pipeline/frames pipeline/labelling"
-    " pipeline/manifest pipeline/shards pipeline/teachers",
+    " pipeline/manifest pipeline/shards pipeline/teachers pipeline/text",
     "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs model/training pipeline/audio pipeline/features"
     " pipeline/frames pipeline/manifest pipeline/storage",
     "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage"
@@ -69,7 +70,7 @@ ARROWS = {
     " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/stream pipeline/teachers pipeline/teachers/codec",
     "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/planning jobs/pretraining jobs/probing model/interop model/objective model/runs"
     " model/teacher model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
-    " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec",
+    " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec pipeline/text",
 }
 # The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing
 # task is, runs are published as all files are, and an encoder that labels is a teacher. pipeline/teachers does not know that one: commands hand the table of all
@@ -91,7 +92,7 @@ ACROSS = {
 NOT_FOR_TRAINING = {
     "pipeline/audio", "pipeline/manifest", "pipeline/teachers", "pipeline/teachers/codec", "pipeline/teachers/spectra",
     "pipeline/fingerprint", "pipeline/probe_sets", "pipeline/fitting", "pipeline/labelling", "pipeline/features", "pipeline/inspection",
-    "pipeline/suite",
+    "pipeline/suite", "pipeline/text",
 }  # fmt: skip
 FORBIDDEN_IN_TRAINING = {
     "ray",
@@ -104,6 +105,7 @@ FORBIDDEN_IN_TRAINING = {
     "zarr",
     "transformers",
     "openvino",
+    "tokenizers",
 }
 
 

@@ -17,6 +17,7 @@ JOBS = {
     "manifest": "scan a folder of audio into a manifest",
     "codec": "train a small RVQ-VAE codec, to be a teacher",
     "fit": "fit codebooks to features of a corpus, to be a teacher",
+    "tokenizer": "train a tokenizer on the text of a manifest",
     "plan": "hours, bytes, memory and cost of labels and a run, before they are spent",
     "label": "manifest to labelled WebDataset shards, on Ray",
     "status": "how far a labelling job elsewhere is, from its folder",
@@ -88,7 +89,8 @@ def missing_package(error: ModuleNotFoundError) -> str:
 
 def usage() -> str:
     """What `mert --help` prints."""
-    lines = "\n".join(f"  mert {name:9} {purpose}" for name, purpose in JOBS.items())
+    longest = max(map(len, JOBS))
+    lines = "\n".join(f"  mert {name:{longest}} {purpose}" for name, purpose in JOBS.items())
     return f"usage: mert COMMAND ARGUMENTS [--quiet] [--json] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example and every setting."
 
 

@@ -17,12 +17,13 @@ from mert_foundry.pipeline.inspection.examples import (
 )
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex
 from mert_foundry.pipeline.shards.target import TargetSpec, octave_layout
+from mert_foundry.pipeline.shards.text import TOKENS_MEMBER
 
 
 def example_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str) -> View:
     """A view of one example: where it comes from, and its members. Raises as `find_examples` and `read_example`."""
     stored = find_examples(folder, shards, [key])[0]
-    summary = summarise_example(index, stored, read_example(folder, index, stored)[0])
+    summary = summarise_example(folder, index, stored, read_example(folder, index, stored)[0])
     beginnings = [table for member in summary.members for table in first_values(member)]
     sections = [Section("Overview", [example_facts(summary), *member_blocks(summary.members), *beginnings])]
     return View("example", key, sections, summary.model_dump(mode="json"))
@@ -39,6 +40,8 @@ def export_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], ke
 def example_facts(summary: ExampleSummary) -> Facts:
     """Where an example comes from."""
     info = summary.info
+    text = [("text", summary.text or "none")] if summary.text is not None else []
+    tokens = [("tokens", " | ".join(summary.pieces))] if summary.pieces else []
     return Facts(
         [
             ("shard", summary.shard),
@@ -46,6 +49,8 @@ def example_facts(summary: ExampleSummary) -> Facts:
             ("segment", f"{info.segment + 1} of {info.segments}, from {info.start_sample / info.sample_rate:.3f} s"),
             ("length", f"{summary.seconds:.3f} s, {info.num_frames:,} frames, {info.num_samples:,} samples"),
             ("audio sha256", info.audio_sha256),
+            *text,
+            *tokens,
         ]
     )
 
@@ -80,6 +85,7 @@ def first_values(member: MemberSummary) -> list[Table]:
     rows = np.atleast_2d(member.first).tolist()
     header = (f"{member.name} begins", *map(str, range(len(rows[0]))))
     names = "codebook" if member.distinct else "frame" if len(rows) > 1 else "sample"
+    names = "token" if member.name == TOKENS_MEMBER else names
     return [Table(header, [(f"{names} {index}", *map(number, row)) for index, row in enumerate(rows)])]
 
 

@@ -35,6 +35,7 @@ from mert_foundry.pipeline.inspection.shard_summary import (
     ShardSet,
     ShardSummary,
     TargetSummary,
+    TextSummary,
     compare_shard_sets,
     load_shard_set,
     summarise_shard_set,
@@ -80,6 +81,7 @@ def set_view(options: ShardOptions) -> View:
         overview(summary),
         lengths_and_loudness(shard_set, summary, options.seed),
         *(target_section(shard_set, target) for target in summary.targets),
+        *([text_section(summary.text)] if summary.text else []),
         dropped_and_rejected(summary),
         Section("Examples", [OnPage(lambda: examples_to_hear(shard_set, options))]),
     ]
@@ -198,6 +200,24 @@ def target_section(shard_set: ShardSet, target: TargetSummary) -> Section:
         plots_of_bins = [bin_plot(shard_set, target, statistics)] if target.size > 1 else []
         blocks = [range_table(target, statistics), Plots(plots_of_bins)]
     return Section(f"Target {target.name}", blocks)
+
+
+def text_section(text: TextSummary) -> Section:
+    """What the text is made of, how much of its vocabulary is used, how long it is, and how many examples have none."""
+    spec = text.spec
+    facts = Facts(
+        [
+            ("columns", ", ".join(spec.columns)),
+            ("template", spec.template or "joined by commas"),
+            ("tokenizer", spec.fingerprint),
+            (
+                "vocabulary",
+                f"{spec.vocabulary_size} tokens, {100 * text.usage:.1f} % used, perplexity {text.perplexity:.0f}",
+            ),
+            ("without text", f"{text.without_text:,} of {text.examples:,} examples"),
+        ]
+    )
+    return Section("Text", [facts, spread_table("tokens", {"examples with text": text.tokens})])
 
 
 def range_table(target: TargetSummary, statistics: ContinuousSummary) -> Table:

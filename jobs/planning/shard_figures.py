@@ -16,6 +16,7 @@ from mert_foundry.pipeline.labelling.planned_bytes import PlannedBytes, PlannedS
 from mert_foundry.pipeline.manifest.shifted_track import semitones_of
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 
 CORPUS, SHARDS, BYTES, LABELLING = "corpus", "shards", "bytes", "labelling"
 UNDECODED = "silent segments and files that changed are found when they are decoded; here they count as kept"
@@ -56,9 +57,14 @@ class FlacRate:
     note: str
 
 
-def plan_set(tasks: Sequence[ShardTask], specs: Sequence[TargetSpec], audio_member: AudioMember) -> PlannedSet:
-    """What the tasks of a label config will give."""
-    return PlannedSet(tasks, [plan_contents(task) for task in tasks], specs, audio_member)
+def plan_set(
+    tasks: Sequence[ShardTask],
+    specs: Sequence[TargetSpec],
+    audio_member: AudioMember,
+    tokenizer: TextTokenizer | None = None,
+) -> PlannedSet:
+    """What the tasks of a label config will give; tasks with text need their tokenizer."""
+    return PlannedSet(tasks, [plan_contents(task, tokenizer) for task in tasks], specs, audio_member)
 
 
 def measured_flac(sample: FlacSample) -> FlacRate:

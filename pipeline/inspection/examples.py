@@ -11,10 +11,10 @@ import soundfile
 from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
+from mert_foundry.pipeline.shards.arrays import decode_array
 from mert_foundry.pipeline.shards.format import (
     Example,
     SegmentInfo,
-    decode_array,
     decode_example,
     decode_flac,
     member_suffixes,
@@ -23,6 +23,7 @@ from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_list
 from mert_foundry.pipeline.shards.members import Span, read_members
 from mert_foundry.pipeline.shards.record import ExampleEntry
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import TOKENS_MEMBER, Text, TextSpec
 from mert_foundry.pipeline.storage import files
 
 FIRST_VALUES = 8
@@ -67,6 +68,8 @@ class ExampleSummary(BaseModel):
     shard: str = Field(description="File name of the tar")
     seconds: float = Field(description="Audio seconds")
     info: SegmentInfo = Field(description="Content of {key}.json")
+    text: str | None = Field(default=None, description="Content of {key}.txt; null where the set has no text")
+    pieces: list[str] | None = Field(default=None, description="What each token of it stands for")
     members: list[MemberSummary] = Field(description="In the order of the tar")
 
 
@@ -96,8 +99,8 @@ def read_example(folder: str, index: ShardIndex, stored: StoredExample) -> tuple
         OSError: no tar, or the storage failed.
         ValueError: a short or damaged member; names shard, key, member and both values.
     """
-    members = _read_members(folder, stored, member_suffixes(index.targets, index.audio_member))
-    return decode_example(stored.example.key, members, index.targets, index.audio_member), members
+    members = _read_members(folder, stored, member_suffixes(index.targets, index.audio_member, index.text))
+    return decode_example(stored.example.key, members, index.targets, index.audio_member, index.text), members
 
 
 def read_audio(folder: str, index: ShardIndex, stored: StoredExample) -> np.ndarray:
@@ -119,22 +122,33 @@ def _read_members(folder: str, stored: StoredExample, suffixes: list[str]) -> di
     return read_members(where, stored.example, suffixes, stored.shard.filesize, read)
 
 
-def summarise_example(index: ShardIndex, stored: StoredExample, example: Example) -> ExampleSummary:
-    """Members with shapes, dtypes, ranges and first values."""
+def summarise_example(folder: str, index: ShardIndex, stored: StoredExample, example: Example) -> ExampleSummary:
+    """Members with shapes, dtypes, ranges and first values. Raises as `load_set_tokenizer` where the set has text."""
     arrays = {f"{spec.name}.npy": example.targets[spec.name] for spec in index.targets}
     arrays[index.audio_member] = example.audio
     specs = {f"{spec.name}.npy": spec for spec in index.targets}
     summaries = []
     for suffix, (offset, size, checksum) in sorted(stored.example.members.items()):
         described = _describe(arrays[suffix], specs.get(suffix)) if suffix in arrays else {}
+        if suffix == TOKENS_MEMBER and index.text and example.text:
+            described = _describe_tokens(index.text, example.text.tokens)
         summaries.append(MemberSummary(name=suffix, offset=offset, bytes=size, crc32=checksum, **described))
     return ExampleSummary(
         key=example.key,
         shard=stored.shard.url,
         seconds=example.info.num_samples / SAMPLE_RATE,
         info=example.info,
+        text=example.text.text if example.text else None,
+        pieces=_pieces(folder, index.text, example.text) if index.text and example.text else None,
         members=summaries,
     )
+
+
+def _pieces(folder: str, spec: TextSpec, text: Text) -> list[str]:
+    # Not at the top: sets without text are looked at without that package.
+    from mert_foundry.pipeline.text.tokenizer import load_set_tokenizer
+
+    return load_set_tokenizer(folder, spec).pieces(text.tokens)
 
 
 def _describe(array: np.ndarray, spec: TargetSpec | None) -> dict[str, Any]:
@@ -160,8 +174,18 @@ def _describe(array: np.ndarray, spec: TargetSpec | None) -> dict[str, Any]:
     }
 
 
+def _describe_tokens(spec: TextSpec, tokens: np.ndarray) -> dict[str, Any]:
+    """Fields of the summary of tokens `[n]`."""
+    return {
+        "dtype": spec.dtype,
+        "shape": list(tokens.shape),
+        "unit": f"tokens of {spec.vocabulary_size}",
+        "first": tokens[:FIRST_VALUES].tolist(),
+    }
+
+
 def export_example(example: Example, members: dict[str, bytes], out: Path) -> list[Path]:
-    """Write `{key}.flac` or `.wav`, `{key}.{target}.npy` and `{key}.json` into the folder `out`.
+    """Write `{key}.flac` or `.wav`, `{key}.{target}.npy`, text where there is some, and `{key}.json` into the folder `out`.
 
     Members are written as they are stored, but for PCM, which becomes a WAV file. Nothing is overwritten.
 

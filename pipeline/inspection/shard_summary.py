@@ -20,11 +20,13 @@ from mert_foundry.pipeline.shards.index import (
     Selection,
     ShardEntry,
     ShardIndex,
+    empty_statistics,
     load_index,
     load_records,
 )
 from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, ShardRecord
-from mert_foundry.pipeline.shards.statistics import Partial, Summary, empty, merge
+from mert_foundry.pipeline.shards.statistics import DiscreteSummary, Partial, Summary, merge
+from mert_foundry.pipeline.shards.text import OF_TEXT, TEXT_MEMBER, TOKENS_MEMBER, TextSpec, count_tokens
 from mert_foundry.pipeline.storage.documents import Document
 
 MOST_RECORDS = 2000
@@ -59,6 +61,17 @@ class TargetSummary(Document):
     )
 
 
+class TextSummary(Document):
+    """The text of a set: what it is made of, how long it is, and how much of its vocabulary is used."""
+
+    spec: TextSpec = Field(description="As in index.json")
+    usage: float = Field(description="Share of the vocabulary that comes in the text, 0 to 1")
+    perplexity: float = Field(description="exp of the entropy of the tokens")
+    examples: int = Field(description="Examples, in the records read")
+    without_text: int = Field(description="Those of them that have no text")
+    tokens: Spread | None = Field(description="Tokens of the examples with text, in the records read")
+
+
 class ShardSummary(Document):
     """What `mert inspect SHARD_FOLDER --json` prints."""
 
@@ -75,6 +88,7 @@ class ShardSummary(Document):
     audio_member: str = Field(description="How audio is stored")
     splits: dict[str, SplitSummary] = Field(description="By split")
     targets: list[TargetSummary] = Field(description="The targets of every example")
+    text: TextSummary | None = Field(description="The text of the examples; null where the set has none")
     records: int = Field(description="Shards, and so records, in the set")
     records_read: int = Field(description="Records read for what follows: all, or an even share of a very large set")
     tracks: int = Field(description="Tracks with an example, in the records read, shifted copies included")
@@ -110,7 +124,7 @@ def load_shard_set(folder: str) -> ShardSet:
     """Read index and records. Raises as `load_index` and `load_listed_record`."""
     index = load_index(folder)
     records = load_records(folder, subsample(index.shardlist, MOST_RECORDS))
-    partials = {spec.name: empty(spec) for spec in index.targets}
+    partials = empty_statistics(index.targets, index.text)
     for record in records:
         partials = {name: merge(partial, record.statistics[name]) for name, partial in partials.items()}
     return ShardSet(
@@ -156,6 +170,7 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
             for split, totals in index.totals.items()
         },
         targets=[TargetSummary(**spec.model_dump(), statistics=index.statistics[spec.name]) for spec in index.targets],
+        text=summarise_text(shard_set, index.text) if index.text else None,
         records=len(index.shardlist),
         records_read=len(shard_set.records),
         tracks=len(shard_set.track_seconds),
@@ -166,6 +181,23 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         dropped_tracks=[drop for record in shard_set.records for drop in record.dropped_tracks],
         dropped_segments=[drop for record in shard_set.records for drop in record.dropped_segments],
         rejected=rejected,
+    )
+
+
+def summarise_text(shard_set: ShardSet, spec: TextSpec) -> TextSummary:
+    """The text of a set that has some; lengths are those of the members that the records list."""
+    lengths = [
+        count_tokens(entry.members[TOKENS_MEMBER][1], spec) for record in shard_set.records for entry in record.members
+    ]
+    statistics = shard_set.index.statistics[OF_TEXT]
+    assert isinstance(statistics, DiscreteSummary), "tokens are counted"
+    return TextSummary(
+        spec=spec,
+        usage=statistics.usage[0],
+        perplexity=statistics.perplexity[0],
+        examples=len(lengths),
+        without_text=lengths.count(0),
+        tokens=spread(np.array([length for length in lengths if length])),
     )
 
 
@@ -185,6 +217,7 @@ def _index_settings(index: ShardIndex) -> dict[str, JsonValue]:
         "segment_seconds": index.segment_seconds,
         "audio_member": index.audio_member,
         "targets": {spec.name: spec.model_dump(mode="json", exclude={"name"}) for spec in index.targets},
+        "text": index.text.model_dump(mode="json") if index.text else None,
         "totals": {split: totals.model_dump(exclude={"seconds"}) for split, totals in index.totals.items()},
         "dropped": {**index.dropped},
     }
@@ -199,6 +232,8 @@ def _example_rows(folder: str, index: ShardIndex) -> dict[str, dict[str, JsonVal
             for suffix, (_, _, checksum) in entry.members.items():
                 if suffix == index.audio_member:
                     content["audio"] = checksum
+                elif suffix == TEXT_MEMBER:
+                    content["text"] = checksum
                 elif suffix != "json":
                     content[f"relabelled {suffix.removesuffix('.npy')}"] = checksum
             rows[entry.key] = content

@@ -23,6 +23,7 @@ from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Manifest, Track, fir
 from mert_foundry.pipeline.manifest.shifted_track import semitones_of, shift_track
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.index import NO_COPIES, WHOLE_MANIFEST, Augment, Selection
+from mert_foundry.pipeline.text.columns import TextColumns, check_columns
 
 
 class SegmentConfig(BaseModel):
@@ -52,9 +53,10 @@ class ShardTask(BaseModel):
     name: str = Field(description="Shard name, {split}-{nnnnnn}")
     tracks: list[Track] = Field(description="Tracks in the order of the shard")
     config: SegmentConfig = Field(description="How tracks are cut")
+    text: TextColumns | None = Field(default=None, description="What the text of a track is made of; null: no text")
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the shard's examples, except the teachers."""
+        """SHA-256 over everything that decides the shard's examples, except the teachers and the tokenizer."""
         tracks = [_identity(track) for track in self.tracks]
         content = {
             "audio_version": AUDIO_VERSION,
@@ -62,6 +64,8 @@ class ShardTask(BaseModel):
             "tracks": tracks,
             "config": self.config.model_dump(exclude={"examples_per_shard"}),
         }
+        if self.text is not None:
+            content["texts"] = [self.text.text_of(track) for track in self.tracks]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -75,12 +79,18 @@ def plan_shards(
     config: SegmentConfig,
     selection: Selection = WHOLE_MANIFEST,
     augment: Augment = NO_COPIES,
+    text: TextColumns | None = None,
 ) -> list[ShardTask]:
-    """Shards of every split, each of whole tracks, in an order that mixes folders. Raises as `choose_tracks`."""
+    """Shards of every split, each of whole tracks, in an order that mixes folders.
+
+    Raises as `choose_tracks`, and as `check_columns`.
+    """
+    if text is not None:
+        check_columns(text, manifest.tracks)
     tasks = []
     for split, tracks in choose_tracks(manifest, selection, augment).items():
         for number, members in enumerate(_fill(tracks, config)):
-            tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config))
+            tasks.append(ShardTask(name=f"{split}-{number:06d}", tracks=members, config=config, text=text))
     return tasks
 
 

@@ -6,7 +6,7 @@ What is found only by decoding, such as silent segments and changed files, count
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from tarfile import BLOCKSIZE, RECORDSIZE
@@ -17,6 +17,8 @@ from mert_foundry.pipeline.frames import FRAME_RATE, HOP
 from mert_foundry.pipeline.labelling.plan import ShardTask, planned_segments, segment_values
 from mert_foundry.pipeline.shards.format import AudioMember, SegmentInfo, encode_info
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import encode_text
+from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 
 TAR_END = 2 * BLOCKSIZE  # two blocks of zeros, after which the tar is padded to whole records
 MEAN_PADDING = (BLOCKSIZE - 1) / 2  # of a member whose size is not known
@@ -27,7 +29,8 @@ class PlannedShard:
     """What a shard will hold.
 
     lengths: examples by their number of frames. info_bytes, info_padding: of all `{key}.json`, and to whole tar blocks.
-    short_tracks: tracks that are shorter than the shortest segment, and give no example.
+    short_tracks: tracks that are shorter than the shortest segment, and give no example. text, text_padding: of the members with text, by
+    suffix, if there are any.
     """
 
     split: str
@@ -35,6 +38,8 @@ class PlannedShard:
     info_bytes: int
     info_padding: int
     short_tracks: int
+    text: Mapping[str, int]
+    text_padding: int
 
     @property
     def examples(self) -> int:
@@ -62,10 +67,11 @@ class PlannedBytes:
         return sum(self.members.values()) + self.headers + self.padding + self.ends
 
 
-def plan_contents(task: ShardTask) -> PlannedShard:
-    """The examples that a shard task will give."""
+def plan_contents(task: ShardTask, tokenizer: TextTokenizer | None = None) -> PlannedShard:
+    """The examples that a shard task will give; one with text needs its tokenizer."""
     lengths: Counter[int] = Counter()
-    info_bytes = info_padding = short_tracks = 0
+    text: Counter[str] = Counter()
+    info_bytes = info_padding = short_tracks = text_padding = 0
     for track in task.tracks:
         segments = planned_segments(track, task.config)
         short_tracks += not segments
@@ -75,7 +81,12 @@ def plan_contents(task: ShardTask) -> PlannedShard:
             size = len(encode_info(SegmentInfo.model_construct(**values)))
             info_bytes += size
             info_padding += _padding(size)
-    return PlannedShard(task.name.rpartition("-")[0], lengths, info_bytes, info_padding, short_tracks)
+        if task.text and tokenizer and segments:
+            for suffix, data in encode_text(tokenizer.encode(task.text.text_of(track))).items():
+                text[suffix] += len(segments) * len(data)
+                text_padding += len(segments) * _padding(len(data))
+    split = task.name.rpartition("-")[0]
+    return PlannedShard(split, lengths, info_bytes, info_padding, short_tracks, text, text_padding)
 
 
 def plan_bytes(
@@ -102,7 +113,8 @@ def _member_bytes(
     shard: PlannedShard, specs: Sequence[TargetSpec], audio_member: AudioMember, flac_bytes_per_second: float
 ) -> tuple[dict[str, float], float]:
     """Bytes of the members of a shard by suffix, and their padding to whole tar blocks."""
-    sizes, padding = {"json": float(shard.info_bytes)}, float(shard.info_padding)
+    sizes = {"json": float(shard.info_bytes), **{suffix: float(size) for suffix, size in shard.text.items()}}
+    padding = float(shard.info_padding + shard.text_padding)
     arrays: dict[str, tuple[str, Callable[[int], tuple[int, ...]]]] = {
         f"{spec.name}.npy": (spec.dtype, spec.shape) for spec in specs
     }

@@ -6,7 +6,7 @@ teacher's chunk; a teacher that labels tracks side by side also holds the labels
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import tee
 from types import MappingProxyType
@@ -25,7 +25,9 @@ from mert_foundry.pipeline.manifest.rows import Track
 from mert_foundry.pipeline.shards.format import Example, SegmentInfo, check_example
 from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, ShardRecord
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import Text
 from mert_foundry.pipeline.teachers.teacher import Teacher, label_tracks
+from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 
 # Threads of one process share an interpreter, which takes a part of the decoding: 16 of them decoded MP3 at half the speed of
 # one, on 16 cores (docs/measurements.md). More processes decode more.
@@ -47,6 +49,7 @@ def process_shard(
     decode_threads: int = DECODE_THREADS,
     refused: Mapping[str, DecodeError] = NONE_REFUSED,
     report: Callable[[float], None] = lambda seconds: None,
+    tokenizer: TextTokenizer | None = None,
 ) -> ShardRecord:
     """Label one shard and publish it in the folder `out`.
 
@@ -60,7 +63,8 @@ def process_shard(
         ValueError: a teacher wrote what its specification does not allow.
     """
     decoded = read_ahead(task.tracks, partial(_attempt, root, device, task.config, refused), decode_threads)
-    with closing(_outcomes(decoded, task, teachers, report)) as outcomes:
+    assert (task.text is None) == (tokenizer is None), "a task with text needs a tokenizer"
+    with closing(_outcomes(decoded, task, teachers, tokenizer, report)) as outcomes:
         return write_shard(
             out,
             task.name,
@@ -69,6 +73,7 @@ def process_shard(
             audio_member=task.config.audio,
             plan_fingerprint=task.fingerprint(),
             backend=backend,
+            text=tokenizer.spec(task.text) if tokenizer and task.text else None,
         )
 
 
@@ -76,6 +81,7 @@ def _outcomes(
     decoded: Generator[tuple[Track, "_SegmentedTrack | DecodeError"], None, None],
     task: ShardTask,
     teachers: list[Teacher],
+    tokenizer: TextTokenizer | None,
     report: Callable[[float], None],
 ) -> Generator[Outcome, None, None]:
     """What the shard's tracks come to, in the order of the task. They are decoded ahead; at most as many as there are threads wait for
@@ -87,7 +93,8 @@ def _outcomes(
             (teacher.spec, label_tracks(teacher, _audio(view))) for teacher, view in zip(teachers, views, strict=True)
         ]
         for track, segmented in tracks:
-            for outcome in _outcomes_of(track, segmented, task.config, labels):
+            text = tokenizer.encode(task.text.text_of(track)) if tokenizer and task.text else None
+            for outcome in _outcomes_of(track, segmented, task.config, labels, text):
                 yield outcome
                 report(_seconds(outcome, track))
 
@@ -158,6 +165,7 @@ def _outcomes_of(
     segmented: _SegmentedTrack | DecodeError,
     config: SegmentConfig,
     labels: list[tuple[TargetSpec, Iterator[Iterator[np.ndarray]]]],
+    text: Text | None,
 ) -> Iterator[Outcome]:
     if isinstance(segmented, DecodeError):
         expected = max(1, len(planned_segments(track, config)))
@@ -171,7 +179,7 @@ def _outcomes_of(
         for example in _examples(track, segmented, pieces):
             detail = segmented.silent.get(example.info.segment)
             if detail is None:
-                yield example
+                yield replace(example, text=text)
             else:
                 check_example(example, specs)  # as the shard writer would: a teacher at fault is not passed over
                 yield DroppedSegment(**example.info.model_dump(), reason="silent", detail=detail)

@@ -10,6 +10,7 @@ from mert_foundry.pipeline.shards.index import INDEX_NAME
 from mert_foundry.pipeline.shards.record import NAME_PATTERN, find_misfits
 from mert_foundry.pipeline.shards.record_sums import RecordSums, ShardState
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import TextSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 from mert_foundry.pipeline.storage.ownership import find_content_fault, find_tar_fault
@@ -24,6 +25,7 @@ def find_unfinished(
     audio: AudioMember,
     overwrite: bool,
     catalogue: Catalogue | None = None,
+    text: TextSpec | None = None,
 ) -> list[ShardTask]:
     """The tasks without a valid record and a tar of the recorded size; writes and removes nothing.
 
@@ -32,11 +34,11 @@ def find_unfinished(
 
     Raises:
         FolderError: a file under the name of a shard or the index that `mert label` did not write.
-        ValueError: without `overwrite`, a shard of another plan, teacher or audio member; both values are named.
+        ValueError: without `overwrite`, a shard of another plan, teacher, tokenizer or audio member; both values are named.
     """
     catalogue = read_catalogue(folder) if catalogue is None else catalogue
     refuse_foreign_files(catalogue)
-    unfinished = [task for task in tasks if not _is_finished(catalogue, task, specs, audio, overwrite)]
+    unfinished = [task for task in tasks if not _is_finished(catalogue, task, specs, audio, text, overwrite)]
     unplanned = find_unplanned(catalogue, tasks)
     if unplanned and not overwrite:
         raise ValueError(f"{folder}/{unplanned[0]}: a shard this plan does not have; overwrite=true removes it")
@@ -98,19 +100,29 @@ def shard_names(folder: str) -> set[str]:
 
 
 def _is_finished(
-    catalogue: Catalogue, task: ShardTask, specs: list[TargetSpec], audio: AudioMember, overwrite: bool
+    catalogue: Catalogue,
+    task: ShardTask,
+    specs: list[TargetSpec],
+    audio: AudioMember,
+    text: TextSpec | None,
+    overwrite: bool,
 ) -> bool:
     found = catalogue.find(task.name)
-    difference = _difference(*found, task, specs, audio) if found else catalogue.faults.get(task.name, "")
+    difference = _difference(*found, task, specs, audio, text) if found else catalogue.faults.get(task.name, "")
     if difference and not overwrite:
         raise ValueError(f"{catalogue.folder}/{task.name}.json is stale: {difference}; overwrite=true replaces it")
     return not difference and found is not None and catalogue.sizes.get(f"{task.name}.tar") == found[0].tar_bytes
 
 
 def _difference(
-    state: ShardState, sums: RecordSums, task: ShardTask, specs: list[TargetSpec], audio: AudioMember
+    state: ShardState,
+    sums: RecordSums,
+    task: ShardTask,
+    specs: list[TargetSpec],
+    audio: AudioMember,
+    text: TextSpec | None,
 ) -> str:
-    misfit = next(find_misfits(sums, specs, audio), "")
+    misfit = next(find_misfits(sums, specs, audio, text), "")
     if misfit or state.plan_fingerprint == task.fingerprint():
         return misfit
     return f"its plan was {state.plan_fingerprint}, this plan is {task.fingerprint()}"

@@ -20,6 +20,7 @@ import webdataset
 from mert_foundry.pipeline.audio.read_ahead import read_ahead
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.format import AudioMember, Example, check_specs, encode_example
+from mert_foundry.pipeline.shards.index import empty_statistics, measure_example
 from mert_foundry.pipeline.shards.record import (
     NAME_PATTERN,
     SCHEMA_VERSION,
@@ -30,8 +31,9 @@ from mert_foundry.pipeline.shards.record import (
     count_dropped,
     encode_record,
 )
-from mert_foundry.pipeline.shards.statistics import Partial, empty, measure, merge
+from mert_foundry.pipeline.shards.statistics import Partial, merge
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec
 from mert_foundry.pipeline.storage import files
 
 BLOCK = 512  # bytes of a tar block and of a USTAR header
@@ -50,6 +52,7 @@ def write_shard(
     audio_member: AudioMember,
     plan_fingerprint: str,
     backend: Mapping[str, object],
+    text: TextSpec | None = None,
 ) -> ShardRecord:
     """Write `{name}.tar` and then `{name}.json` into `folder`.
 
@@ -66,9 +69,9 @@ def write_shard(
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"shard name {name!r} is not of the form split-000000")
-    check_specs(specs)
+    check_specs(specs, text)
     record_location = files.join(folder, f"{name}.json")
-    contents = _Contents(specs)
+    contents = _Contents(specs, text)
     with files.publishing(files.join(folder, f"{name}.tar")) as temporary:
         file = _write_tar(temporary, outcomes, audio_member, contents)
         files.remove(record_location)
@@ -82,7 +85,7 @@ def _write_tar(
     path: Path, outcomes: Iterable[Outcome], audio_member: AudioMember, contents: "_Contents"
 ) -> "_HashedFile":
     """Encode in threads and write in order; `contents` follows. Returns the file, closed."""
-    encode = partial(_encode, contents.specs, audio_member)
+    encode = partial(_encode, contents.specs, audio_member, contents.text)
     with open(path, "wb") as stream, closing(read_ahead(outcomes, encode, ENCODING_THREADS)) as results:
         file = _HashedFile(stream)
         with webdataset.TarWriter(file, encoder=False, user="mert", group="mert", mode=0o444, mtime=0) as tar:
@@ -105,25 +108,28 @@ class _Encoded:
     statistics: Mapping[str, Partial]
 
 
-def _encode(specs: Sequence[TargetSpec], audio_member: AudioMember, outcome: Outcome) -> _Encoded | None:
+def _encode(
+    specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None, outcome: Outcome
+) -> _Encoded | None:
     """None for what was dropped. Called in threads; raises ValueError as `encode_example`."""
     if not isinstance(outcome, Example):
         return None
-    members = encode_example(outcome, specs, audio_member)
-    return _Encoded(members, {spec.name: measure(spec, outcome.targets[spec.name]) for spec in specs})
+    members = encode_example(outcome, specs, audio_member, text)
+    return _Encoded(members, measure_example(outcome, specs, text))
 
 
 class _Contents:
     """What has gone into a tar so far: all the record will say about it."""
 
-    def __init__(self, specs: Sequence[TargetSpec]) -> None:
+    def __init__(self, specs: Sequence[TargetSpec], text: TextSpec | None) -> None:
         self.specs = specs
+        self.text = text
         self.offset = 0
         self.keys: set[str] = set()
         self.entries: list[ExampleEntry] = []
         self.dropped_tracks: list[DroppedTrack] = []
         self.dropped_segments: list[DroppedSegment] = []
-        self.statistics = {spec.name: empty(spec) for spec in specs}
+        self.statistics = empty_statistics(specs, text)
 
     def add(self, example: Example, encoded: _Encoded, tar: webdataset.TarWriter) -> None:
         if example.key in self.keys:
@@ -145,7 +151,8 @@ class _Contents:
             split=name.rpartition("-")[0],
             bytes=file.size,
             sha256=file.digest.hexdigest(),
-            teachers={spec.name: spec.fingerprint for spec in self.specs},
+            teachers={spec.name: spec.fingerprint for spec in self.specs}
+            | ({OF_TEXT: self.text.fingerprint} if self.text else {}),
             examples=len(self.entries),
             num_frames=num_frames,
             seconds=num_frames / FRAME_RATE,

@@ -8,12 +8,14 @@ import heapq
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from mert_foundry.pipeline.frames import resampled_length, whole_frames
 from mert_foundry.pipeline.labelling.plan import choose_tracks
@@ -24,15 +26,20 @@ from mert_foundry.pipeline.shards.format import Example, SegmentInfo, decode_exa
 from mert_foundry.pipeline.shards.index import (
     ShardEntry,
     ShardIndex,
+    empty_statistics,
     find_digest_fault,
     find_record_faults,
+    measure_example,
     sum_records,
+    summarise_all,
 )
 from mert_foundry.pipeline.shards.members import Span, read_members
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord, load_record
-from mert_foundry.pipeline.shards.statistics import empty, measure, merge, summarise
+from mert_foundry.pipeline.shards.statistics import merge
+from mert_foundry.pipeline.shards.text import TOKENIZER_NAME, decode_text, text_suffixes
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_model
+from mert_foundry.pipeline.text.tokenizer import load_set_tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ def verify_shard(folder: str, entry: ShardEntry, index: ShardIndex) -> list[Faul
 
     Checked: presence, size and SHA-256 of tar and record; counts; the member table against the
     tar itself; every member's CRC-32, decodable audio and its length, code ranges, finite values,
-    equal frame counts; duplicate keys; every track whole but for the segments dropped; the recorded statistics.
+    equal frame counts; duplicate keys; every track whole but for the segments dropped; the recorded statistics; that
+    tokens are those of the text beside them.
     """
     return list(_faults(folder, entry, index))
 
@@ -76,6 +84,7 @@ def _faults(folder: str, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault
         if record is not None:
             yield from _check_layout(tar, entry.url, record)
             yield from _check_examples(tar, entry.url, record, index)
+            yield from _check_tokens(folder, tar, entry.url, record, index)
 
 
 def _read_record(folder: str, entry: ShardEntry) -> tuple[ShardRecord | None, list[Fault]]:
@@ -132,7 +141,7 @@ def _key(member: str) -> str:
 
 def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex) -> Iterator[Fault]:
     infos: list[SegmentInfo] = []
-    statistics = {spec.name: empty(spec) for spec in index.targets}
+    statistics = empty_statistics(index.targets, index.text)
     with open(tar, "rb") as file:
         for entry in record.members:
             try:
@@ -141,8 +150,8 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
                 yield Fault(url, entry.key, str(error))
                 continue
             infos.append(example.info)
-            for spec in index.targets:
-                statistics[spec.name] = merge(statistics[spec.name], measure(spec, example.targets[spec.name]))
+            for name, partial in measure_example(example, index.targets, index.text).items():
+                statistics[name] = merge(statistics[name], partial)
     if len(infos) < len(record.members):
         return  # statistics and tracks of a part would only repeat the faults above
     if statistics != record.statistics:
@@ -150,15 +159,40 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
     yield from _check_tracks(url, infos, record.dropped_segments)
 
 
-def _read_example(file: BinaryIO, entry: ExampleEntry, record: ShardRecord, index: ShardIndex) -> Example:
+def _read_members(
+    file: BinaryIO, entry: ExampleEntry, record: ShardRecord, suffixes: Sequence[str]
+) -> dict[str, bytes]:
     def read(spans: Sequence[Span]) -> list[bytes]:
         return [os.pread(file.fileno(), span.size, span.offset) for span in spans]
 
-    members = read_members("", entry, member_suffixes(index.targets, index.audio_member), record.bytes, read)
-    example = decode_example(entry.key, members, index.targets, index.audio_member)
+    return read_members("", entry, suffixes, record.bytes, read)
+
+
+def _read_example(file: BinaryIO, entry: ExampleEntry, record: ShardRecord, index: ShardIndex) -> Example:
+    members = _read_members(file, entry, record, member_suffixes(index.targets, index.audio_member, index.text))
+    example = decode_example(entry.key, members, index.targets, index.audio_member, index.text)
     if example.info.num_frames != entry.num_frames:
         raise ValueError(f"{example.info.num_frames} frames, the record says {entry.num_frames}")
     return example
+
+
+def _check_tokens(folder: str, tar: Path, url: str, record: ShardRecord, index: ShardIndex) -> Iterator[Fault]:
+    """Encode the text of each example again; what cannot be read has been reported."""
+    if index.text is None:
+        return
+    try:
+        tokenizer = load_set_tokenizer(folder, index.text)
+    except (OSError, ValueError) as error:
+        yield Fault(TOKENIZER_NAME, None, str(error))
+        return
+    with open(tar, "rb") as file:
+        for entry in record.members:
+            with suppress(ValueError):
+                stored = decode_text(
+                    entry.key, _read_members(file, entry, record, text_suffixes(index.text)), index.text
+                )
+                if not np.array_equal(stored.tokens, tokenizer.encode(stored.text).tokens):
+                    yield Fault(url, entry.key, f"the tokens are not those of the text {stored.text!r}")
 
 
 def _check_tracks(url: str, infos: list[SegmentInfo], dropped: list[DroppedSegment]) -> Iterator[Fault]:
@@ -207,8 +241,8 @@ def verify_index(folder: str, index: ShardIndex) -> list[Fault]:
         Fault(name, None, "this shard lies in the folder, but the index does not list it")
         for name in sorted(shard_names(folder) - set(listed))
     ]
-    partials, dropped = sum_records(index.targets, (load_record(folder, name) for name in listed))
-    if {target: summarise(partial) for target, partial in partials.items()} != index.statistics:
+    partials, dropped = sum_records(index.targets, (load_record(folder, name) for name in listed), index.text)
+    if summarise_all(partials) != index.statistics:
         faults.append(Fault("index.json", None, "the statistics are not those of the records"))
     if dropped != index.dropped:
         faults.append(Fault("index.json", None, f"dropped segments {index.dropped}, the records say {dropped}"))

@@ -17,7 +17,9 @@ from mert_foundry.pipeline.labelling.alone import find_death, limit_memory
 from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.labelling.process_shard import process_shard
 from mert_foundry.pipeline.shards.record_sums import RecordSums, summarise_record
+from mert_foundry.pipeline.shards.text import TOKENIZER_NAME
 from mert_foundry.pipeline.teachers.registry import TEACHERS, Teachers, build_teachers
+from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class WorkOrder:
         out: folder or fsspec URL for the shards.
         device: where tracks are resampled and the teachers run.
         decode_threads: threads that decode ahead.
+        tokenizer: content of the tokenizer.json that text is encoded with; none where the shards get no text.
     """
 
     teachers: Sequence[BaseModel]
@@ -37,6 +40,7 @@ class WorkOrder:
     out: str
     device: Literal["cpu", "cuda"]
     decode_threads: int
+    tokenizer: bytes | None = None
 
 
 class Labeller:
@@ -58,6 +62,7 @@ class Labeller:
         }
         for teacher in self.teachers:
             self.backend |= getattr(teacher, "backend", {})
+        self.tokenizer = TextTokenizer(TOKENIZER_NAME, order.tokenizer) if order.tokenizer else None
         self.seconds = 0.0
 
     def run(self, task: ShardTask) -> RecordSums:
@@ -85,6 +90,7 @@ class Labeller:
             decode_threads=self.order.decode_threads,
             refused=refused,
             report=self._count,
+            tokenizer=self.tokenizer,
         )
         self.seconds = 0.0
         return summarise_record(record)

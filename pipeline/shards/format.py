@@ -5,6 +5,8 @@ An example is one segment of a track. Its members, in the order they stand in th
     {key}.{target}.npy   one per target: codes uint16 [K, F], continuous float16 or uint8 [F, bins]
     {key}.flac           24 kHz mono 16-bit; or {key}.pcm.npy, int16 [T]
     {key}.json           the `SegmentInfo`
+    {key}.tokens.npy     tokens of its text, uint16 or uint32 [n], where the set has text
+    {key}.txt            its text, UTF-8, where the set has text
 
 with `key` = `{track}-{segment:05d}` and T = 320 F exactly, so audio and every target agree to the
 frame. Names and layout follow WebDataset (https://github.com/webdataset/webdataset): members of
@@ -13,12 +15,9 @@ one example are adjacent and share what stands before the first dot.
 
 import io
 import json
-import math
 import re
-import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,17 @@ import soundfile
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
+from mert_foundry.pipeline.shards.arrays import decode_array, encode_array
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import (
+    TOKENS,
+    Text,
+    TextSpec,
+    check_text,
+    decode_text,
+    encode_text,
+    text_suffixes,
+)
 from mert_foundry.pipeline.storage.documents import parse_model
 
 try:
@@ -41,6 +50,7 @@ SHA256_PATTERN = r"^[0-9a-f]{64}$"
 LONGEST_NAME = 100  # bytes of a USTAR name field; a longer name would need a slash to split at
 FLAC_LEVEL = 5 / 8  # libsndfile maps [0, 1] to the levels 0 to 8; 5 is the reference encoder's default
 RESERVED_NAMES = {"audio", "valid", "key", "row", "flac", "pcm", "json"}  # batch keys and other members
+RESERVED_BESIDE_TEXT = {TOKENS, f"{TOKENS}_valid"}  # in a set with text
 
 
 class SegmentInfo(BaseModel):
@@ -77,11 +87,12 @@ class SegmentInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Example:
-    """One segment in memory: `audio` int16 `[T]`, `targets` by name in the shape of their spec."""
+    """One segment in memory: `audio` int16 `[T]`, `targets` by name in the shape of their spec, its text if the set has any."""
 
     info: SegmentInfo
     audio: np.ndarray
     targets: Mapping[str, np.ndarray]
+    text: Text | None = None
 
     @property
     def key(self) -> str:
@@ -89,12 +100,13 @@ class Example:
         return self.info.key
 
 
-def check_specs(specs: Sequence[TargetSpec]) -> None:
-    """Raise ValueError when the targets of a shard set are not storable together."""
+def check_specs(specs: Sequence[TargetSpec], text: TextSpec | None = None) -> None:
+    """Raise ValueError when the targets of a shard set, with this text or none, are not storable together."""
     names = [spec.name for spec in specs]
+    taken = RESERVED_NAMES | (RESERVED_BESIDE_TEXT if text else set())
     for spec in specs:
-        if names.count(spec.name) > 1 or spec.name in RESERVED_NAMES:
-            reserved = ", ".join(sorted(RESERVED_NAMES))
+        if names.count(spec.name) > 1 or spec.name in taken:
+            reserved = ", ".join(sorted(taken))
             raise ValueError(f"target {spec.name}: the name is taken ({reserved} are reserved)")
         if spec.frame_rate != FRAME_RATE:
             raise ValueError(f"target {spec.name}: frame rate {spec.frame_rate} Hz, shards hold {FRAME_RATE} Hz")
@@ -108,9 +120,9 @@ def check_specs(specs: Sequence[TargetSpec]) -> None:
             raise ValueError(f"target {spec.name}: codebook size {spec.codebook_size} is not within 1 to 65536")
 
 
-def member_suffixes(specs: Sequence[TargetSpec], audio_member: AudioMember) -> list[str]:
+def member_suffixes(specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None = None) -> list[str]:
     """Member names without `{key}.`, in the order of the tar."""
-    return sorted([f"{spec.name}.npy" for spec in specs] + [audio_member, "json"])
+    return sorted([f"{spec.name}.npy" for spec in specs] + [audio_member, "json", *text_suffixes(text)])
 
 
 def check_key(key: str, suffixes: Sequence[str]) -> None:
@@ -122,7 +134,7 @@ def check_key(key: str, suffixes: Sequence[str]) -> None:
         raise ValueError(f"example key {key}: a member name of {longest} bytes, USTAR holds {LONGEST_NAME}")
 
 
-def check_example(example: Example, specs: Sequence[TargetSpec]) -> None:
+def check_example(example: Example, specs: Sequence[TargetSpec], text: TextSpec | None = None) -> None:
     """Raise ValueError naming key, member and both values when an example breaks the format."""
     key, info = example.key, example.info
     if example.audio.dtype != np.int16 or example.audio.shape != (info.num_samples,):
@@ -133,6 +145,7 @@ def check_example(example: Example, specs: Sequence[TargetSpec]) -> None:
         raise ValueError(f"{key}: targets {sorted(example.targets)}, expected {sorted(spec.name for spec in specs)}")
     for spec in specs:
         check_target(f"{key}.{spec.name}", example.targets[spec.name], spec, info.num_frames)
+    check_text(key, example.text, text)
 
 
 def check_target(name: str, array: np.ndarray, spec: TargetSpec, num_frames: int) -> None:
@@ -146,21 +159,29 @@ def check_target(name: str, array: np.ndarray, spec: TargetSpec, num_frames: int
         raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite")
 
 
-def encode_example(example: Example, specs: Sequence[TargetSpec], audio_member: AudioMember) -> dict[str, bytes]:
+def encode_example(
+    example: Example, specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None = None
+) -> dict[str, bytes]:
     """Member suffix to bytes, in the order of the tar. Raises ValueError as `check_example` does."""
-    check_key(example.key, member_suffixes(specs, audio_member))
-    check_example(example, specs)
+    check_key(example.key, member_suffixes(specs, audio_member, text))
+    check_example(example, specs, text)
     members = {f"{spec.name}.npy": encode_array(example.targets[spec.name]) for spec in specs}
     members[audio_member] = encode_flac(example.audio) if audio_member == "flac" else encode_array(example.audio)
     members["json"] = encode_info(example.info)
+    if example.text is not None:
+        members |= encode_text(example.text)
     return dict(sorted(members.items()))
 
 
 def decode_example(
-    key: str, members: Mapping[str, bytes], specs: Sequence[TargetSpec], audio_member: AudioMember
+    key: str,
+    members: Mapping[str, bytes],
+    specs: Sequence[TargetSpec],
+    audio_member: AudioMember,
+    text: TextSpec | None = None,
 ) -> Example:
     """The example that `encode_example` wrote, checked. Raises ValueError naming key and both values."""
-    expected = member_suffixes(specs, audio_member)
+    expected = member_suffixes(specs, audio_member, text)
     if sorted(members) != expected:
         raise ValueError(f"{key}: members {sorted(members)}, expected {expected}")
     info = decode_info(f"{key}.json", members["json"])
@@ -173,8 +194,8 @@ def decode_example(
         )
         for spec in specs
     }
-    example = Example(info, audio, targets)
-    check_example(example, specs)
+    example = Example(info, audio, targets, decode_text(key, members, text) if text else None)
+    check_example(example, specs, text)
     return example
 
 
@@ -186,53 +207,6 @@ def encode_info(info: SegmentInfo) -> bytes:
 def decode_info(name: str, data: bytes) -> SegmentInfo:
     """Parse `{key}.json`. Raises ValueError naming the member."""
     return parse_model(name, data, SegmentInfo)
-
-
-def encode_array(array: np.ndarray) -> bytes:
-    """The `.npy` form (version 1.0, C order, little-endian), without pickle."""
-    stream = io.BytesIO()
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    np.lib.format.write_array(stream, little, version=(1, 0), allow_pickle=False)
-    return stream.getvalue()
-
-
-def decode_array(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A read-only view of a `.npy` member that must have this dtype and shape.
-
-    Most members begin with the very header that `encode_array` writes: comparing its bytes takes a hundredth of the time
-    of parsing. Another header is read before any allocation, so that a damaged shape costs no memory. Raises
-    ValueError naming the member and both values.
-    """
-    header, little = _expected_header(dtype, shape)
-    if data.startswith(header) and len(data) == len(header) + little.itemsize * math.prod(shape):
-        return np.frombuffer(data, little, offset=len(header)).reshape(shape)
-    return _parse_array(name, data, dtype, shape)
-
-
-@lru_cache(maxsize=64)
-def _expected_header(dtype: str, shape: tuple[int, ...]) -> tuple[bytes, np.dtype]:
-    """All that comes before the data in what `encode_array` writes, and the dtype of the data."""
-    stream, little = io.BytesIO(), np.dtype(dtype).newbyteorder("<")
-    header = {"descr": np.lib.format.dtype_to_descr(little), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue(), little
-
-
-def _parse_array(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    stream = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("not version 1.0")
-        found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise ValueError(f"{name}: not a .npy array ({str(error).splitlines()[0]})") from error
-    wanted = np.dtype(dtype).newbyteorder("<")
-    if fortran or found_dtype != wanted or found_shape != shape:
-        raise ValueError(f"{name}: {found_dtype} {found_shape}, expected {wanted} {shape}")
-    size = stream.tell() + wanted.itemsize * int(np.prod(shape))
-    if len(data) != size:
-        raise ValueError(f"{name}: {len(data)} bytes, its header says {size}")
-    return np.frombuffer(data, wanted, offset=stream.tell()).reshape(shape)
 
 
 def _decode_audio(name: str, data: bytes, audio_member: AudioMember, num_samples: int) -> np.ndarray:

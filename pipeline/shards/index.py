@@ -7,7 +7,7 @@ file, `ShardIndex.digest`, names the whole set down to the last byte of every ta
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue, read_sums
-from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, check_specs
+from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, Example, check_specs
 from mert_foundry.pipeline.shards.record import (
     NAME_PATTERN,
     SCHEMA_VERSION,
@@ -25,8 +25,9 @@ from mert_foundry.pipeline.shards.record import (
     parse_record,
 )
 from mert_foundry.pipeline.shards.record_sums import RecordSums, ShardState, add_sums
-from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, Summary, empty, merge, summarise
+from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, Summary, empty, measure, merge, summarise
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec, measure_tokens, summarise_tokens
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, explain_missing
@@ -133,14 +134,17 @@ class ShardIndex(Document):
     segment_seconds: float = Field(gt=0, description="Length of a whole segment, seconds")
     audio_member: AudioMember = Field(description="How audio is stored")
     targets: list[TargetSpec] = Field(description="The targets of every example")
-    statistics: dict[str, Summary] = Field(description="By target, over all splits")
+    text: TextSpec | None = Field(
+        default=None, description="The text of every example; not in the file when the set has none"
+    )
+    statistics: dict[str, Summary] = Field(description="By target, over all splits; text.tokens: of the text")
     totals: dict[str, SplitTotals] = Field(description="By split")
     dropped: dict[str, int] = Field(description="Segments dropped, by reason")
     shardlist: list[ShardEntry] = Field(description="All shards, sorted by url")
 
     @model_validator(mode="after")
     def _agree(self) -> "ShardIndex":
-        check_specs(self.targets)
+        check_specs(self.targets, self.text)
         urls = [entry.url for entry in self.shardlist]
         if urls != sorted(set(urls)):
             raise ValueError("shardlist is not sorted by url, each url once")
@@ -149,7 +153,7 @@ class ShardIndex(Document):
                 raise ValueError(f"{entry.url}: record {entry.record} and split {entry.split} do not fit its name")
         if self.totals != _totals(self.shardlist):
             raise ValueError("totals do not add up to the shardlist")
-        if set(self.statistics) != {spec.name for spec in self.targets}:
+        if set(self.statistics) != {spec.name for spec in self.targets} | ({OF_TEXT} if self.text else set()):
             raise ValueError(f"statistics are of {sorted(self.statistics)}, not of the targets")
         return self
 
@@ -164,6 +168,7 @@ class ShardIndex(Document):
         # What a set does without is left out, so that the digest of an index of before stays what it was.
         unused = {"selection"} if self.selection == WHOLE_MANIFEST else set()
         unused |= {"augment"} if self.augment == NO_COPIES else set()
+        unused |= set() if self.text else {"text"}
         return json_bytes(self.model_dump(mode="json", by_alias=True, exclude=unused))
 
     def digest(self) -> str:
@@ -182,6 +187,7 @@ def build_index(
     audio_member: AudioMember,
     selection: Selection = WHOLE_MANIFEST,
     augment: Augment = NO_COPIES,
+    text: TextSpec | None = None,
     catalogue: Catalogue | None = None,
 ) -> ShardIndex:
     """Join what the records of the shards `names` (`train-000000`, ...) say, and publish `folder/index.json`.
@@ -194,11 +200,11 @@ def build_index(
         ValueError: a record made by another teacher, with another audio member, or whose tar has
             another size (all naming the shard and both values); or no example in any shard.
     """
-    check_specs(specs)
+    check_specs(specs, text)
     catalogue = read_catalogue(folder) if catalogue is None else catalogue
-    states = [_find_fitting(catalogue, name, specs, audio_member) for name in sorted(names)]
+    states = [_find_fitting(catalogue, name, specs, audio_member, text) for name in sorted(names)]
     entries = [_entry(state) for state in states]
-    statistics, dropped = _sum_states(catalogue, states, specs)
+    statistics, dropped = _sum_states(catalogue, states, specs, text)
     if not any(entry.nsamples for entry in entries):
         raise ValueError(f"{folder}: no example in any of {len(entries)} shards; dropped: {dropped}")
     index = ShardIndex(
@@ -214,7 +220,8 @@ def build_index(
         segment_seconds=segment_seconds,
         audio_member=audio_member,
         targets=list(specs),
-        statistics={target: summarise(partial) for target, partial in statistics.items()},
+        text=text,
+        statistics=summarise_all(statistics),
         totals=_totals(entries),
         dropped=dropped,
         shardlist=entries,
@@ -224,7 +231,7 @@ def build_index(
 
 
 def _find_fitting(
-    catalogue: Catalogue, name: str, specs: Sequence[TargetSpec], audio_member: AudioMember
+    catalogue: Catalogue, name: str, specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None
 ) -> ShardState:
     """What the record of a shard of this set says. Raises as `build_index`."""
     found = catalogue.find(name)
@@ -233,7 +240,7 @@ def _find_fitting(
             raise ValueError(fault)
         raise FileNotFoundError(f"{files.join(catalogue.folder, name)}.json is not there")
     state, sums = found
-    for misfit in find_misfits(sums, specs, audio_member):
+    for misfit in find_misfits(sums, specs, audio_member, text):
         raise ValueError(f"{name}: {misfit}")
     size = catalogue.sizes.get(f"{name}.tar")
     if size is None:
@@ -244,7 +251,7 @@ def _find_fitting(
 
 
 def _sum_states(
-    catalogue: Catalogue, states: Sequence[ShardState], specs: Sequence[TargetSpec]
+    catalogue: Catalogue, states: Sequence[ShardState], specs: Sequence[TargetSpec], text: TextSpec | None
 ) -> tuple[dict[str, Partial], dict[str, int]]:
     """What `sum_records` makes of the records of these shards, to the last bit."""
     wanted = {state.name for state in states}
@@ -256,16 +263,22 @@ def _sum_states(
     for spec in specs:
         if spec.kind == "discrete":
             assert spec.codebook_size is not None, "check_specs asks for one"
-            counts = np.zeros((spec.size, spec.codebook_size), np.int64)
-            for sums in parts:
-                counts += sums.counts[spec.name]
-            statistics[spec.name] = DiscreteCounts(counts=counts.tolist())
+            statistics[spec.name] = _add_counts(parts, spec.name, (spec.size, spec.codebook_size))
         else:
             statistics[spec.name] = add_sums(state.sums[spec.name] for state in states)
+    if text:
+        statistics[OF_TEXT] = _add_counts(parts, OF_TEXT, (1, text.vocabulary_size))
     dropped: Counter[str] = Counter()
     for state in states:
         dropped.update(state.dropped)
     return statistics, dict(dropped)
+
+
+def _add_counts(parts: Iterable[RecordSums], name: str, shape: tuple[int, int]) -> DiscreteCounts:
+    counts = np.zeros(shape, np.int64)
+    for sums in parts:
+        counts += sums.counts[name]
+    return DiscreteCounts(counts=counts.tolist())
 
 
 def load_index(folder: str) -> ShardIndex:
@@ -285,15 +298,39 @@ def load_index(folder: str) -> ShardIndex:
 
 
 def sum_records(
-    specs: Sequence[TargetSpec], records: Iterable[ShardRecord]
+    specs: Sequence[TargetSpec], records: Iterable[ShardRecord], text: TextSpec | None = None
 ) -> tuple[dict[str, Partial], dict[str, int]]:
     """Sums of the statistics by target, and dropped segments by reason."""
-    statistics = {spec.name: empty(spec) for spec in specs}
+    statistics = empty_statistics(specs, text)
     dropped: Counter[str] = Counter()
     for record in records:
         dropped.update(record.dropped)
         statistics = {target: merge(partial, record.statistics[target]) for target, partial in statistics.items()}
     return statistics, dict(dropped)
+
+
+def empty_statistics(specs: Sequence[TargetSpec], text: TextSpec | None) -> dict[str, Partial]:
+    """The statistics of no examples, by target."""
+    statistics: dict[str, Partial] = {spec.name: empty(spec) for spec in specs}
+    return statistics | ({OF_TEXT: measure_tokens(text, np.zeros(0, text.dtype))} if text else {})
+
+
+def measure_example(example: Example, specs: Sequence[TargetSpec], text: TextSpec | None) -> dict[str, Partial]:
+    """The statistics of one example, by target."""
+    statistics: dict[str, Partial] = {spec.name: measure(spec, example.targets[spec.name]) for spec in specs}
+    if text and example.text:
+        statistics[OF_TEXT] = measure_tokens(text, example.text.tokens)
+    return statistics
+
+
+def summarise_all(statistics: Mapping[str, Partial]) -> dict[str, Summary]:
+    """What index.json says of statistics by target. Raises as `summarise`."""
+    return {
+        name: summarise_tokens(partial)
+        if name == OF_TEXT and isinstance(partial, DiscreteCounts)
+        else summarise(partial)
+        for name, partial in statistics.items()
+    }
 
 
 def _entry(state: ShardState) -> ShardEntry:
@@ -363,4 +400,4 @@ def find_record_faults(record: ShardRecord, entry: ShardEntry, index: ShardIndex
     for field, (stated, wanted) in pairs.items():
         if stated != wanted:
             yield f"{field} {stated}, the index says {wanted}"
-    yield from find_misfits(record, index.targets, index.audio_member)
+    yield from find_misfits(record, index.targets, index.audio_member, index.text)

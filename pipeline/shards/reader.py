@@ -20,11 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mert_foundry.pipeline.frames import HOP
-from mert_foundry.pipeline.shards.format import SegmentInfo, decode_array, decode_info, decode_intact_flac
+from mert_foundry.pipeline.shards.arrays import decode_array
+from mert_foundry.pipeline.shards.format import SegmentInfo, decode_info, decode_intact_flac
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record, parse_listed_record
 from mert_foundry.pipeline.shards.members import Span, check_checksum, check_size, find_member, find_rows, read_spans
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import TOKENS_MEMBER, TextSpec, decode_tokens
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import Patience, ShortRead
 
@@ -33,11 +35,15 @@ FindCopy = Callable[[int], tuple[Path, Path]]  # of a shard: tar and record
 
 @dataclass(frozen=True)
 class Clip:
-    """A frame range of an example: `audio` int16 `[320 n]`, targets `[K, n]` or `[n, bins]`."""
+    """A frame range of an example: `audio` int16 `[320 n]`, targets `[K, n]` or `[n, bins]`.
+
+    `tokens` are those of its whole text, `[n]` as stored, if they were asked for.
+    """
 
     key: str
     audio: np.ndarray
     targets: Mapping[str, np.ndarray]
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class ShardReader:
     ) -> None:
         self._specs = index.targets
         self._audio_member = index.audio_member
+        self._text = index.text
         self._patience = waiting = Patience(patience)
 
         def open_shard(shard: int) -> _OpenShard:
@@ -103,12 +110,14 @@ class ShardReader:
         start_frame: int = 0,
         num_frames: int | None = None,
         out: Mapping[str, np.ndarray] | None = None,
+        with_tokens: bool = False,
     ) -> Clip:
         """Frames [start_frame, start_frame + num_frames) of an example, to its end if None.
 
         Args:
             out: arrays to read into, which the clip then has: `audio` and every target, in the clip's shapes and dtypes,
                 contiguous but for those of discrete targets.
+            with_tokens: also read the tokens of its text; none in a set without text.
 
         Raises:
             OSError: no tar or record, or the storage failed; names the file, or shard and key.
@@ -125,8 +134,12 @@ class ShardReader:
         arrays = self._allocate(num_frames) if out is None else out
         parts = [self._audio_part(opened, entry, start_frame, arrays["audio"])]
         parts += [_target_part(opened, entry, spec, start_frame, arrays[spec.name]) for spec in self._specs]
+        tokens: list[np.ndarray] = []
+        if with_tokens and self._text:
+            parts.append(_tokens_part(opened, entry, self._text, tokens))
         opened.read_parts(parts)
-        return Clip(entry.key, arrays["audio"], {spec.name: arrays[spec.name] for spec in self._specs})
+        targets = {spec.name: arrays[spec.name] for spec in self._specs}
+        return Clip(entry.key, arrays["audio"], targets, tokens[0] if tokens else None)
 
     def read_target(self, shard: int, example: int, name: str) -> np.ndarray:
         """A target of a whole example as it is stored, `[K, F]` or `[F, bins]`, without its audio. Raises as `read`."""
@@ -229,6 +242,17 @@ def _target_part(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, st
         check_checksum(whole.name, data, entry.members[suffix][2])
         codes = decode_array(whole.name, data, spec.dtype, spec.shape(entry.num_frames))
         np.copyto(array, codes[:, start : start + array.shape[1]])
+
+    return _Part(whole, decode)
+
+
+def _tokens_part(opened: "_OpenShard", entry: ExampleEntry, text: TextSpec, tokens: list[np.ndarray]) -> _Part:
+    """The tokens of an example, which are added to `tokens`."""
+    whole = opened.member(entry, TOKENS_MEMBER)
+
+    def decode(data: bytes) -> None:
+        check_checksum(whole.name, data, entry.members[TOKENS_MEMBER][2])
+        tokens.append(decode_tokens(whole.name, data, text))
 
     return _Part(whole, decode)
 

@@ -10,6 +10,7 @@ from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.format import KEY_PATTERN, SHA256_PATTERN, AudioMember, SegmentInfo
 from mert_foundry.pipeline.shards.statistics import Partial
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec, find_other_tokenizer
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 
@@ -67,7 +68,9 @@ class ShardRecord(Document):
         default=[], description="Every segment dropped of the other tracks, in the order of the plan"
     )
     plan_fingerprint: str = Field(description="Fingerprint of the shard's part of the plan")
-    teachers: dict[str, str] = Field(description="Target name to teacher fingerprint")
+    teachers: dict[str, str] = Field(
+        description="Target name to teacher fingerprint; text.tokens: that of the tokenizer"
+    )
     backend: dict[str, JsonValue] = Field(description="What computed the labels; never read by this project's code")
     statistics: dict[str, Partial] = Field(description="Sums per target")
     members: list[ExampleEntry] = Field(description="The examples, in the order of the tar")
@@ -129,9 +132,13 @@ class Labelled(Protocol):
     def audio_member(self) -> str: ...
 
 
-def find_misfits(record: Labelled, specs: Sequence[TargetSpec], audio_member: AudioMember) -> Iterator[str]:
-    """How a shard differs from one with these targets and this audio member, a line for each difference."""
-    yield from find_other_teachers(record.teachers, specs)
+def find_misfits(
+    record: Labelled, specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None = None
+) -> Iterator[str]:
+    """How a shard differs from one with these targets, this audio member and this text, a line for each difference."""
+    yield from find_other_teachers({name: found for name, found in record.teachers.items() if name != OF_TEXT}, specs)
+    if other := find_other_tokenizer(record.teachers, text):
+        yield other
     if record.audio_member != audio_member:
         yield f"audio stored as {record.audio_member}, expected {audio_member}"
 

@@ -46,10 +46,25 @@ CODEC = FolderKind("codec folder", "mert codec", (("codec.yaml", "codec.safetens
 KMEANS = FolderKind("k-means folder", "mert fit", (("kmeans.yaml", "centroids.safetensors"),))
 MEL_RVQ = FolderKind("Mel-RVQ folder", "mert fit", (("mel_rvq.yaml", "mel_rvq.safetensors"),))
 ENCODER_CODES = FolderKind("encoder codes folder", "mert fit", (("encoder_codes.yaml", "encoder_codes.safetensors"),))
+TOKENIZER = FolderKind("tokenizer folder", "mert tokenizer", (("tokenizer.yaml", "tokenizer.json"),))
 PROBE = FolderKind("probe folder", "mert probe", (("report.json", "results"),))
 SUITE = FolderKind("suite folder", "mert suite", (("suite.yaml",),))
 AUDIO = FolderKind("folder of audio", "", ())
-KINDS = (SHARDS, MANIFEST, RUN, CHECKPOINT, FEATURES, MODEL, CODEC, KMEANS, MEL_RVQ, ENCODER_CODES, PROBE, SUITE)
+KINDS = (
+    SHARDS,
+    MANIFEST,
+    RUN,
+    CHECKPOINT,
+    FEATURES,
+    MODEL,
+    CODEC,
+    KMEANS,
+    MEL_RVQ,
+    ENCODER_CODES,
+    TOKENIZER,
+    PROBE,
+    SUITE,
+)
 
 
 def find_kind(location: str, *wanted: FolderKind) -> tuple[FolderKind, str] | None:

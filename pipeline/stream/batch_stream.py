@@ -12,6 +12,10 @@ A batch is a dict, in the form the shards hold (the device converts):
     valid  bool [b, F]         False where an example shorter than the crop is padded with zeros
     key    list of b str       row    int64 [b], the row in the global batch
     present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose values are 0
+
+and, where text is asked for, with n tokens in the longest text of this rank's rows, at least 1:
+
+    tokens  int64 [b, n]       tokens_valid  bool [b, n]    False beyond the end of a text; in a row without text everywhere
 """
 
 import resource
@@ -21,7 +25,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -109,10 +113,12 @@ class MixtureStream:
         rank, world_size: this process among those that share each global batch.
         position: where to go on, as a former stream gave it; any world size, batch size and number
             of threads may follow it, and other weights or further sets, which hold from there on.
+        with_text: whether batches have the tokens of the text.
 
     Raises:
         ValueError: a batch size the world size does not divide, a position of other sets only, of another
-            split, seed, window or order version, or a cache that is too small (naming both values).
+            split, seed, window or order version, or a cache that is too small (naming both values); when text is asked for,
+            sets of different tokenizers or without any.
 
     Iterating raises what the reader raises, naming shard and key, and closes the stream.
     """
@@ -126,6 +132,7 @@ class MixtureStream:
         rank: int = 0,
         world_size: int = 1,
         position: dict | None = None,
+        with_text: bool = False,
     ) -> None:
         rows = _rank_rows(config.batch_size, rank, world_size)
         parts = [_OrderedSet(each, split, seed, config.shuffle_window) for each in mixture.sets]
@@ -147,7 +154,7 @@ class MixtureStream:
             for number, (part, each) in enumerate(zip(parts, opened))
         ]
         frames = crop_frames(config.crop_samples)
-        self._loader = _Loader(opened, mixture, frames, config, partial(_random_crop_of, seed, frames))
+        self._loader = _Loader(opened, mixture, frames, config, partial(_random_crop_of, seed, frames), with_text)
         batches = GlobalBatches(self._sources, schedule, self._start.phases[-1].rows, config.batch_size)
         self._batches = self._loader.batches(batches.after(mark, rows))
 
@@ -194,9 +201,10 @@ class BatchStream(MixtureStream):
         rank: int = 0,
         world_size: int = 1,
         position: dict | None = None,
+        with_text: bool = False,
     ) -> None:
         mixture = SetMixture([ShardSet(folder, index)])
-        super().__init__(mixture, split, config, seed, rank, world_size, position)
+        super().__init__(mixture, split, config, seed, rank, world_size, position, with_text)
 
 
 class _OrderedSet:
@@ -308,6 +316,7 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
     mixture: SetMixture | None = None,
+    with_text: bool = False,
 ) -> Iterator[Batch]:
     """One pass over a split in the order of its shards, centre crops, every example once; with the targets of `mixture`, if given.
 
@@ -323,7 +332,9 @@ def validation_batches(
     plans = ((None, rows[: len(share)], share) for share in shares if share)
     opened = OpenSet(folder, index.targets, ShardReader(folder, index, shards, patience=config.patience))
     mixture = mixture or SetMixture([ShardSet(folder, index)])
-    loader = _Loader([opened], mixture, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames))
+    loader = _Loader(
+        [opened], mixture, frames, config, lambda _, entry: centre_crop(entry.num_frames, frames), with_text
+    )
     try:
         for batch, _ in loader.batches(plans):
             yield batch
@@ -345,6 +356,13 @@ def _rank_rows(batch_size: int, rank: int, world_size: int) -> range:
     return range(rank * share, (rank + 1) * share)
 
 
+class _FilledRow(NamedTuple):
+    """What a row of a batch has beside its place in the arrays: `tokens` `[n]` as stored, where its set has text and it is asked for."""
+
+    key: str
+    tokens: np.ndarray | None
+
+
 class _Loader:
     """Fills batches in threads, in order, `prefetch` ahead of the consumer."""
 
@@ -355,7 +373,11 @@ class _Loader:
         frames: int,
         config: StreamConfig,
         crop: CropRule,
+        with_text: bool = False,
     ) -> None:
+        if with_text and mixture.text is None:
+            raise ValueError(f"text is asked for, there is none in {', '.join(each.folder for each in mixture.sets)}")
+        self._with_text = with_text
         self._sets = sets
         self._partial = [
             (spec.name, PRESENT + spec.name) for spec in mixture.targets if spec.name in mixture.partial_targets
@@ -373,14 +395,14 @@ class _Loader:
 
     def batches(self, plans: Iterable[tuple[Tag, range, list[Place]]]) -> Generator[tuple[Batch, Tag], None, None]:
         """For each plan (tag, rows in the global batch, places to fill them from): its batch and tag."""
-        pending: deque[tuple[Tag, range, dict[str, np.ndarray], list[Future[list[str]]]]] = deque()
+        pending: deque[tuple[Tag, range, dict[str, np.ndarray], list[Future[list[_FilledRow]]]]] = deque()
         for tag, rows, places in plans:
             arrays = self._arrays.take(len(rows))
             pending.append((tag, rows, arrays, self._submit(arrays, places)))
             if len(pending) > self._prefetch:
-                yield _finish(*pending.popleft())
+                yield self._finish(*pending.popleft())
         while pending:
-            yield _finish(*pending.popleft())
+            yield self._finish(*pending.popleft())
 
     def close(self) -> None:
         for opened in self._sets:
@@ -393,7 +415,7 @@ class _Loader:
             if opened.cache:
                 opened.cache.close()
 
-    def _submit(self, arrays: dict[str, np.ndarray], places: list[Place]) -> list[Future[list[str]]]:
+    def _submit(self, arrays: dict[str, np.ndarray], places: list[Place]) -> list[Future[list[_FilledRow]]]:
         """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
         rows = min(ROWS_A_TASK, max(1, len(places) * self._prefetch // self._thread_count))
         return [
@@ -401,11 +423,11 @@ class _Loader:
             for start in range(0, len(places), rows)
         ]
 
-    def _fill(self, arrays: dict[str, np.ndarray], start: int, places: list[Place]) -> list[str]:
-        """Fill the rows of a batch from `start` on; returns the examples' keys."""
+    def _fill(self, arrays: dict[str, np.ndarray], start: int, places: list[Place]) -> list[_FilledRow]:
+        """Fill the rows of a batch from `start` on; returns what is not in the arrays."""
         return [self._fill_sound_row(arrays, start + number, place) for number, place in enumerate(places)]
 
-    def _fill_sound_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
+    def _fill_sound_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> _FilledRow:
         """Fill a row, from a new copy of the shard if the one at hand turns out to be damaged."""
         opened = self._sets[place.set_number]
         for _ in range(REOPENINGS):
@@ -417,7 +439,7 @@ class _Loader:
             opened.reader.close_shard(place.shard)
         return self._fill_row(arrays, slot, place)
 
-    def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> str:
+    def _fill_row(self, arrays: dict[str, np.ndarray], slot: int, place: Place) -> _FilledRow:
         """Read one row, right into the batch; what is beyond a short example is zero."""
         opened = self._sets[place.set_number]
         entry = opened.reader.entries(place.shard)[place.example]
@@ -433,17 +455,29 @@ class _Loader:
                 row[name][:] = 0
         out = {spec.name: _first_frames(row[spec.name], spec, crop.num_frames) for spec in opened.specs}
         out["audio"] = row["audio"][: HOP * crop.num_frames]
-        opened.reader.read(place.shard, place.example, *crop, out)
-        return entry.key
+        clip = opened.reader.read(place.shard, place.example, *crop, out, self._with_text)
+        return _FilledRow(entry.key, clip.tokens)
+
+    def _finish(
+        self, tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[_FilledRow]]]
+    ) -> tuple[Batch, Tag]:
+        filled = [row for future in futures for row in future.result()]
+        batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch |= {"row": torch.arange(rows.start, rows.stop), "key": [row.key for row in filled]}
+        return batch | (_pad_tokens(filled) if self._with_text else {}), tag
 
 
 def _first_frames(target: np.ndarray, spec: TargetSpec, count: int) -> np.ndarray:
     return target[:count] if spec.frame_axis == 0 else target[:, :count]
 
 
-def _finish(
-    tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[str]]]
-) -> tuple[Batch, Tag]:
-    keys = [key for future in futures for key in future.result()]
-    batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {**batch, "row": torch.arange(rows.start, rows.stop), "key": keys}, tag
+def _pad_tokens(rows: Sequence[_FilledRow]) -> Batch:
+    """The tokens of rows, padded with 0 to the longest of them."""
+    longest = max((len(row.tokens) for row in rows if row.tokens is not None), default=0)
+    tokens = np.zeros((len(rows), max(1, longest)), np.int64)
+    valid = np.zeros(tokens.shape, np.bool_)
+    for slot, row in enumerate(rows):
+        if row.tokens is not None:
+            tokens[slot, : len(row.tokens)] = row.tokens
+            valid[slot, : len(row.tokens)] = True
+    return {"tokens": torch.from_numpy(tokens), "tokens_valid": torch.from_numpy(valid)}

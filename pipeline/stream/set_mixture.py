@@ -8,6 +8,7 @@ from typing import Literal
 
 from mert_foundry.pipeline.shards.index import ShardIndex
 from mert_foundry.pipeline.shards.target import TargetSpec
+from mert_foundry.pipeline.shards.text import TextSpec
 
 MissingTargets = Literal["stop", "mask"]
 MUST_AGREE = ("kind", "dtype", "frame_rate", "size", "codebook_size", "companding", "fingerprint")
@@ -78,6 +79,21 @@ class SetMixture:
         """Weights by digest, without a common divisor: in proportion they are the same."""
         divisor = math.gcd(*(each.weight for each in self.sets))
         return {each.digest: each.weight // divisor for each in self.sets}
+
+    @property
+    def text(self) -> TextSpec | None:
+        """The text of the sets that have some; None when none has.
+
+        Raises ValueError naming two sets and their tokenizers when these differ.
+        """
+        with_text = [each for each in self.sets if each.index.text]
+        for each in with_text[1:]:
+            theirs, ours = each.index.text, with_text[0].index.text
+            if theirs and ours and theirs.fingerprint != ours.fingerprint:
+                raise ValueError(
+                    f"{each.folder}: text is of tokenizer {theirs.fingerprint}, that of {with_text[0].folder} of {ours.fingerprint}"
+                )
+        return with_text[0].index.text if with_text else None
 
     def having(self, split: str, target: str | None = None) -> list[ShardSet]:
         """The sets that have an example in a split, and a target if one is named."""
