@@ -25,10 +25,10 @@ from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.storage.files import local_path
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_input
-from mert_foundry.pipeline.stream.crops import crop_frames, random_crop
+from mert_foundry.pipeline.stream.crops import CropRule, crop_frames
 from mert_foundry.pipeline.stream.past_rows import PastRows
 
-COLUMNS = ("row", "set", "shard", "key", "epoch", "start", "seconds")
+COLUMNS = ("row", "set", "shard", "key", "epoch", "begins_in", "start", "seconds")
 
 
 def main(arguments: list[str]) -> int:
@@ -46,35 +46,41 @@ def main(arguments: list[str]) -> int:
 def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View:
     """What a step drew. Raises as `load_past`, `PastRows.places_of` and `ShardReader.entries`."""
     past = load_past(history, folders)
-    frames = crop_frames(history.config["config"]["stream"]["crop_samples"])
-    rows = list(list_rows(past, step, frames))
+    stream = history.config["config"]["stream"]
+    rule = CropRule(crop_frames(stream["crop_samples"]), seed=past.now.seed)
+    rows = list(list_rows(past, step, rule))
     data: dict[str, JsonValue] = {"kind": "audit", "run": str(history.folder), "step": step, "rows": list(rows)}
     table = Table(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows])
-    note = Note(f"{len(rows)} rows; start and seconds: of the crop in its example")
+    note = Note(f"{len(rows)} rows; a crop begins at start, in seconds, of the example it begins in")
     return View("audit", f"{history.folder} step {step}", [Section("Rows", [table, note])], data)
 
 
-def list_rows(past: PastRows, step: int, frames: int) -> Iterator[dict]:
+def list_rows(past: PastRows, step: int, rule: CropRule) -> Iterator[dict]:
     """Each row of a step by column, its crop in seconds. Raises as `audit`."""
-    split, seed = past.now.split, past.now.seed
     drawn = past.places_of(step)
-    shards = {digest: past.sets[digest].index.shards(split) for digest in {row.digest for row in drawn}}
+    shards = {digest: past.sets[digest].index.shards(past.now.split) for digest in {row.digest for row in drawn}}
     with ExitStack() as stack:
         readers = {}
         for digest, entries in shards.items():
             each = past.sets[digest]
             readers[digest] = ShardReader(each.folder, each.index, entries, open_shards=len(drawn))
             stack.callback(readers[digest].close)
-        examples = [readers[digest].entries(place.shard)[place.example] for digest, place in drawn]
-    for number, ((digest, place), entry) in enumerate(zip(drawn, examples)):
-        crop = random_crop(seed, place.epoch, entry.key, entry.num_frames, frames)
+        examples = [readers[digest].entries(place.shard) for digest, place in drawn]
+    crops = [
+        (digest, place, listed, crop)
+        for (digest, place), listed in zip(drawn, examples)
+        for crop in rule.visit(place.epoch, listed, place.example, past.sets[digest].index.segment_frames)
+    ]
+    for number, (digest, place, listed, crop) in enumerate(crops):
+        first = crop.pieces[0]
         yield {
             "row": number,
             "set": past.sets[digest].folder,
             "shard": shards[digest][place.shard].name,
-            "key": entry.key,
+            "key": crop.key,
             "epoch": place.epoch,
-            "start": round(crop.start_frame / FRAME_RATE, 3),
+            "begins_in": listed[first.example].key,
+            "start": round(first.start_frame / FRAME_RATE, 3),
             "seconds": round(crop.num_frames / FRAME_RATE, 3),
         }
 

@@ -54,10 +54,10 @@ def past_of(sets, steps, batch_size, log_every=1):
     return PastRows([ShardSet(str(folder), load_index(str(folder))) for folder in sets.values()], known, batch_size)
 
 
-def write_run(folder: Path, sets, steps, shards=None, log_every=1) -> Path:
+def write_run(folder: Path, sets, steps, shards=None, log_every=1, stream=STREAM) -> Path:
     """The folder of a run that drew these steps, as far as these commands read it."""
     folder.mkdir()
-    config = {"shards": shards or [{"path": str(path)} for path in sets.values()], "stream": STREAM}
+    config = {"shards": shards or [{"path": str(path)} for path in sets.values()], "stream": stream}
     (folder / "config.yaml").write_text(yaml.safe_dump({"config": config}))
     records = [
         {"kind": "train", "step": step, "loss": 1.0, "position": position}

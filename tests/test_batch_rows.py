@@ -23,7 +23,7 @@ from mert_foundry.pipeline.shards.format import (
     encode_flac,
 )
 from mert_foundry.pipeline.shards.index import load_index
-from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.shards.reader import Cut, ShardReader
 from mert_foundry.pipeline.stream.batch_arrays import BatchArrays
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, validation_batches
 from mert_foundry.pipeline.stream.crops import random_crop
@@ -175,7 +175,7 @@ def test_dr_flac_gives_the_bits_of_libsndfile(data, parts, seed):
     start = data.draw(st.integers(0, len(audio) - 1))
     count = data.draw(st.integers(1, len(audio) - start))
     found = np.full(count, 77, np.int16)
-    decode_intact_flac("x", flac, len(audio), start, found)
+    decode_intact_flac("x", flac, len(audio), [(start, found)])
     np.testing.assert_array_equal(found, audio[start : start + count])
     np.testing.assert_array_equal(decode_flac("x", flac, len(audio), start, count), found)
 
@@ -184,20 +184,20 @@ def test_flac_without_miniaudio(monkeypatch):
     audio = np.arange(9_000, dtype=np.int16)
     monkeypatch.setattr(shard_format, "lib", None)
     found = np.zeros(100, np.int16)
-    decode_intact_flac("x", encode_flac(audio), 9_000, 5_000, found)
+    decode_intact_flac("x", encode_flac(audio), 9_000, [(5_000, found)])
     np.testing.assert_array_equal(found, audio[5_000:5_100])
 
 
 @pytest.mark.parametrize("content", [b"", b"fLaC", b"RIFF" * 20])
 def test_what_is_no_flac_is_named(content):
     with pytest.raises(ValueError, match="^x: cannot be decoded"):
-        decode_intact_flac("x", content, 100, 0, np.zeros(10, np.int16))
+        decode_intact_flac("x", content, 100, [(0, np.zeros(10, np.int16))])
 
 
 def test_flac_of_another_length_is_named():
     flac = encode_flac(np.zeros(640, np.int16))
     with pytest.raises(ValueError, match=r"x: \(Hz, channels, samples\) \(24000, 1, 640\), expected \(24000, 1, 320\)"):
-        decode_intact_flac("x", flac, 320, 0, np.zeros(10, np.int16))
+        decode_intact_flac("x", flac, 320, [(0, np.zeros(10, np.int16))])
 
 
 @settings(max_examples=40, deadline=None)
@@ -258,12 +258,23 @@ def test_looked_up_levels_have_the_bits_of_computed_ones(peak, mu, shape):
     assert torch.equal(found, computed)
 
 
-def test_read_gives_the_arrays_it_was_given(tmp_path):
-    write_set(tmp_path, [1], "pcm.npy")
-    index = load_index(str(tmp_path))
-    example = make_example("train0x0", 12)
-    out = {"audio": np.zeros(640, np.int16), "codes": np.zeros((2, 2), np.uint16), "cqt": np.zeros((2, 4), np.float16)}
-    clip = ShardReader(str(tmp_path), index, index.shards("train")).read(0, 0, 3, 2, out)
-    assert clip.audio is out["audio"] and clip.targets["cqt"] is out["cqt"]
-    np.testing.assert_array_equal(out["audio"], example.audio[960:1600])
-    np.testing.assert_array_equal(out["codes"], example.targets["codes"][:, 3:5])
+@pytest.mark.parametrize("audio_member", ["flac", "pcm.npy"])
+@pytest.mark.parametrize("lib", [True, False])
+def test_cuts_of_one_example_fill_their_arrays(tmp_path, monkeypatch, audio_member, lib):
+    """Apart, overlapping, alike, one within another, and in any order."""
+    if not lib:
+        monkeypatch.setattr(shard_format, "lib", None)
+    write_examples(tmp_path, "train-000000", [make_example("track", 60)], audio_member)
+    index = index_shards(tmp_path, ["train-000000"], audio_member)
+    example = make_example("track", 60)
+    cuts = [
+        Cut(start, {"audio": np.zeros(320 * count, np.int16), "codes": np.zeros((2, count), np.uint16),
+                    "cqt": np.zeros((count, 4), np.float16)})
+        for start, count in [(40, 20), (0, 12), (5, 12), (5, 12), (7, 3), (16, 2), (17, 4)]
+    ]  # fmt: skip
+    ShardReader(str(tmp_path), index, index.shards("train")).read_cuts(0, 0, cuts)
+    for start, arrays in cuts:
+        stop = start + len(arrays["cqt"])
+        np.testing.assert_array_equal(arrays["audio"], example.audio[320 * start : 320 * stop])
+        np.testing.assert_array_equal(arrays["codes"], example.targets["codes"][:, start:stop])
+        np.testing.assert_array_equal(arrays["cqt"], example.targets["cqt"][start:stop])

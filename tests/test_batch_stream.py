@@ -224,8 +224,8 @@ def test_no_thread_outlives_its_stream(folder):
 
 def test_prefetch_is_bounded(folder, monkeypatch):
     filled = []
-    original = ShardReader.read
-    monkeypatch.setattr(ShardReader, "read", lambda self, *place: filled.append(place) or original(self, *place))
+    original = ShardReader.read_cuts
+    monkeypatch.setattr(ShardReader, "read_cuts", lambda self, *place: filled.append(place) or original(self, *place))
     with BatchStream(folder, load_index(folder), "train", config(prefetch=2), 3) as stream:
         for served in range(1, 6):
             next(stream)

@@ -18,7 +18,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from operator import itemgetter
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -239,27 +240,40 @@ def decode_flac(name: str, data: bytes, num_samples: int, start: int, count: int
     return audio
 
 
-def decode_intact_flac(name: str, data: bytes, num_samples: int, start: int, audio: np.ndarray) -> None:
-    """What `decode_flac` gives, into `audio`, int16 `[count]`, in half the time, by dr_flac (in the package miniaudio).
+def decode_intact_flac(name: str, data: bytes, num_samples: int, places: Sequence[tuple[int, np.ndarray]]) -> None:
+    """What `decode_flac` gives from each sample on, into its array, int16 `[count]`, in half the time, by dr_flac (in miniaudio).
 
     The caller has checked the CRC-32 of `data`: dr_flac passes over a damaged frame without a word and goes on with the
     next, so that the samples would be those of a later time. Without that package libsndfile decodes, to the same bits.
-    Raises ValueError as `decode_flac`.
+    What several arrays have in common is decoded once, and copied. Raises ValueError as `decode_flac`.
     """
     if lib is None:
-        audio[:] = decode_flac(name, data, num_samples, start, len(audio))
+        for start, audio in places:
+            audio[:] = decode_flac(name, data, num_samples, start, len(audio))
         return
     flac = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL)
     if flac == ffi.NULL:
         raise ValueError(f"{name}: cannot be decoded (it does not begin as FLAC does)")
     try:
         _check_flac(name, (flac.sampleRate, flac.channels, flac.totalPCMFrameCount), num_samples)
-        samples = ffi.from_buffer("ma_dr_flac_int16[]", audio, require_writable=True)
-        found = bool(lib.ma_dr_flac_seek_to_pcm_frame(flac, start))
-        decoded = lib.ma_dr_flac_read_pcm_frames_s16(flac, len(audio), samples) if found else 0
+        _decode_in_order(name, flac, sorted(places, key=itemgetter(0)))
     finally:
         lib.ma_dr_flac_close(flac)
-    _check_decoded(name, decoded, start, len(audio))
+
+
+def _decode_in_order(name: str, flac: Any, places: Sequence[tuple[int, np.ndarray]]) -> None:
+    """Arrays in the order of their first samples; `position` is the decoder's, where the last but longest array ended."""
+    position, last_start, last = 0, 0, np.empty(0, np.int16)
+    for start, audio in places:
+        known = min(max(0, position - start), len(audio))
+        audio[:known] = last[start - last_start :][:known]
+        if known == len(audio):
+            continue
+        samples = ffi.from_buffer("ma_dr_flac_int16[]", audio[known:], require_writable=True)
+        found = start + known == position or bool(lib.ma_dr_flac_seek_to_pcm_frame(flac, start + known))
+        decoded = lib.ma_dr_flac_read_pcm_frames_s16(flac, len(audio) - known, samples) if found else 0
+        _check_decoded(name, known + decoded, start, len(audio))
+        position, last_start, last = start + len(audio), start, audio
 
 
 def _check_flac(name: str, found: tuple[int, int, int], num_samples: int) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
+from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, seconds_to_frames
 from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue, read_sums
 from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, Example, check_specs
 from mert_foundry.pipeline.shards.record import (
@@ -156,6 +156,11 @@ class ShardIndex(Document):
         if set(self.statistics) != {spec.name for spec in self.targets} | ({OF_TEXT} if self.text else set()):
             raise ValueError(f"statistics are of {sorted(self.statistics)}, not of the targets")
         return self
+
+    @property
+    def segment_frames(self) -> int:
+        """Target frames of a whole segment."""
+        return seconds_to_frames(self.segment_seconds)
 
     def shards(self, split: str) -> list[ShardEntry]:
         """The shards of a split, in order. Raises ValueError naming the splits there are."""

@@ -26,10 +26,11 @@ from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_list
 from mert_foundry.pipeline.shards.members import Span, check_checksum, check_size, find_member, find_rows, read_spans
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.shards.text import TOKENS_MEMBER, TextSpec, decode_tokens
+from mert_foundry.pipeline.shards.text import TOKENS_MEMBER, decode_tokens
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import Patience, ShortRead
 
+_Place = tuple[int, np.ndarray]  # a frame, and what to fill from there on
 FindCopy = Callable[[int], tuple[Path, Path]]  # of a shard: tar and record
 
 
@@ -43,7 +44,21 @@ class Clip:
     key: str
     audio: np.ndarray
     targets: Mapping[str, np.ndarray]
-    tokens: np.ndarray | None = None
+
+
+class Cut(NamedTuple):
+    """The frames of an example from `start_frame` on that fill `arrays`: `audio` and every target, in a clip's shapes and dtypes.
+
+    The arrays are contiguous but for those of discrete targets.
+    """
+
+    start_frame: int
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that fit in."""
+        return len(self.arrays["audio"]) // HOP
 
 
 @dataclass(frozen=True)
@@ -103,21 +118,16 @@ class ShardReader:
         """What was dropped of tracks that have examples in a shard. Raises as `entries`."""
         return self._open_shards.get(shard).dropped_segments
 
-    def read(
-        self,
-        shard: int,
-        example: int,
-        start_frame: int = 0,
-        num_frames: int | None = None,
-        out: Mapping[str, np.ndarray] | None = None,
-        with_tokens: bool = False,
-    ) -> Clip:
-        """Frames [start_frame, start_frame + num_frames) of an example, to its end if None.
+    def read(self, shard: int, example: int, start_frame: int = 0, num_frames: int | None = None) -> Clip:
+        """Frames [start_frame, start_frame + num_frames) of an example, to its end if None. Raises as `read_cuts`."""
+        entry = self._open_shards.get(shard).entries[example]
+        num_frames = entry.num_frames - start_frame if num_frames is None else num_frames
+        arrays = self._allocate(max(0, num_frames))
+        self.read_cuts(shard, example, [Cut(start_frame, arrays)])
+        return Clip(entry.key, arrays["audio"], {spec.name: arrays[spec.name] for spec in self._specs})
 
-        Args:
-            out: arrays to read into, which the clip then has: `audio` and every target, in the clip's shapes and dtypes,
-                contiguous but for those of discrete targets.
-            with_tokens: also read the tokens of its text; none in a set without text.
+    def read_cuts(self, shard: int, example: int, cuts: Sequence[Cut]) -> None:
+        """Read cuts of an example into their arrays: what is stored in one piece is read, and its start decoded, once for all.
 
         Raises:
             OSError: no tar or record, or the storage failed; names the file, or shard and key.
@@ -125,21 +135,15 @@ class ShardReader:
         """
         opened = self._open_shards.get(shard)
         entry = opened.entries[example]
-        num_frames = entry.num_frames - start_frame if num_frames is None else num_frames
-        if start_frame < 0 or num_frames < 1 or start_frame + num_frames > entry.num_frames:
-            raise ValueError(
-                f"{opened.url}: {entry.key}: frames {start_frame} to {start_frame + num_frames} asked for, "
-                f"it has {entry.num_frames}"
-            )
-        arrays = self._allocate(num_frames) if out is None else out
-        parts = [self._audio_part(opened, entry, start_frame, arrays["audio"])]
-        parts += [_target_part(opened, entry, spec, start_frame, arrays[spec.name]) for spec in self._specs]
-        tokens: list[np.ndarray] = []
-        if with_tokens and self._text:
-            parts.append(_tokens_part(opened, entry, self._text, tokens))
+        for start, frames in ((cut.start_frame, cut.num_frames) for cut in cuts):
+            if start < 0 or frames < 1 or start + frames > entry.num_frames:
+                raise ValueError(
+                    f"{opened.url}: {entry.key}: frames {start} to {start + frames} asked for, it has {entry.num_frames}"
+                )
+        parts = self._audio_parts(opened, entry, [(cut.start_frame, cut.arrays["audio"]) for cut in cuts])
+        for spec in self._specs:
+            parts += _target_parts(opened, entry, spec, [(cut.start_frame, cut.arrays[spec.name]) for cut in cuts])
         opened.read_parts(parts)
-        targets = {spec.name: arrays[spec.name] for spec in self._specs}
-        return Clip(entry.key, arrays["audio"], targets, tokens[0] if tokens else None)
 
     def read_target(self, shard: int, example: int, name: str) -> np.ndarray:
         """A target of a whole example as it is stored, `[K, F]` or `[F, bins]`, without its audio. Raises as `read`."""
@@ -147,8 +151,19 @@ class ShardReader:
         entry = opened.entries[example]
         spec = next(spec for spec in self._specs if spec.name == name)
         array = np.empty(spec.shape(entry.num_frames), spec.dtype)
-        opened.read_parts([_target_part(opened, entry, spec, 0, array)])
+        opened.read_parts(_target_parts(opened, entry, spec, [(0, array)]))
         return array
+
+    def read_tokens(self, shard: int, example: int) -> np.ndarray | None:
+        """The tokens `[n]` of the text of an example, as stored; None in a set without text. Raises as `read_cuts`."""
+        if self._text is None:
+            return None
+        opened = self._open_shards.get(shard)
+        entry = opened.entries[example]
+        span = opened.member(entry, TOKENS_MEMBER)
+        [data] = opened.read([span])
+        check_checksum(span.name, data, entry.members[TOKENS_MEMBER][2])
+        return decode_tokens(span.name, data, self._text)
 
     def read_track(self, shard: int, track: str) -> LabelledTrack:
         """All segments of a track, put together in order, with zeros in place of those that were dropped.
@@ -211,17 +226,17 @@ class ShardReader:
         arrays = {spec.name: np.empty(spec.shape(num_frames), spec.dtype) for spec in self._specs}
         return {"audio": np.empty(HOP * num_frames, np.int16), **arrays}
 
-    def _audio_part(self, opened: "_OpenShard", entry: ExampleEntry, start: int, audio: np.ndarray) -> "_Part":
+    def _audio_parts(self, opened: "_OpenShard", entry: ExampleEntry, places: Sequence[_Place]) -> list["_Part"]:
         whole = opened.member(entry, self._audio_member)
         num_samples = HOP * entry.num_frames
         if self._audio_member == "flac":
 
             def decode(data: bytes) -> None:
                 check_checksum(whole.name, data, entry.members["flac"][2])
-                decode_intact_flac(whole.name, data, num_samples, HOP * start, audio)
+                decode_intact_flac(whole.name, data, num_samples, [(HOP * start, audio) for start, audio in places])
 
-            return _Part(whole, decode)
-        return _Part(find_rows(whole, num_samples, 2, HOP * start, len(audio)), audio)
+            return [_Part(whole, decode)]
+        return [_Part(find_rows(whole, num_samples, 2, HOP * start, len(audio)), audio) for start, audio in places]
 
 
 class _Part(NamedTuple):
@@ -231,30 +246,23 @@ class _Part(NamedTuple):
     into: np.ndarray | Callable[[bytes], None]
 
 
-def _target_part(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, start: int, array: np.ndarray) -> _Part:
-    """The part of a target that `array` holds, from frame `start` on."""
+def _target_parts(opened: "_OpenShard", entry: ExampleEntry, spec: TargetSpec, places: Sequence[_Place]) -> list[_Part]:
+    """The parts of a target that the arrays hold, each from a frame on."""
     suffix = f"{spec.name}.npy"
     whole = opened.member(entry, suffix)
     if spec.kind == "continuous":
-        return _Part(find_rows(whole, entry.num_frames, spec.size * array.itemsize, start, len(array)), array)
+        return [
+            _Part(find_rows(whole, entry.num_frames, spec.size * array.itemsize, start, len(array)), array)
+            for start, array in places
+        ]
 
     def decode(data: bytes) -> None:  # frames are the last axis: a range of them is not one range of bytes
         check_checksum(whole.name, data, entry.members[suffix][2])
         codes = decode_array(whole.name, data, spec.dtype, spec.shape(entry.num_frames))
-        np.copyto(array, codes[:, start : start + array.shape[1]])
+        for start, array in places:
+            np.copyto(array, codes[:, start : start + array.shape[1]])
 
-    return _Part(whole, decode)
-
-
-def _tokens_part(opened: "_OpenShard", entry: ExampleEntry, text: TextSpec, tokens: list[np.ndarray]) -> _Part:
-    """The tokens of an example, which are added to `tokens`."""
-    whole = opened.member(entry, TOKENS_MEMBER)
-
-    def decode(data: bytes) -> None:
-        check_checksum(whole.name, data, entry.members[TOKENS_MEMBER][2])
-        tokens.append(decode_tokens(whole.name, data, text))
-
-    return _Part(whole, decode)
+    return [_Part(whole, decode)]
 
 
 class _OpenShards:

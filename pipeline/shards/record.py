@@ -49,6 +49,11 @@ class ExampleEntry(Document):
         """Key of the track this is a segment of."""
         return self.key.rpartition("-")[0]
 
+    @property
+    def segment(self) -> int:
+        """Its number among the segments of the track, those dropped included."""
+        return int(self.key.rpartition("-")[2])
+
 
 class ShardRecord(Document):
     """What a finished shard holds and where it came from."""

@@ -12,10 +12,13 @@ from mert_foundry.pipeline.stream.sample_order import Place, SampleOrder
 
 
 class OpenSet(NamedTuple):
-    """What examples of one set are read with: its folder, its targets, a reader of its shards, and the cache that this one reads from."""
+    """What examples of one set are read with: its folder, its targets, frames of a whole segment, a reader of its shards, and the cache
+    that this one reads from.
+    """
 
     folder: str
     specs: Sequence[TargetSpec]
+    segment_frames: int
     reader: ShardReader
     cache: ShardCache | None = None
 
