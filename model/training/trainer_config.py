@@ -41,6 +41,13 @@ class TrainerConfig(BaseModel):
     replicas: int | None = Field(
         None, ge=1, description="with hsdp: groups of ranks that hold the whole model each; null: every node is one"
     )
+    peak_operations: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="operations per second that one device can do at most, of which the log tells the used share (MFU); null: as known of"
+        " some GPUs in bf16 (model/training/device_peaks.py)",
+    )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
