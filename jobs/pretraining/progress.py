@@ -101,7 +101,8 @@ def describe_spike(record: dict[str, Any]) -> str:
     ]
     keys = record["keys"][record["rank"]]
     more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return f"step {record['step']} is a spike: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
+    left_out = " and is left out" if record.get("skipped") else ""
+    return f"step {record['step']} is a spike{left_out}: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
 
 
 def describe_step(record: dict[str, Any], trivial: TrivialScores | None) -> str:

@@ -88,7 +88,7 @@ class RunSummary(_Model):
     memory_peak_bytes: float | None = Field(default=None, description="Memory of the rank that took most")
     hours_heard: float | None = Field(default=None, description="Audio hours trained on; null in older runs")
     eta_seconds: float | None = Field(default=None, description="Until the last step, as the newest record says")
-    skipped_steps: int = Field(description="Steps skipped because they were not finite")
+    skipped_steps: int = Field(description="Steps skipped because they were not finite, or left out as spikes")
     checkpoints: list[str] = Field(description="Names of checkpoint folders, newest first; not checked")
     kept: list[KeptCheckpoint] = Field(
         default=[], description="The same and the best, with sizes and why they are kept"

@@ -9,7 +9,7 @@ global batch is split. All randomness is seeded at the start of the step, so the
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,8 @@ class Gradients:
 class StepResult:
     """What all ranks know after a step.
 
-    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether the
-    optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
+    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether both are, on
+    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
     share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
     """
 
@@ -77,6 +77,11 @@ class StepResult:
     totals: dict[str, Tensor]
     share: Tensor
     diagnostics: dict[str, Any] | None
+    moved: bool = True
+
+
+def _never(loss: float, norm: float) -> bool:
+    return False
 
 
 class TrainStep:
@@ -148,11 +153,17 @@ class TrainStep:
             norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
         return Gradients(batch, sums, norm, diagnostics)
 
-    def finish(self, gradients: Gradients, rate: float, extras: Mapping[str, float | Tensor]) -> StepResult:
+    def finish(
+        self,
+        gradients: Gradients,
+        rate: float,
+        extras: Mapping[str, float | Tensor],
+        leave_out: Callable[[float, float], bool] = _never,
+    ) -> StepResult:
         """Wait for the gradients and move the optimiser at learning rate `rate`. All ranks call it together.
 
         `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any rank
-        moves no rank's optimiser.
+        moves no rank's optimiser, nor does one that `leave_out` says True of, from loss and gradient norm, which all ranks have alike.
         """
         batch, sums, norm = gradients.batch, gradients.sums, gradients.norm
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
@@ -164,12 +175,13 @@ class TrainStep:
         with self.clock.device("exchange"):
             totals = sum_across_ranks(own, self.device)
         finite = float(totals["broken"]) == 0.0
-        if finite:
+        summary, norm_of_all = self.model.summarise(totals), float(totals["norm"])
+        moved = finite and not leave_out(summary["loss"], norm_of_all)
+        if moved:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
         diagnostics = self._diagnose(gradients) if gradients.diagnosed is not None else None
-        summary = self.model.summarise(totals)
-        return StepResult(summary, float(totals["norm"]), finite, totals, loss.detach(), diagnostics)
+        return StepResult(summary, norm_of_all, finite, totals, loss.detach(), diagnostics, moved)
 
     def _diagnose(self, gradients: Gradients) -> dict[str, Any] | None:
         """Diagnostics of the gradient and of the weights after it moved them, on rank 0."""

@@ -226,17 +226,21 @@ class _Run:
         following = None if self._checkpoint_is_due(step) else self._next_batch(batches, step)
         logged = step == config.schedule.total_steps or step % config.log_every == 0
         extras = {"memory": of_this_rank(memory_peak(self.trainee.device))} if logged else {}
-        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), **extras})
+        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), **extras}, self._leaves_out)
         state = _advance(state, batch.position, result)
-        if self.average is not None and result.finite:
+        if self.average is not None and result.moved:
             self.average.update(step)
         spike = self.spikes.look(result, batch.keys)
         state = dataclasses.replace(state, spikes=self.spikes.state())
         if spike is not None:
-            self.recorder.spike(step, spike)
+            self.recorder.spike(step, spike | {"skipped": not result.moved})
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
         return state, following, bool(result.totals["stop"])
+
+    def _leaves_out(self, loss: float, norm: float) -> bool:
+        """Whether the optimiser is not to move by a finite step."""
+        return self.config.on_spike == "skip" and bool(self.spikes.beyond(loss, norm))
 
     def _validate_if_due(self, step: int) -> None:
         is_last = step == self.config.schedule.total_steps
@@ -366,8 +370,8 @@ def _advance(state: CheckpointState, position: Position, result: StepResult) -> 
         state,
         step=state.step + 1,
         position=position,
-        skipped_steps=state.skipped_steps + (not result.finite),
-        consecutive_skips=0 if result.finite else state.consecutive_skips + 1,
+        skipped_steps=state.skipped_steps + (not result.moved),
+        consecutive_skips=0 if result.moved else state.consecutive_skips + 1,
         samples=None if state.samples is None else state.samples + int(result.totals["samples"]),
     )
 
@@ -375,7 +379,7 @@ def _advance(state: CheckpointState, position: Position, result: StepResult) -> 
 def _stop_if_broken(state: CheckpointState, limit: int) -> None:
     if state.consecutive_skips >= limit:
         raise FloatingPointError(
-            f"step {state.step}: loss or gradient was not finite for {state.consecutive_skips} steps in a row, "
+            f"step {state.step}: loss or gradient was not finite, or a spike that on_spike skips, for {state.consecutive_skips} steps in a row, "
             f"max_consecutive_skips is {limit}"
         )
 

@@ -82,12 +82,24 @@ class TrainerConfig(BaseModel):
         description="robust standard deviations above the median of the last 200 steps beyond which a loss or gradient norm is a spike: the"
         " step is recorded with its examples; null: none is",
     )
-    max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
+    on_spike: Literal["record", "skip"] = Field(
+        "record",
+        description="record: a step that is a spike is taken and recorded; skip: the optimiser does not move by it either",
+    )
+    max_consecutive_skips: int = Field(
+        20, ge=1, description="steps in a row that are not finite, or are left out as spikes, that end training"
+    )
 
     @model_validator(mode="after")
     def _replicas_fit(self) -> "TrainerConfig":
         if self.replicas is not None and self.parallel != "hsdp":
             raise ValueError(f"replicas is {self.replicas}, but parallel is {self.parallel}: only hsdp has replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_spikes(self) -> "TrainerConfig":
+        if self.on_spike == "skip" and self.spike_band is None:
+            raise ValueError("on_spike is skip, but spike_band is null: nothing would be a spike")
         return self
 
     @model_validator(mode="after")
