@@ -23,7 +23,16 @@ from mert_foundry.jobs import pretrain
 from mert_foundry.jobs.command.line import run
 from mert_foundry.model.runs.checkpoint import latest_checkpoint, load_weights
 
-TIMINGS = ("audio_seconds_per_second", "data_wait_share")
+TIMINGS = (
+    "audio_seconds_per_second",
+    "data_wait_share",
+    "seconds",
+    "operations_per_second",
+    "mfu",
+    "slowest",
+    "memory_peak_bytes",
+    "eta_seconds",
+)
 CROP_SAMPLES = 20 * 320
 CONFIG = {
     "stream": {"batch_size": 4, "crop_samples": CROP_SAMPLES, "shuffle_window": 2, "threads": 2},

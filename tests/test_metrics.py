@@ -4,7 +4,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mert_foundry.model.runs.metrics_log import MetricsLog
-from mert_foundry.model.training.recorder import Throughput
 
 
 def read_steps(folder) -> list[int]:
@@ -49,16 +48,3 @@ def test_what_is_not_finite_is_null_in_valid_json(tmp_path):
     log.close()
     record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert record["loss"] is None and record["accuracy"] == {"codes": [None, 1.0]}
-
-
-def test_throughput_counts_between_readings():
-    now = [0.0]
-    throughput = Throughput(clock=lambda: now[0])
-    throughput.add(audio_seconds=30.0, wait_seconds=1.0)
-    throughput.add(audio_seconds=10.0, wait_seconds=0.0)
-    now[0] = 4.0
-    with throughput.paused():  # a validation
-        now[0] = 12.0
-    assert throughput.read() == {"audio_seconds_per_second": 10.0, "data_wait_share": 0.25}
-    now[0] = 13.0
-    assert throughput.read() == {"audio_seconds_per_second": 0.0, "data_wait_share": 0.0}

@@ -1,5 +1,6 @@
 """Spikes are recorded with their examples and rank, also across a resume."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from pretrain_run import read_metrics
 from tiny_model import run_ranks, slice_rows, synthetic_batch, tiny_model
 
+from mert_foundry.model.runs.checkpoint import load_average, load_state, load_weights
 from mert_foundry.model.training import spikes
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank, world_size
@@ -38,7 +40,9 @@ def test_a_value_beyond_the_band_of_median_and_mad_is_a_spike():
     assert SpikeWatch(None, watch.state()).look(result(100.0), []) is None
 
 
-def train_with_a_spike(process_rank: int, folder: Path, total_steps: int, band: float | None) -> None:
+def train_with_a_spike(
+    process_rank: int, folder: Path, total_steps: int, band: float | None, on_spike: str = "record"
+) -> None:
     """The values of one rank's rows are large at one step."""
     spikes.WINDOW = 10
 
@@ -55,8 +59,11 @@ def train_with_a_spike(process_rank: int, folder: Path, total_steps: int, band: 
         schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=1, total_steps=total_steps),
         mixture=None,
         log_every=1,
-        checkpoint_every=100,
+        checkpoint_every=100 if on_spike == "record" else 1,
+        keep_checkpoints=100,
         spike_band=band,
+        on_spike=on_spike,
+        ema=0.9,
     )
     assert world_size() == 2
     data = TrainingData(stream, None, 24_000)
@@ -72,3 +79,31 @@ def test_a_spike_is_recorded_with_the_keys_and_rank_that_made_it_also_across_a_r
     assert found["keys"] == [[f"track-{SPIKE}-0", f"track-{SPIKE}-1"], [f"track-{SPIKE}-2", f"track-{SPIKE}-3"]]
     assert found["loss"] == pytest.approx(sum(found["shares"]), rel=1e-5) and found["shares"][1] > found["shares"][0]
     assert found["loss"] > found["beyond"]["loss"]["limit"] > found["beyond"]["loss"]["median"]
+
+
+@pytest.mark.process
+def test_a_step_that_is_left_out_moves_no_weight_on_any_rank_also_after_a_resume(tmp_path: Path):
+    total_steps, run = 18, tmp_path / "run"
+    run_ranks(train_with_a_spike, 2, run, total_steps, 10.0, "skip")
+    before, after, last = (run / "checkpoints" / f"step_{step}" for step in (SPIKE - 1, SPIKE, total_steps))
+    for load in (load_weights, load_average):
+        old, new, later = load(before), load(after), load(last)
+        assert all(torch.equal(weight, new[name]) for name, weight in old.items())
+        assert not all(torch.equal(weight, later[name]) for name, weight in old.items())
+    states = [load_state(path) for path in (before, after, last)]
+    assert [(state.skipped_steps, state.consecutive_skips) for state in states] == [(0, 0), (1, 1), (1, 0)]
+    assert [state.position["offset"] for state in states] == [SPIKE - 1, SPIKE, total_steps]
+    (found,) = read_metrics(run, "spike")
+    assert (found["step"], found["skipped"]) == (SPIKE, True)
+
+    again = tmp_path / "again"
+    shutil.copytree(before, again / "checkpoints" / before.name)
+    run_ranks(train_with_a_spike, 2, again, total_steps, 10.0, "skip")
+    resumed, whole = load_weights(again / "checkpoints" / last.name), load_weights(last)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    assert load_state(again / "checkpoints" / last.name) == states[-1]
+
+
+def test_spikes_cannot_be_left_out_where_none_is_known():
+    with pytest.raises(ValueError, match="on_spike is skip, but spike_band is null"):
+        TrainerConfig(on_spike="skip", spike_band=None)

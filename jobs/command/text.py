@@ -42,6 +42,14 @@ def human_bytes(count: float) -> str:
     raise AssertionError("the last unit holds everything")
 
 
+def human_duration(seconds: float) -> str:
+    """Seconds in the two units that fit, such as `3 d 4 h`."""
+    for unit, size, lesser, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // part)} {lesser}"
+    return f"{seconds:.0f} s"
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A number with so many significant digits; `-` for none."""
     return "-" if value is None else f"{value:.{digits}g}"

@@ -13,6 +13,9 @@ AXES = {
     "gradient norm": Axis("norm before clipping"),
     "audio seconds a second": Axis("audio s/s", zero=True),
     "share of time waiting for data": Axis("share", format="percent", zero=True),
+    "used share of the devices (MFU)": Axis("share", format="percent", zero=True),
+    "seconds of a step": Axis("seconds", zero=True),
+    "memory at most": Axis("bytes", zero=True),
 }
 CurvesOfRun = dict[str, dict[str, Curve]]
 SECTIONS: dict[str, Callable[[str], bool]] = {

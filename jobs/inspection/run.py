@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from mert_foundry.jobs.command.text import human_bytes, number
+from mert_foundry.jobs.command.text import human_bytes, human_duration, number
 from mert_foundry.jobs.inspection.coverage import coverage
 from mert_foundry.jobs.inspection.curves import curve_sections
 from mert_foundry.jobs.inspection.difference import difference_view
@@ -47,7 +47,13 @@ def build_view(options: RunOptions) -> View:
     if len(summaries) == 1:
         kind, title, data = "run", summaries[0].location, summaries[0].model_dump(mode="json")
         heard, data["coverage"] = coverage(histories[0])
-        sections = [overview(summaries[0]), checkpoints(summaries[0]), validations(summaries[0]), heard]
+        sections = [
+            overview(summaries[0]),
+            pace(summaries[0]),
+            checkpoints(summaries[0]),
+            validations(summaries[0]),
+            heard,
+        ]
     else:
         kind, title = "runs", ", ".join(names)
         data = {"kind": "runs", "runs": [summary.model_dump(mode="json") for summary in summaries]}
@@ -117,6 +123,28 @@ def overview(summary: RunSummary) -> Section:
         parts = [f"{name.replace('_', ' ')} {_measured(value)}" for name, value in shown.items()]
         facts.append(("last training record", ", ".join(parts)))
     return Section("Overview", [figures, Facts(facts), *unreadable_notes(["metrics.jsonl"], [summary])])
+
+
+def pace(summary: RunSummary) -> Section:
+    """Where the time of a step goes, and what else a run says of its devices."""
+    if not summary.seconds:
+        return Section("Pace", [Note("no time by part: the run has no record of a newer version yet")])
+    step = summary.seconds["step"]
+    rows = [
+        (part, f"{1000 * seconds:.4g}", _percent(seconds / step))
+        for part, seconds in summary.seconds.items()
+        if seconds > 0.0
+    ]
+    caption = (
+        "medians of means over ranks; on a GPU the host prepares the next batch meanwhile; saves are beside the step"
+    )
+    facts: list[tuple[str, Cell]] = [
+        ("MFU", _percent(summary.mfu)),
+        ("memory at most", "-" if summary.memory_peak_bytes is None else human_bytes(summary.memory_peak_bytes)),
+        ("audio heard", "-" if summary.hours_heard is None else f"{summary.hours_heard:,.4g} h"),
+        ("left at the newest record", "-" if summary.eta_seconds is None else human_duration(summary.eta_seconds)),
+    ]
+    return Section("Pace", [Table(("part of a step", "ms", "share"), rows, caption), Facts(facts)])
 
 
 def checkpoints(summary: RunSummary) -> Section:

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mert_foundry.jobs.command.console import console
+from mert_foundry.jobs.command.text import human_duration
 from mert_foundry.model.objective.pretrain_model import UNMASKED
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, explained_shares
 
@@ -100,16 +101,30 @@ def describe_spike(record: dict[str, Any]) -> str:
     ]
     keys = record["keys"][record["rank"]]
     more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return f"step {record['step']} is a spike: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
+    left_out = " and is left out" if record.get("skipped") else ""
+    return f"step {record['step']} is a spike{left_out}: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
 
 
 def describe_step(record: dict[str, Any], trivial: TrivialScores | None) -> str:
-    """Losses, throughput and the share of time spent waiting for data."""
-    skipped = f", {record['skipped_steps']} skipped" if record["skipped_steps"] else ""
-    return (
-        f"{describe_losses(record, trivial)}; {record['audio_seconds_per_second']:.1f} audio s/s,"
-        f" {record['data_wait_share']:.0%} waiting for data{skipped}"
-    )
+    """Losses, and how the run goes."""
+    return f"{describe_losses(record, trivial)}; {describe_pace(record)}"
+
+
+def describe_pace(record: dict[str, Any]) -> str:
+    """Throughput, the share of time spent waiting for data, the used share of the devices, and the time left."""
+    parts = [
+        f"{record['audio_seconds_per_second']:.1f} audio s/s",
+        f"{record['data_wait_share']:.0%} waiting for data",
+    ]
+    if "mfu" in record:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    if "eta_seconds" in record:
+        parts.append(f"{human_duration(record['eta_seconds'])} left")
+    if "slowest" in record:
+        parts.append(f"rank {record['slowest']['rank']} is {record['slowest']['behind']:.0%} of a step behind")
+    if record["skipped_steps"]:
+        parts.append(f"{record['skipped_steps']} skipped")
+    return ", ".join(parts)
 
 
 def describe_losses(record: dict[str, Any], trivial: TrivialScores | None) -> str:

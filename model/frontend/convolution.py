@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mert_foundry.model.autocast import without_autocast
 from mert_foundry.model.frontend.strided_convolution import strided_convolution
+from mert_foundry.model.products import Products, layer_products
 
 
 class FrontendConfig(BaseModel):
@@ -117,7 +119,7 @@ def _normalised(weight: Tensor, norm: nn.GroupNorm, windows: Tensor, num_frames:
     K x K covariance of the windows: statistics of ten numbers, where the frames have 512 times 24,000. In float64, since w can
     be a high-pass filter and nearly all of x below it. The convolution's own bias is a part of the mean.
     """
-    with torch.autocast(windows.device.type, enabled=False):
+    with without_autocast(windows.device):
         taps = weight.double()
         mean, covariance = _moments(windows.double(), num_frames)
         variance = ((taps @ covariance) * taps).sum(2)
@@ -176,6 +178,15 @@ class ConvFrontend(nn.Module):
         for kernel, stride in zip(self.config.kernels, self.config.strides):
             num_samples = _num_windows(num_samples, kernel, stride)
         return num_samples
+
+    def products(self, num_samples: int) -> Products:
+        """Of a row of `num_samples` samples; nothing learns from the gradient to the audio."""
+        total = Products()
+        for index, (kernel, stride) in enumerate(zip(self.config.kernels, self.config.strides)):
+            num_samples = _num_windows(num_samples, kernel, stride)
+            count = num_samples * kernel * self.config.channels * (self.config.channels if index else 1)
+            total += layer_products(count, inputs_learn=index > 0, weights_learn=True)
+        return total
 
     def forward(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
         """Audio [B, T] -> features [B, F, C].

@@ -5,13 +5,16 @@ built and not before. It costs about half of a 95M forward pass.
 """
 
 import functools
+import math
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from mert_foundry.model.autocast import without_autocast
 from mert_foundry.model.frontend.convolution import ConvFrontend, FrontendConfig
+from mert_foundry.model.products import Products
 
 
 class CqtConfig(BaseModel):
@@ -30,6 +33,12 @@ class CqtConfig(BaseModel):
         if highest >= self.sample_rate / 2:
             raise ValueError(f"highest bin at {highest:.0f} Hz, half of sample_rate is {self.sample_rate / 2:.0f} Hz")
         return self
+
+    @property
+    def kernel(self) -> int:
+        """Samples that each kernel is stored with: the next power of two after the lowest bin's, whose length is Q periods."""
+        quality = 1 / (2 ** (1 / self.bins_per_octave) - 1)
+        return 1 << (math.ceil(quality * self.sample_rate / self.lowest_frequency) - 1).bit_length()
 
 
 class ConvCqtFrontendConfig(BaseModel):
@@ -84,11 +93,17 @@ class ConvCqtFrontend(nn.Module):
         """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
         return self.convolution.num_frames(num_samples)
 
+    def products(self, num_samples: int) -> Products:
+        """Of a row of `num_samples` samples; nothing learns from the magnitudes, whose kernels are real and imaginary."""
+        frames = num_samples // self.config.hop + 1
+        magnitudes = Products(forward=2 * frames * self.config.cqt.bins * self.config.cqt.kernel)
+        return self.convolution.products(num_samples) + magnitudes
+
     def forward(self, audio: Tensor) -> Tensor:
         """Audio [B, T] -> features [B, F, C + bins]. Raises ValueError when T is too short for one frame."""
         features = self.convolution(audio)
         transform = _transform(self.config.cqt, self.config.hop, audio.device)
-        with torch.autocast(audio.device.type, enabled=False):
+        with without_autocast(audio.device):
             magnitudes = transform(audio.float())[:, :, : features.shape[1]].transpose(1, 2)
         return torch.cat([features, magnitudes.to(features.dtype)], dim=2)
 

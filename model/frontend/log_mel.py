@@ -11,6 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from mert_foundry.model.autocast import without_autocast
+from mert_foundry.model.products import Products
+
 FLOOR = 1e-8  # -80 dB
 GROUPS = 16  # of neighbouring bands, each a matrix product over the frequencies that it needs
 
@@ -71,6 +74,12 @@ class LogMelFrontend(nn.Module):
         """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
         return num_samples // self.config.hop
 
+    def products(self, num_samples: int) -> Products:
+        """Of a row of `num_samples` samples: spectra with the mel filters, from which nothing learns."""
+        _, groups = _window_and_filters(self.config, torch.device("cpu"))
+        spectra = self.num_frames(num_samples) * self.config.spectra_per_frame
+        return Products(forward=spectra * sum(taps.numel() for _, taps in groups))
+
     def forward(self, audio: Tensor) -> Tensor:
         """Audio [B, T] -> features [B, F, C]. Raises ValueError when T is too short for one frame."""
         config, frames = self.config, self.num_frames(audio.shape[1])
@@ -78,7 +87,7 @@ class LogMelFrontend(nn.Module):
             raise ValueError(f"audio of {audio.shape[1]} samples is too short: the front-end gives 0 frames for it")
         window, groups = _window_and_filters(config, audio.device)
         margin = (config.window - config.step) // 2
-        with torch.autocast(audio.device.type, enabled=False):
+        with without_autocast(audio.device):
             padded = nn.functional.pad(audio.float(), (margin, margin))[:, : frames * config.hop + 2 * margin]
             power = _power(padded.unfold(1, config.window, config.step) * window)
             mel = torch.cat([power[:, :, first : first + len(taps)] @ taps for first, taps in groups], dim=2)
@@ -109,8 +118,8 @@ def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> t
         filters = melscale_fbanks(
             config.window // 2 + 1, 0.0, config.sample_rate / 2, config.bands, config.sample_rate, mel_scale="htk"
         )
-        groups = [_needed(each.to(device)) for each in filters.T.tensor_split(GROUPS)]
-        return (2 * window / window.sum()).to(device), groups
+        groups = [_needed(each) for each in filters.T.tensor_split(GROUPS)]
+        return (2 * window / window.sum()).to(device), [(first, taps.to(device)) for first, taps in groups]
 
 
 def _needed(filters: Tensor) -> tuple[int, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mert_foundry.model.autocast import autocast_dtype
 from mert_foundry.model.linear import add_product, matrix_product
 
 
@@ -24,8 +25,8 @@ def strided_convolution(frames: Tensor, weight: Tensor, stride: int) -> Tensor:
     """
     rows = frames.reshape(-1, stride * frames.shape[1])
     parts = [weight[:, :, first : first + stride] for first in range(0, weight.shape[2], stride)]
-    if torch.is_autocast_enabled(frames.device.type):
-        dtype = torch.get_autocast_dtype(frames.device.type)
+    dtype = autocast_dtype(frames.device)
+    if dtype is not None:
         rows, parts = rows.to(dtype), [part.to(dtype) for part in parts]
     return _SumOfProducts.apply(rows, *(part.transpose(1, 2).flatten(1) for part in parts))
 

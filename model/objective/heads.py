@@ -15,6 +15,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from mert_foundry.model.autocast import without_autocast
 from mert_foundry.model.objective.value_scale import Companding, ValueScale
 
 MIN_TEMPERATURE = 0.01  # a learnt one stays above; CLIP (arXiv 2103.00020, section 2.5) and MERT bound it alike
@@ -113,7 +114,7 @@ class CodeHead(nn.Module):
 
     def forward(self, frames: Tensor, codebooks: Sequence[int] | None = None) -> Tensor:
         """Frames [S, D] -> logits [K, S, codebook_size] in fp32, or of the named codebooks alone, in their order."""
-        with torch.autocast(frames.device.type, enabled=False):
+        with without_autocast(frames.device):
             codes = nn.functional.normalize(_choose(self.embedding, codebooks), dim=2)
             directions = nn.functional.normalize(self._project(frames.float(), codebooks), dim=2)
             scaled = directions * self._scale(codebooks)
@@ -159,7 +160,7 @@ class RegressionHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, frames: Tensor) -> Tensor:
-        with torch.autocast(frames.device.type, enabled=False):
+        with without_autocast(frames.device):
             return self.linear(frames.float())
 
 

@@ -27,6 +27,8 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from mert_foundry.model.autocast import without_autocast
+
 ValueScaleName = Literal["raw", "standardised", "log", "decorrelated"]
 LOGARITHMIC = ("log", "decorrelated")
 # Of log-CQT frames of rendered music, 64 components hold 93 % of the variance; the sixteenth has a hundredth of the first's.
@@ -155,7 +157,7 @@ class Standardise(nn.Module):
         if self.companding is not None:
             values = self.companding.logarithm(values)
         if self.components is not None:
-            with torch.autocast(values.device.type, enabled=False):
+            with without_autocast(values.device):
                 return (values - self.mean) @ self.components
         assert self.deviation is not None, "a scale has components or deviations"
         return (values - self.mean) / self.deviation

@@ -81,7 +81,14 @@ class RunSummary(_Model):
     last_train: dict[str, JsonValue] | None = Field(description="The newest record of training")
     audio_seconds_per_second: float | None = Field(description="Median over the records")
     data_wait_share: float | None = Field(description="Median share of time spent waiting for data, 0 to 1")
-    skipped_steps: int = Field(description="Steps skipped because they were not finite")
+    seconds: dict[str, float] = Field(
+        default={}, description="Of a step and of its parts, medians over the records; none in older runs"
+    )
+    mfu: float | None = Field(default=None, description="Median used share of the devices; null where no peak is known")
+    memory_peak_bytes: float | None = Field(default=None, description="Memory of the rank that took most")
+    hours_heard: float | None = Field(default=None, description="Audio hours trained on; null in older runs")
+    eta_seconds: float | None = Field(default=None, description="Until the last step, as the newest record says")
+    skipped_steps: int = Field(description="Steps skipped because they were not finite, or left out as spikes")
     checkpoints: list[str] = Field(description="Names of checkpoint folders, newest first; not checked")
     kept: list[KeptCheckpoint] = Field(
         default=[], description="The same and the best, with sizes and why they are kept"
@@ -201,6 +208,13 @@ def summarise_run(history: RunHistory) -> RunSummary:
         last_train={name: value for name, value in train[-1].items() if name != "position"} if train else None,
         audio_seconds_per_second=_median(train, "audio_seconds_per_second"),
         data_wait_share=_median(train, "data_wait_share"),
+        seconds=_median_parts([record["seconds"] for record in train if "seconds" in record]),
+        mfu=_median(train, "mfu"),
+        memory_peak_bytes=max(
+            (record["memory_peak_bytes"] for record in train if "memory_peak_bytes" in record), default=None
+        ),
+        hours_heard=train[-1].get("hours_heard") if train else None,
+        eta_seconds=train[-1].get("eta_seconds") if train else None,
         skipped_steps=max(
             (record.get("skipped_steps", 0) for record in train), default=len(history.of_kind("skipped"))
         ),
@@ -250,8 +264,13 @@ def curves(history: RunHistory) -> dict[str, dict[str, Curve]]:
         "gradient norm": "gradient_norm",
         "audio seconds a second": "audio_seconds_per_second",
         "share of time waiting for data": "data_wait_share",
+        "used share of the devices (MFU)": "mfu",
+        "memory at most": "memory_peak_bytes",
     }.items():
         plots[plot] = {"train": history.curve("train", _field(field))}
+    plots["seconds of a step"] = {
+        part: history.curve("train", _part("seconds", part)) for part in _names(history, "train", "seconds")
+    }
     plots["probe"] = {
         name: history.curve("probe", _part("scores", name)) for name in _names(history, "probe", "scores")
     }
@@ -320,6 +339,10 @@ def _validation(record: Mapping[str, Any]) -> Validation:
         explained=record.get("explained", {}),
         sets={name: {"loss": part["loss"], **part["losses"]} for name, part in record.get("sets", {}).items()},
     )
+
+
+def _median_parts(records: list[Mapping[str, float]]) -> dict[str, float]:
+    return {part: median(record[part] for record in records) for part in records[-1]} if records else {}
 
 
 def _median(records: list[dict[str, Any]], field: str) -> float | None:

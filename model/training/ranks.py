@@ -42,6 +42,13 @@ def gather_from_ranks(value: Any) -> list[Any]:
     return values
 
 
+def of_this_rank(value: float) -> Tensor:
+    """[ranks] float64 with this rank's value at its place, so that a sum over ranks has all of them."""
+    values = torch.zeros(world_size(), dtype=torch.float64)
+    values[rank()] = value
+    return values
+
+
 def sum_across_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor]:
     """Sum every named value (same names and shapes on all ranks) in one exchange; float64 tensors on the CPU.
 

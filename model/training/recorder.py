@@ -1,8 +1,7 @@
 """The records of a run and who gets them: metrics.jsonl and TensorBoard on rank 0, and the caller's `report`."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from mert_foundry.model.objective.trivial import TrivialScores, explained_shares
 from mert_foundry.model.runs.checkpoint import CheckpointState
 from mert_foundry.model.runs.kept import BEST_BY_VALIDATION, forget_best_after, keep_best_by_validation
 from mert_foundry.model.runs.metrics_log import MetricsLog
-from mert_foundry.model.training.ranks import rank, world_size
+from mert_foundry.model.training.pace import Pace
+from mert_foundry.model.training.ranks import rank
 from mert_foundry.model.training.train_step import StepResult
 
 
@@ -24,7 +24,7 @@ class Recorder:
         self,
         run_folder: Path,
         step: int,
-        sample_rate: int,
+        pace: Pace,
         report: Callable[[dict[str, Any]], None],
         trivial: TrivialScores | None = None,
     ):
@@ -32,10 +32,9 @@ class Recorder:
         if rank() == 0:
             forget_best_after(run_folder / BEST_BY_VALIDATION, step)
         self._run_folder = run_folder
-        self._sample_rate = sample_rate
         self._report = report
         self._trivial = trivial
-        self._throughput = Throughput()
+        self._pace = pace
 
     def __enter__(self) -> "Recorder":
         return self
@@ -53,8 +52,7 @@ class Recorder:
 
     def step(self, state: CheckpointState, result: StepResult, rate: float, logged: bool) -> None:
         """Count a step, and record it when `logged` or when it was skipped, and its diagnostics if it has some."""
-        wait_seconds = float(result.totals["wait"]) / world_size()
-        self._throughput.add(float(result.totals["samples"]) / self._sample_rate, wait_seconds)
+        self._pace.add(result.totals)
         if not result.finite:
             loss = result.summary["loss"]
             self._write({"kind": "skipped", "step": state.step, "loss": loss, "gradient_norm": result.gradient_norm})
@@ -67,7 +65,7 @@ class Recorder:
                     **self._explained("train", result.summary),
                     "learning_rate": rate,
                     "gradient_norm": result.gradient_norm,
-                    **self._throughput.read(),
+                    **self._pace.read(state.samples, result.totals["memory"]),
                     "skipped_steps": state.skipped_steps,
                     "position": state.position,
                 }
@@ -106,7 +104,7 @@ class Recorder:
 
     def paused(self) -> AbstractContextManager[None]:
         """Time spent inside belongs to no training step."""
-        return self._throughput.paused()
+        return self._pace.paused()
 
     def _explained(self, kind: str, summary: dict[str, Any]) -> dict[str, dict[str, float]]:
         """`explained`: by loss term; nothing where no trivial loss is known."""
@@ -120,41 +118,3 @@ class Recorder:
             if self._log.fault is not None and before is None:
                 self._report({"kind": "metrics_not_written", "step": record["step"], "error": self._log.fault})
         self._report(record)
-
-
-class Throughput:
-    """Audio seconds per second, and the share of time spent waiting for data, between two readings.
-
-    `clock` returns seconds; tests give their own.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
-        self._restart()
-
-    def add(self, audio_seconds: float, wait_seconds: float) -> None:
-        """Count one step: audio of all ranks, and the mean wait of a rank."""
-        self._audio_seconds += audio_seconds
-        self._wait_seconds += wait_seconds
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out time spent on something else than training steps."""
-        begin = self._clock()
-        yield
-        self._begin += self._clock() - begin
-
-    def read(self) -> dict[str, float]:
-        """Rates since the last reading, which start again."""
-        elapsed = max(self._clock() - self._begin, 1e-9)
-        rates = {
-            "audio_seconds_per_second": self._audio_seconds / elapsed,
-            "data_wait_share": min(self._wait_seconds / elapsed, 1.0),
-        }
-        self._restart()
-        return rates
-
-    def _restart(self) -> None:
-        self._begin = self._clock()
-        self._audio_seconds = 0.0
-        self._wait_seconds = 0.0

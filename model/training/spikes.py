@@ -33,6 +33,11 @@ class SpikeWatch:
         """The values of the last steps, for a checkpoint."""
         return {name: list(values) for name, values in self._last.items()}
 
+    def beyond(self, loss: float, gradient_norm: float) -> dict[str, dict[str, float]]:
+        """Median and limit of what is a spike of these values after the last steps; empty where none is."""
+        values = {"loss": loss, "gradient_norm": gradient_norm}
+        return {name: limits for name, value in values.items() if (limits := self._exceeded(name, value))}
+
     def look(self, result: StepResult, keys: Sequence[str]) -> dict[str, Any] | None:
         """What to record of a step that is a spike, with the example keys of each rank; None for another. All ranks call it together.
 
@@ -41,7 +46,7 @@ class SpikeWatch:
         if self._band is None or not result.finite:
             return None
         found = {"loss": result.summary["loss"], "gradient_norm": result.gradient_norm}
-        beyond = {name: limits for name, value in found.items() if (limits := self._exceeded(name, value))}
+        beyond = self.beyond(**found)
         for name, value in found.items():
             if isfinite(value):
                 self._last[name].append(value)
@@ -53,8 +58,7 @@ class SpikeWatch:
 
     def _exceeded(self, name: str, value: float) -> dict[str, float] | None:
         last = self._last[name]
-        assert self._band is not None
-        if len(last) < WINDOW:
+        if self._band is None or len(last) < WINDOW:
             return None
         middle = median(last)
         spread = max(OF_NORMAL * median(abs(each - middle) for each in last), LEAST_SPREAD * abs(middle))

@@ -9,7 +9,7 @@ global batch is split. All randomness is seeded at the start of the step, so the
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from mert_foundry.model.objective.target_alignment import align_valid
 from mert_foundry.model.training.device_batch import check_batch, copy_to, micro_batches, to_device
 from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
-from mert_foundry.model.training.ranks import rank, sum_across_ranks, world_size
+from mert_foundry.model.training.ranks import of_this_rank, rank, sum_across_ranks, world_size
 from mert_foundry.model.training.sharding import full_tensor, holds_own_shard, is_sharded, unsharded
+from mert_foundry.model.training.step_clock import OF_THE_RANK, StepClock
 from mert_foundry.model.transformer.masking import Masking
 
 CPU = torch.device("cpu")
@@ -65,8 +66,8 @@ class Gradients:
 class StepResult:
     """What all ranks know after a step.
 
-    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether the
-    optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
+    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether both are, on
+    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
     share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
     """
 
@@ -76,6 +77,11 @@ class StepResult:
     totals: dict[str, Tensor]
     share: Tensor
     diagnostics: dict[str, Any] | None
+    moved: bool = True
+
+
+def _never(loss: float, norm: float) -> bool:
+    return False
 
 
 class TrainStep:
@@ -101,6 +107,7 @@ class TrainStep:
         self.bfloat16 = bfloat16
         self.seed = seed
         self.device = device
+        self.clock = StepClock(device)
         self._parallel = _wrap(model, device)
 
     def train(
@@ -108,7 +115,7 @@ class TrainStep:
         batch: Mapping[str, Any],
         step: int,
         rate: float,
-        extras: Mapping[str, float],
+        extras: Mapping[str, float | Tensor],
         diagnosed: bool = False,
     ) -> StepResult:
         """The three parts of a step in one; arguments as theirs."""
@@ -119,14 +126,17 @@ class TrainStep:
 
         Raises ValueError for a batch that does not fit the model.
         """
-        masking, valid = self._draw_masking(batch, step)
+        with self.clock.host("prepare"):
+            masking, valid = self._draw_masking(batch, step)
         present = {name: batch[name] for name in batch if name.startswith(PRESENT)}
-        counts = sum_across_ranks(self.model.count_frames(present, masking.predicted, valid), CPU)
-        inputs = to_device(batch, self.model.head_specs, self.device)
-        if self.mixture is not None:
-            inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
-        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
-        return PreparedBatch(step, inputs, masking.each(self._to_device), counts)
+        with self.clock.host("exchange"):
+            counts = sum_across_ranks(self.model.count_frames(present, masking.predicted, valid), CPU)
+        with self.clock.host("prepare"):
+            inputs = to_device(batch, self.model.head_specs, self.device)
+            if self.mixture is not None:
+                inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
+            inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
+            return PreparedBatch(step, inputs, masking.each(self._to_device), counts)
 
     def begin(self, batch: PreparedBatch, diagnosed: bool = False) -> Gradients:
         """Start the forward and backward pass. All ranks call it together.
@@ -139,30 +149,39 @@ class TrainStep:
         # All ranks have the same gradients, so rank 0 reports them; each rank of a sharded model has a shard, so all take part.
         diagnosed = diagnosed and holds_own_shard(self.model)
         diagnostics = {"gradient_norms": gradient_norms(self.model)} if diagnosed else None
-        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        with self.clock.device("optimizer"):
+            norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
         return Gradients(batch, sums, norm, diagnostics)
 
-    def finish(self, gradients: Gradients, rate: float, extras: Mapping[str, float]) -> StepResult:
+    def finish(
+        self,
+        gradients: Gradients,
+        rate: float,
+        extras: Mapping[str, float | Tensor],
+        leave_out: Callable[[float, float], bool] = _never,
+    ) -> StepResult:
         """Wait for the gradients and move the optimiser at learning rate `rate`. All ranks call it together.
 
         `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any rank
-        moves no rank's optimiser.
+        moves no rank's optimiser, nor does one that `leave_out` says True of, from loss and gradient norm, which all ranks have alike.
         """
         batch, sums, norm = gradients.batch, gradients.sums, gradients.norm
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
         loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        samples = float(batch.inputs["audio"].numel())
-        totals = sum_across_ranks(
-            {**extras, **sums, "broken": broken, "samples": samples, "norm": norm / world_size()}, self.device
-        )
+        rows, samples = batch.inputs["audio"].shape
+        sizes = {"rows": float(rows), "samples": float(rows * samples)}
+        own = {**extras, **sums, **sizes, "broken": broken, "norm": norm / world_size(), **self._times()}
+        with self.clock.device("exchange"):
+            totals = sum_across_ranks(own, self.device)
         finite = float(totals["broken"]) == 0.0
-        if finite:
+        summary, norm_of_all = self.model.summarise(totals), float(totals["norm"])
+        moved = finite and not leave_out(summary["loss"], norm_of_all)
+        if moved:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
         diagnostics = self._diagnose(gradients) if gradients.diagnosed is not None else None
-        summary = self.model.summarise(totals)
-        return StepResult(summary, float(totals["norm"]), finite, totals, loss.detach(), diagnostics)
+        return StepResult(summary, norm_of_all, finite, totals, loss.detach(), diagnostics, moved)
 
     def _diagnose(self, gradients: Gradients) -> dict[str, Any] | None:
         """Diagnostics of the gradient and of the weights after it moved them, on rank 0."""
@@ -178,8 +197,9 @@ class TrainStep:
         """The optimiser's step at a learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_multiplier"]
-        self.optimizer.step()
-        self.model.limit_temperatures()
+        with self.clock.device("optimizer"):
+            self.optimizer.step()
+            self.model.limit_temperatures()
 
     def evaluate(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """This rank's sums over one validation batch (PretrainModel.forward), to be added up by name.
@@ -222,11 +242,14 @@ class TrainStep:
         parts = zip(micro_batches(batch.inputs, self.accumulation), batch.masking.split(self.accumulation))
         for i, (part, masks) in enumerate(parts):
             with self._synchronised(last=i == self.accumulation - 1):
-                with self._autocast():
+                with self.clock.device("forward"), self._autocast():
                     sums = self._parallel(part, masks, codebooks)
+                if i == self.accumulation - 1:
+                    self._count_wait_for_gradients()
                 loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
                 # DDP takes the mean over ranks, where the sum is the gradient of the global loss.
-                (loss * world_size()).backward()
+                with self.clock.device("backward"):
+                    (loss * world_size()).backward()
             total = add_by_name(total, sums)
         return total
 
@@ -240,6 +263,23 @@ class TrainStep:
             return contextlib.nullcontext()
         return self._parallel.no_sync()
 
+    def _times(self) -> dict[str, float | Tensor]:
+        """Seconds of each part since the last step (step_clock.py); `busy`: of this rank's own parts, by rank."""
+        seconds = self.clock.take()
+        busy = of_this_rank(sum(seconds[part] for part in OF_THE_RANK))
+        return {f"seconds/{part}": value for part, value in seconds.items()} | {"busy": busy}
+
+    def _count_wait_for_gradients(self) -> None:
+        """Seconds in which this rank had its own gradients of the step before and waited for those of others belong to the exchange.
+
+        DDP gives what it measured of a backward pass from the next forward pass on.
+        """
+        if isinstance(self._parallel, DistributedDataParallel):
+            computed = self._parallel._get_ddp_logging_data().get("backward_compute_time", 0) / 1e9
+            if computed > 0.0:
+                waited = self.clock.newest("backward") - computed
+                self.clock.move("backward", "exchange", max(waited, 0.0))
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
@@ -248,7 +288,9 @@ def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:
     if world_size() == 1 or is_sharded(model):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    parallel = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    parallel._set_ddp_runtime_logging_sample_rate(1)  # every step is measured
+    return parallel
 
 
 def add_by_name(total: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> dict[str, Tensor]:

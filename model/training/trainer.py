@@ -11,7 +11,6 @@ metrics.jsonl does not hold it.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,19 @@ from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
 from mert_foundry.model.runs.kept import check_begins_anew
 from mert_foundry.model.runs.publish import remove_leftovers
 from mert_foundry.model.training.compilation import compile_parts
+from mert_foundry.model.training.device_peaks import known_peak
+from mert_foundry.model.training.memory_peak import memory_peak
 from mert_foundry.model.training.optimizer import learning_rate, restore_moments
+from mert_foundry.model.training.pace import Pace
 from mert_foundry.model.training.precision import resolve_precision, set_precision
-from mert_foundry.model.training.ranks import agree_on_rank_zero, rank, sum_across_ranks, wait_for_all, world_size
+from mert_foundry.model.training.ranks import (
+    agree_on_rank_zero,
+    of_this_rank,
+    rank,
+    sum_across_ranks,
+    wait_for_all,
+    world_size,
+)
 from mert_foundry.model.training.recorder import Recorder
 from mert_foundry.model.training.saving import Saving
 from mert_foundry.model.training.sharding import holds_own_shard, resolve_replicas, shard, shard_like, unsharded
@@ -118,10 +127,11 @@ def train(
     checkpoints = Path(run_folder) / CHECKPOINTS
     state, checkpoint = _resume(trainee, checkpoints, seed, report)
     average = _average(trainee.model, config.ema, checkpoint)
+    pace = Pace(trainee.model, data.sample_rate, state.step, config.schedule.total_steps, _peak(config, device))
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
     with (
-        Recorder(Path(run_folder), known_until, data.sample_rate, report, trivial) as recorder,
+        Recorder(Path(run_folder), known_until, pace, report, trivial) as recorder,
         CheckpointWriter(checkpoints, run_config, config.keep_checkpoints, config.keep_every) as writer,
         StepDeadline(config.step_deadline) as deadline,
     ):
@@ -133,12 +143,11 @@ def train(
 
 @dataclass(frozen=True)
 class _NextBatch:
-    """A batch ready for its step, the keys of its examples, the stream's position after it, and the seconds that the host waited."""
+    """A batch ready for its step, the keys of its examples, and the stream's position after it."""
 
     prepared: PreparedBatch
     keys: Sequence[str]
     position: Position
-    wait: float
 
 
 @dataclass
@@ -174,10 +183,12 @@ class _Run:
             self.saving.poll()
             done = state.step == total_steps
             if stopping or self._checkpoint_is_due(state.step):
-                self.saving.finish()
+                with self.trainee.clock.host("save"):
+                    self.saving.finish()
                 # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
                 stopping = stopping or done or self._any_rank(stop())
-                self.saving.start(state, self.trainee, self.average)
+                with self.trainee.clock.host("save"):
+                    self.saving.start(state, self.trainee, self.average)
             if stopping and not done:
                 return self._result("stopped", state)
             self._validate_if_due(state.step)
@@ -188,14 +199,13 @@ class _Run:
 
     def _next_batch(self, batches: Iterator[tuple[Batch, Position]], step: int) -> _NextBatch:
         """The batch of the step after `step`."""
-        begin = time.perf_counter()
         try:
-            batch, position = next(batches)
+            with self.trainee.clock.host("wait"):
+                batch, position = next(batches)
         except StopIteration:
             total_steps = self.config.schedule.total_steps
             raise ValueError(f"the stream ended after step {step}, before total_steps {total_steps}") from None
-        wait = time.perf_counter() - begin
-        return _NextBatch(self.trainee.prepare(batch, step + 1), batch["key"], position, wait)
+        return _NextBatch(self.trainee.prepare(batch, step + 1), batch["key"], position)
 
     def _step(
         self,
@@ -214,18 +224,23 @@ class _Run:
         diagnosed = config.diagnostics_every is not None and step % config.diagnostics_every == 0
         gradients = self.trainee.begin(batch.prepared, diagnosed)
         following = None if self._checkpoint_is_due(step) else self._next_batch(batches, step)
-        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), "wait": batch.wait})
+        logged = step == config.schedule.total_steps or step % config.log_every == 0
+        extras = {"memory": of_this_rank(memory_peak(self.trainee.device))} if logged else {}
+        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), **extras}, self._leaves_out)
         state = _advance(state, batch.position, result)
-        if self.average is not None and result.finite:
+        if self.average is not None and result.moved:
             self.average.update(step)
         spike = self.spikes.look(result, batch.keys)
         state = dataclasses.replace(state, spikes=self.spikes.state())
         if spike is not None:
-            self.recorder.spike(step, spike)
-        logged = step == config.schedule.total_steps or step % config.log_every == 0
+            self.recorder.spike(step, spike | {"skipped": not result.moved})
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
         return state, following, bool(result.totals["stop"])
+
+    def _leaves_out(self, loss: float, norm: float) -> bool:
+        """Whether the optimiser is not to move by a finite step."""
+        return self.config.on_spike == "skip" and bool(self.spikes.beyond(loss, norm))
 
     def _validate_if_due(self, step: int) -> None:
         is_last = step == self.config.schedule.total_steps
@@ -298,7 +313,7 @@ def _resume(
     """Load the newest whole checkpoint, the same on all ranks; or the state of a run not yet begun."""
     step = _agree_on_step(checkpoints, trainee.device, report)
     if step < 0:
-        return CheckpointState(step=0, position=None, seed=seed, world_size=world_size()), None
+        return CheckpointState(step=0, position=None, seed=seed, world_size=world_size(), samples=0), None
     path = checkpoints / f"step_{step}"
     state = load_state(path)
     if state.seed != seed:
@@ -311,6 +326,13 @@ def _resume(
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
     return dataclasses.replace(state, world_size=world_size()), path
+
+
+def _peak(config: TrainerConfig, device: torch.device) -> float | None:
+    """Operations per second of one device at most, as stated or as known of its kind."""
+    if config.peak_operations is not None:
+        return config.peak_operations
+    return known_peak(device, resolve_precision(config.precision, device) == "bf16")
 
 
 def _average(model: PretrainModel, decay: float | None, checkpoint: Path | None) -> WeightAverage | None:
@@ -348,15 +370,16 @@ def _advance(state: CheckpointState, position: Position, result: StepResult) -> 
         state,
         step=state.step + 1,
         position=position,
-        skipped_steps=state.skipped_steps + (not result.finite),
-        consecutive_skips=0 if result.finite else state.consecutive_skips + 1,
+        skipped_steps=state.skipped_steps + (not result.moved),
+        consecutive_skips=0 if result.moved else state.consecutive_skips + 1,
+        samples=None if state.samples is None else state.samples + int(result.totals["samples"]),
     )
 
 
 def _stop_if_broken(state: CheckpointState, limit: int) -> None:
     if state.consecutive_skips >= limit:
         raise FloatingPointError(
-            f"step {state.step}: loss or gradient was not finite for {state.consecutive_skips} steps in a row, "
+            f"step {state.step}: loss or gradient was not finite, or a spike that on_spike skips, for {state.consecutive_skips} steps in a row, "
             f"max_consecutive_skips is {limit}"
         )
 

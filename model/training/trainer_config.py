@@ -41,6 +41,13 @@ class TrainerConfig(BaseModel):
     replicas: int | None = Field(
         None, ge=1, description="with hsdp: groups of ranks that hold the whole model each; null: every node is one"
     )
+    peak_operations: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="operations per second that one device can do at most, of which the log tells the used share (MFU); null: as known of"
+        " some GPUs in bf16 (model/training/device_peaks.py)",
+    )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
     diagnostics_every: int | None = Field(200, ge=1, description="steps between diagnostics; null for none")
@@ -75,12 +82,24 @@ class TrainerConfig(BaseModel):
         description="robust standard deviations above the median of the last 200 steps beyond which a loss or gradient norm is a spike: the"
         " step is recorded with its examples; null: none is",
     )
-    max_consecutive_skips: int = Field(20, ge=1, description="non-finite steps in a row that end training")
+    on_spike: Literal["record", "skip"] = Field(
+        "record",
+        description="record: a step that is a spike is taken and recorded; skip: the optimiser does not move by it either",
+    )
+    max_consecutive_skips: int = Field(
+        20, ge=1, description="steps in a row that are not finite, or are left out as spikes, that end training"
+    )
 
     @model_validator(mode="after")
     def _replicas_fit(self) -> "TrainerConfig":
         if self.replicas is not None and self.parallel != "hsdp":
             raise ValueError(f"replicas is {self.replicas}, but parallel is {self.parallel}: only hsdp has replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_spikes(self) -> "TrainerConfig":
+        if self.on_spike == "skip" and self.spike_band is None:
+            raise ValueError("on_spike is skip, but spike_band is null: nothing would be a spike")
         return self
 
     @model_validator(mode="after")

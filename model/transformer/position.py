@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from mert_foundry.model.autocast import without_autocast
+
 CPU_KERNELS = 2  # kernels that the transform of a piece is long, on a CPU
 ROTARY_BASE = 10_000.0  # the slowest pair of features turns once in 2 pi x this many frames, nearly
 
@@ -48,7 +50,7 @@ def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
         length = min(length, 1 << (CPU_KERNELS * kernel - 1).bit_length())
     step = length - kernel + 1
     pieces = -(-frames // step)
-    with torch.autocast(signal.device.type, enabled=False):
+    with without_autocast(signal.device):
         padded = nn.functional.pad(signal.float(), (kernel // 2, pieces * step + kernel - 1 - kernel // 2 - frames))
         spectrum = torch.fft.rfft(padded.unfold(2, length, step)).unflatten(1, (-1, channels))
         kernels = torch.fft.rfft(weight.float(), n=length).conj().unflatten(0, (width // channels, -1))

@@ -1,0 +1,119 @@
+"""How fast a run goes: its audio, where the time of a step goes, the used share of the devices, who is slow, and when it will end."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mert_foundry.model.objective.operations import StepOperations, count_operations
+from mert_foundry.model.objective.pretrain_model import PretrainModel
+from mert_foundry.model.training.ranks import world_size
+from mert_foundry.model.training.step_clock import PARTS
+
+BEHIND = 0.1  # of a step: a rank that the others wait so long for is named
+
+
+class Pace:
+    """What the steps between two readings were like.
+
+    Args:
+        model: whose operations are counted. sample_rate: of the audio, Hz.
+        step: from which the run goes on. total_steps: where it ends.
+        peak: operations per second that one device can do at most; None where it is not known.
+        clock: gives seconds; tests have their own.
+    """
+
+    def __init__(
+        self,
+        model: PretrainModel,
+        sample_rate: int,
+        step: int,
+        total_steps: int,
+        peak: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._operations_of_rows = functools.cache(functools.partial(count_operations, model))
+        self._every_frame = bool(model.objective.unmasked_weight)
+        self._sample_rate = sample_rate
+        self._step = step
+        self._total_steps = total_steps
+        self._peak = peak
+        self._clock = clock
+        self._busy: Tensor = torch.zeros(world_size(), dtype=torch.float64)  # seconds by rank
+        self._first: tuple[int, float] | None = None  # step, and time at its end: it compiles and fills caches
+        self._restart()
+
+    def add(self, totals: Mapping[str, Tensor]) -> None:
+        """Count one step by its sums over ranks (TrainStep.finish)."""
+        self._step += 1
+        self._steps += 1
+        self._samples += float(totals["samples"])
+        for part in PARTS:
+            self._seconds[part] += float(totals[f"seconds/{part}"]) / world_size()
+        self._busy = self._busy + totals["busy"]
+        rows = float(totals["rows"])
+        count: StepOperations = self._operations_of_rows(round(float(totals["samples"]) / rows))
+        predicted = totals["valid_frames" if self._every_frame else "masked_frames"]
+        self._operations += count(rows, float(predicted))
+        self._first = self._first or (self._step, self._clock())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out time spent on something else than training steps."""
+        begin = self._clock()
+        yield
+        self._begin += self._clock() - begin
+
+    def read(self, heard: int | None, memory: Tensor) -> dict[str, Any]:
+        """What a record says of the steps since the last reading, which start again.
+
+        heard: samples so far, of all ranks; None where they were not counted. memory: bytes at most, by rank.
+
+        seconds: of a step, and of its parts (step_clock.py), means over ranks. mfu: operations (model/objective/operations.py) over what all
+        devices can do at most. slowest: the rank that the others wait for, and how long, as a share of a step; from 10 % on. eta_seconds:
+        until the last step, at the pace since the second step of this start, with validations and checkpoints.
+        """
+        elapsed = max(self._clock() - self._begin, 1e-9)
+        found: dict[str, Any] = {
+            "audio_seconds_per_second": self._samples / self._sample_rate / elapsed,
+            "data_wait_share": min(self._seconds["wait"] / elapsed, 1.0),
+            "seconds": {name: value / self._steps for name, value in {"step": elapsed, **self._seconds}.items()},
+            "operations_per_second": self._operations / elapsed,
+            "memory_peak_bytes": float(memory.max()),
+        }
+        if self._peak is not None:
+            found["mfu"] = self._operations / elapsed / (self._peak * world_size())
+        if heard is not None:
+            found["hours_heard"] = heard / self._sample_rate / 3600
+        if (slowest := self._slowest(elapsed)) is not None:
+            found["slowest"] = slowest
+        if (left := self._seconds_left()) is not None:
+            found["eta_seconds"] = left
+        self._restart()
+        return found
+
+    def _slowest(self, elapsed: float) -> dict[str, float] | None:
+        """A rank with much more to do than the middle one, of two than the other, delays all."""
+        busy = self._busy.tolist()
+        behind = (max(busy) - median_low(busy)) / elapsed
+        return {"rank": busy.index(max(busy)), "behind": behind} if behind >= BEHIND else None
+
+    def _seconds_left(self) -> float | None:
+        assert self._first is not None, "a step was counted"
+        step, then = self._first
+        if self._step == step:
+            return None
+        return (self._total_steps - self._step) * (self._clock() - then) / (self._step - step)
+
+    def _restart(self) -> None:
+        self._begin = self._clock()
+        self._steps = 0
+        self._samples = 0.0
+        self._operations = 0.0
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._busy = torch.zeros_like(self._busy)
