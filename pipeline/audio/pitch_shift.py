@@ -22,7 +22,7 @@ from mert_foundry.pipeline.frames import nearest_rate, resampled_length
 # Of the resampling filters of one rate and shift: 8 MB. The rate with so few is within 2 cents of the one meant, for files of
 # 16 kHz and more.
 MOST_TAPS = 1 << 18
-# `atempo` is given blocks of one size, however the file was decoded: its first samples depend on the first blocks.
+# `atempo` is given blocks of one size, however the file was decoded: after small first blocks its first samples are others.
 BLOCK_SAMPLES = 1 << 16
 WINDOWS_AFTER = 4  # of silence after the end, by which `atempo` gives all that comes before
 
