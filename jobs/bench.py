@@ -2,6 +2,7 @@
 
     mert bench label [--json] [--minutes 30] [--codec foundry-small] FILES_OR_FOLDERS...
     mert bench step  [--json] [--layout 95m]
+    mert bench step  CONFIG --dry [--json] [--gpus 8]
     mert bench loader [--json] [--peers]
     mert bench gpu    [--json] OUT_FOLDER
 
@@ -13,10 +14,11 @@ import importlib
 import sys
 
 from mert_foundry.jobs.command.config import UsageError
-from mert_foundry.jobs.command.line import run
+from mert_foundry.jobs.command.line import find_part, run
 
 PARTS = {
     "label": "mert_foundry.jobs.benchmarks.label_benchmark",
+    "step --dry": "mert_foundry.jobs.planning.dry_step",
     "step": "mert_foundry.jobs.benchmarks.step_benchmark",
     "loader": "mert_foundry.jobs.benchmarks.loader_benchmark",
     "gpu": "mert_foundry.jobs.benchmarks.gpu_benchmark",
@@ -24,10 +26,11 @@ PARTS = {
 
 
 def main(arguments: list[str]) -> int:
-    name = arguments[0] if arguments else None
-    if name not in PARTS:
+    part = find_part(PARTS, arguments)
+    if part is None:
+        name = arguments[0] if arguments else None
         raise UsageError(f"mert bench: {name!r} is none of {', '.join(PARTS)}")
-    return importlib.import_module(PARTS[name]).main(arguments[1:])
+    return importlib.import_module(part).main(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "small_corpus": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_95m": (PretrainConfig, ["shards=shards", "out=run"]),
     "mert_330m": (PretrainConfig, ["shards=shards", "out=run"]),
+    "mert_95m_1gpu": (PretrainConfig, ["shards=shards", "out=run"]),
+    "mert_95m_8gpu": (PretrainConfig, ["shards=shards", "out=run"]),
+    "mert_330m_8gpu": (PretrainConfig, ["shards=shards", "out=run"]),
+    "mert_1b_64gpu": (PretrainConfig, ["shards=shards", "out=run"]),
+    "long_context_30s": (PretrainConfig, ["shards=shards", "out=run"]),
 }
 
 # arXiv 2306.00107, tables of models and hyperparameters, and the released fairseq configs (REFERENCE):

@@ -60,7 +60,7 @@ ARROWS = {
     "jobs/cluster": "jobs/command model/training",
     "jobs/pretraining": "jobs/cluster jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
     " pipeline/storage pipeline/stream",
-    "jobs/planning": "jobs/benchmarks jobs/pretraining model/encoder model/objective pipeline/audio pipeline/frames pipeline/labelling"
+    "jobs/planning": "jobs/benchmarks jobs/command jobs/pretraining model/encoder model/objective pipeline/audio pipeline/frames pipeline/labelling"
     " pipeline/manifest pipeline/shards pipeline/teachers pipeline/text",
     "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs model/training pipeline/audio pipeline/features"
     " pipeline/frames pipeline/manifest pipeline/storage",

@@ -1,15 +1,17 @@
 """Spikes are recorded with their examples and rank, also across a resume."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
 from pretrain_run import read_metrics
 from tiny_model import run_ranks, slice_rows, synthetic_batch, tiny_model
 
-from mert_foundry.model.runs.checkpoint import load_average, load_state, load_weights
+from mert_foundry.model.runs.checkpoint import CheckpointState, load_average, load_state, load_weights, save_checkpoint
+from mert_foundry.model.runs.rewinds import find_target, forget_rewinds_after, position_after, rewind
 from mert_foundry.model.training import spikes
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.ranks import rank, world_size
@@ -41,13 +43,18 @@ def test_a_value_beyond_the_band_of_median_and_mad_is_a_spike():
 
 
 def train_with_a_spike(
-    process_rank: int, folder: Path, total_steps: int, band: float | None, on_spike: str = "record"
+    process_rank: int,
+    folder: Path,
+    total_steps: int,
+    band: float | None,
+    on_spike: str = "record",
+    jumps: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
     """The values of one rank's rows are large at one step."""
     spikes.WINDOW = 10
 
     def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
-        number = 0 if position is None else position["offset"]
+        number = 0 if position is None else jumps.get(position["offset"], position["offset"])
         while True:
             number += 1
             batch = slice_rows(synthetic_batch(number), slice(2 * rank(), 2 * rank() + 2))
@@ -59,7 +66,8 @@ def train_with_a_spike(
         schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=1, total_steps=total_steps),
         mixture=None,
         log_every=1,
-        checkpoint_every=100 if on_spike == "record" else 1,
+        checkpoint_every={"record": 100, "skip": 1, "rewind": 4}[on_spike],
+        rewind_steps=3,
         keep_checkpoints=100,
         spike_band=band,
         on_spike=on_spike,
@@ -104,6 +112,49 @@ def test_a_step_that_is_left_out_moves_no_weight_on_any_rank_also_after_a_resume
     assert load_state(again / "checkpoints" / last.name) == states[-1]
 
 
+def train_past_a_gap(process_rank: int, folder: Path, total_steps: int, first: int, behind: int) -> None:
+    """Goes on from a checkpoint at `first` with the batch after `behind`."""
+    train_with_a_spike(process_rank, folder, total_steps, 10.0, "record", {first: behind})
+
+
+@pytest.mark.process
+def test_a_run_goes_back_and_passes_over_the_batches_also_after_a_kill(tmp_path: Path):
+    """The spike is at step 14, checkpoints every four, at least three steps before: from that of step 8 on come the batches after 14."""
+    run, back, total_steps = tmp_path / "run", 8, 18
+    run_ranks(train_with_a_spike, 2, run, total_steps, 10.0, "rewind")
+    (found,) = read_metrics(run, "rewind")
+    assert (found["step"], found["spike_step"], found["rank"]) == (back, SPIKE, 1) and "loss" in found["beyond"]
+    assert [record["step"] for record in read_metrics(run, "train")] == list(range(1, total_steps + 1))
+    assert read_metrics(run, "spike") == []
+    checkpoints = run / "checkpoints"
+    positions = {step: load_state(checkpoints / f"step_{step}").position["offset"] for step in (8, 12, 16, 18)}
+    assert positions == {8: 8, 12: SPIKE + 4, 16: SPIKE + 8, 18: SPIKE + 10}
+
+    by_hand, killed = tmp_path / "by_hand", tmp_path / "killed"
+    for folder in (by_hand, killed):
+        shutil.copytree(checkpoints / f"step_{back}", folder / "checkpoints" / f"step_{back}")
+    shutil.copy(run / "rewinds.json", killed)
+    run_ranks(train_past_a_gap, 2, by_hand, total_steps, back, SPIKE)
+    run_ranks(train_with_a_spike, 2, killed, total_steps, 10.0, "rewind")
+    weights = [load_weights(folder / "checkpoints" / f"step_{total_steps}") for folder in (run, by_hand, killed)]
+    assert all(torch.equal(weight, other[name]) for other in weights[1:] for name, weight in weights[0].items())
+
+
 def test_spikes_cannot_be_left_out_where_none_is_known():
     with pytest.raises(ValueError, match="on_spike is skip, but spike_band is null"):
         TrainerConfig(on_spike="skip", spike_band=None)
+
+
+def test_a_rewind_counts_for_its_checkpoint_until_the_run_goes_on_from_an_earlier_one(tmp_path: Path):
+    assert find_target(tmp_path, 10) == -1 and position_after(tmp_path, 4, "own") == "own"
+    for step in (4, 8):
+        state = CheckpointState(step=step, position=step, seed=0, world_size=1)
+        save_checkpoint(tmp_path / "checkpoints", state, {"weight": torch.zeros(1)}, {}, {})
+    (tmp_path / "checkpoints" / "step_8" / "optimizer.pt").unlink()  # incomplete, so it is no target
+    assert [find_target(tmp_path, step) for step in (3, 7, 10)] == [-1, 4, 4]
+    assert [rewind(tmp_path, 4, spike, position) for spike, position in ((9, 9), (7, 12))] == [1, 2]
+    assert not (tmp_path / "checkpoints" / "step_8").exists()
+    assert rewind(tmp_path, 6, 11, 15) == 1
+    assert [position_after(tmp_path, step, "own") for step in (4, 5, 6)] == [12, "own", 15]
+    forget_rewinds_after(tmp_path, 4)
+    assert [position_after(tmp_path, step, "own") for step in (4, 6)] == [12, "own"]

@@ -4,6 +4,8 @@
     mert bench step --layout 95m --batch 4 --seconds 5 --rounds 3 --json
     mert bench step --layout 330m --device cuda --batch 8,16,32 --only 'ours,ours compiled'
 
+    mert bench step CONFIG --dry [--gpus 8]    what a step of a config takes, without running it
+
 A step is forward, backward, gradient clipping and AdamW, in the same precision, with the same weights, masks, dropout
 and batch for all. Variants take turns, each in a process of its own, so peak memory is a variant's own: on a CPU the
 process's largest resident set, on CUDA the largest allocated. Parameters, gradients and moments alone are 16 bytes a

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -70,9 +70,8 @@ def main() -> int:
         return 2
     try:
         module = importlib.import_module(f"mert_foundry.jobs.{name}")
-        parts = getattr(module, "PARTS", {})
-        if arguments and arguments[0] in parts:
-            module = importlib.import_module(parts[arguments.pop(0)])
+        if part := find_part(getattr(module, "PARTS", {}), arguments):
+            module, arguments = importlib.import_module(part), arguments[1:]
     except ModuleNotFoundError as error:
         print(f"mert {name}: {missing_package(error)}", file=sys.stderr)
         return 1
@@ -85,6 +84,12 @@ def missing_package(error: ModuleNotFoundError) -> str:
     if package == "mert_foundry":
         raise error
     return f"the package {package} is not installed; pip install '.[{EXTRAS.get(package, 'label')}]' adds it"
+
+
+def find_part(parts: Mapping[str, str], arguments: Sequence[str]) -> str | None:
+    """The module that does a part of a command: by its name, the first argument, or by the name and an option among the others."""
+    found = [words for words in parts if words.split()[0] in arguments[:1] and set(words.split()) <= set(arguments)]
+    return parts[max(found, key=len)] if found else None
 
 
 def usage() -> str:

@@ -22,9 +22,12 @@ STEP_BYTES = 4  # AdamW's count of steps, of each parameter
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Counts of a model: parameters, of them the encoder's and those that are trained (and their tensors), bytes of the weights."""
+    """Counts of a model: parameters, of them the encoder's, those of a layer (a mean), and those that are trained (and their tensors);
+    bytes of the weights.
+    """
 
     parameters: int
+    layer_parameters: int
     encoder_parameters: int
     trained: int
     trained_tensors: int
@@ -48,6 +51,8 @@ def measure_model(encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layer_parameters=sum(parameter.numel() for parameter in model.encoder.transformer.layers.parameters())
+        // encoder.transformer.layers,
         encoder_parameters=sum(parameter.numel() for parameter in model.encoder.parameters()),
         trained=sum(parameter.numel() for parameter in trained),
         trained_tensors=len(trained),
@@ -71,6 +76,38 @@ def measure_activations(
     bf16: bool,
 ) -> int:
     """Bytes that the forward pass of `rows` crops of `samples` samples keeps for the backward pass on a GPU.
+
+    A layer that is computed again in the backward pass keeps its input alone; those of one layer at a time are added, since that one is
+    computed again while the others' inputs are there. What layers keep is the difference that one more layer makes.
+    """
+    every = int(encoder.transformer.activation_checkpointing)
+
+    def kept(layers: int) -> int:
+        changes = {"layers": layers, "activation_checkpointing": False}
+        transformer = encoder.transformer.model_copy(update=changes)
+        changed = encoder.model_copy(update={"transformer": transformer})
+        return _measure_kept(changed, heads, objective, mask, rows, samples, bf16)
+
+    if not every:
+        return kept(encoder.transformer.layers)
+    one = kept(1)
+    of_a_layer = kept(2) - one
+    layers = encoder.transformer.layers
+    again = layers // every
+    inputs = 4 * rows * (samples // encoder.frontend.hop) * encoder.transformer.width  # at most fp32
+    return one + (layers - again - 1) * of_a_layer + again * inputs + of_a_layer
+
+
+def _measure_kept(
+    encoder: EncoderConfig,
+    heads: Sequence[HeadSpec],
+    objective: ObjectiveConfig,
+    mask: MaskConfig,
+    rows: int,
+    samples: int,
+    bf16: bool,
+) -> int:
+    """What the forward pass of a model that computes nothing again keeps.
 
     Every storage that autograd saves counts once, but for the fp32 weights; copies of weights in bf16 count. Nothing is
     computed: tensors are fake, with the shapes, types and kernels that CUDA would have. Layer drop is off, as on its largest step.

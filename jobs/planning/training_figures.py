@@ -6,17 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mert_foundry.jobs.benchmarks.step_variant import StepSettings, count_operations
 from mert_foundry.jobs.planning.figures import Basis, Figure, Line, Missing, figure
 from mert_foundry.jobs.planning.gpus import CROP_SECONDS, GPUS, SOURCE, Gpu, MeasuredStep, find_step, is_checkpointed
-from mert_foundry.jobs.planning.model_size import ModelSize, build_on_meta, measure_activations, measure_model
+from mert_foundry.jobs.planning.model_size import (
+    ModelSize,
+    build_on_meta,
+    masked_share,
+    measure_activations,
+    measure_model,
+)
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig, check_sizes, check_splits, heads_of
 from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.operations import count_operations
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE
 from mert_foundry.pipeline.shards.target import TargetSpec
 
 RUN, ORDER, CHECKPOINTS, TIME, MEMORY = "run", "shards against ranks and window", "checkpoints", "time", "memory"
-COUNTED_ROWS = 16  # crops whose masks give the mean of a step's operations
 
 
 @dataclass(frozen=True)
@@ -142,21 +147,25 @@ def checkpoint_figures(run: PlannedRun) -> Iterator[Line]:
 
 
 def operation_figures(run: PlannedRun) -> Iterator[Line]:
-    """Operations of a step, as `mert bench step` counts them."""
-    if run.config.encoder.frontend.kind != "convolution":
-        needs = "only the front-end convolution has a count"
-        yield Missing(section=TIME, name="operations of a step", needs=needs)
-        return
-    model = build_on_meta(run.config.encoder, run.heads, run.config.objective)
-    seconds = run.config.stream.crop_samples / SAMPLE_RATE
-    settings = StepSettings(batch=COUNTED_ROWS, seconds=seconds)
+    """Operations of a step, as the log of a run counts them for the used share of its devices."""
+    config = run.config
+    model = build_on_meta(config.encoder, run.heads, config.objective)
+    samples = config.stream.crop_samples
+    counted = count_operations(model, samples)
+    frames = model.encoder.num_frames(samples)
+    mask = config.trainer.mask.in_frames(config.encoder.frontend.hop, SAMPLE_RATE)
     inputs = {
-        "counted": count_operations(model, settings),
-        "counted_crops": COUNTED_ROWS,
-        "batch_size": run.config.stream.batch_size,
+        "of_row": counted.of_row,
+        "of_predicted_frame": counted.of_predicted_frame,
+        "batch_size": config.stream.batch_size,
+        "frames": frames,
+        "predicted": 1.0 if config.objective.unmasked_weight else masked_share(mask, frames),
     }
-    note = "multiplications and additions of matrix products and convolutions, forward once and backward twice, with MERT's masks"
-    formula = "counted / counted_crops * batch_size / 1e12"
+    note = (
+        "multiplications and additions of matrix products and convolutions, forward and for both gradients, without what checkpointing"
+        " repeats (model/objective/operations.py); predicted: share of the frames"
+    )
+    formula = "batch_size * (of_row + frames * predicted * of_predicted_frame) / 1e12"
     yield figure(TIME, "operations of a step", "T", formula, inputs, "counted", note)
 
 
@@ -217,16 +226,9 @@ def _find(run: PlannedRun, gpu: Gpu) -> MeasuredStep | str:
 
 def memory_figures(run: PlannedRun, gpu: str | None) -> Iterator[Line]:
     """Memory of one GPU at its peak, the end of a forward pass."""
-    if any(is_checkpointed(run.config.encoder)):
-        needs = "with activation_checkpointing it is not counted; set it to false for the memory without"
-        yield Missing(section=MEMORY, name="peak of one GPU", needs=needs)
-        return
     config = run.config
-    if config.trainer.parallel != "ddp":
-        needs = (
-            f"with trainer.parallel {config.trainer.parallel} it is not counted; ddp shows the memory of a whole model"
-        )
-        yield Missing(section=MEMORY, name="peak of one GPU", needs=needs)
+    if why := _not_counted(config):
+        yield Missing(section=MEMORY, name="peak of one GPU", needs=why)
         return
     bf16 = config.trainer.precision in ("auto", "bf16")
     mask = config.trainer.mask.in_frames(config.encoder.frontend.hop, SAMPLE_RATE)
@@ -236,15 +238,37 @@ def memory_figures(run: PlannedRun, gpu: str | None) -> Iterator[Line]:
     yield from _memory_lines(run, activations, bf16, gpu)
 
 
+def _not_counted(config: PretrainConfig) -> str | None:
+    """Why the memory of a run is not known; None when it is."""
+    front_end, layers = is_checkpointed(config.encoder)
+    if front_end:
+        return (
+            "with activation_checkpointing of the front-end it is not counted; set it to false for the memory without"
+        )
+    if layers and config.encoder.transformer.overrides:
+        return "with activation_checkpointing of layers that differ (overrides) it is not counted"
+    if config.trainer.parallel == "hsdp" and config.trainer.replicas is None:
+        return "with trainer.parallel hsdp it depends on trainer.replicas, which are the nodes where it is not set"
+    return None
+
+
 def _memory_lines(run: PlannedRun, activations: int, bf16: bool, gpu: str | None) -> Iterator[Figure]:
     trainer = run.config.trainer
+    divided = trainer.parallel != "ddp"
+    kept_gradients = trainer.accumulation > 1 or (run.gpus > 1 and not divided)
     inputs: dict[str, float] = {
         "weights": run.size.weight_bytes,
         "moments": run.size.moment_bytes,
-        "gradients": 4 * run.size.trained if run.gpus > 1 or trainer.accumulation > 1 else 0,
+        "gradients": 4 * run.size.trained if kept_gradients else 0,
         "average": run.size.weight_bytes if trainer.ema is not None else 0,
         "activations": activations,
     }
+    formula = "weights + moments + gradients + average + activations"
+    if divided and run.gpus > 1:
+        inputs["shards"] = run.gpus / (trainer.replicas or 1)
+        inputs["layer"] = 4 * run.size.layer_parameters
+        inputs["others"] = run.size.weight_bytes - 4 * run.size.layer_parameters * run.config.encoder.transformer.layers
+        formula = "(weights + moments + gradients + average) / shards + others + 2 * layer + activations"
     kept = (
         "what autograd keeps of fake CUDA tensors, in bf16"
         if bf16
@@ -257,7 +281,13 @@ def _memory_lines(run: PlannedRun, activations: int, bf16: bool, gpu: str | None
     )
     if trainer.compile:
         note += "; trainer.compile needs less, by a fifth for 330m"
-    formula = " + ".join(inputs)
+    if "shards" in inputs:
+        note += (
+            "; shards: GPUs that divide a model; each has the weights of two layers whole, and of what is no layer (others). No such run was"
+            " measured"
+        )
+    if trainer_checkpoints := int(run.config.encoder.transformer.activation_checkpointing):
+        note += f"; every layer of {trainer_checkpoints} keeps its input alone, and one is computed again at a time"
     yield figure(MEMORY, "peak of one GPU", "B", formula, inputs, "estimate", note)
     if gpu is not None:
         inputs["gpu_memory"] = GPUS[gpu].memory

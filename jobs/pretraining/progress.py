@@ -87,6 +87,11 @@ class TrainingReport:
                 return f"WARNING: {record['error']}"
             case "spike":
                 return describe_spike(record)
+            case "rewind":
+                return (
+                    f"back from step {record['spike_step']}, a spike, to the checkpoint of step {record['step']};"
+                    " the batches between are passed over"
+                )
             case "diagnostics":
                 return ""  # for TensorBoard
             case kind:

@@ -94,6 +94,10 @@ class Recorder:
         """Record a step that was a spike (spikes.py)."""
         self._write({"kind": "spike", "step": step, **found})
 
+    def rewind(self, step: int, spike_step: int, found: dict[str, Any]) -> None:
+        """Record that the run goes back to a step, from that of a spike. It stands at the earlier step: later records are forgotten."""
+        self._write({"kind": "rewind", "step": step, "spike_step": spike_step, **found})
+
     def fault(self, kind: str, step: int, error: str) -> None:
         """Record something that went wrong and did not end the run."""
         self._write({"kind": kind, "step": step, "error": error})

@@ -35,6 +35,7 @@ from mert_foundry.model.runs.checkpoint import (
 from mert_foundry.model.runs.checkpoint_writer import CheckpointWriter
 from mert_foundry.model.runs.kept import check_begins_anew
 from mert_foundry.model.runs.publish import remove_leftovers
+from mert_foundry.model.runs.rewinds import find_target, forget_rewinds_after, position_after, rewind
 from mert_foundry.model.training.compilation import compile_parts
 from mert_foundry.model.training.device_peaks import known_peak
 from mert_foundry.model.training.memory_peak import memory_peak
@@ -57,6 +58,8 @@ from mert_foundry.model.training.step_deadline import StepDeadline
 from mert_foundry.model.training.train_step import PreparedBatch, StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.model.training.weight_average import WeightAverage
+
+MOST_REWINDS = 3  # to the same checkpoint: what makes spikes is then not in the batches
 
 Batch = dict[str, Any]
 Position = Any
@@ -120,24 +123,42 @@ def train(
         ValueError: the checkpoint does not fit the model or the seed; tf32 without a GPU; a mask span that is no whole number of
             frames; the stream ends early or gives a batch that does not fit.
         OSError: the last checkpoint, or `max_failed_checkpoints` in a row, could not be written.
-        FloatingPointError: too many non-finite steps in a row.
+        FloatingPointError: too many steps in a row that moved no weight, or rewinds to one checkpoint.
     """
     trainee = _trainee(model, config, data.sample_rate, seed, device)
     report = report if rank() == 0 else _ignore
-    checkpoints = Path(run_folder) / CHECKPOINTS
-    state, checkpoint = _resume(trainee, checkpoints, seed, report)
+    result = None
+    while result is None:  # a run that goes back begins there as after a kill
+        result = _go_on(trainee, data, config, Path(run_folder), run_config, stop, report, trivial)
+    return result
+
+
+def _go_on(
+    trainee: TrainStep,
+    data: TrainingData,
+    config: TrainerConfig,
+    run_folder: Path,
+    run_config: dict[str, Any],
+    stop: Callable[[], bool],
+    report: Callable[[dict[str, Any]], None],
+    trivial: TrivialScores | None,
+) -> TrainResult | None:
+    """Train from the newest whole checkpoint; None when the run is to go back to an earlier one."""
+    checkpoints = run_folder / CHECKPOINTS
+    state, checkpoint = _resume(trainee, checkpoints, trainee.seed, report)
     average = _average(trainee.model, config.ema, checkpoint)
-    pace = Pace(trainee.model, data.sample_rate, state.step, config.schedule.total_steps, _peak(config, device))
+    peak = _peak(config, trainee.device)
+    pace = Pace(trainee.model, data.sample_rate, state.step, config.schedule.total_steps, peak)
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
     with (
-        Recorder(Path(run_folder), known_until, pace, report, trivial) as recorder,
+        Recorder(run_folder, known_until, pace, report, trivial) as recorder,
         CheckpointWriter(checkpoints, run_config, config.keep_checkpoints, config.keep_every) as writer,
         StepDeadline(config.step_deadline) as deadline,
     ):
         spikes = SpikeWatch(config.spike_band, state.spikes)
         saving = Saving(writer, recorder, checkpoint, config.max_failed_checkpoints)
-        run = _Run(trainee, data, config, recorder, saving, deadline, spikes, average)
+        run = _Run(trainee, data, config, run_folder, recorder, saving, deadline, spikes, average)
         return run.go_on(state, stop)
 
 
@@ -160,15 +181,17 @@ class _Run:
     trainee: TrainStep
     data: TrainingData
     config: TrainerConfig
+    folder: Path
     recorder: Recorder
     saving: Saving
     deadline: StepDeadline
     spikes: SpikeWatch
     average: WeightAverage | None
     validated: dict[str, Any] | None = None
+    spike: dict[str, Any] | None = None  # of the last step, if it was one
 
-    def go_on(self, state: CheckpointState, stop: Callable[[], bool]) -> TrainResult:
-        """Train from a state to the last step, or until a stop is asked for."""
+    def go_on(self, state: CheckpointState, stop: Callable[[], bool]) -> TrainResult | None:
+        """Train from a state to the last step, or until a stop is asked for; None when it is to go on from an earlier checkpoint."""
         total_steps = self.config.schedule.total_steps
         known = agree_on_rank_zero(self.recorder.has_validation(state.step), self.trainee.device)
         if not known:
@@ -180,6 +203,8 @@ class _Run:
             batch = batch or self._next_batch(batches, state.step)
             state, batch, stopping = self._step(state, batch, batches, stop)
             self.deadline.end()
+            if self._goes_back(state):
+                return None
             self.saving.poll()
             done = state.step == total_steps
             if stopping or self._checkpoint_is_due(state.step):
@@ -230,17 +255,39 @@ class _Run:
         state = _advance(state, batch.position, result)
         if self.average is not None and result.moved:
             self.average.update(step)
-        spike = self.spikes.look(result, batch.keys)
+        self.spike = self.spikes.look(result, batch.keys)
         state = dataclasses.replace(state, spikes=self.spikes.state())
-        if spike is not None:
-            self.recorder.spike(step, spike | {"skipped": not result.moved})
+        if self.spike is not None:
+            self.recorder.spike(step, self.spike | {"skipped": not result.moved})
         self.recorder.step(state, result, rate, logged=logged)
         _stop_if_broken(state, config.max_consecutive_skips)
         return state, following, bool(result.totals["stop"])
 
     def _leaves_out(self, loss: float, norm: float) -> bool:
         """Whether the optimiser is not to move by a finite step."""
-        return self.config.on_spike == "skip" and bool(self.spikes.beyond(loss, norm))
+        return self.config.on_spike != "record" and bool(self.spikes.beyond(loss, norm))
+
+    def _goes_back(self, state: CheckpointState) -> bool:
+        """Whether the last step was a spike from which the run goes back; then all is ready for that, on every rank.
+
+        Where no checkpoint is old enough, the spike's step is left out, and the run goes on. Raises FloatingPointError when the same
+        checkpoint was gone back to too often.
+        """
+        if self.config.on_spike != "rewind" or self.spike is None:
+            return False
+        self.saving.finish()
+        target = find_target(self.folder, state.step - self.config.rewind_steps) if rank() == 0 else -1
+        target = agree_on_rank_zero(target, self.trainee.device)
+        if target < 0:
+            return False
+        count = rewind(self.folder, target, state.step, state.position) if rank() == 0 else 0
+        count = agree_on_rank_zero(count, self.trainee.device)
+        self.recorder.rewind(target, state.step, self.spike)
+        if count > MOST_REWINDS:
+            raise FloatingPointError(
+                f"step {state.step} is a spike, and the run has gone back to step {target} {MOST_REWINDS} times already"
+            )
+        return True
 
     def _validate_if_due(self, step: int) -> None:
         is_last = step == self.config.schedule.total_steps
@@ -325,7 +372,8 @@ def _resume(
     # The moments are the checkpoint's; the settings are this run's, which may have changed.
     restore_moments(trainee.optimizer, load_optimizer_state(path), path)
     report({"kind": "resume", "step": step, "path": str(path), "world_size": state.world_size})
-    return dataclasses.replace(state, world_size=world_size()), path
+    position = position_after(checkpoints.parent, step, state.position)
+    return dataclasses.replace(state, world_size=world_size(), position=position), path
 
 
 def _peak(config: TrainerConfig, device: torch.device) -> float | None:
@@ -361,6 +409,7 @@ def _agree_on_step(checkpoints: Path, device: torch.device, report: Callable[[di
         if path is None:
             check_begins_anew(checkpoints.parent)
         step = -1 if path is None else checkpoint_step(path)
+        forget_rewinds_after(checkpoints.parent, step)
     return agree_on_rank_zero(step, device)
 
 

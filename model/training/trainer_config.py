@@ -82,9 +82,13 @@ class TrainerConfig(BaseModel):
         description="robust standard deviations above the median of the last 200 steps beyond which a loss or gradient norm is a spike: the"
         " step is recorded with its examples; null: none is",
     )
-    on_spike: Literal["record", "skip"] = Field(
+    on_spike: Literal["record", "skip", "rewind"] = Field(
         "record",
-        description="record: a step that is a spike is taken and recorded; skip: the optimiser does not move by it either",
+        description="record: a step that is a spike is taken and recorded; skip: the optimiser does not move by it; rewind: the run goes"
+        " back to the newest checkpoint that is rewind_steps or more before, and passes over all batches from there to the spike's",
+    )
+    rewind_steps: int = Field(
+        100, ge=1, description="with on_spike: rewind: steps from the checkpoint to the spike, at least"
     )
     max_consecutive_skips: int = Field(
         20, ge=1, description="steps in a row that are not finite, or are left out as spikes, that end training"
@@ -98,8 +102,8 @@ class TrainerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _knows_spikes(self) -> "TrainerConfig":
-        if self.on_spike == "skip" and self.spike_band is None:
-            raise ValueError("on_spike is skip, but spike_band is null: nothing would be a spike")
+        if self.on_spike != "record" and self.spike_band is None:
+            raise ValueError(f"on_spike is {self.on_spike}, but spike_band is null: nothing would be a spike")
         return self
 
     @model_validator(mode="after")
