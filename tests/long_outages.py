@@ -52,7 +52,7 @@ class Outage:
     def tell(self, expected: list[dict]) -> bool:
         """A line about the run; whether it did what it must."""
         found = read_metrics(self.out)
-        said = output_of(self.out, "stderr").read_text().count("waiting for the storage")
+        said = output_of(self.out, "stderr").read_text().count("waiting for the ")
         same = found == expected and self.process.returncode == 0
         print(
             f"{self.fault:8} {self.seconds:g} s: struck at a step from {STRIKES_AFTER}, stood still for {self.standstill:.0f} s,"

@@ -1,8 +1,10 @@
 """Fills batches: the crops of visits to examples are read by threads, right into the rows of a batch."""
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from mert_foundry.pipeline.stream.set_source import OpenSet
 Batch = dict[str, torch.Tensor | list[str]]
 Arrays = Mapping[str, np.ndarray]
 PRESENT = "present/"  # before a target's name
+WARN_EVERY = 60.0  # seconds that a batch is waited for
 ROWS_A_TASK = 4  # at most, but for those of one visit
 # How often a visit reopens its shard: another reader may put the damaged copy back.
 REOPENINGS = 3
@@ -61,9 +64,9 @@ class Loader:
             arrays = self._arrays.take(len(rows))
             pending.append((tag, rows, arrays, self._submit(arrays, places)))
             if len(pending) > self._prefetch:
-                yield _finish(*pending.popleft())
+                yield self._finish(*pending.popleft())
         while pending:
-            yield _finish(*pending.popleft())
+            yield self._finish(*pending.popleft())
 
     def close(self) -> None:
         """End the threads, and let go of all files and caches."""
@@ -76,6 +79,27 @@ class Loader:
             opened.reader.close()
             if opened.cache:
                 opened.cache.close()
+
+    def _finish(
+        self, tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[str]]]
+    ) -> tuple[Batch, Tag]:
+        keys = [key for future in futures for key in self._wait_for(future)]
+        batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {**batch, "row": torch.arange(rows.start, rows.stop), "key": keys}, tag
+
+    def _wait_for(self, future: Future[list[str]]) -> list[str]:
+        """The keys of a task. Says once a minute that it waits, unless a read does: the client of a store may bear a stall in silence."""
+        for minutes in count(1):
+            try:
+                return future.result(WARN_EVERY)
+            except TimeoutError:
+                if future.done():  # the task failed so
+                    raise
+            if not any(opened.reader.says_that_it_waits for opened in self._sets):
+                logging.getLogger(__name__).warning(
+                    f"waiting for the examples of a batch: {minutes * WARN_EVERY:.0f} s so far"
+                )
+        raise AssertionError("the loop has no end")
 
     def _submit(self, arrays: Arrays, places: list[Place]) -> list[Future[list[str]]]:
         """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
@@ -142,11 +166,3 @@ def _parts(row: Arrays, pieces: Iterable[Piece], specs: Sequence[TargetSpec]) ->
         }
         yield piece, {**part, "audio": row["audio"][HOP * start : HOP * stop]}
         start = stop
-
-
-def _finish(
-    tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[str]]]
-) -> tuple[Batch, Tag]:
-    keys = [key for future in futures for key in future.result()]
-    batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {**batch, "row": torch.arange(rows.start, rows.stop), "key": keys}, tag
