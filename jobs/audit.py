@@ -5,7 +5,8 @@
     mert audit RUN_FOLDER --step 1200 --shards FOLDER [FOLDER ...]    the sets where they are now
 
 Any step up to the last position that the run kept, also before weights were changed or sets were added. Nothing is read of the
-shards but index.json and the records of the shards that the step drew from. A crop is as long as config.yaml says now.
+shards but index.json and the records of the shards that the step drew from. Crops are as long, and
+as many of a visit, as config.yaml says now.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View
     """What a step drew. Raises as `load_past`, `PastRows.places_of` and `ShardReader.entries`."""
     past = load_past(history, folders)
     stream = history.config["config"]["stream"]
-    rule = CropRule(crop_frames(stream["crop_samples"]), seed=past.now.seed)
+    rule = CropRule(crop_frames(stream["crop_samples"]), stream.get("crops_per_visit", 1), past.now.seed)
     rows = list(list_rows(past, step, rule))
     data: dict[str, JsonValue] = {"kind": "audit", "run": str(history.folder), "step": step, "rows": list(rows)}
     table = Table(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows])

@@ -91,6 +91,12 @@ def test_a_batch_size_that_changed_is_told_where_positions_say_so(sets):
     steps = drawn(sets, [({"a": 1, "b": 1}, 6, 4), ({"a": 1, "b": 1}, 7, 8)])
     past = past_of(sets, steps, 8, log_every=2)
     assert [len(past.rows_of(step)) for step in (1, 6, 7, 12)] == [4, 4, 8, 8]
+    around = drawn(sets, [({"a": 1, "b": 1}, 7, 4), ({"a": 1, "b": 1}, 5, 8)])
+    past = past_of(sets, around, 8, log_every=3)
+    names = {load_index(str(folder)).digest(): name for name, folder in sets.items()}
+    for step in range(1, 13):  # also from 7 to 9, between two positions
+        told = [(names[row.digest], row.place.shard, row.place.example) for row in past.places_of(step)]
+        assert told == [(key[0], *map(int, key[6:-6].split("x"))) for key, _ in around[step - 1][0]]
     between = past_of(sets, drawn(sets, [({"a": 1}, 4, 4), ({"a": 1}, 2, 8)]), 8, log_every=3)
     with pytest.raises(
         ValueError, match="step 5: 20 rows were drawn in the 3 steps after step 3, stream.batch_size is 8"

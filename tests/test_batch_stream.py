@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from shard_fixtures import SPECS, write_set
 
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.shards.reader import ShardReader
+from mert_foundry.pipeline.stream import loader
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, validation_batches
 from mert_foundry.pipeline.stream.crops import random_crop
 
@@ -231,6 +233,21 @@ def test_prefetch_is_bounded(folder, monkeypatch):
             next(stream)
             time.sleep(0.1)
             assert len(filled) == 4 * (served + 2)
+
+
+def test_a_batch_that_is_long_in_coming_is_spoken_of(folder, monkeypatch, caplog):
+    """As when a store takes a request and never answers."""
+    answers = threading.Event()
+    original = ShardReader.read_cuts
+    monkeypatch.setattr(loader, "WARN_EVERY", 0.1)
+    monkeypatch.setattr(ShardReader, "read_cuts", lambda self, *place: answers.wait(30) and original(self, *place))
+    with BatchStream(folder, load_index(folder), "train", config(), 3) as stream:
+        threading.Timer(0.5, answers.set).start()
+        next(stream)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages and all(
+        re.fullmatch(r"waiting for the examples of a batch: \d s so far", each) for each in messages
+    )
 
 
 def test_an_error_in_a_thread_reaches_the_consumer_and_ends_the_stream(tmp_path):

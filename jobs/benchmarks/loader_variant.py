@@ -25,6 +25,7 @@ from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig
 
 OURS = "ours"
+OURS_BY_VISITS = "ours, 4 crops a visit"
 WARM_UP = 16  # batches before the clock starts: workers are up and what is made ahead is made
 
 
@@ -33,7 +34,7 @@ class LoaderSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loader: str = Field(description="ours, or one of PEERS")
+    loader: str = Field(description="ours, by single crops or by visits, or one of PEERS")
     folder: Path = Field(description="where `mert bench loader` wrote the examples")
     audio_member: AudioMember = Field(description="how audio is stored")
     frames: int = Field(375, gt=0, description="length of a crop in target frames, 75 per second")
@@ -43,9 +44,10 @@ class LoaderSettings(BaseModel):
 
 def open_loader(settings: LoaderSettings) -> Generator[Batch, None, None]:
     """Endless batches in the stored types."""
-    if settings.loader == OURS:
+    if settings.loader in (OURS, OURS_BY_VISITS):
         folder = str(settings.folder / settings.audio_member)
-        config = StreamConfig(batch_size=settings.batch, crop_samples=HOP * settings.frames)
+        crops = 4 if settings.loader == OURS_BY_VISITS else 1
+        config = StreamConfig(batch_size=settings.batch, crop_samples=HOP * settings.frames, crops_per_visit=crops)
         with BatchStream(folder, load_index(folder), "train", config, SEED) as stream:
             for batch, _ in stream:
                 yield batch

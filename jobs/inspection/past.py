@@ -25,7 +25,8 @@ def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
     """
     try:
         config = history.config["config"]
-        batch_size = config["stream"]["batch_size"]
+        stream = config["stream"]
+        visits = stream["batch_size"] // stream.get("crops_per_visit", 1)
         folders = folders or named_folders(config["shards"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{history.folder}: no config.yaml with config.shards and config.stream.batch_size") from error
@@ -35,7 +36,7 @@ def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
             raise ValueError(f"{history.folder}: step {step}: the position is {place!r}, a mapping is needed")
     sets = [ShardSet(folder, load_index(folder)) for folder in folders]
     try:
-        return PastRows(sets, known, batch_size)
+        return PastRows(sets, known, visits)
     except ValueError as error:
         raise ValueError(f"{history.folder}: {error}") from error
 

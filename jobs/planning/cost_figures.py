@@ -30,13 +30,15 @@ def labelling_requests(planned: PlannedSet) -> Iterator[Line]:
 def training_requests(run: PlannedRun, planned: PlannedSet, flac: FlacRate) -> Iterator[Line]:
     """Requests and bytes that a run reads: a range for the audio and for each target of a crop, and records."""
     config, window = run.config, run.config.stream.shuffle_window
-    ranges = 1 + len(run.targets)
+    parts = [planned.audio_member == "flac", *(spec.kind == "discrete" for spec in run.targets)]
+    once = 1 / config.stream.crops_per_visit  # of what is read whole, for all crops of a visit
+    ranges = sum(once if whole else 1 for whole in parts)
     crops: dict[str, float] = {
         "steps": config.trainer.schedule.total_steps,
         "batch_size": config.stream.batch_size,
         "ranges": ranges,
     }
-    epochs = crops["steps"] * crops["batch_size"] / run.examples
+    epochs = crops["steps"] * config.stream.visits / run.examples
     validations = 0 if config.valid_split is None else 1 + -(-crops["steps"] // config.trainer.validate_every)
     valid = [] if config.valid_split is None else [shard for shard in planned.of(config.valid_split) if shard.examples]
     inputs = crops | {
@@ -52,7 +54,7 @@ def training_requests(run: PlannedRun, planned: PlannedSet, flac: FlacRate) -> I
         "(steps * batch_size + validations * valid_examples) * ranges"
         " + gpus * (shards * readings + valid_shards * validations)"
     )
-    note = "ranges: the audio and each target of a crop; besides, each rank reads the record of a shard that it opens"
+    note = "ranges: the audio and each target of a crop, what is read whole once a visit; besides, each rank reads the record of a shard that it opens"
     yield figure(STORE, READ, "", formula, inputs, "counted", note)
     sizes = _bytes_of_a_crop(run, planned, flac)
     inputs = {name: amount for name, amount in crops.items() if name != "ranges"} | sizes
@@ -69,11 +71,12 @@ def _bytes_of_a_crop(run: PlannedRun, planned: PlannedSet, flac: FlacRate) -> di
     lengths = count_examples(planned, run.config.train_split)
     frames = sum(frames * count for frames, count in lengths.items()) / run.examples
     kept = sum(min(frames, run.crop_frames) * count for frames, count in lengths.items()) / run.examples
-    sizes = {"audio": flac.value * frames / FRAME_RATE if planned.audio_member == "flac" else 2 * HOP * kept}
+    visit = run.config.stream.crops_per_visit  # crops of an example that is read whole
+    sizes = {"audio": flac.value * frames / FRAME_RATE / visit if planned.audio_member == "flac" else 2 * HOP * kept}
     for spec in run.targets:
         if spec.kind == "discrete":
             whole = sum(array_bytes(spec.dtype, spec.shape(frames)) * count for frames, count in lengths.items())
-            sizes[spec.name] = whole / run.examples
+            sizes[spec.name] = whole / run.examples / visit
         else:
             sizes[spec.name] = spec.size * np.dtype(spec.dtype).itemsize * kept
     return sizes

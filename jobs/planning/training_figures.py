@@ -89,18 +89,22 @@ def run_figures(run: PlannedRun) -> Iterator[Line]:
     formula = "ceil(batch_size / gpus / accumulation)"
     yield figure(RUN, "crops at once on each GPU", "", formula, share, "counted")
     crop: dict[str, float] = {"kept_frames": kept, "examples": run.examples, "frame_rate": FRAME_RATE}
-    note = "kept_frames: what all examples give once; one that is shorter than the crop gives itself and is padded"
+    note = (
+        "kept_frames: what all examples give once; one that is shorter than the crop gives itself and is padded; segments that a longer"
+        " crop joins are not counted"
+    )
     formula = "kept_frames / examples / frame_rate"
     yield figure(RUN, "audio of a crop, on average", "s", formula, crop, "counted", note)
     formula = "batch_size * kept_frames / examples / frame_rate / 3600"
     yield figure(RUN, "audio of a step", "h", formula, {"batch_size": batch, **crop}, "counted", note)
     formula = "steps * batch_size * kept_frames / examples / frame_rate / 3600"
     yield figure(RUN, "hours heard", "h", formula, sizes | crop, "counted", note)
-    whole = {"examples": run.examples, "batch_size": batch}
-    yield figure(RUN, "steps of an epoch", "", "examples / batch_size", whole, "counted")
-    note = "an epoch takes one crop of every example"
-    formula = "steps * batch_size / examples"
-    yield figure(RUN, "epochs", "", formula, sizes | {"examples": run.examples}, "counted", note)
+    visits: dict[str, float] = {"examples": run.examples, "crops_per_visit": config.stream.crops_per_visit}
+    formula = "examples * crops_per_visit / batch_size"
+    yield figure(RUN, "steps of an epoch", "", formula, {**visits, "batch_size": batch}, "counted")
+    note = "an epoch visits every example once, and takes crops_per_visit crops of it"
+    formula = "steps * batch_size / crops_per_visit / examples"
+    yield figure(RUN, "epochs", "", formula, sizes | visits, "counted", note)
 
 
 def order_figures(run: PlannedRun) -> Iterator[Line]:

@@ -173,6 +173,11 @@ def check_sizes(
         target_stride(spec.name, spec.frame_rate, frontend.hop)
     if config.stream.batch_size % world_size:
         raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
+    if config.stream.visits % world_size:
+        raise ValueError(
+            f"stream.batch_size {config.stream.batch_size} has {config.stream.visits} visits of stream.crops_per_visit"
+            f" {config.stream.crops_per_visit} crops, which is not a multiple of the {world_size} ranks"
+        )
     check_replicas(config.trainer.replicas, world_size)
 
 

@@ -198,6 +198,11 @@ class ShardReader:
             },
         )
 
+    @property
+    def says_that_it_waits(self) -> bool:
+        """Whether a read has said within the last minute that it waits for the storage."""
+        return self._patience.has_spoken
+
     def stop_waiting(self) -> None:
         """Let no read wait for the storage any more, in whatever thread."""
         self._patience.end()

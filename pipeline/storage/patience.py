@@ -66,6 +66,11 @@ class Patience:
         """Whether no read is to wait any more."""
         return self._ended.is_set()
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether a read has said within the last minute that it waits."""
+        return time.monotonic() < self._next_warning
+
     def read(self, name: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` gives, in the end.
 

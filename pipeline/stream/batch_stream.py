@@ -1,7 +1,9 @@
 """Endless batches: examples in their order, read and cropped by threads, each batch with its position.
 
-    set of each row (RowSchedule) -> its next place (SampleOrder) -> crop of each -> rows of a batch, filled by threads -> (batch, position)
+    set of each visit (RowSchedule) -> its next place (SampleOrder) -> its crops -> rows of a batch, filled by threads -> (batch, position)
 
+A visit is to one example, and gives one crop, or `crops_per_visit`, which are rows that follow one another in the same batch. Positions,
+schedule and order count visits; what they call a row is a visit.
 Global batch b is the stretch [b B, (b + 1) B) of the rows, the same for every world size
 that divides B and any number of threads; rank r of W takes rows [r B / W, (r + 1) B / W) of it.
 The position after a batch is one count of examples for each set; a batch may lie across the end of an epoch.
@@ -10,7 +12,8 @@ A batch is a dict, in the form the shards hold (the device converts):
 
     audio  int16 [b, T]        codes  uint16 [b, K, F]    cqt  float16 [b, F, bins]  (by target name)
     valid  bool [b, F]         False where there is less than a crop, and the row is padded with zeros
-    key    list of b str       row    int64 [b], the row in the global batch
+    key    list of b str, of the example visited, with +n for its further crops
+    row    int64 [b], the row in the global batch
     present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose values are 0
 
 and, where text is asked for, with n tokens in the longest text of this rank's rows, at least 1:
@@ -69,7 +72,7 @@ class MixtureStream:
         position: dict | None = None,
         with_text: bool = False,
     ) -> None:
-        rows = _rank_rows(config.batch_size, rank, world_size)
+        visits = _rank_visits(config, rank, world_size)
         parts = [OrderedSet(each, split, seed, config.shuffle_window) for each in mixture.sets]
         weights = mixture.weights
         start = begin(split, seed, config.shuffle_window, weights)
@@ -88,10 +91,10 @@ class MixtureStream:
             part.source(number, each, config, mark.bad_shards[number], warns=rank == 0)
             for number, (part, each) in enumerate(zip(parts, opened))
         ]
-        rule = CropRule(crop_frames(config.crop_samples), seed=seed)
+        rule = CropRule(crop_frames(config.crop_samples), config.crops_per_visit, seed)
         self._loader = Loader(opened, mixture, rule, config.threads, config.prefetch, with_text)
-        batches = GlobalBatches(self._sources, schedule, self._start.phases[-1].rows, config.batch_size)
-        self._batches = self._loader.batches(batches.after(mark, rows))
+        batches = GlobalBatches(self._sources, schedule, self._start.phases[-1].rows, config.visits)
+        self._batches = self._loader.batches(batches.after(mark, visits))
 
     def __iter__(self) -> Self:
         return self
@@ -187,6 +190,17 @@ def validation_batches(
             yield batch
     finally:
         loader.close()
+
+
+def _rank_visits(config: StreamConfig, rank: int, world_size: int) -> range:
+    """The visits of a global batch that belong to `rank`."""
+    rows = _rank_rows(config.batch_size, rank, world_size)
+    if len(rows) % config.crops_per_visit:
+        raise ValueError(
+            f"batch size {config.batch_size} gives each of {world_size} ranks {len(rows)} rows, no multiple of crops_per_visit"
+            f" {config.crops_per_visit}"
+        )
+    return range(rows.start // config.crops_per_visit, rows.stop // config.crops_per_visit)
 
 
 def _rank_rows(batch_size: int, rank: int, world_size: int) -> range:

@@ -20,7 +20,7 @@ Plan = tuple[Mark, range, list[Place]]  # of one rank: the mark, its rows in the
 
 
 class GlobalBatches:
-    """Plans of global batches of `batch_size` rows.
+    """Plans of global batches of `batch_size` rows, which here are visits to examples.
 
     Args:
         sources: a set each.

@@ -1,8 +1,10 @@
 """Fills batches: the crops of visits to examples are read by threads, right into the rows of a batch."""
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import count
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from mert_foundry.pipeline.stream.set_source import OpenSet
 Batch = dict[str, torch.Tensor | list[str]]
 Arrays = Mapping[str, np.ndarray]
 PRESENT = "present/"  # before a target's name
+WARN_EVERY = 60.0  # seconds that a batch is waited for
 ROWS_A_TASK = 4  # at most, but for those of one visit
 # How often a visit reopens its shard: another reader may put the damaged copy back.
 REOPENINGS = 3
@@ -96,6 +99,25 @@ class Loader:
             if opened.cache:
                 opened.cache.close()
 
+    def _finish(
+        self, tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[FilledRow]]]
+    ) -> tuple[Batch, Tag]:
+        filled = [row for future in futures for row in self._wait_for(future)]
+        batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch |= {"row": torch.arange(rows.start, rows.stop), "key": [row.key for row in filled]}
+        return batch | (_pad_tokens(filled) if self._with_text else {}), tag
+
+    def _wait_for(self, future: Future[list[FilledRow]]) -> list[FilledRow]:
+        """The rows of a task. Says once a minute that it waits, unless a read does: the client of a store may bear a stall in silence."""
+        for minutes in count(1):
+            if wait([future], WARN_EVERY).done:
+                break
+            if not any(opened.reader.says_that_it_waits for opened in self._sets):
+                logging.getLogger(__name__).warning(
+                    f"waiting for the examples of a batch: {minutes * WARN_EVERY:.0f} s so far"
+                )
+        return future.result()
+
     def _submit(self, arrays: Arrays, places: list[Place]) -> list[Future[list[FilledRow]]]:
         """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
         visits = max(1, ROWS_A_TASK // self._rule.per_visit)
@@ -149,14 +171,6 @@ class Loader:
             row[PRESENT + name][:] = present
             if not present:
                 row[name][:] = 0
-
-    def _finish(
-        self, tag: Tag, rows: range, arrays: dict[str, np.ndarray], futures: list[Future[list[FilledRow]]]
-    ) -> tuple[Batch, Tag]:
-        filled = [row for future in futures for row in future.result()]
-        batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        batch |= {"row": torch.arange(rows.start, rows.stop), "key": [row.key for row in filled]}
-        return batch | (_pad_tokens(filled) if self._with_text else {}), tag
 
 
 def _parts(row: Arrays, pieces: Iterable[Piece], specs: Sequence[TargetSpec]) -> Iterable[tuple[Piece, Arrays]]:

@@ -66,7 +66,7 @@ def open_caches(
                 f"{part.set.folder}: stream.on_bad_shard is skip, but shards of this machine are read in place"
             )
     # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that.
-    ahead = schedule.most_rows((config.prefetch + 2) * config.batch_size)
+    ahead = schedule.most_rows((config.prefetch + 2) * config.visits)
     needed = {part.digest: part.order.most_shards(rows) for part, rows in zip(parts, ahead)}
     if len(remote) > 1:
         _check_room_for_all(config.cache, remote)

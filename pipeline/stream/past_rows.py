@@ -43,7 +43,7 @@ class PastRows:
     Args:
         sets: the sets that can be read now; others that the run had may be missing.
         positions: stored positions by step.
-        batch_size: rows of a step, as the run has it now.
+        batch_size: rows of a step, as the run has it now; a row, as positions count them, is a visit to an example.
 
     known: the positions, but those of sets that are all missing. left_out: the steps of these; later positions tell their rows.
 
@@ -80,13 +80,14 @@ class PastRows:
             raise ValueError(f"step {step}: positions are known of steps 1 to {self.known[-1].step}")
         before, steps, rows = self._stretch(place)
         size = self._size_in(place)
-        if size is None:
+        change = _Change(0, size, size) if size else self._find_change(place)
+        if change is None:
             raise ValueError(
                 f"step {step}: {rows} rows were drawn in the {steps} steps after step {before.step}, stream.batch_size is"
                 f" {self._batch_size}: it was changed among them, and nothing says where"
             )
-        start = before.rows + (step - 1 - before.step) * size
-        return range(start, start + size)
+        starts = [before.rows + change.rows_after(done) for done in (step - 1 - before.step, step - before.step)]
+        return range(*starts)
 
     def places_of(self, step: int) -> list[PastRow]:
         """The examples of a step, in the order of its rows. Raises as `rows_of`, and ValueError for a set that is missing."""
@@ -156,6 +157,18 @@ class PastRows:
         size = rows // steps
         return size if steps == 1 or size == self._batch_size or size in means else None
 
+    def _find_change(self, place: int) -> "_Change | None":
+        """Where the batch size of a stretch became that of the stretch after it, if that was changed once; None where it cannot be told."""
+        last = place + 1 == len(self.known)
+        former = self._size_in(place - 1) if place else None
+        later = self._batch_size if last else self._size_in(place + 1)
+        if former is None or later is None or former == later:
+            return None
+        _, steps, rows = self._stretch(place)
+        # rows = former * done + later * (steps - done)
+        done, remainder = divmod(rows - later * steps, former - later)
+        return _Change(done, former, later) if not remainder and 0 < done < steps else None
+
     def _faults_of(self, phase: Phase, end: int, sets: Mapping[str, SetPosition]) -> Iterator[str]:
         digests, schedule = _schedule(phase)
         for digest, count in zip(digests, schedule.counts(end - phase.rows)):
@@ -198,6 +211,18 @@ class PastRows:
 class _StepRows(NamedTuple):
     step: int
     rows: int
+
+
+class _Change(NamedTuple):
+    """The rows of a step are `former` for so many steps of a stretch, and then `later`."""
+
+    steps: int
+    former: int
+    later: int
+
+    def rows_after(self, done: int) -> int:
+        """Rows of the first `done` steps of the stretch."""
+        return self.former * min(done, self.steps) + self.later * max(0, done - self.steps)
 
 
 def _schedule(phase: Phase) -> tuple[list[str], RowSchedule]:

@@ -69,7 +69,7 @@ class MixturePosition(_Document):
     split: str = Field(description="Split")
     seed: int = Field(description="Seed of order and crops")
     shuffle_window: int = Field(description="Shards shuffled together in each set")
-    rows: int = Field(ge=0, description="Rows of all sets so far")
+    rows: int = Field(ge=0, description="Rows of all sets so far; each is a visit to an example")
     sets: dict[str, SetPosition] = Field(
         description="By digest, what is consumed of each set, of those no longer drawn from too"
     )

@@ -13,10 +13,15 @@ class StreamConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_size: int = Field(gt=0, description="Examples in a global batch, over all ranks")
+    batch_size: int = Field(gt=0, description="Crops in a global batch, over all ranks")
     crop_samples: int = Field(
         default=120_000,
         description="Samples of a crop, a multiple of 320; one longer than a segment of the set joins consecutive segments of a track",
+    )
+    crops_per_visit: int = Field(
+        default=1,
+        ge=1,
+        description="Crops, all in one batch, that are taken of an example when it is read; divides the rows of a batch on each rank",
     )
     shuffle_window: int = Field(
         default=16, ge=1, le=256, description="Shards whose examples are shuffled together, and kept open"
@@ -43,6 +48,19 @@ class StreamConfig(BaseModel):
     def _on_the_grid(cls, value: int) -> int:
         crop_frames(value)
         return value
+
+    @property
+    def visits(self) -> int:
+        """Examples visited for a global batch."""
+        return self.batch_size // self.crops_per_visit
+
+    @model_validator(mode="after")
+    def _whole_visits(self) -> "StreamConfig":
+        if self.batch_size % self.crops_per_visit:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of crops_per_visit {self.crops_per_visit}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_shards(self) -> "StreamConfig":

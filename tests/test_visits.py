@@ -1,4 +1,7 @@
-"""Crops longer than a segment: consecutive segments of a track joined to the frame, in any world, through resumes and in the audit."""
+"""What a visit to an example gives: one crop or several, of one segment or of consecutive ones joined to the frame.
+
+In any world, through resumes, beside another set, and in the audit.
+"""
 
 import json
 from itertools import pairwise
@@ -137,7 +140,7 @@ def test_a_crop_is_a_part_of_its_track_without_a_gap(folder):
     assert {count for _, _, count in rows} == {100, 75, 30}
 
 
-@pytest.mark.parametrize("changes", [{}, {"crop_samples": 320 * 500}])
+@pytest.mark.parametrize("changes", [{}, {"crop_samples": 320 * 500}, {"crops_per_visit": 2, "batch_size": 8}])
 def test_resumed_in_other_worlds_with_another_set_beside_it(folder, other, changes):
     weights = {folder: 2, other: 1}
     reference = read(weights, 12, **changes)
@@ -158,6 +161,43 @@ def test_whole_songs_are_padded(folder):
     assert any(count == 393 for _, _, count in rows)
 
 
+@pytest.mark.parametrize("crop", [20, FRAMES])
+def test_crops_of_one_visit_are_rows_of_one_batch(folder, crop):
+    """The visits, in order, are the examples that single crops are taken of; the crops of a visit lie in order in its track."""
+    changes = {"crop_samples": 320 * crop}
+    tracks = tracks_of(folder)
+    single = [key for batch, _ in read({folder: 1}, 12, **changes) for key in batch["key"]]
+    several = read({folder: 1}, 12, batch_size=12, crops_per_visit=3, **changes)
+    assert [key for batch, _ in several for key in batch["key"][::3]] == single
+    assert [position for _, position in several] == [position for _, position in read({folder: 1}, 12, **changes)]
+    for batch, _ in several:
+        assert batch["row"].tolist() == list(range(12))
+        for first in range(0, 12, 3):
+            key = batch["key"][first]
+            assert batch["key"][first : first + 3] == [key, f"{key}+1", f"{key}+2"]
+            if crop == FRAMES:
+                assert all(check_row(batch, row, tracks, crop) for row in range(first, first + 3))
+            starts = [first_frame(batch, row) for row in range(first, first + 3)]
+            assert starts == sorted(starts) and (len(set(starts)) == 3 or not key.startswith("long"))
+
+
+def test_an_example_is_read_once_for_all_crops_of_its_visit(folder, monkeypatch):
+    read_parts = []
+    original = ShardReader.read_cuts
+    monkeypatch.setattr(
+        ShardReader, "read_cuts", lambda self, *place: read_parts.append(len(place[2])) or original(self, *place)
+    )
+    read({folder: 1}, 1, batch_size=12, crops_per_visit=3, crop_samples=6400, prefetch=1)
+    assert set(read_parts) == {3} and len(read_parts) >= 4
+
+
+def test_visits_that_do_not_fit_are_refused(folder):
+    with pytest.raises(ValueError, match="batch_size 4 is not a multiple of crops_per_visit 3"):
+        StreamConfig(**STREAM | {"crops_per_visit": 3})
+    with pytest.raises(ValueError, match="batch size 4 gives each of 2 ranks 2 rows, no multiple of crops_per_visit 4"):
+        read({folder: 1}, 1, world_size=2, crops_per_visit=4)
+
+
 def test_crops_as_long_as_a_segment_lie_in_one_example(folder):
     for batch, _ in read({folder: 1}, 8, crop_samples=320 * SEGMENT):
         for row, key in enumerate(batch["key"]):
@@ -176,19 +216,22 @@ def test_validation_joins_too_and_takes_every_example_once(folder):
     assert rows == [("v-00000", 13, 100), ("v-00001", 40, 100), ("v-00002", 67, 100)]
 
 
-def test_the_audit_tells_where_a_joined_crop_begins(folder, other, tmp_path, run_here):
-    steps = read({folder: 2, other: 1}, 6)
+@pytest.mark.parametrize("crops", [1, 2])
+def test_the_audit_tells_where_a_joined_crop_begins(folder, other, tmp_path, run_here, crops):
+    steps = read({folder: 2, other: 1}, 6, crops_per_visit=crops)
     drawn = [([], position) for _, position in steps]
     shards = [{"path": str(path)} for path in (folder, other)]
-    run = write_run(tmp_path / "run", {}, drawn, shards=shards, stream=STREAM)
+    run = write_run(tmp_path / "run", {}, drawn, shards=shards, stream=STREAM | {"crops_per_visit": crops})
     for step in (2, 6):
         code, out, err = run_here(audit, run, "--step", step, "--json")
         assert (code, err) == (0, "")
         batch = steps[step - 1][0]
-        for row, told in enumerate(json.loads(out)["rows"]):
+        rows = json.loads(out)["rows"]
+        assert len(rows) == STREAM["batch_size"]
+        for row, told in enumerate(rows):
             segment = int(told["begins_in"][-5:])
-            assert told["key"] == batch["key"][row]
-            assert told["begins_in"].rpartition("-")[0] == told["key"].rpartition("-")[0]
+            assert (told["row"], told["key"]) == (row, batch["key"][row])
+            assert told["begins_in"].rpartition("-")[0] == told["key"].partition("+")[0].rpartition("-")[0]
             assert SEGMENT * segment + round(75 * told["start"]) == first_frame(batch, row)
             assert round(75 * told["seconds"]) == int(batch["valid"][row].sum())
 
