@@ -181,6 +181,8 @@ def plan_run(own: PlanConfig, pretrain: PretrainConfig, planned: PlannedSet) -> 
     """The run on the planned shards. Raises UsageError for what `mert pretrain` would refuse."""
     shards = [shard for shard in planned.of(pretrain.train_split) if shard.examples]
     run = PlannedRun(pretrain, planned.specs, count_examples(planned, pretrain.train_split), len(shards), own.gpus)
+    if pretrain.memory is not None:
+        raise UsageError("memory: a plan does not count a text memory; memory=null plans the run without it")
     filled = [split for split in planned.splits if count_examples(planned, split)]
     try:
         check_run(run, filled, own.manifest)

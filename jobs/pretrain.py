@@ -38,6 +38,7 @@ from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_he
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial
 from mert_foundry.model.interop.stored_model import StoredModel
 from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pretrain_model
+from mert_foundry.model.objective.text_memory import TOKENIZER
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe
 from mert_foundry.model.training.trainer import Batch, Position, TrainingData, TrainResult, train
@@ -81,7 +82,8 @@ def main(arguments: list[str]) -> int:
         stop = stack.enter_context(stop_on_signal())
         model = build_model(config, description, rank)
         if initial is not None:
-            taken = load_initial_weights(model, initial, {spec.name: spec.fingerprint for spec in mixture.targets})
+            teachers = description.data["teachers"].items()
+            taken = load_initial_weights(model, initial, {name: about["fingerprint"] for name, about in teachers})
             report.note(taken if rank == 0 else "")
         data = data_of(config, mixture, rank, world_size, stack)
         run_config = description.model_dump(mode="json")
@@ -126,7 +128,9 @@ def describe_run(
     sampled = sample_values(config, mixture)
     heads = in_earlier_order(scaled_heads(config, mixture, sampled, out, initial), out)
     trivial = measure_trivial(config, mixture, heads, sampled)
-    return RunDescription(config=config, heads=heads, data=describe_sets(mixture), trivial=trivial)
+    return RunDescription(
+        config=config, heads=heads, data=describe_sets(mixture, config.memory is not None), trivial=trivial
+    )
 
 
 def holds_weights(config: PretrainConfig, rank: int) -> bool:
@@ -136,8 +140,11 @@ def holds_weights(config: PretrainConfig, rank: int) -> bool:
 
 def build_model(config: PretrainConfig, description: RunDescription, rank: int) -> PretrainModel:
     """The model with its first weights, or without any memory (on the meta device) on a rank that is not to have them."""
+    vocabulary_size = description.data["teachers"][TOKENIZER]["vocabulary_size"] if config.memory else 0
     with contextlib.nullcontext() if holds_weights(config, rank) else torch.device("meta"):
-        return build_pretrain_model(config.encoder, description.heads, config.objective, config.seed)
+        return build_pretrain_model(
+            config.encoder, description.heads, config.objective, config.seed, config.memory, vocabulary_size
+        )
 
 
 def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
@@ -173,18 +180,22 @@ def data_of(
     config: PretrainConfig, mixture: SetMixture, rank: int, world_size: int, stack: contextlib.ExitStack
 ) -> TrainingData:
     """This rank's batches from a position on, whose stream the stack closes, and the validation batches, fresh at each call."""
-    split = config.valid_split
+    split, with_text = config.valid_split, config.memory is not None
     sets = mixture.having(split) if split is not None else []
 
     def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
         return stack.enter_context(
-            MixtureStream(mixture, config.train_split, config.stream, config.seed, rank, world_size, position)
+            MixtureStream(
+                mixture, config.train_split, config.stream, config.seed, rank, world_size, position, with_text
+            )
         )
 
     def validation() -> Iterator[Batch]:
         assert split is not None
         for each in sets:
-            for batch in validation_batches(each.folder, each.index, split, config.stream, rank, world_size, mixture):
+            for batch in validation_batches(
+                each.folder, each.index, split, config.stream, rank, world_size, mixture, with_text
+            ):
                 yield {**batch, "set": each.folder}
 
     names = [each.folder for each in sets] if len(sets) > 1 else []

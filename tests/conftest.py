@@ -49,6 +49,7 @@ WHAT_NEEDS = {
         "test_help.py",
         "test_inspect_features.py",
         "test_settings_page.py",
+        "test_text_memory.py",
     ],
     "mir_eval": [
         "test_probing_beats.py",

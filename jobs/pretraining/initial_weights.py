@@ -12,6 +12,7 @@ from mert_foundry.model.interop.load import model_folder, read_model
 from mert_foundry.model.interop.stored_model import StoredModel, select
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.pretrain_model import PretrainModel
+from mert_foundry.model.objective.text_memory import TOKENIZER
 from mert_foundry.model.runs.checkpoint import CHECKPOINTS, latest_checkpoint, list_checkpoints, split_average
 from mert_foundry.model.runs.stored_config import read_run_config
 from mert_foundry.pipeline.storage import files
@@ -85,7 +86,10 @@ def merge(values: dict, changes: dict) -> dict:
 
 
 def load_initial_weights(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
-    """Load the encoder, and the heads that fit: the same target of the same teacher. Says which heads stay new."""
+    """Load the encoder, the heads that fit (the same target of the same teacher), and a memory that fits (of the same tokenizer).
+
+    `fingerprints`: of teachers by target, and of the tokenizer. Says what stays new.
+    """
     model.encoder.load_state_dict(initial.weights)
     stored = {spec.name: _in_every_row(spec) for spec in initial.heads}
     taken = []
@@ -101,9 +105,17 @@ def load_initial_weights(model: PretrainModel, initial: StoredModel, fingerprint
             model.heads[spec.name].load_state_dict(weights)
             taken.append(spec.name)
     new = [spec.name for spec in model.head_specs if spec.name not in taken]
-    return (
+    said = (
         f"first weights: encoder and {', '.join(taken) or 'no'} heads as stored; new heads: {', '.join(new) or 'none'}"
     )
+    if model.memory is None:
+        return said
+    before = initial.memory
+    ours = model.memory.config.transformer(), fingerprints[TOKENIZER]
+    if before is None or (before.config.transformer(), before.fingerprint) != ours:
+        return f"{said}; the memory is new"
+    model.memory.load_state_dict(before.weights)
+    return f"{said}; the memory as stored"
 
 
 def _in_every_row(spec: HeadSpec) -> HeadSpec:

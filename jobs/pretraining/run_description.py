@@ -19,8 +19,9 @@ from mert_foundry.jobs.command.preflight import Device
 from mert_foundry.jobs.pretraining.shard_sets import Shards, check_weights, find_exchanged, find_other_teacher
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.objective.heads import HeadSpec
-from mert_foundry.model.objective.pretrain_model import ObjectiveConfig
+from mert_foundry.model.objective.pretrain_model import ObjectiveConfig, check_memory
 from mert_foundry.model.objective.target_alignment import target_stride
+from mert_foundry.model.objective.text_memory import TextMemoryConfig
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.checkpoint import CHECKPOINTS, list_checkpoints
 from mert_foundry.model.runs.stored_config import read_run_config
@@ -37,6 +38,7 @@ RUN_CONFIG = "config.yaml"
 FIXED_KEYS = (
     "config.seed",
     "config.encoder",
+    "config.memory",
     "config.objective",
     "config.train_split",
     "config.stream.shuffle_window",
@@ -76,6 +78,9 @@ class PretrainConfig(BaseModel):
     device: Device = Field(default="auto", description="Where it is trained; auto: cuda where there is one")
     stream: StreamConfig = Field(description="Batches")
     encoder: EncoderConfig = Field(default=EncoderConfig(), description="Architecture")
+    memory: TextMemoryConfig | None = Field(
+        default=None, description="What the encoder's layers with reads_memory read beside the audio; null: nothing"
+    )
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="What is predicted")
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="How it is trained")
     probe: dict[str, JsonValue] | None = Field(
@@ -101,6 +106,13 @@ class PretrainConfig(BaseModel):
                 f"trainer.step_deadline is {deadline:g} s, stream.patience {patience:g} s: a wait for the object store would pass for"
                 " a hang; raise the one or lower the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_fits(self) -> "PretrainConfig":
+        # With `initial`, what the config does not say of the encoder comes from there: then the model checks.
+        if self.memory is not None and self.initial is None:
+            check_memory(self.memory, self.encoder)
         return self
 
     @model_validator(mode="after")
@@ -152,6 +164,9 @@ def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> N
     Every set must have the split to train on, and one of them that to validate on.
     """
     check_sizes(config, mixture.targets, mixture.sample_rate, mixture.hop, world_size)
+    if config.memory is not None and mixture.text is None:
+        folders = ", ".join(each.folder for each in mixture.sets)
+        raise ValueError(f"memory is text, but {folders} has none; mert label takes text= for it")
     filled = {each.folder: each.filled_splits() for each in mixture.sets}
     for folder, splits in filled.items():
         _check_split(config.train_split, "train", splits, folder)

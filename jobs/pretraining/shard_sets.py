@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from mert_foundry.model.objective.text_memory import TOKENIZER
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.stream.row_schedule import whole_weights
 from mert_foundry.pipeline.stream.set_mixture import MissingTargets, SetMixture, ShardSet
@@ -74,13 +75,16 @@ def _weights_by_hours(sets: Sequence[ShardSet], temperature: float, split: str) 
     return [max(1, round(PARTS * power / sum(powers))) for power in powers]
 
 
-def describe_sets(mixture: SetMixture) -> dict[str, Any]:
-    """What a run keeps of its data. One set stands there by itself, several in a list."""
+def describe_sets(mixture: SetMixture, with_text: bool = False) -> dict[str, Any]:
+    """What a run keeps of its data. One set stands there by itself, several in a list. `with_text`: the tokenizer among the teachers."""
     described = [_describe_set(each.index) for each in mixture.sets]
-    shared = {
+    shared: dict[str, Any] = {
         "sample_rate": mixture.sample_rate,
         "teachers": {spec.name: spec.teacher | {"fingerprint": spec.fingerprint} for spec in mixture.targets},
     }
+    if with_text and mixture.text:
+        about_text = {"fingerprint": mixture.text.fingerprint, "vocabulary_size": mixture.text.vocabulary_size}
+        shared["teachers"][TOKENIZER] = about_text
     if len(described) == 1:
         return described[0] | shared
     weights = mixture.weights

@@ -4,6 +4,7 @@
                                        own: model_type `mert_foundry`, the encoder's config, weights by its own names
     preprocessor_config.json           native only: Wav2Vec2FeatureExtractor at the training rate
     heads.safetensors                  the pre-training heads if there are any, with their specs in the metadata
+    memory.safetensors                 the text memory if there is one, with its settings and its tokenizer's fingerprint in the metadata
     README.md                          model card
 
 `model.interop.load.load_encoder` opens both. HubertModel of transformers 5 and the last 4.x hold the positional convolution
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mert_foundry.model.interop.hubert_config import hubert_config, unsupported_by_hubert
-from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredModel
+from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredMemory, StoredModel
 from mert_foundry.model.interop.weight_names import hubert_name
 from mert_foundry.model.runs.publish import publish_folder
 
@@ -58,6 +59,10 @@ def export_model(out: Path, model: StoredModel, card: Mapping[str, Any]) -> list
             _write_json(folder / "preprocessor_config.json", _preprocessor_config(model))
         if model.heads:
             _save_weights(folder / "heads.safetensors", model.head_weights, {"heads": _describe_heads(model)})
+        if model.memory:
+            _save_weights(
+                folder / "memory.safetensors", model.memory.weights, {"memory": _describe_memory(model.memory)}
+            )
         (folder / "README.md").write_text(_model_card(model, unsupported, card))
     return unsupported
 
@@ -108,6 +113,16 @@ def _describe_heads(model: StoredModel) -> str:
     """Specs of the heads with the fingerprint of the teacher each was trained on, as JSON."""
     specs = [spec.model_dump(mode="json") | {"fingerprint": model.fingerprints.get(spec.name)} for spec in model.heads]
     return json.dumps(specs)
+
+
+def _describe_memory(memory: StoredMemory) -> str:
+    return json.dumps(
+        {
+            "config": memory.config.model_dump(mode="json"),
+            "vocabulary_size": memory.vocabulary_size,
+            "fingerprint": memory.fingerprint,
+        }
+    )
 
 
 def _save_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

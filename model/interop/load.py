@@ -9,15 +9,18 @@ its checkpoints; a Hugging Face folder of Hubert or MERT. `FOLDER@ema` takes the
 refused: write `./foundry-encoder` for yours, or rename it.
 """
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from mert_foundry.model.encoder import EncoderConfig, MertEncoder
 from mert_foundry.model.interop.import_hugging_face import import_hugging_face, read_heads
-from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredModel, select
+from mert_foundry.model.interop.stored_model import OWN_MODEL_TYPE, StoredMemory, StoredModel, select
 from mert_foundry.model.interop.weight_files import load_safetensors, read_json
 from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.text_memory import TOKENIZER, TextMemory, TextMemoryConfig
 from mert_foundry.model.runs.checkpoint import (
     OF_AVERAGE,
     check_weights,
@@ -89,6 +92,15 @@ def read_checkpoint(checkpoint: Path, averaged: bool = False) -> StoredModel:
     """
     description, weights = load_config(checkpoint), (load_average if averaged else load_weights)(checkpoint)
     data = description["data"]
+    memory = None
+    if settings := description["config"].get("memory"):
+        tokenizer = data["teachers"][TOKENIZER]
+        memory = StoredMemory(
+            TextMemoryConfig(**settings),
+            tokenizer["vocabulary_size"],
+            tokenizer["fingerprint"],
+            select(weights, "memory."),
+        )
     return StoredModel(
         EncoderConfig(**description["config"]["encoder"]),
         select(weights, "encoder."),
@@ -96,6 +108,7 @@ def read_checkpoint(checkpoint: Path, averaged: bool = False) -> StoredModel:
         tuple(HeadSpec(**spec) for spec in description["heads"]),
         select(weights, "heads."),
         {name: teacher["fingerprint"] for name, teacher in data["teachers"].items()},
+        memory=memory,
     )
 
 
@@ -109,4 +122,33 @@ def _read_own(folder: Path) -> StoredModel:
     weights = load_safetensors(folder / "model.safetensors")
     with torch.device("meta"):
         check_weights(MertEncoder(encoder).state_dict(), weights, folder)
-    return StoredModel(encoder, weights, sample_rate, *read_heads(folder))
+    return StoredModel(encoder, weights, sample_rate, *read_heads(folder), memory=_read_memory(folder))
+
+
+def _read_memory(folder: Path) -> StoredMemory | None:
+    """The text memory of memory.safetensors beside an exported encoder; None without it."""
+    path = folder / "memory.safetensors"
+    if not path.exists():
+        return None
+    weights = load_safetensors(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        described = json.loads(metadata["memory"])
+        config, vocabulary_size = TextMemoryConfig(**described["config"]), int(described["vocabulary_size"])
+        memory = StoredMemory(config, vocabulary_size, str(described["fingerprint"]), weights)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: settings of the memory: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    with torch.device("meta"):
+        check_weights(TextMemory(config, vocabulary_size).state_dict(), weights, path)
+    return memory
+
+
+def build_memory(stored: StoredMemory) -> TextMemory:
+    """The text memory of a model that was read; it shares the weights."""
+    with torch.device("meta"):
+        memory = TextMemory(stored.config, stored.vocabulary_size)
+    memory.load_state_dict(stored.weights, assign=True)
+    return memory

@@ -7,8 +7,22 @@ from torch import Tensor
 
 from mert_foundry.model.encoder import EncoderConfig
 from mert_foundry.model.objective.heads import HeadSpec
+from mert_foundry.model.objective.text_memory import TextMemoryConfig
 
 OWN_MODEL_TYPE = "mert_foundry"  # `model_type` in config.json of a folder that is no native Hugging Face model
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """The text memory that an encoder was trained with: its settings, weights by names of TextMemory, and the vocabulary.
+
+    fingerprint: of the tokenizer that made the tokens.
+    """
+
+    config: TextMemoryConfig
+    vocabulary_size: int
+    fingerprint: str
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,7 @@ class StoredModel:
     heads, head_weights: of the pre-training heads, `{target}.{name in the head}`; both empty when there are none.
     fingerprints: by target, that of the teacher a head was trained on, where known.
     normalised: whether it was trained on audio of zero mean and unit variance, as some Hubert models were.
+    memory: what it read beside the audio; the encoder also works without.
     """
 
     encoder: EncoderConfig
@@ -29,6 +44,7 @@ class StoredModel:
     head_weights: Mapping[str, Tensor] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     normalised: bool = False
+    memory: StoredMemory | None = None
 
 
 def select(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from mert_foundry.model.objective.heads import (
 )
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.objective.target_alignment import align_codes, align_valid, align_values, target_stride
+from mert_foundry.model.objective.text_memory import TextMemory, TextMemoryConfig
 from mert_foundry.model.objective.value_scale import Standardise, ValueScaleName
 from mert_foundry.model.transformer.masking import Masking, as_masking
 
@@ -81,15 +82,24 @@ class ObjectiveConfig(BaseModel):
 class PretrainModel(nn.Module):
     """MERT's objective (arXiv 2306.00107): codes and values of masked frames, from the frames around them.
 
-    Batches hold no memory, so layers with `reads_memory` have nothing to read here and their gates stay at zero.
+    Without `memory`, layers with `reads_memory` have nothing to read here and their gates stay at zero.
     """
 
-    def __init__(self, encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: ObjectiveConfig):
-        """Raises ValueError when heads and objective do not fit each other, or a target's hop not the encoder's."""
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        heads: Sequence[HeadSpec],
+        objective: ObjectiveConfig,
+        memory: TextMemory | None = None,
+    ):
+        """Raises ValueError when heads and objective do not fit each other, a target's hop not the encoder's, or a memory not the encoder."""
         super().__init__()
         _check_heads(heads, objective)
+        if memory is not None:
+            check_memory(memory.config, encoder)
         self.head_specs = tuple(heads)
         self.objective = objective
+        self.memory = memory  # before the encoder, as in the forward pass: FSDP fetches weights in this order
         self.encoder = MertEncoder(encoder)
         self._learned_width = encoder.frontend.learned_width
         self.standardise = nn.ModuleDict(
@@ -120,7 +130,12 @@ class PretrainModel(nn.Module):
         masking = as_masking(mask)
         masked = masking.predicted
         valid = align_valid(batch["valid"], self.encoder.hop, masked.shape[1])
-        encoded = self.encoder(batch["audio"], mask=masking, valid=None if valid.all() else valid)
+        memory, memory_valid = None, None
+        if self.memory is not None:
+            memory_valid = batch["tokens_valid"]
+            memory = self.memory(batch["tokens"], memory_valid)
+        frames_valid = None if valid.all() else valid
+        encoded = self.encoder(batch["audio"], masking, frames_valid, memory, memory_valid)
 
         sums = self.count_frames(batch, masked, valid)
         if self._learned_width:
@@ -267,12 +282,36 @@ class PretrainModel(nn.Module):
 
 
 def build_pretrain_model(
-    encoder: EncoderConfig, heads: Sequence[HeadSpec], objective: ObjectiveConfig, seed: int
+    encoder: EncoderConfig,
+    heads: Sequence[HeadSpec],
+    objective: ObjectiveConfig,
+    seed: int,
+    memory: TextMemoryConfig | None = None,
+    vocabulary_size: int = 0,
 ) -> PretrainModel:
-    """A model whose first weights are a pure function of its config and `seed` (the global generator is left alone)."""
+    """A model whose first weights are a pure function of its config and `seed` (the global generator is left alone).
+
+    With a memory, over tokens of a vocabulary, all other weights are those of the same model without one.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return PretrainModel(encoder, heads, objective)
+        if memory is None:
+            return PretrainModel(encoder, heads, objective)
+        transformer = encoder.transformer.without_memory()
+        plain = PretrainModel(encoder.model_copy(update={"transformer": transformer}), heads, objective)
+        torch.manual_seed(derive_seed(seed, "weights", "memory"))
+        model = PretrainModel(encoder, heads, objective, TextMemory(memory, vocabulary_size))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    return model
+
+
+def check_memory(memory: TextMemoryConfig, encoder: EncoderConfig) -> None:
+    """Raise ValueError when the encoder does not read a memory of this width, naming both."""
+    if memory.width != encoder.transformer.memory_width:
+        raise ValueError(
+            f"memory.width is {memory.width}, encoder.transformer.memory_width {encoder.transformer.memory_width}: they must be"
+            " the same, and some layers have reads_memory"
+        )
 
 
 def _build_head(spec: HeadSpec, width: int, objective: ObjectiveConfig) -> nn.Module:

@@ -3,6 +3,7 @@
 As the stream gives it (stored dtypes, CPU):  audio int16 or float32 [B, T]; discrete targets integer [B, K, F'];
 continuous targets float or companded uint8 [B, F', bins], F' frames at the target's own frame rate; valid bool
 [B, F] at 75 Hz; present/{target} bool [B, 1] of a partial target, the rows that have it; key list of B str; row int64 [B], index in the global batch.
+With a text memory also tokens int64 [B, n] and tokens_valid bool [B, n].
 As the model takes it: audio float32 in [-1, 1), codes int64, values float32, on the device.
 """
 
@@ -32,6 +33,15 @@ def check_batch(batch: Mapping[str, Any], heads: Sequence[HeadSpec], num_frames:
         raise ValueError(f"example {batch['key'][int((~filled).nonzero()[0])]} has no valid frame")
     for spec in heads:
         _check_target(batch[spec.name], spec, rows, target_frames * spec.frame_rate // FRAME_RATE, batch["key"])
+
+
+def check_tokens(batch: Mapping[str, Any], vocabulary_size: int) -> None:
+    """Refuse a batch whose tokens are not of this vocabulary, naming both values (ValueError)."""
+    if "tokens" not in batch:
+        raise ValueError("the model reads text, but the batch has no tokens")
+    highest = int(batch["tokens"].max())
+    if highest >= vocabulary_size:
+        raise ValueError(f"the batch has token {highest}, the vocabulary {vocabulary_size}")
 
 
 def _check_target(target: Tensor, spec: HeadSpec, rows: int, frames: int, keys: Sequence[str]) -> None:

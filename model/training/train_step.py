@@ -23,7 +23,8 @@ from mert_foundry.model.objective.pretrain_model import PRESENT, Codebooks, Pret
 from mert_foundry.model.objective.seeding import derive_seed
 from mert_foundry.model.objective.span_mask import MaskConfig, draw_masking
 from mert_foundry.model.objective.target_alignment import align_valid
-from mert_foundry.model.training.device_batch import check_batch, copy_to, micro_batches, to_device
+from mert_foundry.model.objective.text_memory import keep_texts
+from mert_foundry.model.training.device_batch import check_batch, check_tokens, copy_to, micro_batches, to_device
 from mert_foundry.model.training.diagnostics import diagnose, gradient_norms
 from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer
 from mert_foundry.model.training.ranks import of_this_rank, rank, sum_across_ranks, world_size
@@ -136,6 +137,9 @@ class TrainStep:
             if self.mixture is not None:
                 inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
             inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
+            if self.model.memory is not None:
+                kept = keep_texts(self.model.memory.config.dropout, self.seed, step, batch["key"])
+                inputs["tokens_valid"] = inputs["tokens_valid"] & self._to_device(kept)[:, None]
             return PreparedBatch(step, inputs, masking.each(self._to_device), counts)
 
     def begin(self, batch: PreparedBatch, diagnosed: bool = False) -> Gradients:
@@ -218,6 +222,8 @@ class TrainStep:
         encoder = self.model.encoder
         num_frames = encoder.num_frames(batch["audio"].shape[1])
         check_batch(batch, self.model.head_specs, num_frames, encoder.hop)
+        if self.model.memory is not None:
+            check_tokens(batch, self.model.memory.embedding.num_embeddings)
         valid = align_valid(batch["valid"], encoder.hop, num_frames)
         width = len(encoder.mask_embedding)
         return draw_masking(self.mask, self.seed, step, batch["key"], valid.numpy(), width), valid

@@ -28,7 +28,8 @@ class LayerConfig(BaseModel):
     activation_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability inside the feed-forward part")
     layer_drop: float = Field(0.05, ge=0.0, lt=1.0, description="probability that a training step skips a layer")
     reads_memory: bool = Field(
-        False, description="whether a layer reads the memory by gated cross-attention; mert pretrain gives it none"
+        False,
+        description="whether a layer reads the memory by gated cross-attention; mert pretrain has one with memory",
     )
     trainable: bool = Field(True, description="false: the layer's weights stay; its dropout and layer drop go on")
     learning_rate_multiplier: float = Field(1.0, gt=0.0, description="factor on the learning rate of a layer")
@@ -97,6 +98,14 @@ class TransformerConfig(LayerConfig):
         if self.memory_width is not None and not reading:
             raise ValueError(f"memory_width is {self.memory_width} but no layer has reads_memory")
         return self
+
+    def without_memory(self) -> "TransformerConfig":
+        """The same with nothing to read."""
+        overrides = {
+            key: {name: value for name, value in change.items() if name != "reads_memory"}
+            for key, change in self.overrides.items()
+        }
+        return self.model_copy(update={"memory_width": None, "reads_memory": False, "overrides": overrides})
 
     def _check_heads(self, heads: int, prefix: str = "") -> None:
         if self.width % heads:
