@@ -534,7 +534,6 @@ def test_the_kind_can_be_named(name, labelled, tmp_path, say, monkeypatch):
 OPTIONAL = [
     "av",
     "encodec",
-    "psutil",
     "mir_eval",
     "ray",
     "sklearn",

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from shard_fixtures import CODES, CQT
 
 from mert_foundry.pipeline.shards.companding import Companding
-from mert_foundry.pipeline.shards.statistics import empty, measure, merge, summarise
+from mert_foundry.pipeline.shards.statistics import (
+    ContinuousSums,
+    DiscreteCounts,
+    agree,
+    empty,
+    measure,
+    merge,
+    summarise,
+)
 
 
 def total(spec, arrays):
@@ -64,3 +72,19 @@ def test_kinds_and_sizes_do_not_mix():
         merge(empty(CODES), empty(CQT))
     with pytest.raises(ValueError, match=r"\(2, 16\) and \(2, 8\)"):
         merge(empty(CODES), empty(CODES.model_copy(update={"codebook_size": 8})))
+
+
+def test_statistics_agree_but_for_rounding_and_in_every_count():
+    counts = DiscreteCounts(counts=[[10**12, 3], [0, 1]])
+    sums = ContinuousSums(count=2, sum=[1.0, 0.0], sum_of_squares=[1.0, 1e-3], minimum=None, maximum=0.5)
+    ours = {"codes": counts, "cqt": sums}
+
+    def agrees(**changes: object) -> bool:
+        return agree(ours, {"codes": counts, "cqt": sums.model_copy(update=changes)})
+
+    assert agrees() and agrees(sum=[1.0 + 1e-12, 1e-12], maximum=0.5 + 1e-13)
+    assert not agrees(sum=[1.0 + 1e-6, 0.0]) and not agrees(sum=[1.0]) and not agrees(count=3)
+    assert not agrees(minimum=0.0) and not agrees(maximum=None) and not agrees(sum_of_squares=[1.0, 2e-3])
+    assert not agree(ours, {**ours, "codes": DiscreteCounts(counts=[[10**12 + 1, 3], [0, 1]])})
+    assert not agree(ours, {**ours, "codes": DiscreteCounts(counts=[[10**12, 3], [0]])})
+    assert not agree(ours, {"codes": counts}) and not agree(ours, {"codes": counts, "cqt": counts})

@@ -5,7 +5,7 @@ function of the shard set: not of where, when or by how many workers it was labe
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Annotated, Literal
 
@@ -15,6 +15,7 @@ from pydantic import Field
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.documents import Document
 
+ROUNDING = 1e-9  # relative
 LEAST_DEVIATION = 0.001  # of the largest bin's, 60 dB below it: what varies less is noise, and is not blown up
 
 
@@ -103,6 +104,30 @@ def merge_values(first: ContinuousSums, second: ContinuousSums) -> ContinuousSum
         minimum=_present(min, first.minimum, second.minimum),
         maximum=_present(max, first.maximum, second.maximum),
     )
+
+
+def agree(first: Mapping[str, Partial | Summary], second: Mapping[str, Partial | Summary]) -> bool:
+    """Whether statistics by target are equal: counts exactly, sums and what is made of them but for rounding.
+
+    A sum over the values of uint8 levels differs in its last bits between CPUs: where there is AVX-512, numpy's expm1 is another one.
+    """
+    return first.keys() == second.keys() and all(
+        dict(first[name]).keys() == dict(second[name]).keys()
+        and all(_is_near(value, getattr(second[name], field)) for field, value in first[name])
+        for name in first
+    )
+
+
+def _is_near(first: object, second: object) -> bool:
+    """Equal, or floats, or as many floats, that are equal but for rounding."""
+    if not (_are_floats(first) and _are_floats(second)):
+        return first == second
+    left, right = np.atleast_1d(first), np.atleast_1d(second)
+    return left.shape == right.shape and np.allclose(left, right, ROUNDING, ROUNDING * np.abs(right).max(initial=0))
+
+
+def _are_floats(values: object) -> bool:
+    return isinstance(values, float) or (isinstance(values, list) and all(isinstance(value, float) for value in values))
 
 
 def mix(
