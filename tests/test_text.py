@@ -182,6 +182,13 @@ def test_a_vocabulary_beyond_two_bytes_is_stored_in_four():
         TextTokenizer("x", b"{}")
 
 
+def test_the_same_text_has_the_same_tokens_though_a_tokenizer_asks_for_dropout(folder: Path):
+    document = json.loads((folder / "tokenizer" / "tokenizer.json").read_bytes())
+    document["model"]["dropout"] = 0.5
+    made = TextTokenizer("x", json.dumps(document).encode())
+    assert {tuple(made.encode(TEXTS["a"]).tokens.tolist()) for _ in range(20)} == {tuple(encode(folder, TEXTS["a"]))}
+
+
 def test_inspect_shows_vocabulary_lengths_and_examples_without_text(folder: Path, shards: Path, run_here):
     code, out, _ = run_here(inspect_job, shards, "--json")
     summary = json.loads(out)["text"]

@@ -41,13 +41,15 @@ class PreparedBatch:
     """This rank's rows of a global batch, ready for a step.
 
     inputs: as in model/training/device_batch.py, mixed and filled as the settings ask for; on the device, as `masking` is.
-    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU.
+    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU. heard: samples of audio, without
+    those that pad the rows.
     """
 
     step: int
     inputs: dict[str, Tensor]
     masking: Masking
     counts: dict[str, Tensor]
+    heard: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class StepResult:
     """What all ranks know after a step.
 
     summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether both are, on
-    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio) and the caller's extras.
+    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio), those of them
+    `heard` (that do not pad) and the caller's extras.
     share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
     """
 
@@ -140,7 +143,7 @@ class TrainStep:
             if self.model.memory is not None:
                 kept = keep_texts(self.model.memory.config.dropout, self.seed, step, batch["key"])
                 inputs["tokens_valid"] = inputs["tokens_valid"] & self._to_device(kept)[:, None]
-            return PreparedBatch(step, inputs, masking.each(self._to_device), counts)
+            return PreparedBatch(step, inputs, masking.each(self._to_device), counts, sum(_lengths(batch)))
 
     def begin(self, batch: PreparedBatch, diagnosed: bool = False) -> Gradients:
         """Start the forward and backward pass. All ranks call it together.
@@ -174,7 +177,7 @@ class TrainStep:
         loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         rows, samples = batch.inputs["audio"].shape
-        sizes = {"rows": float(rows), "samples": float(rows * samples)}
+        sizes = {"rows": float(rows), "samples": float(rows * samples), "heard": float(batch.heard)}
         own = {**extras, **sums, **sizes, "broken": broken, "norm": norm / world_size(), **self._times()}
         with self.clock.device("exchange"):
             totals = sum_across_ranks(own, self.device)
@@ -232,9 +235,7 @@ class TrainStep:
         return copy_to(tensor, self.device)
 
     def _mix(self, mixture: MixtureConfig, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
-        hop = audio.shape[1] // batch["valid"].shape[1]
-        lengths = (batch["valid"].sum(1) * hop).tolist()
-        return mix_batch(audio, lengths, batch["row"].tolist(), mixture, self.seed, step)
+        return mix_batch(audio, _lengths(batch), batch["row"].tolist(), mixture, self.seed, step)
 
     def _fill(self, audio: Tensor, masking: Masking, keys: Sequence[str], step: int) -> Tensor:
         """Noise in the masked stretches, where the mask asks for it; mixed audio lies under it, so it comes last."""
@@ -288,6 +289,12 @@ class TrainStep:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+
+def _lengths(batch: Mapping[str, Any]) -> list[int]:
+    """Samples of each row that are not padding."""
+    hop = batch["audio"].shape[1] // batch["valid"].shape[1]
+    return (batch["valid"].sum(1) * hop).tolist()
 
 
 def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:

@@ -421,7 +421,7 @@ def _advance(state: CheckpointState, position: Position, result: StepResult) -> 
         position=position,
         skipped_steps=state.skipped_steps + (not result.moved),
         consecutive_skips=0 if result.moved else state.consecutive_skips + 1,
-        samples=None if state.samples is None else state.samples + int(result.totals["samples"]),
+        samples=None if state.samples is None else state.samples + int(result.totals["heard"]),
     )
 
 

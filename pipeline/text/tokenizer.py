@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from mert_foundry.pipeline.shards.text import TOKENIZER_NAME, Text, TextSpec
 from mert_foundry.pipeline.storage import files
@@ -13,8 +14,8 @@ from mert_foundry.pipeline.text.columns import TextColumns
 class TextTokenizer:
     """Encodes text by the content of a tokenizer.json; the same text always gives the same tokens.
 
-    Padding that the file asks for is not done: the stream pads. Its truncation is. Names of special tokens that stand in a text
-    are text; those that the file's post-processor puts around a text are added.
+    Padding that the file asks for is not done: the stream pads. Nor is the dropout of merges, which is random. Its truncation is.
+    Names of special tokens that stand in a text are text; those that the file's post-processor puts around a text are added.
 
     Raises ValueError naming `location` when the content is no tokenizer.
     """
@@ -27,6 +28,8 @@ class TextTokenizer:
         except Exception as error:  # the library raises Exception itself
             raise ValueError(f"{location}: no tokenizer ({error})") from error
         self._tokenizer.no_padding()
+        if isinstance(self._tokenizer.model, BPE):
+            self._tokenizer.model.dropout = None
         self._tokenizer.encode_special_tokens = True
         # Tokens may be numbered with gaps: the highest one decides.
         self.vocabulary_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
