@@ -80,10 +80,6 @@ class StepResult:
     moved: bool = True
 
 
-def _never(loss: float, norm: float) -> bool:
-    return False
-
-
 class TrainStep:
     """Trains a model; holds the optimiser and, when there are several ranks and the model is not sharded, its DDP wrapper."""
 
@@ -158,12 +154,12 @@ class TrainStep:
         gradients: Gradients,
         rate: float,
         extras: Mapping[str, float | Tensor],
-        leave_out: Callable[[float, float], bool] = _never,
+        skips: Callable[[float, float], bool] = lambda loss, norm: False,
     ) -> StepResult:
         """Wait for the gradients and move the optimiser at learning rate `rate`. All ranks call it together.
 
         `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any rank
-        moves no rank's optimiser, nor does one that `leave_out` says True of, from loss and gradient norm, which all ranks have alike.
+        moves no rank's optimiser, nor does one that `skips` says True of, from loss and gradient norm, which all ranks have alike.
         """
         batch, sums, norm = gradients.batch, gradients.sums, gradients.norm
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
@@ -176,7 +172,7 @@ class TrainStep:
             totals = sum_across_ranks(own, self.device)
         finite = float(totals["broken"]) == 0.0
         summary, norm_of_all = self.model.summarise(totals), float(totals["norm"])
-        moved = finite and not leave_out(summary["loss"], norm_of_all)
+        moved = finite and not skips(summary["loss"], norm_of_all)
         if moved:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
