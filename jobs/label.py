@@ -123,6 +123,15 @@ class LabelConfig(BaseModel):
         return Selection(splits=self.splits, limit_hours=self.limit_hours)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What the shards are to hold: targets, and text with the tokenizer that encodes it, if any."""
+
+    specs: list[TargetSpec]
+    text: TextSpec | None
+    tokenizer: TextTokenizer | None
+
+
 CONFIG = LabelConfig
 
 
@@ -139,15 +148,6 @@ def main(arguments: list[str]) -> int:
     find_work(config, manifest, tasks, wanted, catalogue)  # before the lock, whose file is the first thing written
     with locked(files.local_path(config.out), "labelling"):
         return label(config, manifest, tasks, wanted, read_catalogue(config.out, catalogue.unpublished))
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What the shards are to hold: targets, and text with the tokenizer that encodes it, if any."""
-
-    specs: list[TargetSpec]
-    text: TextSpec | None
-    tokenizer: TextTokenizer | None
 
 
 def describe_contents(config: LabelConfig) -> Contents:

@@ -20,7 +20,7 @@ from mert_foundry.jobs import plan as plan_job
 from mert_foundry.jobs import status as status_job
 from mert_foundry.jobs import verify as verify_job
 from mert_foundry.jobs.command.config import load_config
-from mert_foundry.jobs.label import LabelConfig, plan_tasks, write_index
+from mert_foundry.jobs.label import LabelConfig, describe_contents, plan_tasks, write_index
 from mert_foundry.pipeline.audio.decoding import decoding
 from mert_foundry.pipeline.features.shard_tracks import ShardTracks
 from mert_foundry.pipeline.labelling.plan import SegmentConfig, plan_shards
@@ -34,7 +34,7 @@ from mert_foundry.pipeline.shards.index import Augment, load_index
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import load_record
 from mert_foundry.pipeline.teachers.cqt import CqtTeacher, CqtTeacherConfig
-from mert_foundry.pipeline.teachers.registry import build_teachers, describe_targets
+from mert_foundry.pipeline.teachers.registry import build_teachers
 from mert_foundry.pipeline.teachers.teacher import label_track
 
 CQT = {"kind": "cqt", "lowest_frequency": 220.0, "bins": 36, "bins_per_octave": 12, "storage": "float16"}
@@ -69,12 +69,12 @@ def shards(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("labelled") / "shards"
     words = label_arguments(manifest, out, f"augment.semitones={SHIFTS}")
     config, listing = load_config(LabelConfig, words), load_manifest(str(manifest))
-    tasks, specs = plan_tasks(str(manifest), listing, config), describe_targets(config.teachers)
+    tasks = plan_tasks(str(manifest), listing, config)
     labeller = Labeller(WorkOrder(config.teachers, listing.root, str(out), "cpu", 1))
     for task in tasks:
         labeller.run(task)
     write_plan(str(out), JobPlan(shards=len(tasks), seconds=sum(task.seconds for task in tasks)))
-    write_index(config, listing, tasks, specs, read_catalogue(str(out)))
+    write_index(config, listing, tasks, describe_contents(config), read_catalogue(str(out)))
     return out
 
 

@@ -14,9 +14,9 @@ from loopback_store import LoopbackStore
 from shard_fixtures import CODES, CQT, SPECS, index_shards, make_track, write_examples
 
 from mert_foundry.pipeline.shards.catalogue import read_catalogue
-from mert_foundry.pipeline.shards.index import sum_records
 from mert_foundry.pipeline.shards.record import load_record
 from mert_foundry.pipeline.shards.record_sums import add_sums, parse_sums, summarise_record
+from mert_foundry.pipeline.shards.set_statistics import sum_records
 from mert_foundry.pipeline.storage.folder_kinds import FolderError
 
 NAMES = [f"{split}-{number:06d}" for split in ("train", "valid") for number in range(20)]

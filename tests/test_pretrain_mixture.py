@@ -18,7 +18,8 @@ from mert_foundry.jobs.pretraining.shard_sets import load_mixture
 from mert_foundry.jobs.pretraining.target_values import measure_split, sample_values
 from mert_foundry.jobs.pretraining.trivial_scores import measure_trivial, sum_split
 from mert_foundry.model.runs.checkpoint import load_state
-from mert_foundry.pipeline.shards.index import load_index, load_records, sum_records
+from mert_foundry.pipeline.shards.index import load_index, load_records
+from mert_foundry.pipeline.shards.set_statistics import sum_records
 from mert_foundry.pipeline.shards.statistics import mean_and_variance
 
 

@@ -56,6 +56,7 @@ class Measurement:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    shutil.rmtree(options.out / "run", ignore_errors=True)  # of an earlier call, from which the run would go on
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -84,7 +85,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def list_measurements(options: argparse.Namespace) -> Iterator[Measurement]:
-    """All that is to be run, in order; shards and checkpoints of the run lie in OUT/run, which is made anew."""
+    """All that is to be run, in order; shards and checkpoints of the run go into OUT/run."""
     if Path("tests").is_dir():
         yield Measurement("tests", ["pytest", "-m", "gpu", "-q"], read_tests)
     for precision in ("fp32", "tf32", "bf16"):
@@ -94,7 +95,6 @@ def list_measurements(options: argparse.Namespace) -> Iterator[Measurement]:
         arguments = ["step", "--layout", layout, "--batch", "64,128", "--only", "ours,ours compiled"]
         yield Measurement(f"step-{layout}", bench(*arguments), read_step)
     folder = options.out / "run"
-    shutil.rmtree(folder, ignore_errors=True)
     manifest, shards, trained = folder / "manifest", folder / "shards", folder / "trained"
     yield Measurement(
         "run-manifest", job("manifest", "configs/manifest.yaml", f"root={options.music}", f"out={manifest}")
@@ -161,7 +161,7 @@ def read_label(printed: str) -> Iterator[Row]:
         "what": f"label, {report['codec']['precision']}, {report['audio_hours']:.2f} h",
         "result": f"teachers {rates['teachers']['ours']:,.0f}x real time, with decoding {rates['whole']['ours']:,.0f}x",
         "memory": f"{report['peak_bytes']['ours'] / 1e9:.1f} GB",
-        "beside it": f"codes of {found['code_frames_equal']:.2%} of frames equal the published path's",
+        "note": f"codes of {found['code_frames_equal']:.2%} of frames equal the published path's",
     }
 
 
@@ -178,7 +178,7 @@ def read_step(printed: str) -> Iterator[Row]:
                     "what": what,
                     "result": f"{row['audio_seconds_per_second']:,.0f} audio seconds a second",
                     "memory": f"{row['peak_bytes'] / 1e9:.1f} GB",
-                    "beside it": f"{row['share_of_peak']:.1%} of the peak of one matrix product",
+                    "note": f"{row['share_of_peak']:.1%} of the peak of one matrix product",
                 }
 
 
@@ -192,13 +192,13 @@ def read_run(metrics: Path) -> Iterator[Row]:
     yield {
         "what": f"run, {RECIPE.stem}, {RUN_CROPS} crops",
         "result": f"{rate:,.0f} audio seconds a second",
-        "beside it": f"{waiting:.1%} of the time waiting for data",
+        "note": f"{waiting:.1%} of the time waiting for data",
     }
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The table, with what failed in it."""
-    columns = ("what", "result", "memory", "beside it")
+    columns = ("what", "result", "memory", "note")
     rows = []
     for measured in report["measurements"]:
         failed = [{"what": measured["name"], "result": f"failed: {measured['failed']}"}] if measured["failed"] else []

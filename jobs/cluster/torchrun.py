@@ -15,11 +15,8 @@ from mert_foundry.jobs.command.preflight import Device, check_cuda, resolve_devi
 from mert_foundry.model.training.ranks import wait_for_all
 
 GROUP_TIMEOUT = timedelta(minutes=30)
-STOPPING = (
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGINT,
-)  # SIGUSR1: what SLURM users have it send before the time is over
+# SIGUSR1 is what people have SLURM send before the time is over.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SLOWEST_RANK = timedelta(days=7)  # that the others wait for at the end of an extraction
 
 

@@ -128,7 +128,7 @@ def overview(summary: RunSummary) -> Section:
 def pace(summary: RunSummary) -> Section:
     """Where the time of a step goes, and what else a run says of its devices."""
     if not summary.seconds:
-        return Section("Pace", [Note("no time by part: the run has no record of a newer version yet")])
+        return Section("Pace", [Note("no record says yet how long the parts of a step take")])
     step = summary.seconds["step"]
     rows = [
         (part, f"{1000 * seconds:.4g}", _percent(seconds / step))
@@ -142,7 +142,7 @@ def pace(summary: RunSummary) -> Section:
         ("MFU", _percent(summary.mfu)),
         ("memory at most", "-" if summary.memory_peak_bytes is None else human_bytes(summary.memory_peak_bytes)),
         ("audio heard", "-" if summary.hours_heard is None else f"{summary.hours_heard:,.4g} h"),
-        ("left at the newest record", "-" if summary.eta_seconds is None else human_duration(summary.eta_seconds)),
+        ("time left at the newest record", "-" if summary.eta_seconds is None else human_duration(summary.eta_seconds)),
     ]
     return Section("Pace", [Table(("part of a step", "ms", "share"), rows, caption), Facts(facts)])
 

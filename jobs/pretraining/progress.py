@@ -106,8 +106,9 @@ def describe_spike(record: dict[str, Any]) -> str:
     ]
     keys = record["keys"][record["rank"]]
     more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    left_out = " and is left out" if record.get("skipped") else ""
-    return f"step {record['step']} is a spike{left_out}: {', '.join(beyond)}; rank {record['rank']}: {', '.join(keys[:4])}{more}"
+    skipped = " and is skipped" if record.get("skipped") else ""
+    rows = f"rank {record['rank']}: {', '.join(keys[:4])}{more}"
+    return f"step {record['step']} is a spike{skipped}: {', '.join(beyond)}; {rows}"
 
 
 def describe_step(record: dict[str, Any], trivial: TrivialScores | None) -> str:

@@ -9,7 +9,8 @@ from mert_foundry.jobs.pretraining.target_values import MOST_EXAMPLES, Sampled, 
 from mert_foundry.model.objective.heads import HeadSpec
 from mert_foundry.model.objective.trivial import TrivialScore, TrivialScores, score_mean, score_unigram
 from mert_foundry.model.objective.value_scale import ValueScale
-from mert_foundry.pipeline.shards.index import load_records, sum_records
+from mert_foundry.pipeline.shards.index import load_records
+from mert_foundry.pipeline.shards.set_statistics import sum_records
 from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, mean_and_variance, mix
 from mert_foundry.pipeline.stream.set_mixture import SetMixture
 

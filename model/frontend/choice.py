@@ -2,7 +2,7 @@
 
 Each config tells `hop` (samples a frame), `width` (C), `learned_width` (how many of them, the first ones, weights
 make), `sample_rate` (Hz it is made for, None: any) and `padding_invariant` (whether zeros after a row leave its frames
-as they are); each module tells `num_frames(num_samples)`. Their frame i begins at sample i * hop.
+as they are); each module tells `num_frames(num_samples)` and `operations(num_samples)`. Their frame i begins at sample i * hop.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mert_foundry.model.autocast import without_autocast
 from mert_foundry.model.frontend.strided_convolution import strided_convolution
-from mert_foundry.model.products import Products, layer_products
+from mert_foundry.model.layer_operations import layer_operations
 
 
 class FrontendConfig(BaseModel):
@@ -179,13 +179,13 @@ class ConvFrontend(nn.Module):
             num_samples = _num_windows(num_samples, kernel, stride)
         return num_samples
 
-    def products(self, num_samples: int) -> Products:
-        """Of a row of `num_samples` samples; nothing learns from the gradient to the audio."""
-        total = Products()
+    def operations(self, num_samples: int) -> float:
+        """Of a training step, on a row of `num_samples` samples; nothing learns from the gradient to the audio."""
+        total = 0.0
         for index, (kernel, stride) in enumerate(zip(self.config.kernels, self.config.strides)):
             num_samples = _num_windows(num_samples, kernel, stride)
-            count = num_samples * kernel * self.config.channels * (self.config.channels if index else 1)
-            total += layer_products(count, inputs_learn=index > 0, weights_learn=True)
+            products = num_samples * kernel * self.config.channels * (self.config.channels if index else 1)
+            total += layer_operations(products, inputs_learn=index > 0, weights_learn=True)
         return total
 
     def forward(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mert_foundry.model.autocast import without_autocast
 from mert_foundry.model.frontend.convolution import ConvFrontend, FrontendConfig
-from mert_foundry.model.products import Products
+from mert_foundry.model.layer_operations import layer_operations
 
 
 class CqtConfig(BaseModel):
@@ -93,11 +93,11 @@ class ConvCqtFrontend(nn.Module):
         """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
         return self.convolution.num_frames(num_samples)
 
-    def products(self, num_samples: int) -> Products:
-        """Of a row of `num_samples` samples; nothing learns from the magnitudes, whose kernels are real and imaginary."""
+    def operations(self, num_samples: int) -> float:
+        """Of a training step, on a row of `num_samples` samples; nothing learns from the spectra, whose kernels are complex."""
         frames = num_samples // self.config.hop + 1
-        magnitudes = Products(forward=2 * frames * self.config.cqt.bins * self.config.cqt.kernel)
-        return self.convolution.products(num_samples) + magnitudes
+        products = 2 * frames * self.config.cqt.bins * self.config.cqt.kernel
+        return self.convolution.operations(num_samples) + layer_operations(products, False, False)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio [B, T] -> features [B, F, C + bins]. Raises ValueError when T is too short for one frame."""

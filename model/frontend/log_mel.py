@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mert_foundry.model.autocast import without_autocast
-from mert_foundry.model.products import Products
+from mert_foundry.model.layer_operations import layer_operations
 
 FLOOR = 1e-8  # -80 dB
 GROUPS = 16  # of neighbouring bands, each a matrix product over the frequencies that it needs
@@ -74,11 +74,11 @@ class LogMelFrontend(nn.Module):
         """Frames F that `forward` returns for `num_samples` samples (0 if they are too few for one frame)."""
         return num_samples // self.config.hop
 
-    def products(self, num_samples: int) -> Products:
-        """Of a row of `num_samples` samples: spectra with the mel filters, from which nothing learns."""
+    def operations(self, num_samples: int) -> float:
+        """Of a training step, on a row of `num_samples` samples: spectra with the mel filters, from which nothing learns."""
         _, groups = _window_and_filters(self.config, torch.device("cpu"))
         spectra = self.num_frames(num_samples) * self.config.spectra_per_frame
-        return Products(forward=spectra * sum(taps.numel() for _, taps in groups))
+        return layer_operations(spectra * sum(taps.numel() for _, taps in groups), False, False)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio [B, T] -> features [B, F, C]. Raises ValueError when T is too short for one frame."""

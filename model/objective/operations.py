@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mert_foundry.model.layer_operations import layer_operations
 from mert_foundry.model.objective.heads import CodeHead, RegressionHead
 from mert_foundry.model.objective.pretrain_model import PretrainModel
-from mert_foundry.model.products import Products, layer_products
 from mert_foundry.model.transformer.attention import MultiheadAttentionExtend
 from mert_foundry.model.transformer.cross_attention import MemoryReader
 from mert_foundry.model.transformer.layer import TransformerLayer
@@ -38,17 +38,16 @@ def count_operations(model: PretrainModel, samples: int) -> StepOperations:
     """
     encoder = model.encoder
     frames = encoder.num_frames(samples)
-    row = encoder.frontend.products(samples)
+    row = encoder.frontend.operations(samples)
     # Before the projection the front-end learns, or at least the norm of its features.
     learns_before = encoder.config.frontend.learned_width > 0 or encoder.config.input_norm == "layer"
     row += _linear(encoder.projection.linear, inputs_learn=learns_before) * frames
     row += _transformer(encoder.transformer, frames)
-    heads = sum((_head(model, head) for head in model.heads.values()), Products())
-    return StepOperations(row.operations, heads.operations)
+    return StepOperations(row, sum(_head(model, head) for head in model.heads.values()))
 
 
-def _transformer(transformer: TransformerEncoderExtend, frames: int) -> Products:
-    total = Products()
+def _transformer(transformer: TransformerEncoderExtend, frames: int) -> float:
+    total = 0.0
     for module in transformer.position.modules():
         if isinstance(module, nn.Conv1d):
             total += _convolution(module) * frames
@@ -58,8 +57,8 @@ def _transformer(transformer: TransformerEncoderExtend, frames: int) -> Products
     return total
 
 
-def _layer(layer: TransformerLayer, frames: int) -> Products:
-    total = Products()
+def _layer(layer: TransformerLayer, frames: int) -> float:
+    total = 0.0
     for module in _modules_without_memory(layer):
         if isinstance(module, nn.Linear):
             total += _linear(module) * frames
@@ -67,7 +66,7 @@ def _layer(layer: TransformerLayer, frames: int) -> Products:
             total += _convolution(module) * frames
         elif isinstance(module, MultiheadAttentionExtend):
             # Queries with keys and weights with values; both factors of either product learn.
-            total += layer_products(2 * frames * module.query.out_features, True, True) * frames
+            total += layer_operations(2 * frames**2 * module.query.out_features, True, True)
     return total
 
 
@@ -78,23 +77,23 @@ def _modules_without_memory(module: nn.Module) -> Iterator[nn.Module]:
             yield from _modules_without_memory(child)
 
 
-def _linear(linear: nn.Linear, inputs_learn: bool = True) -> Products:
+def _linear(linear: nn.Linear, inputs_learn: bool = True) -> float:
     """Of one frame."""
-    return layer_products(linear.in_features * linear.out_features, inputs_learn, linear.weight.requires_grad)
+    return layer_operations(linear.in_features * linear.out_features, inputs_learn, linear.weight.requires_grad)
 
 
-def _convolution(convolution: nn.Conv1d) -> Products:
+def _convolution(convolution: nn.Conv1d) -> float:
     """Of one frame of output."""
-    count = convolution.out_channels * convolution.in_channels // convolution.groups * convolution.kernel_size[0]
+    products = convolution.out_channels * convolution.in_channels // convolution.groups * convolution.kernel_size[0]
     learns = any(parameter.requires_grad for parameter in convolution.parameters())
-    return layer_products(count, True, learns)
+    return layer_operations(products, True, learns)
 
 
-def _head(model: PretrainModel, head: nn.Module) -> Products:
+def _head(model: PretrainModel, head: nn.Module) -> float:
     """Of one predicted frame."""
     if isinstance(head, RegressionHead):
         return _linear(head.linear)
     assert isinstance(head, CodeHead)
     used = (model.objective.codebooks_per_step or head.codebooks) / head.codebooks
     projection = _linear(head.projection) * (1.0 if head.tied_projection else used)
-    return projection + layer_products(head.embedding.numel(), True, True) * used
+    return projection + layer_operations(head.embedding.numel(), True, True) * used

@@ -38,7 +38,8 @@ class CheckpointState:
     """What a resume needs beside weights and optimiser.
 
     step: optimiser steps done. position: the stream's, opaque. seed: of the run. world_size: ranks that wrote it.
-    skipped_steps: steps so far that moved no weight, non-finite or left out as spikes. consecutive_skips: those at the end of the run so far. spikes: what SpikeWatch knows.
+    skipped_steps: steps so far that moved no weight, non-finite or skipped as spikes. consecutive_skips: those at the end of
+    the run so far. spikes: what SpikeWatch knows.
     samples: of audio heard so far, by all ranks; None in a run that an older program began.
     """
 

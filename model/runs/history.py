@@ -88,7 +88,9 @@ class RunSummary(_Model):
     memory_peak_bytes: float | None = Field(default=None, description="Memory of the rank that took most")
     hours_heard: float | None = Field(default=None, description="Audio hours trained on; null in older runs")
     eta_seconds: float | None = Field(default=None, description="Until the last step, as the newest record says")
-    skipped_steps: int = Field(description="Steps skipped because they were not finite, or left out as spikes")
+    skipped_steps: int = Field(
+        description="Steps skipped because they were not finite, or were spikes that trainer.on_spike skips"
+    )
     checkpoints: list[str] = Field(description="Names of checkpoint folders, newest first; not checked")
     kept: list[KeptCheckpoint] = Field(
         default=[], description="The same and the best, with sizes and why they are kept"
@@ -210,9 +212,7 @@ def summarise_run(history: RunHistory) -> RunSummary:
         data_wait_share=_median(train, "data_wait_share"),
         seconds=_median_parts([record["seconds"] for record in train if "seconds" in record]),
         mfu=_median(train, "mfu"),
-        memory_peak_bytes=max(
-            (record["memory_peak_bytes"] for record in train if "memory_peak_bytes" in record), default=None
-        ),
+        memory_peak_bytes=max(_numbers(train, "memory_peak_bytes"), default=None),
         hours_heard=train[-1].get("hours_heard") if train else None,
         eta_seconds=train[-1].get("eta_seconds") if train else None,
         skipped_steps=max(
@@ -346,8 +346,13 @@ def _median_parts(records: list[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _median(records: list[dict[str, Any]], field: str) -> float | None:
-    values = [record[field] for record in records if isinstance(record.get(field), int | float)]
+    values = _numbers(records, field)
     return median(values) if values else None
+
+
+def _numbers(records: list[dict[str, Any]], field: str) -> list[float]:
+    """The values of a field in the records that have a number there."""
+    return [record[field] for record in records if isinstance(record.get(field), int | float)]
 
 
 def _names(history: RunHistory, kind: str, field: str) -> list[str]:

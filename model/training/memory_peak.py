@@ -8,7 +8,10 @@ STATUS = Path("/proc/self/status")
 
 
 def memory_peak(device: torch.device) -> float:
-    """Bytes: on a GPU allocated by torch, else of this process's resident set (Linux; 0 elsewhere). Not getrusage, which begins at the parent's."""
+    """Bytes: on a GPU allocated by torch, else of this process's resident set (Linux; 0 elsewhere).
+
+    Not by getrusage, whose peak begins at the parent's.
+    """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []

@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Any
 
@@ -16,6 +17,21 @@ from mert_foundry.model.training.ranks import world_size
 from mert_foundry.model.training.step_clock import PARTS
 
 BEHIND = 0.1  # of a step: a rank that the others wait so long for is named
+
+
+@dataclass
+class _Sums:
+    """Sums over the steps since a reading, which was at `begin`, in seconds.
+
+    seconds: of each part, means over ranks. busy: [ranks], seconds of each rank's own parts.
+    """
+
+    begin: float
+    steps: int = 0
+    samples: float = 0.0
+    operations: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    busy: Tensor = field(default_factory=lambda: torch.zeros(world_size(), dtype=torch.float64))
 
 
 class Pace:
@@ -44,22 +60,21 @@ class Pace:
         self._total_steps = total_steps
         self._peak = peak
         self._clock = clock
-        self._busy: Tensor = torch.zeros(world_size(), dtype=torch.float64)  # seconds by rank
         self._first: tuple[int, float] | None = None  # step, and time at its end: it compiles and fills caches
-        self._restart()
+        self._sums = _Sums(clock())
 
     def add(self, totals: Mapping[str, Tensor]) -> None:
         """Count one step by its sums over ranks (TrainStep.finish)."""
+        sums, rows, samples = self._sums, float(totals["rows"]), float(totals["samples"])
         self._step += 1
-        self._steps += 1
-        self._samples += float(totals["samples"])
+        sums.steps += 1
+        sums.samples += samples
         for part in PARTS:
-            self._seconds[part] += float(totals[f"seconds/{part}"]) / world_size()
-        self._busy = self._busy + totals["busy"]
-        rows = float(totals["rows"])
-        count: StepOperations = self._operations_of_rows(round(float(totals["samples"]) / rows))
+            sums.seconds[part] += float(totals[f"seconds/{part}"]) / world_size()
+        sums.busy = sums.busy + totals["busy"]
+        count: StepOperations = self._operations_of_rows(round(samples / rows))
         predicted = totals["valid_frames" if self._every_frame else "masked_frames"]
-        self._operations += count(rows, float(predicted))
+        sums.operations += count(rows, float(predicted))
         self._first = self._first or (self._step, self._clock())
 
     @contextmanager
@@ -67,7 +82,7 @@ class Pace:
         """Leave out time spent on something else than training steps."""
         begin = self._clock()
         yield
-        self._begin += self._clock() - begin
+        self._sums.begin += self._clock() - begin
 
     def read(self, heard: int | None, memory: Tensor) -> dict[str, Any]:
         """What a record says of the steps since the last reading, which start again.
@@ -78,30 +93,24 @@ class Pace:
         devices can do at most. slowest: the rank that the others wait for, and how long, as a share of a step; from 10 % on. eta_seconds:
         until the last step, at the pace since the second step of this start, with validations and checkpoints.
         """
-        elapsed = max(self._clock() - self._begin, 1e-9)
+        sums, self._sums = self._sums, _Sums(self._clock())
+        elapsed = max(self._sums.begin - sums.begin, 1e-9)
         found: dict[str, Any] = {
-            "audio_seconds_per_second": self._samples / self._sample_rate / elapsed,
-            "data_wait_share": min(self._seconds["wait"] / elapsed, 1.0),
-            "seconds": {name: value / self._steps for name, value in {"step": elapsed, **self._seconds}.items()},
-            "operations_per_second": self._operations / elapsed,
+            "audio_seconds_per_second": sums.samples / self._sample_rate / elapsed,
+            "data_wait_share": min(sums.seconds["wait"] / elapsed, 1.0),
+            "seconds": {name: value / sums.steps for name, value in {"step": elapsed, **sums.seconds}.items()},
+            "operations_per_second": sums.operations / elapsed,
             "memory_peak_bytes": float(memory.max()),
         }
         if self._peak is not None:
-            found["mfu"] = self._operations / elapsed / (self._peak * world_size())
+            found["mfu"] = sums.operations / elapsed / (self._peak * world_size())
         if heard is not None:
             found["hours_heard"] = heard / self._sample_rate / 3600
-        if (slowest := self._slowest(elapsed)) is not None:
+        if (slowest := _slowest(sums.busy.tolist(), elapsed)) is not None:
             found["slowest"] = slowest
         if (left := self._seconds_left()) is not None:
             found["eta_seconds"] = left
-        self._restart()
         return found
-
-    def _slowest(self, elapsed: float) -> dict[str, float] | None:
-        """A rank with much more to do than the middle one, of two than the other, delays all."""
-        busy = self._busy.tolist()
-        behind = (max(busy) - median_low(busy)) / elapsed
-        return {"rank": busy.index(max(busy)), "behind": behind} if behind >= BEHIND else None
 
     def _seconds_left(self) -> float | None:
         assert self._first is not None, "a step was counted"
@@ -110,10 +119,8 @@ class Pace:
             return None
         return (self._total_steps - self._step) * (self._clock() - then) / (self._step - step)
 
-    def _restart(self) -> None:
-        self._begin = self._clock()
-        self._steps = 0
-        self._samples = 0.0
-        self._operations = 0.0
-        self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._busy = torch.zeros_like(self._busy)
+
+def _slowest(busy: list[float], elapsed: float) -> dict[str, float] | None:
+    """A rank with much more to do than the middle one, of two than the other, delays all. `busy`: seconds by rank."""
+    behind = (max(busy) - median_low(busy)) / elapsed
+    return {"rank": busy.index(max(busy)), "behind": behind} if behind >= BEHIND else None

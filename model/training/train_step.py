@@ -84,10 +84,6 @@ class StepResult:
     moved: bool = True
 
 
-def _never(loss: float, norm: float) -> bool:
-    return False
-
-
 class TrainStep:
     """Trains a model; holds the optimiser and, when there are several ranks and the model is not sharded, its DDP wrapper."""
 
@@ -165,12 +161,12 @@ class TrainStep:
         gradients: Gradients,
         rate: float,
         extras: Mapping[str, float | Tensor],
-        leave_out: Callable[[float, float], bool] = _never,
+        skips: Callable[[float, float], bool] = lambda loss, norm: False,
     ) -> StepResult:
         """Wait for the gradients and move the optimiser at learning rate `rate`. All ranks call it together.
 
         `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any rank
-        moves no rank's optimiser, nor does one that `leave_out` says True of, from loss and gradient norm, which all ranks have alike.
+        moves no rank's optimiser, nor does one that `skips` says True of, from loss and gradient norm, which all ranks have alike.
         """
         batch, sums, norm = gradients.batch, gradients.sums, gradients.norm
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
@@ -183,7 +179,7 @@ class TrainStep:
             totals = sum_across_ranks(own, self.device)
         finite = float(totals["broken"]) == 0.0
         summary, norm_of_all = self.model.summarise(totals), float(totals["norm"])
-        moved = finite and not leave_out(summary["loss"], norm_of_all)
+        moved = finite and not skips(summary["loss"], norm_of_all)
         if moved:
             self._move(rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -246,13 +242,15 @@ class TrainStep:
     def _backward(self, batch: PreparedBatch, codebooks: Codebooks | None) -> dict[str, Tensor]:
         """Gradients of the global loss on every parameter; returns this rank's sums over all micro-batches."""
         total: dict[str, Tensor] = {}
+        exchanged = self.clock.newest("backward")  # of the last micro-batch before these: the only one with an exchange
         parts = zip(micro_batches(batch.inputs, self.accumulation), batch.masking.split(self.accumulation))
         for i, (part, masks) in enumerate(parts):
-            with self._synchronised(last=i == self.accumulation - 1):
+            last = i == self.accumulation - 1
+            with self._synchronised(last):
                 with self.clock.device("forward"), self._autocast():
                     sums = self._parallel(part, masks, codebooks)
-                if i == self.accumulation - 1:
-                    self._count_wait_for_gradients()
+                if last:
+                    self._count_wait_for_gradients(exchanged)
                 loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
                 # DDP takes the mean over ranks, where the sum is the gradient of the global loss.
                 with self.clock.device("backward"):
@@ -276,16 +274,16 @@ class TrainStep:
         busy = of_this_rank(sum(seconds[part] for part in OF_THE_RANK))
         return {f"seconds/{part}": value for part, value in seconds.items()} | {"busy": busy}
 
-    def _count_wait_for_gradients(self) -> None:
-        """Seconds in which this rank had its own gradients of the step before and waited for those of others belong to the exchange.
+    def _count_wait_for_gradients(self, backward: float) -> None:
+        """Count as exchange the seconds in which this rank had its own gradients and waited for those of other ranks.
 
-        DDP gives what it measured of a backward pass from the next forward pass on.
+        backward: seconds of the backward pass before, in which DDP exchanged gradients. DDP says how long the rank itself computed in it,
+        from the next forward pass with an exchange on.
         """
         if isinstance(self._parallel, DistributedDataParallel):
             computed = self._parallel._get_ddp_logging_data().get("backward_compute_time", 0) / 1e9
             if computed > 0.0:
-                waited = self.clock.newest("backward") - computed
-                self.clock.move("backward", "exchange", max(waited, 0.0))
+                self.clock.move("backward", "exchange", max(backward - computed, 0.0))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)

@@ -251,7 +251,7 @@ class _Run:
         following = None if self._checkpoint_is_due(step) else self._next_batch(batches, step)
         logged = step == config.schedule.total_steps or step % config.log_every == 0
         extras = {"memory": of_this_rank(memory_peak(self.trainee.device))} if logged else {}
-        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), **extras}, self._leaves_out)
+        result = self.trainee.finish(gradients, rate, {"stop": float(stop()), **extras}, self._skips)
         state = _advance(state, batch.position, result)
         if self.average is not None and result.moved:
             self.average.update(step)
@@ -263,14 +263,14 @@ class _Run:
         _stop_if_broken(state, config.max_consecutive_skips)
         return state, following, bool(result.totals["stop"])
 
-    def _leaves_out(self, loss: float, norm: float) -> bool:
-        """Whether the optimiser is not to move by a finite step."""
+    def _skips(self, loss: float, norm: float) -> bool:
+        """Whether a finite step is a spike that the optimiser is not to move by."""
         return self.config.on_spike != "record" and bool(self.spikes.beyond(loss, norm))
 
     def _goes_back(self, state: CheckpointState) -> bool:
         """Whether the last step was a spike from which the run goes back; then all is ready for that, on every rank.
 
-        Where no checkpoint is old enough, the spike's step is left out, and the run goes on. Raises FloatingPointError when the same
+        Where no checkpoint is old enough, the spike is skipped, and the run goes on. Raises FloatingPointError when the same
         checkpoint was gone back to too often.
         """
         if self.config.on_spike != "rewind" or self.spike is None:
@@ -428,8 +428,8 @@ def _advance(state: CheckpointState, position: Position, result: StepResult) -> 
 def _stop_if_broken(state: CheckpointState, limit: int) -> None:
     if state.consecutive_skips >= limit:
         raise FloatingPointError(
-            f"step {state.step}: loss or gradient was not finite, or a spike that on_spike skips, for {state.consecutive_skips} steps in a row, "
-            f"max_consecutive_skips is {limit}"
+            f"step {state.step}: loss or gradient was not finite, or a spike that on_spike skips, for"
+            f" {state.consecutive_skips} steps in a row, max_consecutive_skips is {limit}"
         )
 
 

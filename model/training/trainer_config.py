@@ -45,7 +45,7 @@ class TrainerConfig(BaseModel):
         None,
         gt=0.0,
         allow_inf_nan=False,
-        description="operations per second that one device can do at most, of which the log tells the used share (MFU); null: as known of"
+        description="operations per second of one device at most; the log says which share of them is used (MFU); null: as known of"
         " some GPUs in bf16 (model/training/device_peaks.py)",
     )
     log_every: int = Field(50, ge=1, description="steps between training records")
@@ -84,14 +84,15 @@ class TrainerConfig(BaseModel):
     )
     on_spike: Literal["record", "skip", "rewind"] = Field(
         "record",
-        description="record: a step that is a spike is taken and recorded; skip: the optimiser does not move by it; rewind: the run goes"
-        " back to the newest checkpoint that is rewind_steps or more before, and passes over all batches from there to the spike's",
+        description="record: a step that is a spike is taken and recorded; skip: it is recorded, and the optimiser does not move by it;"
+        " rewind: the run goes back to the newest checkpoint that is rewind_steps or more before, and passes over all batches from there"
+        " to the spike's",
     )
     rewind_steps: int = Field(
         100, ge=1, description="with on_spike: rewind: steps from the checkpoint to the spike, at least"
     )
     max_consecutive_skips: int = Field(
-        20, ge=1, description="steps in a row that are not finite, or are left out as spikes, that end training"
+        20, ge=1, description="steps in a row that are not finite, or are skipped as spikes, that end training"
     )
 
     @model_validator(mode="after")

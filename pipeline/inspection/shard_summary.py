@@ -20,12 +20,12 @@ from mert_foundry.pipeline.shards.index import (
     Selection,
     ShardEntry,
     ShardIndex,
-    empty_statistics,
     load_index,
     load_records,
 )
 from mert_foundry.pipeline.shards.record import DroppedSegment, DroppedTrack, ShardRecord
-from mert_foundry.pipeline.shards.statistics import DiscreteSummary, Partial, Summary, merge
+from mert_foundry.pipeline.shards.set_statistics import sum_records
+from mert_foundry.pipeline.shards.statistics import DiscreteSummary, Partial, Summary
 from mert_foundry.pipeline.shards.text import OF_TEXT, TEXT_MEMBER, TOKENS_MEMBER, TextSpec, count_tokens
 from mert_foundry.pipeline.storage.documents import Document
 
@@ -124,9 +124,7 @@ def load_shard_set(folder: str) -> ShardSet:
     """Read index and records. Raises as `load_index` and `load_listed_record`."""
     index = load_index(folder)
     records = load_records(folder, subsample(index.shardlist, MOST_RECORDS))
-    partials = empty_statistics(index.targets, index.text)
-    for record in records:
-        partials = {name: merge(partial, record.statistics[name]) for name, partial in partials.items()}
+    partials, _ = sum_records(index.targets, records, index.text)
     return ShardSet(
         folder=folder,
         index=index,

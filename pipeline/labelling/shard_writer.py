@@ -20,7 +20,6 @@ import webdataset
 from mert_foundry.pipeline.audio.read_ahead import read_ahead
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.format import AudioMember, Example, check_specs, encode_example
-from mert_foundry.pipeline.shards.index import empty_statistics, measure_example
 from mert_foundry.pipeline.shards.record import (
     NAME_PATTERN,
     SCHEMA_VERSION,
@@ -31,6 +30,7 @@ from mert_foundry.pipeline.shards.record import (
     count_dropped,
     encode_record,
 )
+from mert_foundry.pipeline.shards.set_statistics import empty_statistics, measure_example
 from mert_foundry.pipeline.shards.statistics import Partial, merge
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec

@@ -8,7 +8,7 @@ import heapq
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -26,20 +26,17 @@ from mert_foundry.pipeline.shards.format import Example, SegmentInfo, decode_exa
 from mert_foundry.pipeline.shards.index import (
     ShardEntry,
     ShardIndex,
-    empty_statistics,
     find_digest_fault,
     find_record_faults,
-    measure_example,
-    sum_records,
-    summarise_all,
 )
 from mert_foundry.pipeline.shards.members import Span, read_members
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord, load_record
+from mert_foundry.pipeline.shards.set_statistics import empty_statistics, measure_example, sum_records, summarise_all
 from mert_foundry.pipeline.shards.statistics import agree, merge
-from mert_foundry.pipeline.shards.text import TOKENIZER_NAME, decode_text, text_suffixes
+from mert_foundry.pipeline.shards.text import TOKENIZER_NAME, Text
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import parse_model
-from mert_foundry.pipeline.text.tokenizer import load_set_tokenizer
+from mert_foundry.pipeline.text.tokenizer import TextTokenizer, load_set_tokenizer
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,9 @@ def _faults(folder: str, entry: ShardEntry, index: ShardIndex) -> Iterator[Fault
             yield Fault(entry.url, None, f"SHA-256 {digest}, the index says {entry.sha256}")
         if record is not None:
             yield from _check_layout(tar, entry.url, record)
-            yield from _check_examples(tar, entry.url, record, index)
-            yield from _check_tokens(folder, tar, entry.url, record, index)
+            tokenizer, faults = _load_tokenizer(folder, index)
+            yield from faults
+            yield from _check_examples(tar, entry.url, record, index, tokenizer)
 
 
 def _read_record(folder: str, entry: ShardEntry) -> tuple[ShardRecord | None, list[Fault]]:
@@ -139,7 +137,18 @@ def _key(member: str) -> str:
     return member.partition(".")[0]
 
 
-def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex) -> Iterator[Fault]:
+def _load_tokenizer(folder: str, index: ShardIndex) -> tuple[TextTokenizer | None, list[Fault]]:
+    if index.text is None:
+        return None, []
+    try:
+        return load_set_tokenizer(folder, index.text), []
+    except (OSError, ValueError) as error:
+        return None, [Fault(TOKENIZER_NAME, None, str(error))]
+
+
+def _check_examples(
+    tar: Path, url: str, record: ShardRecord, index: ShardIndex, tokenizer: TextTokenizer | None
+) -> Iterator[Fault]:
     infos: list[SegmentInfo] = []
     statistics = empty_statistics(index.targets, index.text)
     with open(tar, "rb") as file:
@@ -150,6 +159,8 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
                 yield Fault(url, entry.key, str(error))
                 continue
             infos.append(example.info)
+            if tokenizer and example.text:
+                yield from _check_tokens(url, entry.key, example.text, tokenizer)
             for name, partial in measure_example(example, index.targets, index.text).items():
                 statistics[name] = merge(statistics[name], partial)
     if len(infos) < len(record.members):
@@ -159,40 +170,21 @@ def _check_examples(tar: Path, url: str, record: ShardRecord, index: ShardIndex)
     yield from _check_tracks(url, infos, record.dropped_segments)
 
 
-def _read_members(
-    file: BinaryIO, entry: ExampleEntry, record: ShardRecord, suffixes: Sequence[str]
-) -> dict[str, bytes]:
+def _read_example(file: BinaryIO, entry: ExampleEntry, record: ShardRecord, index: ShardIndex) -> Example:
     def read(spans: Sequence[Span]) -> list[bytes]:
         return [os.pread(file.fileno(), span.size, span.offset) for span in spans]
 
-    return read_members("", entry, suffixes, record.bytes, read)
-
-
-def _read_example(file: BinaryIO, entry: ExampleEntry, record: ShardRecord, index: ShardIndex) -> Example:
-    members = _read_members(file, entry, record, member_suffixes(index.targets, index.audio_member, index.text))
+    suffixes = member_suffixes(index.targets, index.audio_member, index.text)
+    members = read_members("", entry, suffixes, record.bytes, read)
     example = decode_example(entry.key, members, index.targets, index.audio_member, index.text)
     if example.info.num_frames != entry.num_frames:
         raise ValueError(f"{example.info.num_frames} frames, the record says {entry.num_frames}")
     return example
 
 
-def _check_tokens(folder: str, tar: Path, url: str, record: ShardRecord, index: ShardIndex) -> Iterator[Fault]:
-    """Encode the text of each example again; what cannot be read has been reported."""
-    if index.text is None:
-        return
-    try:
-        tokenizer = load_set_tokenizer(folder, index.text)
-    except (OSError, ValueError) as error:
-        yield Fault(TOKENIZER_NAME, None, str(error))
-        return
-    with open(tar, "rb") as file:
-        for entry in record.members:
-            with suppress(ValueError):
-                stored = decode_text(
-                    entry.key, _read_members(file, entry, record, text_suffixes(index.text)), index.text
-                )
-                if not np.array_equal(stored.tokens, tokenizer.encode(stored.text).tokens):
-                    yield Fault(url, entry.key, f"the tokens are not those of the text {stored.text!r}")
+def _check_tokens(url: str, key: str, text: Text, tokenizer: TextTokenizer) -> Iterator[Fault]:
+    if not np.array_equal(text.tokens, tokenizer.encode(text.text).tokens):
+        yield Fault(url, key, f"the tokens are not those of the text {text.text!r}")
 
 
 def _check_tracks(url: str, infos: list[SegmentInfo], dropped: list[DroppedSegment]) -> Iterator[Fault]:

@@ -7,9 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
-HEADER_BYTES = (
-    128  # before the data of an array of one axis, whatever its length: the form leaves room for a longer one
-)
+# Before the data of an array of one axis, whatever its length: the form leaves room for a longer one.
+HEADER_BYTES = 128
 
 
 def encode_array(array: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ file, `ShardIndex.digest`, names the whole set down to the last byte of every ta
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mert_foundry.pipeline.frames import FRAME_RATE, HOP, SAMPLE_RATE, seconds_to_frames
 from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue, read_sums
-from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, Example, check_specs
+from mert_foundry.pipeline.shards.format import SHA256_PATTERN, AudioMember, check_specs
 from mert_foundry.pipeline.shards.record import (
     NAME_PATTERN,
     SCHEMA_VERSION,
@@ -25,9 +25,10 @@ from mert_foundry.pipeline.shards.record import (
     parse_record,
 )
 from mert_foundry.pipeline.shards.record_sums import RecordSums, ShardState, add_sums
-from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, Summary, empty, measure, merge, summarise
+from mert_foundry.pipeline.shards.set_statistics import summarise_all
+from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, Summary
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec, measure_tokens, summarise_tokens
+from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, explain_missing
@@ -300,42 +301,6 @@ def load_index(folder: str) -> ShardIndex:
     except (FileNotFoundError, NotADirectoryError):
         raise explain_missing(folder, SHARDS) from None
     return parse_model(location, content, ShardIndex)
-
-
-def sum_records(
-    specs: Sequence[TargetSpec], records: Iterable[ShardRecord], text: TextSpec | None = None
-) -> tuple[dict[str, Partial], dict[str, int]]:
-    """Sums of the statistics by target, and dropped segments by reason."""
-    statistics = empty_statistics(specs, text)
-    dropped: Counter[str] = Counter()
-    for record in records:
-        dropped.update(record.dropped)
-        statistics = {target: merge(partial, record.statistics[target]) for target, partial in statistics.items()}
-    return statistics, dict(dropped)
-
-
-def empty_statistics(specs: Sequence[TargetSpec], text: TextSpec | None) -> dict[str, Partial]:
-    """The statistics of no examples, by target."""
-    statistics: dict[str, Partial] = {spec.name: empty(spec) for spec in specs}
-    return statistics | ({OF_TEXT: measure_tokens(text, np.zeros(0, text.dtype))} if text else {})
-
-
-def measure_example(example: Example, specs: Sequence[TargetSpec], text: TextSpec | None) -> dict[str, Partial]:
-    """The statistics of one example, by target."""
-    statistics: dict[str, Partial] = {spec.name: measure(spec, example.targets[spec.name]) for spec in specs}
-    if text and example.text:
-        statistics[OF_TEXT] = measure_tokens(text, example.text.tokens)
-    return statistics
-
-
-def summarise_all(statistics: Mapping[str, Partial]) -> dict[str, Summary]:
-    """What index.json says of statistics by target. Raises as `summarise`."""
-    return {
-        name: summarise_tokens(partial)
-        if name == OF_TEXT and isinstance(partial, DiscreteCounts)
-        else summarise(partial)
-        for name, partial in statistics.items()
-    }
 
 
 def _entry(state: ShardState) -> ShardEntry:

@@ -7,7 +7,7 @@ function of the shard set: not of where, when or by how many workers it was labe
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 import numpy as np
 from pydantic import Field
@@ -126,7 +126,7 @@ def _is_near(first: object, second: object) -> bool:
     return left.shape == right.shape and np.allclose(left, right, ROUNDING, ROUNDING * np.abs(right).max(initial=0))
 
 
-def _are_floats(values: object) -> bool:
+def _are_floats(values: object) -> TypeGuard[float | list[float]]:
     return isinstance(values, float) or (isinstance(values, list) and all(isinstance(value, float) for value in values))
 
 

@@ -95,9 +95,9 @@ def find_other_tokenizer(labelled: Mapping[str, str], spec: TextSpec | None) -> 
         return ""
     if found is None:
         return f"there is no text in the shards, tokenizer {wanted} is to make some"
-    return f"text was made by tokenizer {found}, " + (
-        f"this tokenizer is {wanted}" if wanted else "none is to be there"
-    )
+    if wanted is None:
+        return f"text was made by tokenizer {found}, none is to be there"
+    return f"text was made by tokenizer {found}, this tokenizer is {wanted}"
 
 
 def text_suffixes(spec: TextSpec | None) -> Sequence[str]:

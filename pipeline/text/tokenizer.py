@@ -1,6 +1,7 @@
 """A tokenizer of Hugging Face `tokenizers`: from a tokenizer.json, whoever made it, to tokens as shards hold them."""
 
 import hashlib
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -35,16 +36,16 @@ class TextTokenizer:
         self.vocabulary_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
     @property
-    def dtype(self) -> np.dtype:
-        """uint16, or uint32 for a vocabulary that needs it."""
-        return np.dtype("uint16" if self.vocabulary_size <= 1 << 16 else "uint32")
+    def dtype(self) -> Literal["uint16", "uint32"]:
+        """Of tokens: uint16, or uint32 for a vocabulary that needs it."""
+        return "uint16" if self.vocabulary_size <= 1 << 16 else "uint32"
 
     def spec(self, columns: TextColumns) -> TextSpec:
         """What index.json says of text from these columns."""
         return TextSpec(
             columns=columns.columns,
             template=columns.template,
-            dtype="uint16" if self.dtype == np.uint16 else "uint32",
+            dtype=self.dtype,
             vocabulary_size=self.vocabulary_size,
             fingerprint=self.fingerprint,
         )
