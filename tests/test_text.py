@@ -189,6 +189,12 @@ def test_the_same_text_has_the_same_tokens_though_a_tokenizer_asks_for_dropout(f
     assert {tuple(made.encode(TEXTS["a"]).tokens.tolist()) for _ in range(20)} == {tuple(encode(folder, TEXTS["a"]))}
 
 
+def test_a_text_that_a_tokenizer_cannot_encode_is_named_with_it():
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"known": 0}, unk_token="?"))
+    with pytest.raises(ValueError, match=r"words\.json: the text 'unheard of' cannot be encoded \("):
+        TextTokenizer("words.json", words.to_str().encode()).encode("unheard of")
+
+
 def test_inspect_shows_vocabulary_lengths_and_examples_without_text(folder: Path, shards: Path, run_here):
     code, out, _ = run_here(inspect_job, shards, "--json")
     summary = json.loads(out)["text"]

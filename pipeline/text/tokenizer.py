@@ -22,6 +22,7 @@ class TextTokenizer:
     """
 
     def __init__(self, location: str, content: bytes):
+        self.location = location
         self.content = content
         self.fingerprint = hashlib.sha256(content).hexdigest()
         try:
@@ -51,8 +52,15 @@ class TextTokenizer:
         )
 
     def encode(self, text: str) -> Text:
-        """A text with its tokens, `[n]`; no tokens for an empty one."""
-        return Text(text, np.array(self._tokenizer.encode(text).ids if text else [], self.dtype))
+        """A text with its tokens, `[n]`; no tokens for an empty one.
+
+        Raises ValueError naming the tokenizer and the text that it cannot encode, as one of words without a token for unknown ones.
+        """
+        try:
+            tokens = self._tokenizer.encode(text).ids if text else []
+        except Exception as error:  # the library raises Exception itself
+            raise ValueError(f"{self.location}: the text {text[:100]!r} cannot be encoded ({error})") from error
+        return Text(text, np.array(tokens, self.dtype))
 
     def pieces(self, tokens: np.ndarray) -> list[str]:
         """What each of `[n]` tokens stands for, as people can read it; bytes that are a part of a letter show as such."""
