@@ -2,16 +2,15 @@
 
 import json
 import math
-import os
 import re
-import signal
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from audio_files import noise, started_by_fork, tone, wait_until, write_audio
+from audio_files import noise, tone, write_audio
 from folders import change_yaml, make_manifest
 
 from mert_foundry.jobs import inspect as inspect_job
@@ -237,16 +236,15 @@ def test_mistakes_end_in_one_line_before_any_work(
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_killed_and_run_again_gives_the_same_bytes_and_another_set_is_not_mixed_in(
+def test_the_command_makes_the_shard_that_is_missing_and_another_set_is_not_mixed_in(
     manifest: Path, shards: Path, tmp_path: Path, ray_address: str, run_here: RunHere
 ):
-    out, log = tmp_path / "shards", tmp_path / "log"
+    """Kills at any moment are in test_label.py: a shard with copies is published as any other."""
+    out = tmp_path / "shards"
+    shutil.copytree(shards, out)
+    for name in ("index.json", "train-000000.json"):
+        (out / name).unlink()
     words = label_arguments(manifest, out, "augment.semitones=[3,-2]", f"address={ray_address}")
-    with started_by_fork(["label", *words], log) as process:
-        wait_until(process, lambda: any(out.glob("train-*.json")))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-    assert not (out / "index.json").exists()
     code, said, errors = run_here(label_job, *words)
     copied = 2 * 3.3 * count(manifest, "train") / 3600
     assert code == 0 and f" and {copied:.3f} h of copies of each track of train, shifted by -2, +3 semi" in said, errors
