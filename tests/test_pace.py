@@ -15,7 +15,7 @@ from mert_foundry.model.training.device_peaks import peak_of
 from mert_foundry.model.training.optimizer import ScheduleConfig
 from mert_foundry.model.training.pace import Pace
 from mert_foundry.model.training.ranks import rank
-from mert_foundry.model.training.step_clock import PARTS, StepClock
+from mert_foundry.model.training.step_clock import PARTS
 from mert_foundry.model.training.trainer import TrainingData, train
 from mert_foundry.model.training.trainer_config import TrainerConfig
 
@@ -97,20 +97,19 @@ def test_the_slowest_of_two_ranks_is_named_and_the_other_waits_for_it(tmp_path: 
     assert record["hours_heard"] == pytest.approx(6 * 4 * 0.75 * SAMPLES / 24_000 / 3600)
 
 
-def test_the_clock_costs_less_than_a_hundredth_of_a_step_of_10_ms():
-    clock = StepClock(torch.device("cpu"))
-    begin = time.process_time()
-    for _ in range(200):
-        for part in PARTS:
-            with clock.device(part):
-                pass
-        clock.take()
-    assert (time.process_time() - begin) / 200 < 1e-4
-
-
 @pytest.mark.parametrize(
     ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40S", 362e12), ("Tesla T4", None)],
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+    ]
+    + [
+        (name, None)
+        for name in ("Tesla T4", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti")
+    ],
 )
 def test_peaks_by_name(name: str, peak: float | None):
     assert peak_of(name) == peak
