@@ -22,6 +22,7 @@ from mert_foundry.jobs.inspection.as_text import as_text
 from mert_foundry.jobs.inspection.past import load_past
 from mert_foundry.jobs.inspection.view import Note, Section, Table, View
 from mert_foundry.model.runs.history import RunHistory, load_run
+from mert_foundry.model.runs.rewinds import read_rewinds
 from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.storage.files import local_path
@@ -45,8 +46,9 @@ def main(arguments: list[str]) -> int:
 
 
 def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View:
-    """What a step drew. Raises as `load_past`, `PastRows.places_of` and `ShardReader.entries`."""
+    """What a step drew. Raises as `load_past`, `check_not_at_rewind`, `PastRows.places_of` and `ShardReader.entries`."""
     past = load_past(history, folders)
+    check_not_at_rewind(history, past, step)
     stream = history.config["config"]["stream"]
     rule = CropRule(crop_frames(stream["crop_samples"]), stream.get("crops_per_visit", 1), past.now.seed)
     rows = list(list_rows(past, step, rule))
@@ -54,6 +56,20 @@ def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View
     table = Table(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows])
     note = Note(f"{len(rows)} rows; a crop begins at start, in seconds, of the example it begins in")
     return View("audit", f"{history.folder} step {step}", [Section("Rows", [table, note])], data)
+
+
+def check_not_at_rewind(history: RunHistory, past: PastRows, step: int) -> None:
+    """Raise ValueError for a step between two positions between which the run passed over batches."""
+    known = [position.step for position in past.known]
+    for rewound in read_rewinds(history.folder):
+        checkpoint = rewound["checkpoint"]
+        before = max((each for each in known if each <= checkpoint), default=0)
+        after = min((each for each in known if each > checkpoint), default=step)
+        if before < step <= after:
+            raise ValueError(
+                f"{history.folder}: step {step} cannot be told: between steps {before} and {after} the run went back from step"
+                f" {rewound['spike']} to step {checkpoint} and passed over batches"
+            )
 
 
 def list_rows(past: PastRows, step: int, rule: CropRule) -> Iterator[dict]:

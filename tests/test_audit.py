@@ -15,6 +15,7 @@ from shard_fixtures import write_set
 from mert_foundry.jobs import audit
 from mert_foundry.model.runs import checkpoint
 from mert_foundry.model.runs.checkpoint import CheckpointState, save_checkpoint
+from mert_foundry.model.runs.rewinds import rewind
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import MixtureStream, StreamConfig
 from mert_foundry.pipeline.stream.past_rows import PastRows
@@ -122,6 +123,22 @@ def test_a_step_that_was_not_made_is_refused_in_a_line(sets, tmp_path, run_here,
     folder = write_run(tmp_path / "run", sets, drawn(sets, [({"a": 1}, 3, 4)]))
     code, out, err = run_here(audit, folder, "--step", step)
     assert (code, out) == (1, "") and words in err and err.count("\n") == 1
+
+
+def test_a_step_at_which_batches_were_passed_over_is_refused_and_those_around_it_are_told(
+    sets, tmp_path, run_here, say
+):
+    made = drawn(sets, [({"a": 1}, 9, 4)])
+    steps = [*made[:3], *made[5:]]  # step 5 was a spike, from which the run went back to step 3
+    folder = write_run(tmp_path / "run", sets, steps)
+    rewind(folder, 3, 5, made[4][1])
+    for step in (3, 5):
+        code, out, _ = run_here(audit, folder, "--step", step, "--json")
+        assert code == 0 and [row["key"] for row in json.loads(out)["rows"]] == [key for key, _ in steps[step - 1][0]]
+    code, out, err = run_here(audit, folder, "--step", 4)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert "step 4 cannot be told: between steps 3 and 4 the run went back from step 5 to step 3" in err
+    assert "batches that a rewind passed over count as drawn" in say(folder)[1]
 
 
 def test_sets_that_moved_are_named_and_one_that_was_left_out_is_asked_for(sets, tmp_path, run_here):

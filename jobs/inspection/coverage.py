@@ -8,6 +8,7 @@ from pydantic import JsonValue
 from mert_foundry.jobs.inspection.past import load_past, positions
 from mert_foundry.jobs.inspection.view import Block, Note, Section, Table
 from mert_foundry.model.runs.history import RunHistory
+from mert_foundry.model.runs.rewinds import read_rewinds
 from mert_foundry.pipeline.stream.past_rows import PastRows
 
 MOST_COUNTED = 20_000_000  # examples; a second or two for each ten million
@@ -37,7 +38,8 @@ def coverage(history: RunHistory) -> tuple[Section, dict[str, JsonValue]]:
     }
     rows = [(each["set"], each["drawn"], each["examples"], heard_text(each), len(each["bad_shards"])) for each in sets]
     table = Table(("set", "drawn", "examples", "heard", "bad shards"), rows)
-    return Section(title, [table, *proof(past, faults, epochs, examples)]), data
+    passed_over = [Note("batches that a rewind passed over count as drawn")] if read_rewinds(history.folder) else []
+    return Section(title, [table, *passed_over, *proof(past, faults, epochs, examples)]), data
 
 
 def heard_of_sets(past: PastRows) -> Iterator[dict]:
