@@ -189,6 +189,8 @@ def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) ->
         yield f"one of several streams taken: {summary['one_of_several_streams']} tracks"
     for note, count in summary["notes"].items():
         yield f"{note}: {count} tracks"
+    for tag in config.tags:
+        yield f"tag {tag}: {sum(tag in (track.extra or {}) for track in tracks)} of {len(tracks)} tracks"
     yield f"manifest: {config.out}"
 
 

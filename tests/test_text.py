@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -146,6 +147,21 @@ def test_a_template_joins_columns_and_null_joins_those_there(folder: Path):
     for template in ("{title}", "{title}: {tags!r}", "{title} {tags.upper}", "{} {title} {tags}"):
         with pytest.raises(ValueError, match="template"):
             TextColumns(columns=["title", "tags"], template=template)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("library", ["webdataset", "wids", "datasets"])
+def test_the_snippets_of_the_guide_read_text_and_tokens(
+    library: str, folder: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    guide = (Path(__file__).parent.parent / "pipeline" / "text" / "README.md").read_text()
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if f"{library}." in block]
+    names: dict = {}
+    exec(block.replace("runs/mine/shards_text", str(shards)), names)  # leaves the last example read
+    assert names["text"] in TEXTS.values() and list(names["tokens"]) == encode(folder, names["text"])
 
 
 def test_plain_webdataset_reads_text_and_tokens_of_every_segment(folder: Path, shards: Path):

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mert_foundry.pipeline.audio.audio_file import AudioHeader
 from mert_foundry.pipeline.audio.decode import AudioDigest, check_length, open_audio
 from mert_foundry.pipeline.audio.decode_error import DecodeError
+from mert_foundry.pipeline.audio.file_tags import read_tags
 from mert_foundry.pipeline.audio.levels import Levels
 from mert_foundry.pipeline.audio.resample import mono_to_int16, to_mono
 from mert_foundry.pipeline.frames import AUDIO_VERSION, nearest_rate
@@ -69,6 +70,7 @@ def result_version(config: ManifestConfig) -> dict:
         "av": av.__version__,
         **libraries,
         **{name: getattr(config, name) for name in settings},
+        **({"tags": config.tags} if config.tags else {}),
     }
 
 
@@ -206,6 +208,7 @@ def _describe(path: str, local: Path, num_bytes: int, sha256: str, config: Manif
         clipped_share=round(float(levels.clipped_share), 6),
         stream=header.stream,
         notes=tuple(_notes(header)),
+        extra=(read_tags(local, config.tags) or None) if config.tags else None,
     )
 
 

@@ -71,7 +71,10 @@ class Track(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False
         ),
     ] = ()
     extra: Annotated[
-        dict[str, Any] | None, Meta(description="Columns of the user's own list of files; not there without any")
+        dict[str, Any] | None,
+        Meta(
+            description="Columns of the user's own list of files, and tags that were asked for; not there without any"
+        ),
     ] = None
 
 

@@ -155,13 +155,14 @@ def _find_by_bytes(
 
 
 def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, FileListRow]) -> Track | Reject:
-    """A track in the group and split that the list gives it, or the settings."""
+    """A track in the group and split that the list gives it, or the settings; its tags beside the list's columns, which count before them."""
     if isinstance(result, Reject):
         return result
     own = listed.get(result.path)
     if own is None:
         return place(result, config)
-    return msgspec.structs.replace(result, group=own.group, split=own.split, extra=own.extra)
+    extra = {**(result.extra or {}), **(own.extra or {})}
+    return msgspec.structs.replace(result, group=own.group, split=own.split, extra=extra or None)
 
 
 def find_removed(before: Iterable[str], results: Iterable[Track | Reject]) -> list[str]:

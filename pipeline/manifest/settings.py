@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT
@@ -20,6 +20,11 @@ class ManifestConfig(BaseModel):
         default="",
         description="CSV or JSON lines with a column path, relative to root: these files alone are scanned. Columns group and split"
         " say where they belong, others are carried along in the manifest as extra",
+    )
+    tags: list[str] = Field(
+        default=[],
+        description="Tags of the files, such as [title, artist, album, genre, comment, lyrics], that go into the manifest as extra; a column"
+        " of files with the same name counts before the tag",
     )
     seed: int = Field(default=0, description="Seed of the split")
     splits: dict[str, float] = Field(
@@ -56,6 +61,11 @@ class ManifestConfig(BaseModel):
         description="Seconds to retry a file that the storage does not give, before it is listed as unreachable",
     )
 
+    @field_validator("tags")
+    @classmethod
+    def _lower_case(cls, tags: list[str]) -> list[str]:
+        return sorted({tag.lower() for tag in tags})
+
     @model_validator(mode="after")
     def _check_splits(self) -> "ManifestConfig":
         for name in self.splits:
@@ -72,5 +82,5 @@ class ManifestConfig(BaseModel):
         return self.model_dump(
             mode="json",
             exclude={"root", "out", "workers", "patience"}
-            | {name for name in ("exclude", "files") if not getattr(self, name)},
+            | {name for name in ("exclude", "files", "tags") if not getattr(self, name)},
         )

@@ -1,4 +1,4 @@
-"""The text of a track: columns of the manifest, which the user's own list of files brought, made into one text."""
+"""The text of a track: columns of the manifest, from the user's own list of files or the files' tags, made into one text."""
 
 import string
 from collections.abc import Iterable
@@ -17,7 +17,8 @@ class TextColumns(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     columns: list[str] = Field(
-        min_length=1, description="Columns of the manifest's list of files, such as [title, tags]"
+        min_length=1,
+        description="Columns of the manifest's list of files, or tags of the files, such as [title, genre]",
     )
     template: str | None = Field(
         default=None,
@@ -51,7 +52,10 @@ def check_columns(columns: TextColumns, tracks: Iterable[Track]) -> None:
         known.update(track.extra or {})
     for name in columns.columns:
         if name not in known:
-            found = ", ".join(sorted(known)) or "none; mert manifest takes them from files=LIST.csv"
+            found = (
+                ", ".join(sorted(known))
+                or "none; mert manifest takes them from files=LIST.csv, or from the files' tags=[title, artist]"
+            )
             raise ValueError(f"no track has a column {name!r}; columns are {found}")
 
 
