@@ -40,6 +40,7 @@ from mert_foundry.jobs.extraction.run import (
     missing_parts,
     resolve,
     run_extraction,
+    unit_of,
     work_here,
 )
 from mert_foundry.jobs.extraction.settings import ExtractConfig
@@ -65,6 +66,8 @@ def report(plan: Plan, found: Input, missing: list[Part]) -> None:
     """What was found, and what there is to do."""
     report_rejected(plan, found)
     hours = "hours are not known yet," if plan.seconds is None else f"{plan.seconds / 3600:.3f} h"
+    if found.kind == "documents":
+        hours = f"{sum(plan.table['length']):,} tokens"
     console.say(f"plan: {len(plan.table['key'])} tracks, {hours} in {len(plan.parts)} parts; {len(missing)} to do")
 
 
@@ -99,7 +102,7 @@ def work_on_ray(config: ExtractConfig, plan: Plan, parts: list[Part]) -> dict[st
 
     total = None if plan.seconds is None else sum(part.seconds for part in parts)
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
-    with Progress("extract", total) as progress:
+    with Progress("extract", total, unit=unit_of(plan)) as progress:
 
         def advance(done: float, notes: str) -> None:
             # Where lengths are not known, the end of a part takes its seconds away.

@@ -32,6 +32,7 @@ from mert_foundry.jobs.pretraining.run_description import (
     in_earlier_order,
     read_description,
     save_description,
+    with_vocabulary,
 )
 from mert_foundry.jobs.pretraining.shard_sets import describe_sets, load_mixture
 from mert_foundry.jobs.pretraining.target_values import sample_values, scaled_heads
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
     holder = holds_weights(config, rank)
     initial = read_initial(config, out, mixture, rank) if holder else None
     if holder:
-        config = resolve_encoder_config(config, initial, out)
+        config = with_vocabulary(resolve_encoder_config(config, initial, out), mixture)
     with contextlib.ExitStack() as stack:
         description = None
         if rank == 0:
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
         device = stack.enter_context(process_group(config.device, world_size))
         description = description or read_description(out)  # rank 0 wrote it before it joined
         if not holder:
-            config = resolve_encoder_config(config, None, out)
+            config = with_vocabulary(resolve_encoder_config(config, None, out), mixture)
         stop = stack.enter_context(stop_on_signal())
         model = build_model(config, description, rank)
         if initial is not None:

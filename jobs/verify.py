@@ -6,7 +6,7 @@
     mert verify SHARD_FOLDER --manifest MANIFEST_FOLDER --corpus 50
 
 Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks,
-and an index that lists every shard and sums them up. --manifest compares the manifest's digest, and split and
+and an index that lists every shard and sums them up; of text alone only that, and its tokenizer. --manifest compares the manifest's digest, and split and
 length of every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
 SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Labels made in bf16 or tf32 on a GPU
 can only be checked on one, with --device cuda (or auto: cuda where there is one; cpu where not given). --corpus N decodes N random source files by another library than the one
@@ -29,7 +29,7 @@ from mert_foundry.jobs.command.config import UsageError, explain
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_cuda, resolve_device
-from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.jobs.command.progress import AUDIO, TOKENS, Progress
 from mert_foundry.model.teacher.registry import TEACHERS, TeacherConfig
 from mert_foundry.pipeline.labelling.corpus_check import Comparison, compare_corpus
 from mert_foundry.pipeline.labelling.relabel import relabel_examples
@@ -45,6 +45,8 @@ from mert_foundry.pipeline.teachers.teacher import Teacher
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     index = load_index(options.shards)
+    if not index.has_audio:
+        refuse_audio_options(options)
     teachers: list[Teacher] = []
     if options.relabel:  # first of all, so that what is wrong with them is reported before hours of reading
         check_cuda(options.device)
@@ -95,13 +97,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def refuse_audio_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for what compares audio, of which text alone has none."""
+    for name in ("relabel", "manifest", "corpus"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} compares audio, {options.shards} is text alone")
+
+
 def verify_shards(folder: str, index: ShardIndex) -> list[Fault]:
     """Faults of all shards, in order."""
     faults = []
-    with Progress("verify", sum(entry.seconds for entry in index.shardlist)) as progress:
-        for entry in index.shardlist:
+    sizes = [entry.seconds if index.has_audio else entry.num_frames for entry in index.shardlist]
+    with Progress("verify", sum(sizes), unit=AUDIO if index.has_audio else TOKENS) as progress:
+        for entry, size in zip(index.shardlist, sizes, strict=True):
             faults += verify_shard(folder, entry, index)
-            progress.update(progress.done + entry.seconds, f"{len(faults)} faults" if faults else "")
+            progress.update(progress.done + size, f"{len(faults)} faults" if faults else "")
     return faults
 
 

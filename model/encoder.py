@@ -73,7 +73,7 @@ class FeatureProjection(nn.Module):
 
 
 class MertEncoder(nn.Module):
-    """Audio [B, T] samples -> frames [B, F, D]. Can be built on the meta device."""
+    """Audio [B, T] samples, or tokens [B, 1, T] -> frames [B, F, D]. Can be built on the meta device."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -88,8 +88,13 @@ class MertEncoder(nn.Module):
         self.initialise()
 
     @property
+    def input_name(self) -> str:
+        """What of a batch `forward` takes: audio or tokens."""
+        return self.config.frontend.input_name
+
+    @property
     def hop(self) -> int:
-        """Samples from one frame to the next."""
+        """Samples from one frame to the next; of tokens, what shards count for one."""
         return self.config.frontend.hop
 
     @property
@@ -97,13 +102,13 @@ class MertEncoder(nn.Module):
         """Whether zeros after a row, marked as not `valid`, leave its frames as they are (to rounding)."""
         return self.config.frontend.padding_invariant
 
-    def num_frames(self, num_samples: int) -> int:
-        """Frames F that `forward` returns for audio of `num_samples` samples."""
-        return self.frontend.num_frames(num_samples)
+    def num_frames(self, length: int) -> int:
+        """Frames F that `forward` returns for `length` samples, or tokens."""
+        return self.frontend.num_frames(length)
 
     def forward(
         self,
-        audio: Tensor,
+        inputs: Tensor,
         mask: Tensor | Masking | None = None,
         valid: Tensor | None = None,
         memory: Tensor | None = None,
@@ -113,7 +118,7 @@ class MertEncoder(nn.Module):
         """Encode a batch.
 
         Args:
-            audio: [B, T] float in [-1, 1).
+            inputs: audio [B, T] float in [-1, 1); with the front-end `embedding`, tokens [B, 1, T] int64.
             mask: [B, F] bool; frames to replace by the mask embedding; or a Masking. None: no frame.
             valid: [B, F] bool; False for padding. None: every frame is valid.
             memory, memory_valid, return_attention: see TransformerEncoderExtend.forward.
@@ -121,7 +126,7 @@ class MertEncoder(nn.Module):
         Raises ValueError when mask or valid has another shape than [B, F], T is too short for one frame, or the
         memory does not fit the model.
         """
-        features = self.frontend(audio)
+        features = self.frontend(inputs)
         hidden = self.projection(features)
         for name, frames in (("mask", mask), ("valid", valid)):
             if frames is not None and frames.shape != hidden.shape[:2]:

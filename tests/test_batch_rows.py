@@ -268,7 +268,7 @@ def test_cuts_of_one_example_fill_their_arrays(tmp_path, monkeypatch, audio_memb
     index = index_shards(tmp_path, ["train-000000"], audio_member)
     example = make_example("track", 60)
     cuts = [
-        Cut(start, {"audio": np.zeros(320 * count, np.int16), "codes": np.zeros((2, count), np.uint16),
+        Cut(start, count, {"audio": np.zeros(320 * count, np.int16), "codes": np.zeros((2, count), np.uint16),
                     "cqt": np.zeros((count, 4), np.float16)})
         for start, count in [(40, 20), (0, 12), (5, 12), (5, 12), (7, 3), (16, 2), (17, 4)]
     ]  # fmt: skip

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class WindowAudio(NamedTuple):
-    """A window to encode: audio int16 `[num_samples]`."""
+    """A window to encode: audio int16 `[num_samples]`, or tokens uint16 `[num_frames]`."""
 
     span: TrackSpan
     window: Window
@@ -24,7 +24,7 @@ class WindowAudio(NamedTuple):
 
 
 def batches_of_like_length(windows: Iterator[WindowAudio], most_samples: int) -> Iterator[list[WindowAudio]]:
-    """Batches of at most so many samples, padding included, or of one window.
+    """Batches of at most so many samples, or tokens, padding included, or of one window.
 
     Windows of exactly one length go together as soon as they fill a batch. The others wait until there are many of them;
     then they are sorted by length, so that neighbours need little padding. Depends on the windows alone.
@@ -57,9 +57,9 @@ def _neighbours(waiting: dict[int, list[WindowAudio]], most_samples: int) -> Ite
 
 
 def padded(batch: list[WindowAudio]) -> tuple[np.ndarray, list[int]]:
-    """int16 `[B, T]` with zeros after the shorter windows, and the samples of each."""
+    """`[B, T]` with zeros after the shorter windows, and the length of each."""
     lengths = [len(item.audio) for item in batch]
-    audio = np.zeros((len(batch), max(lengths)), np.int16)
+    audio = np.zeros((len(batch), max(lengths)), batch[0].audio.dtype)
     for row, item in zip(audio, batch):
         row[: len(item.audio)] = item.audio
     return audio, lengths

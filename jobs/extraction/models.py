@@ -57,6 +57,11 @@ def check_model(name: str) -> None:
             raise ValueError(f"model {name}: {checkpoint} has no averaged weights; its run had trainer.ema null")
 
 
+def tokenizer_of(model: FeatureModel) -> str | None:
+    """SHA-256 of the tokenizer whose tokens a model reads; None for one that reads audio."""
+    return model.tokenizer if isinstance(model, FeatureEncoder) else None
+
+
 def model_fingerprint(model: FeatureModel) -> str:
     """SHA-256 over weights and all else that makes the features what they are."""
     return fingerprint(dict(model.settings), {name: tensor.numpy() for name, tensor in model.weights.items()})

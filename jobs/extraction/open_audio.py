@@ -1,4 +1,4 @@
-"""The audio of an input's tracks, opened: of shards, a manifest, a folder or a table, at the model's rate."""
+"""The audio of an input's tracks, opened: of shards, a manifest, a folder or a table, at the model's rate; of text alone the tokens."""
 
 from typing import Literal, Protocol
 
@@ -9,7 +9,7 @@ from mert_foundry.pipeline.features.plan import ClipPlace, SourceTrack
 from mert_foundry.pipeline.features.shard_tracks import SegmentedAudio, ShardTracks
 from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE
 
-InputKind = Literal["shards", "manifest", "folder", "table"]
+InputKind = Literal["shards", "documents", "manifest", "folder", "table"]  # documents: shards of text alone
 
 
 class TrackOpener(Protocol):
@@ -22,7 +22,7 @@ class TrackOpener(Protocol):
 
 def open_tracks(kind: InputKind, audio: str) -> TrackOpener:
     """What opens the tracks of an input of a kind; `audio` is the shard folder, or the root of the files."""
-    if kind == "shards":
+    if kind in ("shards", "documents"):
         return ShardTracks(audio)
     # Only here are decoders of audio files needed.
     from mert_foundry.pipeline.features.clip_tracks import ClipTracks
@@ -67,6 +67,6 @@ class OpenAudio:
         return 0, count
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """int16 samples [start, start + count), as many of them as there are."""
+        """int16 samples [start, start + count), as many of them as there are; of a document its tokens, uint16, one for 320."""
         samples: np.ndarray = self._audio.read(start, count)
         return samples

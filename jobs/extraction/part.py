@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +25,7 @@ from mert_foundry.pipeline.audio.read_ahead import read_ahead
 from mert_foundry.pipeline.features.plan import Part, SourceTrack, StoreLayout, TrackSpan
 from mert_foundry.pipeline.features.rows import PartRows, part_rows
 from mert_foundry.pipeline.features.store import publish_part
+from mert_foundry.pipeline.frames import HOP
 
 
 class ExtractionOrder(BaseModel):
@@ -75,6 +77,7 @@ class PartExtractor:
         if found != order.model_fingerprint:
             raise ValueError(f"{order.model}: fingerprint {found}, the work was planned for {order.model_fingerprint}")
         self.tracks = open_tracks(order.kind, order.audio)
+        self.per_entry = HOP if order.kind == "documents" else 1  # samples that an entry of what is read stands for
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else device
         self.backend = {"device": name, "torch": str(torch.__version__)}
         self.seconds = 0.0
@@ -90,7 +93,7 @@ class PartExtractor:
         """
         self.seconds = 0.0
         rows, found = part_rows(part, self.order.layout), TrackFindings()
-        batches = batches_of_like_length(self._windows(part, found), self.order.batch_samples)
+        batches = batches_of_like_length(self._windows(part, found), self.order.batch_samples // self.per_entry)
         for batch in made_ahead(batches, HELD_BATCHES):
             self._encode(batch, rows)
             seconds = sum(self._kept_seconds(item) for item in batch)
@@ -115,7 +118,8 @@ class PartExtractor:
 
     def _encode(self, batch: list[WindowAudio], rows: PartRows) -> None:
         samples, lengths = padded(batch)
-        states = self.model.encode(torch.from_numpy(to_float(samples)), lengths)
+        inputs = to_float(samples) if self.per_entry == 1 else samples.astype(np.int64)
+        states = self.model.encode(torch.from_numpy(inputs), lengths)
         for (span, window, _), own in zip(batch, states):
             first, stop = window.keep_start - window.start_frame, window.keep_stop - window.start_frame
             rows.add(span, window.keep_start, own[first:stop])
@@ -149,7 +153,7 @@ class PartExtractor:
             if not (span.start < window.keep_stop and (span.stop is None or window.keep_start < span.stop)):
                 continue
             samples = audio.read(first + window.start_sample, window.num_samples)
-            if len(samples) != window.num_samples:
+            if len(samples) != window.num_samples // self.per_entry:
                 raise ValueError(f"{span.track.key}: shorter than the {planned} samples it was planned with")
             yield WindowAudio(span, window, samples)
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mert_foundry.jobs.extraction.models import model_fingerprint
+from mert_foundry.jobs.extraction.models import model_fingerprint, tokenizer_of
 from mert_foundry.jobs.extraction.part import ExtractionOrder
 from mert_foundry.jobs.extraction.settings import ExtractConfig
 from mert_foundry.jobs.extraction.source import Input
@@ -78,8 +78,9 @@ class Plan(BaseModel):
 def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
     """Rows, parts and attributes; a pure function of model, input and settings.
 
-    Raises ValueError when there is no track with a frame.
+    Raises ValueError when there is no track with a frame, and as `check_tokens`.
     """
+    check_tokens(config, model, found)
     lengths = frames_of(found.tracks, model)
     # A track too short for a frame has no row, except in a table, which has a row for each of its lines.
     kept = [index for index, frames in enumerate(lengths) if found.kind == "table" or frames != 0]
@@ -105,6 +106,18 @@ def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
         sample_rate=model.sample_rate,
         dropped={track.key: TOO_SHORT for track, length in zip(tracks, frames) if length == 0} | found.dropped,
     )
+
+
+def check_tokens(config: ExtractConfig, model: FeatureModel, found: Input) -> None:
+    """Raise ValueError when a model over tokens is given audio, or tokens of another tokenizer, or a model of audio is given tokens."""
+    reads = tokenizer_of(model)
+    if (reads is None) != (found.tokenizer is None):
+        takes, there = ("audio" if each is None else "tokens" for each in (reads, found.tokenizer))
+        raise ValueError(f"{config.model} reads {takes}, {config.input} has {there}")
+    if reads != found.tokenizer:
+        raise ValueError(
+            f"{config.model} reads tokens of tokenizer {reads}, those of {config.input} are of {found.tokenizer}"
+        )
 
 
 def frames_of(tracks: list[SourceTrack], model: FeatureModel) -> list[int | None]:
@@ -147,7 +160,7 @@ def describe_store(config: ExtractConfig, model: FeatureModel, found: Input, lay
         "part_rows": layout.part_rows,
         "chunk_rows": layout.chunk_rows,
     }
-    if found.kind != "shards" or rate != SAMPLE_RATE:  # else the samples are those of the shards
+    if found.kind not in ("shards", "documents") or rate != SAMPLE_RATE:  # else the samples are those of the shards
         settings["audio_version"] = AUDIO_VERSION
     fixed = {"fingerprint": model_fingerprint(model), "layers": model.num_layers, "width": model.width}
     return {

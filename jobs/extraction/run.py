@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mert_foundry.jobs.cluster.torchrun import rank_group
 from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 from mert_foundry.jobs.command.preflight import check_cuda, check_precision, check_writable, locked, resolve_device
-from mert_foundry.jobs.command.progress import Progress
+from mert_foundry.jobs.command.progress import AUDIO, TOKENS, Progress, Unit
 from mert_foundry.jobs.extraction.models import open_model
 from mert_foundry.jobs.extraction.part import ExtractionOrder, PartExtractor
 from mert_foundry.jobs.extraction.plan import Plan, in_stored_names, make_plan
@@ -197,10 +197,18 @@ def missing_parts(config: ExtractConfig, plan: Plan) -> list[Part]:
     return [part for part in plan.parts if part.number not in finished]
 
 
+def unit_of(plan: Plan) -> Unit:
+    """What progress is counted in: audio seconds; of documents tokens, each of which counts as a frame's time."""
+    if plan.order.kind != "documents":
+        return AUDIO
+    frame_rate = plan.sample_rate / plan.hop
+    return TOKENS._replace(size=TOKENS.size / frame_rate, rate_size=TOKENS.rate_size / frame_rate)
+
+
 def work_here(plan: Plan, parts: list[Part], device: str, title: str | None, processes: int) -> dict[str, str]:
     """Do parts in this process, or in several; the message of each that failed. `title`: of the progress, if shown."""
     total = None if plan.seconds is None else sum(part.seconds for part in parts)
-    with Progress(title, total) if title else nullcontext() as progress:
+    with Progress(title, total, unit=unit_of(plan)) if title else nullcontext() as progress:
         failures: dict[str, str] = {}
 
         def report(seconds: float) -> None:

@@ -27,6 +27,7 @@ class Input(BaseModel):
     kind: InputKind = Field(description="What it is")
     audio: str = Field(description="Shard folder, or root of the files")
     tracks: list[SourceTrack] = Field(description="Its tracks: the rows of a table in order, else sorted by key")
+    tokenizer: str | None = Field(default=None, description="SHA-256 of the tokenizer of documents; null of audio")
     columns: dict[str, list[Any]] = Field(
         default={}, description="Columns for the track table of the store, a value a track"
     )
@@ -55,6 +56,9 @@ def read_input(config: ExtractConfig, ranks: int) -> Input:
         tracks = shards.list_tracks()
         shards.close()
         # Shards do not know the files they were made of; the manifest that they come from does, by key.
+        index = shards.index
+        if not index.has_audio:
+            return Input(kind="documents", audio=location, tracks=tracks, tokenizer=index.tokenizer)
         return Input(kind="shards", audio=location, tracks=tracks)
     return read_manifest(config) if kind is MANIFEST else read_folder(config, ranks)
 

@@ -7,9 +7,11 @@ import numpy as np
 
 from mert_foundry.jobs.command.text import number
 from mert_foundry.jobs.inspection.view import Block, Facts, Note, Pitch, Section, Table, View
+from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.inspection.examples import (
     ExampleSummary,
     MemberSummary,
+    StoredExample,
     export_example,
     find_examples,
     read_example,
@@ -41,14 +43,18 @@ def example_facts(summary: ExampleSummary) -> Facts:
     """Where an example comes from."""
     info = summary.info
     text = [("text", summary.text or "none")] if summary.text is not None else []
+    start, length = f"token {info.start_sample // HOP:,}", f"{info.num_frames:,} tokens"
+    if summary.seconds is not None:
+        start = f"{info.start_sample / info.sample_rate:.3f} s"
+        length = f"{summary.seconds:.3f} s, {info.num_frames:,} frames, {info.num_samples:,} samples"
     tokens = [("tokens", " | ".join(summary.pieces))] if summary.pieces else []
     return Facts(
         [
             ("shard", summary.shard),
-            ("track", info.track),
-            ("segment", f"{info.segment + 1} of {info.segments}, from {info.start_sample / info.sample_rate:.3f} s"),
-            ("length", f"{summary.seconds:.3f} s, {info.num_frames:,} frames, {info.num_samples:,} samples"),
-            ("audio sha256", info.audio_sha256),
+            ("document" if summary.seconds is None else "track", info.track),
+            ("segment", f"{info.segment + 1} of {info.segments}, from {start}"),
+            ("length", length),
+            ("sha256" if summary.seconds is None else "audio sha256", info.audio_sha256),
             *text,
             *tokens,
         ]
@@ -87,6 +93,12 @@ def first_values(member: MemberSummary) -> list[Table]:
     names = "codebook" if member.distinct else "frame" if len(rows) > 1 else "sample"
     names = "token" if member.name == TOKENS_MEMBER else names
     return [Table(header, [(f"{names} {index}", *map(number, row)) for index, row in enumerate(rows)])]
+
+
+def texts_table(folder: str, index: ShardIndex, chosen: Sequence[StoredExample]) -> Table:
+    """The texts of examples of text alone. Raises as `read_example`."""
+    summaries = [summarise_example(folder, index, stored, read_example(folder, index, stored)[0]) for stored in chosen]
+    return Table(("example", "text"), [(each.key, each.text) for each in summaries])
 
 
 def pitch_of_bins(spec: TargetSpec) -> Pitch | None:

@@ -79,8 +79,8 @@ def overview(summary: FeatureSummary) -> Section:
     """What the store holds, and the model and settings that made it."""
     figures = Figures(
         [
-            (f"{summary.hours:.3g} h", "audio"),
-            (f"{summary.tracks:,}", "tracks"),
+            (f"{summary.tokens:,}", "tokens") if summary.hours is None else (f"{summary.hours:.3g} h", "audio"),
+            (f"{summary.tracks:,}", "documents" if summary.hours is None else "tracks"),
             (f"{summary.rows:,}", "frames" if summary.array == "features" else "rows, one for each track"),
             (f"{len(summary.layers)} × {summary.dim}", "layers × dimensions"),
             (f"{len(summary.dropped):,}", "tracks without features"),
@@ -89,7 +89,7 @@ def overview(summary: FeatureSummary) -> Section:
     facts = Facts(
         [
             ("model", str(summary.model.get("fingerprint", "-"))),
-            ("frame rate", f"{summary.frame_rate:g} Hz"),
+            ("frame rate", "a frame is a token" if summary.hours is None else f"{summary.frame_rate:g} Hz"),
             ("stored as", summary.dtype),
             ("settings", settings_text(summary.settings)),
         ]

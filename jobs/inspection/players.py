@@ -63,12 +63,16 @@ def draw(shard_set: ShardSet, count: int, seed: int) -> list[StoredExample]:
     return [everything[number] for number in sorted(chosen)]
 
 
-def player_blocks(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
-    """Players of the examples that the options name, or else a seed draws. Raises ValueError for an unknown key."""
+def chosen_examples(shard_set: ShardSet, options: ShardOptions) -> list[StoredExample]:
+    """The examples that the options name, or else a seed draws. Raises ValueError for an unknown key."""
     if options.keys:
-        chosen = find_examples(shard_set.folder, shard_set.index.shardlist, options.keys)
-    else:
-        chosen = draw(shard_set, options.examples, options.seed)
+        return find_examples(shard_set.folder, shard_set.index.shardlist, options.keys)
+    return draw(shard_set, options.examples, options.seed)
+
+
+def player_blocks(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
+    """Players of the examples that the options ask for. Raises as `chosen_examples`."""
+    chosen = chosen_examples(shard_set, options)
     if not chosen:
         return [Note("No example was asked for.")]
     paths = {}

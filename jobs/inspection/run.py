@@ -106,12 +106,13 @@ def overview(summary: RunSummary) -> Section:
             (steps, "steps"),
             (_loss(summary.best_validation, 4), "best validation loss"),
             (_loss(summary.last_validation, 4), "last validation loss"),
-            (number(summary.audio_seconds_per_second), "audio seconds per second (median)"),
+            (speed(summary), f"{'tokens' if summary.tokens else 'audio seconds'} per second (median)"),
             (_percent(summary.data_wait_share), "waiting for data (median)"),
             (f"{summary.skipped_steps:,}", "steps skipped"),
         ]
     )
     hours = "".join(f", {split} {value:g} h" for split, value in summary.hours.items())
+    hours += "".join(f", {split} {value:,} tokens" for split, value in summary.tokens.items())
     facts: list[tuple[str, Cell]] = [
         ("shards", f"{summary.shards or '-'}{hours}"),
         ("index", summary.index_sha256),
@@ -123,6 +124,11 @@ def overview(summary: RunSummary) -> Section:
         parts = [f"{name.replace('_', ' ')} {_measured(value)}" for name, value in shown.items()]
         facts.append(("last training record", ", ".join(parts)))
     return Section("Overview", [figures, Facts(facts), *unreadable_notes(["metrics.jsonl"], [summary])])
+
+
+def speed(summary: RunSummary) -> str:
+    """Audio seconds a second, or tokens."""
+    return number(summary.tokens_per_second if summary.tokens else summary.audio_seconds_per_second)
 
 
 def pace(summary: RunSummary) -> Section:
@@ -141,7 +147,9 @@ def pace(summary: RunSummary) -> Section:
     facts: list[tuple[str, Cell]] = [
         ("MFU", _percent(summary.mfu)),
         ("memory at most", "-" if summary.memory_peak_bytes is None else human_bytes(summary.memory_peak_bytes)),
-        ("audio heard", "-" if summary.hours_heard is None else f"{summary.hours_heard:,.4g} h"),
+        ("tokens read", f"{summary.tokens_read:,}")
+        if summary.tokens_read is not None
+        else ("audio heard", "-" if summary.hours_heard is None else f"{summary.hours_heard:,.4g} h"),
         ("time left at the newest record", "-" if summary.eta_seconds is None else human_duration(summary.eta_seconds)),
     ]
     return Section("Pace", [Table(("part of a step", "ms", "share"), rows, caption), Facts(facts)])
@@ -233,7 +241,7 @@ def side_by_side(names: Sequence[str], summaries: Sequence[RunSummary]) -> Secti
             _loss(each.best_validation, 5),
             _loss(each.last_validation, 5),
             _explained_text(each.best_validation),
-            each.audio_seconds_per_second,
+            speed(each),
             _percent(each.data_wait_share),
             each.skipped_steps,
         )

@@ -9,7 +9,7 @@ from mert_foundry.jobs.command.config import UsageError
 from mert_foundry.jobs.command.text import human_bytes, number
 from mert_foundry.jobs.inspection.blocks import histogram_plot, reasons_plot, reasons_text, spread_table
 from mert_foundry.jobs.inspection.difference import difference_view
-from mert_foundry.jobs.inspection.examples import example_view, export_view, pitch_of_bins
+from mert_foundry.jobs.inspection.examples import example_view, export_view, pitch_of_bins, texts_table
 from mert_foundry.jobs.inspection.options import ShardOptions
 from mert_foundry.jobs.inspection.view import (
     Axis,
@@ -83,7 +83,7 @@ def set_view(options: ShardOptions) -> View:
         *(target_section(shard_set, target) for target in summary.targets),
         *([text_section(summary.text)] if summary.text else []),
         dropped_and_rejected(summary),
-        Section("Examples", [OnPage(lambda: examples_to_hear(shard_set, options))]),
+        Section("Examples", [OnPage(lambda: examples_of(shard_set, options))]),
     ]
     return View("shards", shard_set.folder.rstrip("/"), sections, summary.model_dump(mode="json"))
 
@@ -103,31 +103,51 @@ def overview(summary: ShardSummary) -> Section:
     splits = summary.splits.values()
     figures = Figures(
         [
-            (f"{sum(split.hours for split in splits):.3g} h", "audio"),
+            *([(f"{sum(split.hours or 0.0 for split in splits):.3g} h", "audio")] if summary.audio_member else []),
+            *([(f"{sum(split.tokens or 0 for split in splits):,}", "tokens")] if not summary.audio_member else []),
             (f"{sum(split.examples for split in splits):,}", "examples"),
-            (f"{summary.tracks:,}{'' if summary.records == summary.records_read else '+'}", "tracks"),
+            (f"{summary.tracks:,}{'' if summary.records == summary.records_read else '+'}", track_word(summary)),
             *([(f"{summary.copies:,}", "shifted copies among them")] if summary.copies else []),
             (f"{summary.records:,}", "shards"),
             (human_bytes(sum(split.bytes for split in splits)), "on disk"),
             (f"{sum(summary.dropped.values()):,}", "segments dropped"),
         ]
     )
-    audio = f"{summary.segment_seconds:g} s, {summary.audio_member} at {summary.sample_rate} Hz, hop {summary.hop}"
+    audio = f"{round(summary.segment_seconds * FRAME_RATE)} tokens, no audio"
+    if summary.audio_member:
+        audio = f"{summary.segment_seconds:g} s, {summary.audio_member} at {summary.sample_rate} Hz, hop {summary.hop}"
     facts = Facts(
         [
             ("name", summary.name),
             ("segments", audio),
             ("index", summary.index_sha256),
-            ("manifest", summary.manifest_sha256),
-            ("part of the manifest", str(summary.selection)),
-            ("copies", str(summary.augment)),
+            *(
+                [
+                    ("manifest", summary.manifest_sha256),
+                    ("part of the manifest", str(summary.selection)),
+                    ("copies", str(summary.augment)),
+                ]
+                if summary.audio_member
+                else [("documents.jsonl", summary.manifest_sha256)]
+            ),
         ]
     )
     return Section("Overview", [figures, facts, split_table(summary), target_table(summary)])
 
 
+def track_word(summary: ShardSummary) -> str:
+    """What a whole is called of which examples are segments."""
+    return "tracks" if summary.audio_member else "documents"
+
+
 def split_table(summary: ShardSummary) -> Table:
     """Totals by split."""
+    if summary.audio_member is None:
+        counts = [
+            (name, each.shards, each.examples, f"{each.tokens:,}", human_bytes(each.bytes))
+            for name, each in summary.splits.items()
+        ]
+        return Table(("split", "shards", "examples", "tokens", "bytes"), counts)
     rows = [
         (
             name,
@@ -135,7 +155,7 @@ def split_table(summary: ShardSummary) -> Table:
             each.examples,
             f"{each.hours:.3f}",
             human_bytes(each.bytes),
-            f"{each.bytes_per_second / 1000:.1f}",
+            f"{(each.bytes_per_second or 0.0) / 1000:.1f}",
         )
         for name, each in summary.splits.items()
     ]
@@ -149,7 +169,7 @@ def target_table(summary: ShardSummary) -> Table:
             target.name,
             target.kind,
             target.dtype,
-            target.frame_rate,
+            target.frame_rate if summary.audio_member else None,
             f"{target.size} x {target.codebook_size}" if target.codebook_size else f"{target.size} bins",
             teacher_name(target),
             target.fingerprint[:12],
@@ -165,28 +185,41 @@ def teacher_name(target: TargetSummary) -> str:
 
 
 def lengths_and_loudness(shard_set: ShardSet, summary: ShardSummary, seed: int) -> Section:
-    """Lengths of tracks and examples; on the page also the loudness of examples."""
-    seconds = {"examples": summary.example_seconds, "tracks": summary.track_seconds}
-    blocks: list[Block] = [spread_table("lengths, seconds", seconds)]
+    """Lengths of tracks and examples; on the page also the loudness of examples, where there is audio."""
+    lengths = {"examples": summary.example_seconds, "tracks": summary.track_seconds}
+    if summary.audio_member is None:
+        lengths = {"examples": summary.example_tokens, "documents": summary.track_tokens}
+    blocks: list[Block] = [spread_table(f"lengths, {'seconds' if summary.audio_member else 'tokens'}", lengths)]
     if summary.records_read < summary.records:
         blocks.append(Note(f"from {summary.records_read:,} of {summary.records:,} records, at even distances"))
-    return Section("Lengths and loudness", [*blocks, OnPage(lambda: [length_plots(shard_set, seed)])])
+    title = "Lengths and loudness" if summary.audio_member else "Lengths"
+    return Section(title, [*blocks, OnPage(lambda: [length_plots(shard_set, seed)])])
 
 
 def length_plots(shard_set: ShardSet, seed: int) -> Plots:
-    """Histograms of lengths and loudness."""
+    """Histograms of lengths, and of loudness where there is audio."""
+    if not shard_set.index.has_audio:
+        of_documents = histogram_plot("Length of documents", "tokens", "", "documents", shard_set.track_lengths)
+        return Plots(
+            [of_documents, histogram_plot("Length of examples", "tokens", "", "examples", shard_set.example_lengths)]
+        )
     from mert_foundry.jobs.inspection.players import loudness_plot  # imports torch, which text does not need
 
-    tracks = histogram_plot("Length of tracks", "seconds", "s", "tracks", shard_set.track_seconds)
-    examples = histogram_plot("Length of examples", "seconds", "s", "examples", shard_set.example_seconds)
+    tracks = histogram_plot("Length of tracks", "seconds", "s", "tracks", shard_set.track_lengths)
+    examples = histogram_plot("Length of examples", "seconds", "s", "examples", shard_set.example_lengths)
     return Plots([tracks, examples, loudness_plot(shard_set, seed)])
 
 
-def examples_to_hear(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
-    """Players of the examples that the options ask for."""
-    from mert_foundry.jobs.inspection.players import player_blocks  # imports torch, which text does not need
+def examples_of(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
+    """Players of the examples that the options ask for, or their texts."""
+    from mert_foundry.jobs.inspection.players import (
+        chosen_examples,
+        player_blocks,
+    )  # imports torch, which text does not need
 
-    return player_blocks(shard_set, options)
+    if shard_set.index.has_audio:
+        return player_blocks(shard_set, options)
+    return [texts_table(shard_set.folder, shard_set.index, chosen_examples(shard_set, options))]
 
 
 def target_section(shard_set: ShardSet, target: TargetSummary) -> Section:
@@ -297,6 +330,8 @@ def bin_plot(shard_set: ShardSet, target: TargetSummary, statistics: ContinuousS
 def dropped_and_rejected(summary: ShardSummary) -> Section:
     """Segments dropped and files rejected, by reason, and the tracks and segments that were dropped."""
     rejected = "name the manifest with --manifest to see them"
+    if summary.audio_member is None:
+        rejected = "rejected.jsonl beside the index lists the files that are no documents"
     if summary.rejected is not None:
         rejected = reasons_text(summary.rejected)
     plots = [
@@ -313,10 +348,15 @@ def dropped_and_rejected(summary: ShardSummary) -> Section:
         for drop in summary.dropped_segments
     ]
     blocks: list[Block] = [
-        Note(f"files rejected by the manifest: {rejected}"),
+        Note(f"files rejected by the manifest: {rejected}" if summary.audio_member else f"files left out: {rejected}"),
         Note(f"segments dropped: {reasons_text(summary.dropped)}"),
         Plots(plots),
-        Table(("track", "reason", "segments", "detail"), tracks, "Dropped tracks", may_be_long=True),
+        Table(
+            (track_word(summary).removesuffix("s"), "reason", "segments", "detail"),
+            tracks,
+            f"Dropped {track_word(summary)}",
+            may_be_long=True,
+        ),
         Table(
             ("segment", "reason", "from, seconds", "detail"),
             segments,
@@ -332,7 +372,7 @@ def shard_view(record: ShardRecord) -> View:
     facts = Facts(
         [
             ("examples", record.examples),
-            ("hours", f"{record.seconds / 3600:.3f}"),
+            ("hours", f"{record.seconds / 3600:.3f}") if record.audio_member else ("tokens", f"{record.num_frames:,}"),
             ("bytes", human_bytes(record.bytes)),
             ("sha256", record.sha256),
             ("plan", record.plan_fingerprint),
@@ -345,10 +385,11 @@ def shard_view(record: ShardRecord) -> View:
         (
             entry.key,
             entry.num_frames,
-            f"{entry.num_frames / FRAME_RATE:.3f}",
+            *([f"{entry.num_frames / FRAME_RATE:.3f}"] if record.audio_member else []),
             *(entry.members[suffix][1] if suffix in entry.members else None for suffix in suffixes),
         )
         for entry in record.members
     ]
-    table = Table(("example", "frames", "seconds", *(f"{suffix}, bytes" for suffix in suffixes)), rows)
+    lengths = ("frames", "seconds") if record.audio_member else ("tokens",)
+    table = Table(("example", *lengths, *(f"{suffix}, bytes" for suffix in suffixes)), rows)
     return View("shard", record.name, [Section("Overview", [facts, table])], record.model_dump(mode="json"))

@@ -88,8 +88,15 @@ def merge(values: dict, changes: dict) -> dict:
 def load_initial_weights(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
     """Load the encoder, the heads that fit (the same target of the same teacher), and a memory that fits (of the same tokenizer).
 
-    `fingerprints`: of teachers by target, and of the tokenizer. Says what stays new.
+    `fingerprints`: of teachers by target, and of the tokenizer. Says what stays new. Raises ValueError for an encoder over tokens of another
+    tokenizer.
     """
+    read = model.encoder.input_name
+    if read in fingerprints and initial.fingerprints.get(read) != fingerprints[read]:
+        raise ValueError(
+            f"the encoder to begin from reads {read} of tokenizer {initial.fingerprints.get(read)}, the shards are of"
+            f" {fingerprints[read]}"
+        )
     model.encoder.load_state_dict(initial.weights)
     stored = {spec.name: _in_every_row(spec) for spec in initial.heads}
     taken = []

@@ -118,8 +118,11 @@ def describe_step(record: dict[str, Any], trivial: TrivialScores | None) -> str:
 
 def describe_pace(record: dict[str, Any]) -> str:
     """Throughput, the share of time spent waiting for data, the used share of the devices, and the time left."""
+    is_text = "tokens_per_second" in record
     parts = [
-        f"{record['audio_seconds_per_second']:.1f} audio s/s",
+        f"{record['tokens_per_second']:,.0f} tokens/s"
+        if is_text
+        else f"{record['audio_seconds_per_second']:.1f} audio s/s",
         f"{record['data_wait_share']:.0%} waiting for data",
     ]
     if "mfu" in record:

@@ -163,6 +163,7 @@ def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> N
 
     Every set must have the split to train on, and one of them that to validate on.
     """
+    check_input(config, mixture)
     check_sizes(config, mixture.targets, mixture.sample_rate, mixture.hop, world_size)
     if config.memory is not None and mixture.text is None:
         folders = ", ".join(each.folder for each in mixture.sets)
@@ -172,6 +173,49 @@ def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> N
         _check_split(config.train_split, "train", splits, folder)
     anywhere = sorted({split for splits in filled.values() for split in splits})
     _check_valid_split(config, anywhere, ", ".join(filled))
+
+
+def check_input(config: PretrainConfig, mixture: SetMixture) -> None:
+    """Raise ValueError when the front-end reads what the sets do not have, or settings are for audio and there is none."""
+    frontend, folder = config.encoder.frontend, mixture.sets[0].folder
+    if mixture.has_audio != (frontend.input_name == "audio"):
+        there = "has audio" if mixture.has_audio else "is text alone"
+        raise ValueError(
+            f"{folder} {there}, but encoder.frontend.kind is {frontend.kind}; embedding is for text alone, and nothing else is"
+        )
+    if mixture.has_audio:
+        return
+    mask = config.trainer.mask
+    for key, is_set, use in (
+        ("trainer.mixture is set", config.trainer.mixture is not None, "mixes audio; null is needed"),
+        (f"trainer.mask.fill is {mask.fill}", mask.fill == "noise", "puts noise into audio; embedding is needed"),
+        (
+            f"trainer.mask.span_seconds is {mask.span_seconds}",
+            mask.span_seconds is not None,
+            "is for audio; span is needed",
+        ),
+        (
+            f"objective.unmasked_weight is {config.objective.unmasked_weight}",
+            config.objective.unmasked_weight > 0.0,
+            "asks for tokens that the encoder reads; 0 is needed",
+        ),
+    ):
+        if is_set:
+            raise ValueError(f"{folder} is text alone, but {key}, which {use}")
+
+
+def with_vocabulary(config: PretrainConfig, mixture: SetMixture) -> PretrainConfig:
+    """With the size of the shards' vocabulary in the front-end that embeds tokens. Raises ValueError when it says another one."""
+    frontend = config.encoder.frontend
+    if frontend.kind != "embedding" or mixture.has_audio:
+        return config
+    folder, found = mixture.sets[0].folder, mixture.targets[0].codebook_size
+    if frontend.vocabulary_size not in (None, found):
+        raise ValueError(
+            f"encoder.frontend.vocabulary_size is {frontend.vocabulary_size}, the tokenizer of {folder} has {found} tokens"
+        )
+    known = frontend.model_copy(update={"vocabulary_size": found})
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"frontend": known})})
 
 
 def check_sizes(

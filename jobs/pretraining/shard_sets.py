@@ -93,17 +93,18 @@ def describe_sets(mixture: SetMixture, with_text: bool = False) -> dict[str, Any
         {"path": each.folder, "share": round(weights[each.digest] / total, 6), **about}
         for each, about in zip(mixture.sets, described)
     ]
-    splits = sorted({split for about in described for split in about["hours"]})
-    hours = {split: round(sum(about["hours"].get(split, 0.0) for about in described), 4) for split in splits}
-    return {"sets": sets, "hours": hours, **shared}
+    amount = "hours" if mixture.has_audio else "tokens"
+    splits = sorted({split for about in described for split in about[amount]})
+    sums = {split: round(sum(about[amount].get(split, 0) for about in described), 4) for split in splits}
+    return {"sets": sets, amount: sums, **shared}
 
 
 def _describe_set(index: ShardIndex) -> dict[str, Any]:
-    return {
-        "index_sha256": index.digest(),
-        "manifest_sha256": index.manifest_sha256,
-        "hours": {split: round(totals.seconds / 3600, 4) for split, totals in index.totals.items()},
-    }
+    about = {"index_sha256": index.digest(), "manifest_sha256": index.manifest_sha256}
+    if not index.has_audio:
+        tokens = {split: sum(entry.num_frames for entry in index.shards(split)) for split in index.totals}
+        return {**about, "tokens": tokens}
+    return {**about, "hours": {split: round(totals.seconds / 3600, 4) for split, totals in index.totals.items()}}
 
 
 def find_exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:

@@ -30,7 +30,8 @@ class FeatureEncoder:
         precision: fp32; tf32: fp32 with matrix products of 10-bit mantissas (CUDA); bf16: autocast.
         layers: which hidden states; None: all.
 
-    architecture: settings that differ from MERT 95M's, by dotted key. weights: float32, on the CPU, by name; the
+    tokenizer: of an encoder over tokens, the fingerprint of the tokenizer that they are of, empty where it is not known; None: it reads
+    audio. architecture: settings that differ from MERT 95M's, by dotted key. weights: float32, on the CPU, by name; the
     same for a checkpoint and its exports.
 
     Raises:
@@ -48,6 +49,8 @@ class FeatureEncoder:
         self.architecture = unlike_mert_95m(stored)
         self.weights: Mapping[str, Tensor] = {name: tensor.float() for name, tensor in stored.weights.items()}
         self.normalised = stored.normalised
+        reads = stored.encoder.frontend.input_name
+        self.tokenizer = None if reads == "audio" else stored.fingerprints.get(reads, "")
         self.sample_rate = stored.sample_rate
         self.settings: Mapping[str, object] = identity(self.architecture, self.sample_rate, self.normalised)
         encoder = build_encoder(stored)
@@ -58,7 +61,10 @@ class FeatureEncoder:
         self.encoder = encoder.to(device).float().eval()
         self.device = device
         self.precision = precision
-        self.geometry: FrameGeometry = measure_frames(encoder.num_frames, encoder.hop)
+        # Tokens are frames, each of which shards count as one hop of samples.
+        self.geometry = FrameGeometry(encoder.hop, encoder.hop)
+        if self.tokenizer is None:
+            self.geometry = measure_frames(encoder.num_frames, encoder.hop)
         self.width: int = encoder.config.transformer.width
 
     def describe(self) -> dict[str, object]:
@@ -67,9 +73,11 @@ class FeatureEncoder:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
-        """See FeatureModel. A row does not depend on the lengths of the others: no frame attends to padding, and
+        """See FeatureModel; of an encoder over tokens, `audio` is tokens [B, T], int64. A row does not depend on the lengths of the others: no frame attends to padding, and
         model/features/padded_frontend.py keeps front-ends from seeing it.
         """
+        if (self.tokenizer is None) != audio.is_floating_point():
+            raise ValueError(f"the encoder reads {self.encoder.input_name}, it was given {audio.dtype}")
         lengths = [audio.shape[1]] * len(audio) if num_samples is None else list(num_samples)
         audio = audio.to(self.device)
         if self.normalised:
@@ -79,20 +87,24 @@ class FeatureEncoder:
         torch.backends.cudnn.allow_tf32 = not exact
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if len(set(lengths)) == 1:
-                states = self.encoder(audio[:, : lengths[0]]).hidden_states
+                states = self.encoder(self._inputs(audio[:, : lengths[0]])).hidden_states
             else:
                 states = self._padded(audio, lengths)
         return torch.stack([states[layer].float() for layer in self.layers], dim=2)
 
     def _padded(self, audio: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
         """Hidden states of rows of several lengths, padded to one of few lengths, since oneDNN compiles for each length."""
-        step = self.geometry.hop * PADDED_TO_FRAMES
+        step = (1 if self.tokenizer is not None else self.geometry.hop) * PADDED_TO_FRAMES
         audio = nn.functional.pad(audio, (0, -audio.shape[1] % step))
-        hidden = self.encoder.projection(padded_features(self.encoder, audio, lengths))
-        frames = torch.tensor([self.geometry.num_frames(length) for length in lengths], device=self.device)
+        hidden = self.encoder.projection(padded_features(self.encoder, self._inputs(audio), lengths))
+        frames = torch.tensor([self.encoder.num_frames(length) for length in lengths], device=self.device)
         valid = torch.arange(hidden.shape[1], device=self.device) < frames[:, None]
         states: tuple[Tensor, ...] = self.encoder.transformer(hidden, valid).hidden_states
         return states
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        """Audio as it is; tokens as the batches of a stream have them, [B, 1, T]."""
+        return rows if self.tokenizer is None else rows[:, None]
 
 
 def unlike_mert_95m(stored: StoredModel) -> dict[str, object]:

@@ -50,6 +50,11 @@ class FrontendConfig(BaseModel):
         return self
 
     @property
+    def input_name(self) -> str:
+        """What of a batch it reads."""
+        return "audio"
+
+    @property
     def hop(self) -> int:
         """Samples from one frame to the next: the product of the strides."""
         return math.prod(self.strides)

@@ -51,6 +51,11 @@ class ConvCqtFrontendConfig(BaseModel):
     cqt: CqtConfig = Field(CqtConfig(), description="the constant-Q transform")
 
     @property
+    def input_name(self) -> str:
+        """What of a batch it reads."""
+        return "audio"
+
+    @property
     def hop(self) -> int:
         """Samples from one frame to the next."""
         return self.convolution.hop

@@ -37,6 +37,11 @@ class LogMelFrontendConfig(BaseModel):
         return self
 
     @property
+    def input_name(self) -> str:
+        """What of a batch it reads."""
+        return "audio"
+
+    @property
     def hop(self) -> int:
         """Samples from one frame to the next."""
         return self.step * self.spectra_per_frame

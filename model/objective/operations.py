@@ -31,14 +31,14 @@ class StepOperations:
         return rows * self.of_row + predicted_frames * self.of_predicted_frame
 
 
-def count_operations(model: PretrainModel, samples: int) -> StepOperations:
-    """For rows of `samples` samples. The weights may be on the meta device, or sharded.
+def count_operations(model: PretrainModel, length: int) -> StepOperations:
+    """For rows of `length` samples, or tokens. The weights may be on the meta device, or sharded.
 
     A layer that is dropped now and then counts by its share of steps; readers of a memory are left out, as without one.
     """
     encoder = model.encoder
-    frames = encoder.num_frames(samples)
-    row = encoder.frontend.operations(samples)
+    frames = encoder.num_frames(length)
+    row = encoder.frontend.operations(length)
     # Before the projection the front-end learns, or at least the norm of its features.
     learns_before = encoder.config.frontend.learned_width > 0 or encoder.config.input_norm == "layer"
     row += _linear(encoder.projection.linear, inputs_learn=learns_before) * frames

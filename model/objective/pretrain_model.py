@@ -135,7 +135,7 @@ class PretrainModel(nn.Module):
             memory_valid = batch["tokens_valid"]
             memory = self.memory(batch["tokens"], memory_valid)
         frames_valid = None if valid.all() else valid
-        encoded = self.encoder(batch["audio"], masking, frames_valid, memory, memory_valid)
+        encoded = self.encoder(batch[self.encoder.input_name], masking, frames_valid, memory, memory_valid)
 
         sums = self.count_frames(batch, masked, valid)
         if self._learned_width:
@@ -161,7 +161,7 @@ class PretrainModel(nn.Module):
         codebooks: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's at `places` [S] of all rows' frames in turn."""
-        stride, num_frames = self._strides[spec.name], self.encoder.num_frames(batch["audio"].shape[1])
+        stride, num_frames = self._strides[spec.name], self.encoder.num_frames(batch[self.encoder.input_name].shape[-1])
         if spec.partial:
             present = batch[PRESENT + spec.name].expand(-1, num_frames).flatten()[places]
             frames, places = frames[present], places[present]

@@ -69,7 +69,8 @@ class RunSummary(_Model):
     total_steps: int | None = Field(description="Steps of the whole run, from its config")
     shards: str | None = Field(description="Shard folder it was trained on, or several with their shares")
     index_sha256: str | None = Field(description="SHA-256 of that folder's index.json, or of each, one after another")
-    hours: dict[str, float] = Field(description="Audio hours of the shard sets, by split")
+    hours: dict[str, float] = Field(description="Audio hours of the shard sets, by split; empty of text alone")
+    tokens: dict[str, int] = Field(default={}, description="Tokens of shard sets of text alone, by split")
     targets: list[str] = Field(description="Targets it predicts")
     trivial: dict[str, JsonValue] | None = Field(
         default=None, description="What the best constants reach, as in config.yaml; none in older runs"
@@ -79,14 +80,20 @@ class RunSummary(_Model):
     best_validation: Validation | None = Field(description="The one with the smallest loss")
     best_probe: BestProbe | None = Field(default=None, description="The best by probe; null where none was probed")
     last_train: dict[str, JsonValue] | None = Field(description="The newest record of training")
-    audio_seconds_per_second: float | None = Field(description="Median over the records")
+    audio_seconds_per_second: float | None = Field(description="Median over the records; null of text alone")
+    tokens_per_second: float | None = Field(
+        default=None, description="Of text alone: median over the records; null where there is audio"
+    )
     data_wait_share: float | None = Field(description="Median share of time spent waiting for data, 0 to 1")
     seconds: dict[str, float] = Field(
         default={}, description="Of a step and of its parts, medians over the records; none in older runs"
     )
     mfu: float | None = Field(default=None, description="Median used share of the devices; null where no peak is known")
     memory_peak_bytes: float | None = Field(default=None, description="Memory of the rank that took most")
-    hours_heard: float | None = Field(default=None, description="Audio hours trained on; null in older runs")
+    hours_heard: float | None = Field(
+        default=None, description="Audio hours trained on; null in older runs and of text alone"
+    )
+    tokens_read: int | None = Field(default=None, description="Of text alone: tokens trained on")
     eta_seconds: float | None = Field(default=None, description="Until the last step, as the newest record says")
     skipped_steps: int = Field(
         description="Steps skipped because they were not finite, or were spikes that trainer.on_spike skips"
@@ -201,6 +208,7 @@ def summarise_run(history: RunHistory) -> RunSummary:
         or " ".join(each["index_sha256"] for each in data.get("sets", []))
         or None,
         hours=data.get("hours", {}),
+        tokens=data.get("tokens", {}),
         targets=[head["name"] for head in history.config.get("heads", [])],
         trivial=history.config.get("trivial"),
         first_validation=validations[0] if validations else None,
@@ -209,11 +217,13 @@ def summarise_run(history: RunHistory) -> RunSummary:
         best_probe=find_best_probe(history.folder),
         last_train={name: value for name, value in train[-1].items() if name != "position"} if train else None,
         audio_seconds_per_second=_median(train, "audio_seconds_per_second"),
+        tokens_per_second=_median(train, "tokens_per_second"),
         data_wait_share=_median(train, "data_wait_share"),
         seconds=_median_parts([record["seconds"] for record in train if "seconds" in record]),
         mfu=_median(train, "mfu"),
         memory_peak_bytes=max(_numbers(train, "memory_peak_bytes"), default=None),
         hours_heard=train[-1].get("hours_heard") if train else None,
+        tokens_read=round(train[-1]["tokens_read"]) if train and "tokens_read" in train[-1] else None,
         eta_seconds=train[-1].get("eta_seconds") if train else None,
         skipped_steps=max(
             (record.get("skipped_steps", 0) for record in train), default=len(history.of_kind("skipped"))
@@ -263,6 +273,7 @@ def curves(history: RunHistory) -> dict[str, dict[str, Curve]]:
         "learning rate": "learning_rate",
         "gradient norm": "gradient_norm",
         "audio seconds a second": "audio_seconds_per_second",
+        "tokens a second": "tokens_per_second",
         "share of time waiting for data": "data_wait_share",
         "used share of the devices (MFU)": "mfu",
         "memory at most": "memory_peak_bytes",

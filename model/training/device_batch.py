@@ -3,7 +3,7 @@
 As the stream gives it (stored dtypes, CPU):  audio int16 or float32 [B, T]; discrete targets integer [B, K, F'];
 continuous targets float or companded uint8 [B, F', bins], F' frames at the target's own frame rate; valid bool
 [B, F] at 75 Hz; present/{target} bool [B, 1] of a partial target, the rows that have it; key list of B str; row int64 [B], index in the global batch.
-With a text memory also tokens int64 [B, n] and tokens_valid bool [B, n].
+Of text alone there is no audio; its target `tokens` is what the encoder reads. With a text memory also tokens int64 [B, n] and tokens_valid bool [B, n].
 As the model takes it: audio float32 in [-1, 1), codes int64, values float32, on the device.
 """
 
@@ -21,7 +21,7 @@ from mert_foundry.model.objective.target_alignment import FRAME_RATE, align_vali
 def check_batch(batch: Mapping[str, Any], heads: Sequence[HeadSpec], num_frames: int, hop: int) -> None:
     """Refuse a batch the model cannot learn from, naming the key and both values (ValueError).
 
-    `num_frames` is what an encoder of `hop` samples a frame returns for the batch's audio; targets may be longer,
+    `num_frames` is what an encoder of `hop` samples a frame returns for what it reads of the batch; targets may be longer,
     never shorter.
     """
     rows, target_frames = batch["valid"].shape
@@ -88,7 +88,7 @@ def _convert(name: str, tensor: Tensor) -> Tensor:
 
 def micro_batches(batch: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
     """Split a batch of B rows into `count` parts along its rows. Raises ValueError when B is below `count`."""
-    rows = len(batch["audio"])
+    rows = len(batch["valid"])
     if rows < count:
         raise ValueError(f"a batch of {rows} rows cannot be split into accumulation {count} parts")
     parts = {name: tensor.tensor_split(count) for name, tensor in batch.items()}

@@ -50,9 +50,9 @@ def diagnose(model: PretrainModel, batch: Mapping[str, Tensor], masking: Masking
     The model is left in evaluation mode.
     """
     model.eval()
-    audio, rows = batch["audio"][:ROWS], masking.first(ROWS)
+    inputs, rows = batch[model.encoder.input_name][:ROWS], masking.first(ROWS)
     valid = align_valid(batch["valid"][:ROWS], model.encoder.hop, rows.shape[1])
-    encoded = model.encoder(audio, mask=rows, valid=None if valid.all() else valid, return_attention=True)
+    encoded = model.encoder(inputs, mask=rows, valid=None if valid.all() else valid, return_attention=True)
     values: dict[str, Any] = {**attention_statistics(encoded.attention, valid)}
     masked = encoded.last[rows.predicted]
     codes = {spec.name: code_statistics(model.heads[spec.name](masked)) for spec in model.discrete_heads()}

@@ -1,4 +1,4 @@
-"""How fast a run goes: its audio, where the time of a step goes, the used share of the devices, who is slow, and when it will end."""
+"""How fast a run goes: its audio or tokens, where the time of a step goes, the used share of the devices, who is slow, and when it will end."""
 
 import functools
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,22 @@ from mert_foundry.model.training.ranks import world_size
 from mert_foundry.model.training.step_clock import PARTS
 
 BEHIND = 0.1  # of a step: a rank that the others wait so long for is named
+
+
+class Amount(NamedTuple):
+    """How a record names what the encoder reads: by the second, in units of `per_rate`, and in all, in units of `per_total`."""
+
+    rate: str
+    per_rate: int
+    total: str
+    per_total: int
+
+
+def amount_of(input_name: str, sample_rate: int) -> Amount:
+    """That of audio at a rate, Hz, or of tokens."""
+    if input_name == "tokens":
+        return Amount("tokens_per_second", 1, "tokens_read", 1)
+    return Amount("audio_seconds_per_second", sample_rate, "hours_heard", sample_rate * 3600)
 
 
 @dataclass
@@ -55,7 +71,7 @@ class Pace:
     ):
         self._operations_of_rows = functools.cache(functools.partial(count_operations, model))
         self._every_frame = bool(model.objective.unmasked_weight)
-        self._sample_rate = sample_rate
+        self._amount = amount_of(model.encoder.input_name, sample_rate)
         self._step = step
         self._total_steps = total_steps
         self._peak = peak
@@ -87,7 +103,7 @@ class Pace:
     def read(self, heard: int | None, memory: Tensor) -> dict[str, Any]:
         """What a record says of the steps since the last reading, which start again.
 
-        heard: samples so far, of all ranks; None where they were not counted. memory: bytes at most, by rank.
+        heard: samples, or tokens, so far, of all ranks; None where they were not counted. memory: bytes at most, by rank.
 
         seconds: of a step, and of its parts (step_clock.py), means over ranks. mfu: operations (model/objective/operations.py) over what all
         devices can do at most. slowest: the rank that the others wait for, and how long, as a share of a step; from 10 % on. eta_seconds:
@@ -96,7 +112,7 @@ class Pace:
         sums, self._sums = self._sums, _Sums(self._clock())
         elapsed = max(self._sums.begin - sums.begin, 1e-9)
         found: dict[str, Any] = {
-            "audio_seconds_per_second": sums.samples / self._sample_rate / elapsed,
+            self._amount.rate: sums.samples / self._amount.per_rate / elapsed,
             "data_wait_share": min(sums.seconds["wait"] / elapsed, 1.0),
             "seconds": {name: value / sums.steps for name, value in {"step": elapsed, **sums.seconds}.items()},
             "operations_per_second": sums.operations / elapsed,
@@ -105,7 +121,7 @@ class Pace:
         if self._peak is not None:
             found["mfu"] = sums.operations / elapsed / (self._peak * world_size())
         if heard is not None:
-            found["hours_heard"] = heard / self._sample_rate / 3600
+            found[self._amount.total] = heard / self._amount.per_total
         if (slowest := _slowest(sums.busy.tolist(), elapsed)) is not None:
             found["slowest"] = slowest
         if (left := self._seconds_left()) is not None:

@@ -41,8 +41,8 @@ class PreparedBatch:
     """This rank's rows of a global batch, ready for a step.
 
     inputs: as in model/training/device_batch.py, mixed and filled as the settings ask for; on the device, as `masking` is.
-    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU. heard: samples of audio, without
-    those that pad the rows.
+    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU. heard: samples of audio, or tokens,
+    without those that pad the rows.
     """
 
     step: int
@@ -70,7 +70,7 @@ class StepResult:
     """What all ranks know after a step.
 
     summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether both are, on
-    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio), those of them
+    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio, or tokens), those of them
     `heard` (that do not pad) and the caller's extras.
     share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
     """
@@ -135,11 +135,11 @@ class TrainStep:
             inputs = to_device(batch, self.model.head_specs, self.device)
             if self.mixture is not None:
                 inputs["audio"] = self._mix(self.mixture, inputs["audio"], batch, step)
-            inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], step)
+            self._fill(inputs, masking, batch["key"], step)
             if self.model.memory is not None:
                 kept = keep_texts(self.model.memory.config.dropout, self.seed, step, batch["key"])
                 inputs["tokens_valid"] = inputs["tokens_valid"] & self._to_device(kept)[:, None]
-            return PreparedBatch(step, inputs, masking.each(self._to_device), counts, sum(_lengths(batch)))
+            return PreparedBatch(step, inputs, masking.each(self._to_device), counts, sum(self._lengths(batch)))
 
     def begin(self, batch: PreparedBatch, diagnosed: bool = False) -> Gradients:
         """Start the forward and backward pass. All ranks call it together.
@@ -172,8 +172,8 @@ class TrainStep:
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
         loss = self.model.weighted_loss(self.model.mean_losses(sums, batch.counts))
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        rows, samples = batch.inputs["audio"].shape
-        sizes = {"rows": float(rows), "samples": float(rows * samples), "heard": float(batch.heard)}
+        read = batch.inputs[self.model.encoder.input_name]
+        sizes = {"rows": float(len(read)), "samples": float(read.numel()), "heard": float(batch.heard)}
         own = {**extras, **sums, **sizes, "broken": broken, "norm": norm / world_size(), **self._times()}
         with self.clock.device("exchange"):
             totals = sum_across_ranks(own, self.device)
@@ -212,14 +212,14 @@ class TrainStep:
         self.model.eval()
         masking, _ = self._draw_masking(batch, VALIDATION_STEP)
         inputs = to_device(batch, self.model.head_specs, self.device)
-        inputs["audio"] = self._fill(inputs["audio"], masking, batch["key"], VALIDATION_STEP)
+        self._fill(inputs, masking, batch["key"], VALIDATION_STEP)
         with torch.no_grad(), self._autocast():
             return self.model(inputs, masking.each(self._to_device))
 
     def _draw_masking(self, batch: Mapping[str, Any], step: int) -> tuple[Masking, Tensor]:
         """Masks of a batch that fits the model, and its valid frames [B, F]; both on the CPU."""
         encoder = self.model.encoder
-        num_frames = encoder.num_frames(batch["audio"].shape[1])
+        num_frames = encoder.num_frames(batch[encoder.input_name].shape[-1])
         check_batch(batch, self.model.head_specs, num_frames, encoder.hop)
         if self.model.memory is not None:
             check_tokens(batch, self.model.memory.embedding.num_embeddings)
@@ -231,13 +231,18 @@ class TrainStep:
         return copy_to(tensor, self.device)
 
     def _mix(self, mixture: MixtureConfig, audio: Tensor, batch: Mapping[str, Any], step: int) -> Tensor:
-        return mix_batch(audio, _lengths(batch), batch["row"].tolist(), mixture, self.seed, step)
+        return mix_batch(audio, self._lengths(batch), batch["row"].tolist(), mixture, self.seed, step)
 
-    def _fill(self, audio: Tensor, masking: Masking, keys: Sequence[str], step: int) -> Tensor:
-        """Noise in the masked stretches, where the mask asks for it; mixed audio lies under it, so it comes last."""
-        if masking.noised is None:
-            return audio
-        return fill_with_noise(audio, masking.noised, self.model.encoder.hop, self.seed, step, keys)
+    def _fill(self, inputs: dict[str, Tensor], masking: Masking, keys: Sequence[str], step: int) -> None:
+        """Noise in the masked stretches of the audio, where the mask asks for it; mixed audio lies under it, so it comes last."""
+        if masking.noised is not None:
+            hop = self.model.encoder.hop
+            inputs["audio"] = fill_with_noise(inputs["audio"], masking.noised, hop, self.seed, step, keys)
+
+    def _lengths(self, batch: Mapping[str, Any]) -> list[int]:
+        """Samples, or tokens, of each row that are not padding."""
+        per_frame = batch[self.model.encoder.input_name].shape[-1] // batch["valid"].shape[1]
+        return (batch["valid"].sum(1) * per_frame).tolist()
 
     def _backward(self, batch: PreparedBatch, codebooks: Codebooks | None) -> dict[str, Tensor]:
         """Gradients of the global loss on every parameter; returns this rank's sums over all micro-batches."""
@@ -287,12 +292,6 @@ class TrainStep:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
-
-
-def _lengths(batch: Mapping[str, Any]) -> list[int]:
-    """Samples of each row that are not padding."""
-    hop = batch["audio"].shape[1] // batch["valid"].shape[1]
-    return (batch["valid"].sum(1) * hop).tolist()
 
 
 def _wrap(model: PretrainModel, device: torch.device) -> nn.Module:

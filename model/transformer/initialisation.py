@@ -1,5 +1,6 @@
 """The first weights of everything in the encoder; the whole initialisation is described here.
 
+embeddings of tokens     normal, standard deviation 0.02
 linear maps              normal, standard deviation 0.02 (BERT); biases 0
   DeepNorm and Sub-LN    in each layer Xavier normal instead: query and key with gain 1; value, output, convolution's
                          maps and feed-forward with the gain of model/transformer/norm.py
@@ -34,6 +35,8 @@ def initialise(root: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
             if (bias := getattr(module, "bias", None)) is not None:

@@ -31,7 +31,7 @@ class ShardPlace(Document):
     )
     frames: tuple[int, ...] = Field(description="Target frames of each segment")
     audio: tuple[int | None, ...] = Field(
-        description="CRC-32 of each segment's audio member; none of one that was dropped"
+        description="CRC-32 of each segment's audio member, or of its tokens; none of one that was dropped"
     )
 
 

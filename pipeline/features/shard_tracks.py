@@ -1,4 +1,4 @@
-"""The tracks of a shard set, their audio put together again from its segments; no decoder of files is needed."""
+"""The tracks of a shard set, their audio, or their tokens, put together again from its segments; no decoder of files is needed."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.index import ShardIndex, load_index
 from mert_foundry.pipeline.shards.reader import ShardReader
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry
+from mert_foundry.pipeline.shards.text import TOKENS, TOKENS_MEMBER
 
 THREADS = 16  # that wait for an object store
 
@@ -23,9 +24,10 @@ class ShardTracks:
 
     def __init__(self, folder: str):
         self.index: ShardIndex = load_index(folder)
-        # A reader that knows no target reads none.
-        audio_only = self.index.model_copy(update={"targets": []})
-        self._reader = ShardReader(folder, audio_only, self.index.shardlist)
+        # A reader that knows no target reads none; of text alone, the one target is what is read.
+        read = self.index.model_copy(update={"targets": []}) if self.index.has_audio else self.index
+        self._member = self.index.audio_member or TOKENS_MEMBER
+        self._reader = ShardReader(folder, read, self.index.shardlist)
 
     def list_tracks(self) -> list[SourceTrack]:
         """Every track, from the records alone. Raises ValueError when a track is not whole or stands in two shards."""
@@ -41,9 +43,9 @@ class ShardTracks:
         return [tracks[key] for key in sorted(tracks)]
 
     def open(self, track: SourceTrack) -> "SegmentedAudio":
-        """The audio of one of `list_tracks`; nothing is read yet."""
+        """The audio of one of `list_tracks`, or its tokens; nothing is read yet."""
         assert isinstance(track.place, ShardPlace)
-        return SegmentedAudio(self._reader, track.place)
+        return (SegmentedAudio if self.index.has_audio else SegmentedTokens)(self._reader, track.place)
 
     def close(self) -> None:
         """Close all files."""
@@ -64,8 +66,7 @@ class ShardTracks:
         self, shard: int, track: str, members: list[tuple[int, ExampleEntry]], holes: list[DroppedSegment]
     ) -> ShardPlace | None:
         """Where a track lies, put together from its examples (numbers in the shard) and what was dropped of it."""
-        audio_member = self.index.audio_member
-        kept = [(entry.key, number, entry.num_frames, entry.members[audio_member][2]) for number, entry in members]
+        kept = [(entry.key, number, entry.num_frames, entry.members[self._member][2]) for number, entry in members]
         dropped = [(hole.key, None, hole.num_frames, None) for hole in holes]
         keys, examples, frames, audio = zip(*heapq.merge(kept, dropped, key=itemgetter(0)))
         if list(keys) != segment_keys(track, len(keys)):
@@ -105,12 +106,31 @@ class SegmentedAudio:
     def _read_frames(self, first: int, last: int) -> Iterator[np.ndarray]:
         for example, begin, end in zip(self._place.examples, self._starts.tolist(), self._starts[1:].tolist()):
             start, stop = max(first, begin), min(last, end)
-            if start >= stop:
-                continue
-            if example is None:
-                yield np.zeros((stop - start) * HOP, np.int16)
-            else:
-                yield self._reader.read(self._place.shard, example, start - begin, stop - start).audio
+            if start < stop:
+                yield self._clip(example, start - begin, stop - start)
+
+    def _clip(self, example: int | None, start: int, count: int) -> np.ndarray:
+        """Frames [start, start + count) of a segment; silence where it was dropped."""
+        if example is None:
+            return np.zeros(count * HOP, np.int16)
+        return self._reader.read(self._place.shard, example, start, count).audio
+
+
+class SegmentedTokens(SegmentedAudio):
+    """A document in a shard of text alone: its tokens, uint16, read segment by segment."""
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """The tokens that stand for samples [start, start + count), whole frames of 320, as many of them as there are."""
+        stop = min((start + count) // HOP, int(self._starts[-1]))
+        return np.concatenate([np.zeros(0, np.uint16), *self._read_frames(start // HOP, stop)])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Tokens are no sound."""
+        raise NotImplementedError("tokens are not resampled: encoders over tokens take them as they are")
+
+    def _clip(self, example: int | None, start: int, count: int) -> np.ndarray:
+        assert example is not None, "no segment of a document is dropped"
+        return self._reader.read(self._place.shard, example, start, count).targets[TOKENS][0]
 
 
 def segment_keys(track: str, segments: int) -> Sequence[str]:

@@ -23,7 +23,7 @@ from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_list
 from mert_foundry.pipeline.shards.members import Span, read_members
 from mert_foundry.pipeline.shards.record import ExampleEntry
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.shards.text import TOKENS_MEMBER, Text, TextSpec
+from mert_foundry.pipeline.shards.text import TOKENS, TOKENS_MEMBER, TextSpec
 from mert_foundry.pipeline.storage import files
 
 FIRST_VALUES = 8
@@ -66,9 +66,12 @@ class ExampleSummary(BaseModel):
     kind: str = Field(default="example", description="What this is")
     key: str = Field(description="Example key")
     shard: str = Field(description="File name of the tar")
-    seconds: float = Field(description="Audio seconds")
+    seconds: float | None = Field(description="Audio seconds; null of text alone")
     info: SegmentInfo = Field(description="Content of {key}.json")
-    text: str | None = Field(default=None, description="Content of {key}.txt; null where the set has no text")
+    text: str | None = Field(
+        default=None,
+        description="Content of {key}.txt, or of text alone the text of its tokens; null where the set has no text",
+    )
     pieces: list[str] | None = Field(default=None, description="What each token of it stands for")
     members: list[MemberSummary] = Field(description="In the order of the tar")
 
@@ -104,7 +107,8 @@ def read_example(folder: str, index: ShardIndex, stored: StoredExample) -> tuple
 
 
 def read_audio(folder: str, index: ShardIndex, stored: StoredExample) -> np.ndarray:
-    """The audio of an example, int16 `[T]`, without its targets. Raises as `read_example`."""
+    """The audio of an example of a set that has audio, int16 `[T]`, without its targets. Raises as `read_example`."""
+    assert index.audio_member is not None, "of text alone there is none to read"
     data = _read_members(folder, stored, [index.audio_member])[index.audio_member]
     return _decode_audio(f"{stored.example.key}.{index.audio_member}", data, HOP * stored.example.num_frames)
 
@@ -125,7 +129,8 @@ def _read_members(folder: str, stored: StoredExample, suffixes: list[str]) -> di
 def summarise_example(folder: str, index: ShardIndex, stored: StoredExample, example: Example) -> ExampleSummary:
     """Members with shapes, dtypes, ranges and first values. Raises as `load_set_tokenizer` where the set has text."""
     arrays = {f"{spec.name}.npy": example.targets[spec.name] for spec in index.targets}
-    arrays[index.audio_member] = example.audio
+    if index.audio_member:
+        arrays[index.audio_member] = example.audio
     specs = {f"{spec.name}.npy": spec for spec in index.targets}
     summaries = []
     for suffix, (offset, size, checksum) in sorted(stored.example.members.items()):
@@ -133,22 +138,30 @@ def summarise_example(folder: str, index: ShardIndex, stored: StoredExample, exa
         if suffix == TOKENS_MEMBER and index.text and example.text:
             described = _describe_tokens(index.text, example.text.tokens)
         summaries.append(MemberSummary(name=suffix, offset=offset, bytes=size, crc32=checksum, **described))
+    text, pieces = _read_text(folder, index, example)
     return ExampleSummary(
         key=example.key,
         shard=stored.shard.url,
-        seconds=example.info.num_samples / SAMPLE_RATE,
+        seconds=example.info.num_samples / SAMPLE_RATE if index.has_audio else None,
         info=example.info,
-        text=example.text.text if example.text else None,
-        pieces=_pieces(folder, index.text, example.text) if index.text and example.text else None,
+        text=text,
+        pieces=pieces,
         members=summaries,
     )
 
 
-def _pieces(folder: str, spec: TextSpec, text: Text) -> list[str]:
+def _read_text(folder: str, index: ShardIndex, example: Example) -> tuple[str | None, list[str] | None]:
+    """The text of an example, and what each of its tokens stands for; None in a set without text."""
+    if index.tokenizer is None:
+        return None, None
     # Not at the top: sets without text are looked at without that package.
     from mert_foundry.pipeline.text.tokenizer import load_set_tokenizer
 
-    return load_set_tokenizer(folder, spec).pieces(text.tokens)
+    tokenizer = load_set_tokenizer(folder, index.tokenizer)
+    if example.text:
+        return example.text.text, tokenizer.pieces(example.text.tokens)
+    tokens = example.targets[TOKENS][0]
+    return tokenizer.decode(tokens), tokenizer.pieces(tokens)
 
 
 def _describe(array: np.ndarray, spec: TargetSpec | None) -> dict[str, Any]:

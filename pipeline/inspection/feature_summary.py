@@ -53,7 +53,8 @@ class FeatureSummary(Document):
     dim: int = Field(description="Features of a layer")
     frame_rate: float = Field(description="Frames per second of the model")
     tracks: int = Field(description="Tracks")
-    hours: float = Field(description="Audio hours")
+    hours: float | None = Field(description="Audio hours; null of documents")
+    tokens: int | None = Field(default=None, description="Of documents: their tokens; null of audio")
     dropped: dict[str, str] = Field(description="Tracks without features, by key: the reason")
     model: dict[str, JsonValue] = Field(description="What computed them")
     settings: dict[str, JsonValue] = Field(description="Settings of mert extract")
@@ -104,6 +105,7 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
     else:
         vectors = _read_pooled(array, chosen, sums)
     described = present_names(group.attrs.asdict())  # an older store may have older names
+    of_documents = described.get("input", {}).get("kind") == "documents"
     summary = FeatureSummary(
         location=location,
         array=array.basename,
@@ -112,7 +114,8 @@ def _read(location: str, group: zarr.Group, wanted: Sequence[str]) -> FeatureRow
         dim=array.shape[2],
         frame_rate=described["frame_rate"],
         tracks=len(table["key"]),
-        hours=sum(table["seconds"]) / 3600,
+        hours=None if of_documents else sum(table["seconds"]) / 3600,
+        tokens=sum(table["length"]) if of_documents else None,
         dropped={key: reason for key, reason in zip(table["key"], table["dropped"], strict=True) if reason},
         model=described["model"],
         settings=described["settings"],

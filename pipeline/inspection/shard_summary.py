@@ -20,6 +20,7 @@ from mert_foundry.pipeline.shards.index import (
     Selection,
     ShardEntry,
     ShardIndex,
+    SplitTotals,
     load_index,
     load_records,
 )
@@ -37,9 +38,10 @@ class SplitSummary(Document):
 
     shards: int = Field(description="Number of shards")
     examples: int = Field(description="Number of examples")
-    hours: float = Field(description="Audio hours")
+    hours: float | None = Field(description="Audio hours; null of text alone")
+    tokens: int | None = Field(description="Tokens of text alone; null where there is audio")
     bytes: int = Field(description="Bytes of all tars")
-    bytes_per_second: float = Field(description="Bytes of tar per audio second")
+    bytes_per_second: float | None = Field(description="Bytes of tar per audio second; null of text alone")
 
 
 class TargetSummary(Document):
@@ -85,7 +87,7 @@ class ShardSummary(Document):
     sample_rate: int = Field(description="Hz")
     hop: int = Field(description="Samples per target frame")
     segment_seconds: float = Field(description="Length of a whole segment, seconds")
-    audio_member: str = Field(description="How audio is stored")
+    audio_member: str | None = Field(description="How audio is stored; null: there is none, text alone")
     splits: dict[str, SplitSummary] = Field(description="By split")
     targets: list[TargetSummary] = Field(description="The targets of every example")
     text: TextSummary | None = Field(description="The text of the examples; null where the set has none")
@@ -95,6 +97,8 @@ class ShardSummary(Document):
     copies: int = Field(description="Shifted copies among these tracks")
     example_seconds: Spread | None = Field(description="Lengths of examples, seconds, in the records read")
     track_seconds: Spread | None = Field(description="Lengths of tracks, seconds, in the records read")
+    example_tokens: Spread | None = Field(description="Of text alone: lengths of examples, tokens, in the records read")
+    track_tokens: Spread | None = Field(description="Of text alone: lengths of documents, tokens, in the records read")
     dropped: dict[str, int] = Field(description="Segments dropped by the labellers, by reason, in the whole set")
     dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the records read")
     dropped_segments: list[DroppedSegment] = Field(
@@ -109,14 +113,14 @@ class ShardSummary(Document):
 class ShardSet:
     """A shard folder, with the records read: what the summary and the plots are made from.
 
-    `example_seconds` and `track_seconds` float64 `[n]`; `partials` sums per target over the records read.
+    `example_lengths` and `track_lengths` `[n]`: seconds, or tokens of text alone; `partials` sums per target over the records read.
     """
 
     folder: str
     index: ShardIndex
     records: list[ShardRecord]
-    example_seconds: np.ndarray
-    track_seconds: np.ndarray
+    example_lengths: np.ndarray
+    track_lengths: np.ndarray
     partials: dict[str, Partial]
 
 
@@ -125,13 +129,13 @@ def load_shard_set(folder: str) -> ShardSet:
     index = load_index(folder)
     records = load_records(folder, subsample(index.shardlist, MOST_RECORDS))
     partials, _ = sum_records(index.targets, records, index.text)
+    unit = FRAME_RATE if index.has_audio else 1
     return ShardSet(
         folder=folder,
         index=index,
         records=records,
-        example_seconds=np.array([entry.num_frames for record in records for entry in record.members]) / FRAME_RATE,
-        track_seconds=np.array([frames for record in records for frames in record.track_frames().values()])
-        / FRAME_RATE,
+        example_lengths=np.array([entry.num_frames for record in records for entry in record.members]) / unit,
+        track_lengths=np.array([frames for record in records for frames in record.track_frames().values()]) / unit,
         partials=partials,
     )
 
@@ -146,6 +150,10 @@ def subsample(entries: Sequence[ShardEntry], most: int) -> list[ShardEntry]:
 def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = None) -> ShardSummary:
     """The summary of a set that was read; `rejected` counts the files that its manifest rejected, by reason."""
     index = shard_set.index
+    lengths = spread(shard_set.example_lengths), spread(shard_set.track_lengths)
+    (example_seconds, track_seconds), (example_tokens, track_tokens) = (
+        (lengths, (None, None)) if index.has_audio else ((None, None), lengths)
+    )
     return ShardSummary(
         location=shard_set.folder,
         name=index.name,
@@ -161,9 +169,10 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
             split: SplitSummary(
                 shards=totals.shards,
                 examples=totals.examples,
-                hours=totals.seconds / 3600,
+                hours=totals.seconds / 3600 if index.has_audio else None,
+                tokens=None if index.has_audio else sum(entry.num_frames for entry in index.shards(split)),
                 bytes=totals.bytes,
-                bytes_per_second=totals.bytes / totals.seconds if totals.seconds else 0.0,
+                bytes_per_second=bytes_per_second(totals) if index.has_audio else None,
             )
             for split, totals in index.totals.items()
         },
@@ -171,15 +180,22 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
         text=summarise_text(shard_set, index.text) if index.text else None,
         records=len(index.shardlist),
         records_read=len(shard_set.records),
-        tracks=len(shard_set.track_seconds),
+        tracks=len(shard_set.track_lengths),
         copies=sum(bool(split_key(key)[1]) for record in shard_set.records for key in record.track_frames()),
-        example_seconds=spread(shard_set.example_seconds),
-        track_seconds=spread(shard_set.track_seconds),
+        example_seconds=example_seconds,
+        track_seconds=track_seconds,
+        example_tokens=example_tokens,
+        track_tokens=track_tokens,
         dropped=dict(sorted(index.dropped.items())),
         dropped_tracks=[drop for record in shard_set.records for drop in record.dropped_tracks],
         dropped_segments=[drop for record in shard_set.records for drop in record.dropped_segments],
         rejected=rejected,
     )
+
+
+def bytes_per_second(totals: SplitTotals) -> float:
+    """Bytes of tar per audio second; 0 of an empty split."""
+    return totals.bytes / totals.seconds if totals.seconds else 0.0
 
 
 def summarise_text(shard_set: ShardSet, spec: TextSpec) -> TextSummary:

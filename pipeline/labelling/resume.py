@@ -1,9 +1,10 @@
 """What of a plan is already there: finished shards, missing ones, and stale ones that must not be mixed in."""
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
-from mert_foundry.pipeline.labelling.plan import ShardTask
 from mert_foundry.pipeline.shards.catalogue import THREADS, Catalogue, foreign, read_catalogue
 from mert_foundry.pipeline.shards.format import AudioMember
 from mert_foundry.pipeline.shards.index import INDEX_NAME
@@ -18,15 +19,29 @@ from mert_foundry.pipeline.storage.ownership import find_content_fault, find_tar
 INDEX_KEYS = {"schema_version", "shardlist", "targets"}
 
 
+class Planned(Protocol):
+    """One shard of a plan."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides its examples but the teachers and the tokenizer."""
+        ...
+
+
+Task = TypeVar("Task", bound=Planned)
+
+
 def find_unfinished(
     folder: str,
-    tasks: list[ShardTask],
+    tasks: Sequence[Task],
     specs: list[TargetSpec],
-    audio: AudioMember,
+    audio: AudioMember | None,
     overwrite: bool,
     catalogue: Catalogue | None = None,
     text: TextSpec | None = None,
-) -> list[ShardTask]:
+) -> list[Task]:
     """The tasks without a valid record and a tar of the recorded size; writes and removes nothing.
 
     With `overwrite`, stale shards count as unfinished (each stays until its successor is published). `catalogue` is of the
@@ -45,7 +60,7 @@ def find_unfinished(
     return unfinished
 
 
-def remove_unplanned(catalogue: Catalogue, tasks: list[ShardTask]) -> None:
+def remove_unplanned(catalogue: Catalogue, tasks: Sequence[Planned]) -> None:
     """Remove the shards outside the plan, the index first, once `find_unfinished` has seen whose they are."""
     unplanned, folder = find_unplanned(catalogue, tasks), catalogue.folder
     if not unplanned:
@@ -57,7 +72,7 @@ def remove_unplanned(catalogue: Catalogue, tasks: list[ShardTask]) -> None:
             list(threads.map(lambda name: files.remove(files.join(folder, name)), [f"{n}.{kind}" for n in unplanned]))
 
 
-def find_unplanned(catalogue: Catalogue, tasks: list[ShardTask]) -> list[str]:
+def find_unplanned(catalogue: Catalogue, tasks: Sequence[Planned]) -> list[str]:
     """Names of the shards in the folder that no task makes."""
     return sorted(catalogue.shard_names - {task.name for task in tasks})
 
@@ -101,9 +116,9 @@ def shard_names(folder: str) -> set[str]:
 
 def _is_finished(
     catalogue: Catalogue,
-    task: ShardTask,
+    task: Planned,
     specs: list[TargetSpec],
-    audio: AudioMember,
+    audio: AudioMember | None,
     text: TextSpec | None,
     overwrite: bool,
 ) -> bool:
@@ -117,9 +132,9 @@ def _is_finished(
 def _difference(
     state: ShardState,
     sums: RecordSums,
-    task: ShardTask,
+    task: Planned,
     specs: list[TargetSpec],
-    audio: AudioMember,
+    audio: AudioMember | None,
     text: TextSpec | None,
 ) -> str:
     misfit = next(find_misfits(sums, specs, audio, text), "")

@@ -49,7 +49,7 @@ def write_shard(
     outcomes: Iterable[Outcome],
     specs: Sequence[TargetSpec],
     *,
-    audio_member: AudioMember,
+    audio_member: AudioMember | None,
     plan_fingerprint: str,
     backend: Mapping[str, object],
     text: TextSpec | None = None,
@@ -82,7 +82,7 @@ def write_shard(
 
 
 def _write_tar(
-    path: Path, outcomes: Iterable[Outcome], audio_member: AudioMember, contents: "_Contents"
+    path: Path, outcomes: Iterable[Outcome], audio_member: AudioMember | None, contents: "_Contents"
 ) -> "_HashedFile":
     """Encode in threads and write in order; `contents` follows. Returns the file, closed."""
     encode = partial(_encode, contents.specs, audio_member, contents.text)
@@ -109,7 +109,7 @@ class _Encoded:
 
 
 def _encode(
-    specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None, outcome: Outcome
+    specs: Sequence[TargetSpec], audio_member: AudioMember | None, text: TextSpec | None, outcome: Outcome
 ) -> _Encoded | None:
     """None for what was dropped. Called in threads; raises ValueError as `encode_example`."""
     if not isinstance(outcome, Example):

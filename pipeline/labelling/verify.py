@@ -138,10 +138,10 @@ def _key(member: str) -> str:
 
 
 def _load_tokenizer(folder: str, index: ShardIndex) -> tuple[TextTokenizer | None, list[Fault]]:
-    if index.text is None:
+    if index.tokenizer is None:
         return None, []
     try:
-        return load_set_tokenizer(folder, index.text), []
+        return load_set_tokenizer(folder, index.tokenizer), []
     except (OSError, ValueError) as error:
         return None, [Fault(TOKENIZER_NAME, None, str(error))]
 

@@ -68,13 +68,7 @@ class ManifestConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_splits(self) -> "ManifestConfig":
-        for name in self.splits:
-            if not re.fullmatch(r"[a-z][a-z0-9]*", name) or name == REST_SPLIT:
-                raise ValueError(
-                    f"splits: {name!r} is not a split name (lower-case letters and digits; not {REST_SPLIT!r})"
-                )
-        if any(share < 0 for share in self.splits.values()) or sum(self.splits.values()) >= 1:
-            raise ValueError(f"splits: shares {self.splits} must be positive and leave something for {REST_SPLIT!r}")
+        check_shares(self.splits)
         return self
 
     def recorded(self) -> dict:
@@ -84,3 +78,14 @@ class ManifestConfig(BaseModel):
             exclude={"root", "out", "workers", "patience"}
             | {name for name in ("exclude", "files", "tags") if not getattr(self, name)},
         )
+
+
+def check_shares(splits: dict[str, float]) -> None:
+    """Raise ValueError naming a split that cannot have this name, or shares that leave nothing for the split of the rest."""
+    for name in splits:
+        if not re.fullmatch(r"[a-z][a-z0-9]*", name) or name == REST_SPLIT:
+            raise ValueError(
+                f"splits: {name!r} is not a split name (lower-case letters and digits; not {REST_SPLIT!r})"
+            )
+    if any(share < 0 for share in splits.values()) or sum(splits.values()) >= 1:
+        raise ValueError(f"splits: shares {splits} must be positive and leave something for {REST_SPLIT!r}")

@@ -9,7 +9,11 @@ An example is one segment of a track. Its members, in the order they stand in th
     {key}.txt            its text, UTF-8, where the set has text
 
 with `key` = `{track}-{segment:05d}` and T = 320 F exactly, so audio and every target agree to the
-frame. Names and layout follow WebDataset (https://github.com/webdataset/webdataset): members of
+frame.
+
+A set of text alone has no audio member. One token is one frame: a track is a document, its one target `tokens` holds the codes
+uint16 [1, F]. Lengths stand on the same grid as those of audio, 320 samples and 1/75 of a second a frame, so that all that counts
+frames works alike; for such a set seconds mean nothing else, and nobody is shown them. Names and layout follow WebDataset (https://github.com/webdataset/webdataset): members of
 one example are adjacent and share what stands before the first dot.
 """
 
@@ -44,13 +48,14 @@ try:
 except ModuleNotFoundError:  # there is no wheel of it for ARM under Linux
     lib = None
 
-AudioMember = Literal["flac", "pcm.npy"]
+AudioMember = Literal["flac", "pcm.npy"]  # None stands for no audio: text alone
 
 KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 LONGEST_NAME = 100  # bytes of a USTAR name field; a longer name would need a slash to split at
 FLAC_LEVEL = 5 / 8  # libsndfile maps [0, 1] to the levels 0 to 8; 5 is the reference encoder's default
 RESERVED_NAMES = {"audio", "valid", "key", "row", "flac", "pcm", "json"}  # batch keys and other members
+NO_AUDIO = np.zeros(0, np.int16)
 RESERVED_BESIDE_TEXT = {TOKENS, f"{TOKENS}_valid"}  # in a set with text
 
 
@@ -65,7 +70,9 @@ class SegmentInfo(BaseModel):
     start_sample: int = Field(ge=0, description="First sample in the track at sample_rate")
     num_samples: int = Field(gt=0, description="Samples, 320 * num_frames")
     num_frames: int = Field(gt=0, description="Target frames, 75 per second")
-    audio_sha256: str = Field(pattern=SHA256_PATTERN, description="Decoded audio of the source track")
+    audio_sha256: str = Field(
+        pattern=SHA256_PATTERN, description="Decoded audio of the source track; of text alone, the document"
+    )
     sample_rate: int = Field(description="Hz, always 24000")
 
     @property
@@ -88,7 +95,10 @@ class SegmentInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Example:
-    """One segment in memory: `audio` int16 `[T]`, `targets` by name in the shape of their spec, its text if the set has any."""
+    """One segment in memory: `audio` int16 `[T]`, `targets` by name in the shape of their spec, its text if the set has any.
+
+    In a set without audio, `audio` has no sample.
+    """
 
     info: SegmentInfo
     audio: np.ndarray
@@ -121,9 +131,12 @@ def check_specs(specs: Sequence[TargetSpec], text: TextSpec | None = None) -> No
             raise ValueError(f"target {spec.name}: codebook size {spec.codebook_size} is not within 1 to 65536")
 
 
-def member_suffixes(specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None = None) -> list[str]:
+def member_suffixes(
+    specs: Sequence[TargetSpec], audio_member: AudioMember | None, text: TextSpec | None = None
+) -> list[str]:
     """Member names without `{key}.`, in the order of the tar."""
-    return sorted([f"{spec.name}.npy" for spec in specs] + [audio_member, "json", *text_suffixes(text)])
+    audio = [audio_member] if audio_member else []
+    return sorted([f"{spec.name}.npy" for spec in specs] + [*audio, "json", *text_suffixes(text)])
 
 
 def check_key(key: str, suffixes: Sequence[str]) -> None:
@@ -135,12 +148,15 @@ def check_key(key: str, suffixes: Sequence[str]) -> None:
         raise ValueError(f"example key {key}: a member name of {longest} bytes, USTAR holds {LONGEST_NAME}")
 
 
-def check_example(example: Example, specs: Sequence[TargetSpec], text: TextSpec | None = None) -> None:
+def check_example(
+    example: Example, specs: Sequence[TargetSpec], text: TextSpec | None = None, has_audio: bool = True
+) -> None:
     """Raise ValueError naming key, member and both values when an example breaks the format."""
     key, info = example.key, example.info
-    if example.audio.dtype != np.int16 or example.audio.shape != (info.num_samples,):
+    num_samples = info.num_samples if has_audio else 0
+    if example.audio.dtype != np.int16 or example.audio.shape != (num_samples,):
         raise ValueError(
-            f"{key}: audio is {example.audio.dtype} {example.audio.shape}, expected int16 ({info.num_samples},)"
+            f"{key}: audio is {example.audio.dtype} {example.audio.shape}, expected int16 ({num_samples},)"
         )
     if set(example.targets) != {spec.name for spec in specs}:
         raise ValueError(f"{key}: targets {sorted(example.targets)}, expected {sorted(spec.name for spec in specs)}")
@@ -161,13 +177,14 @@ def check_target(name: str, array: np.ndarray, spec: TargetSpec, num_frames: int
 
 
 def encode_example(
-    example: Example, specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None = None
+    example: Example, specs: Sequence[TargetSpec], audio_member: AudioMember | None, text: TextSpec | None = None
 ) -> dict[str, bytes]:
     """Member suffix to bytes, in the order of the tar. Raises ValueError as `check_example` does."""
     check_key(example.key, member_suffixes(specs, audio_member, text))
-    check_example(example, specs, text)
+    check_example(example, specs, text, audio_member is not None)
     members = {f"{spec.name}.npy": encode_array(example.targets[spec.name]) for spec in specs}
-    members[audio_member] = encode_flac(example.audio) if audio_member == "flac" else encode_array(example.audio)
+    if audio_member:
+        members[audio_member] = encode_flac(example.audio) if audio_member == "flac" else encode_array(example.audio)
     members["json"] = encode_info(example.info)
     if example.text is not None:
         members |= encode_text(example.text)
@@ -178,7 +195,7 @@ def decode_example(
     key: str,
     members: Mapping[str, bytes],
     specs: Sequence[TargetSpec],
-    audio_member: AudioMember,
+    audio_member: AudioMember | None,
     text: TextSpec | None = None,
 ) -> Example:
     """The example that `encode_example` wrote, checked. Raises ValueError naming key and both values."""
@@ -188,7 +205,9 @@ def decode_example(
     info = decode_info(f"{key}.json", members["json"])
     if info.key != key:
         raise ValueError(f"{key}.json: describes {info.key}")
-    audio = _decode_audio(f"{key}.{audio_member}", members[audio_member], audio_member, info.num_samples)
+    audio = NO_AUDIO
+    if audio_member:
+        audio = _decode_audio(f"{key}.{audio_member}", members[audio_member], audio_member, info.num_samples)
     targets = {
         spec.name: decode_array(
             f"{key}.{spec.name}.npy", members[f"{spec.name}.npy"], spec.dtype, spec.shape(info.num_frames)
@@ -196,7 +215,7 @@ def decode_example(
         for spec in specs
     }
     example = Example(info, audio, targets, decode_text(key, members, text) if text else None)
-    check_example(example, specs, text)
+    check_example(example, specs, text, audio_member is not None)
     return example
 
 

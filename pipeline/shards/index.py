@@ -28,7 +28,7 @@ from mert_foundry.pipeline.shards.record_sums import RecordSums, ShardState, add
 from mert_foundry.pipeline.shards.set_statistics import summarise_all
 from mert_foundry.pipeline.shards.statistics import DiscreteCounts, Partial, Summary
 from mert_foundry.pipeline.shards.target import TargetSpec
-from mert_foundry.pipeline.shards.text import OF_TEXT, TextSpec
+from mert_foundry.pipeline.shards.text import OF_TEXT, TOKENS, TextSpec
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import Document, json_bytes, parse_model
 from mert_foundry.pipeline.storage.folder_kinds import SHARDS, explain_missing
@@ -122,7 +122,9 @@ class ShardIndex(Document):
     kind: Literal["wids-shard-index-v1"] = Field(alias="__kind__", description="What wids asks for")
     wids_version: Literal[1] = Field(description="What wids asks for")
     name: str = Field(description="Name of the set")
-    manifest_sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl")
+    manifest_sha256: str = Field(
+        pattern=SHA256_PATTERN, description="SHA-256 of manifest.jsonl; of text alone, documents.jsonl"
+    )
     selection: Selection = Field(
         default=WHOLE_MANIFEST,
         description="The part of the manifest that was taken; not in the file when that is all of it",
@@ -133,7 +135,7 @@ class ShardIndex(Document):
     sample_rate: int = Field(ge=SAMPLE_RATE, le=SAMPLE_RATE, description="Hz")
     hop: int = Field(ge=HOP, le=HOP, description="Samples per target frame")
     segment_seconds: float = Field(gt=0, description="Length of a whole segment, seconds")
-    audio_member: AudioMember = Field(description="How audio is stored")
+    audio_member: AudioMember | None = Field(description="How audio is stored; null: there is none, text alone")
     targets: list[TargetSpec] = Field(description="The targets of every example")
     text: TextSpec | None = Field(
         default=None, description="The text of every example; not in the file when the set has none"
@@ -146,6 +148,8 @@ class ShardIndex(Document):
     @model_validator(mode="after")
     def _agree(self) -> "ShardIndex":
         check_specs(self.targets, self.text)
+        if not self.has_audio and [spec.name for spec in self.targets] != [TOKENS]:
+            raise ValueError(f"without audio the one target is {TOKENS}, not {[spec.name for spec in self.targets]}")
         urls = [entry.url for entry in self.shardlist]
         if urls != sorted(set(urls)):
             raise ValueError("shardlist is not sorted by url, each url once")
@@ -157,6 +161,18 @@ class ShardIndex(Document):
         if set(self.statistics) != {spec.name for spec in self.targets} | ({OF_TEXT} if self.text else set()):
             raise ValueError(f"statistics are of {sorted(self.statistics)}, not of the targets")
         return self
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether its examples have audio; those of text alone have none."""
+        return self.audio_member is not None
+
+    @property
+    def tokenizer(self) -> str | None:
+        """SHA-256 of the tokenizer.json beside the index; None where nothing was tokenised."""
+        if not self.has_audio:
+            return self.targets[0].fingerprint
+        return self.text.fingerprint if self.text else None
 
     @property
     def segment_frames(self) -> int:
@@ -190,7 +206,7 @@ def build_index(
     name: str,
     manifest_sha256: str,
     segment_seconds: float,
-    audio_member: AudioMember,
+    audio_member: AudioMember | None,
     selection: Selection = WHOLE_MANIFEST,
     augment: Augment = NO_COPIES,
     text: TextSpec | None = None,
@@ -237,7 +253,11 @@ def build_index(
 
 
 def _find_fitting(
-    catalogue: Catalogue, name: str, specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None
+    catalogue: Catalogue,
+    name: str,
+    specs: Sequence[TargetSpec],
+    audio_member: AudioMember | None,
+    text: TextSpec | None,
 ) -> ShardState:
     """What the record of a shard of this set says. Raises as `build_index`."""
     found = catalogue.find(name)

@@ -21,7 +21,7 @@ import numpy as np
 
 from mert_foundry.pipeline.frames import HOP
 from mert_foundry.pipeline.shards.arrays import decode_array
-from mert_foundry.pipeline.shards.format import SegmentInfo, decode_info, decode_intact_flac
+from mert_foundry.pipeline.shards.format import NO_AUDIO, AudioMember, SegmentInfo, decode_info, decode_intact_flac
 from mert_foundry.pipeline.shards.index import ShardEntry, ShardIndex, load_listed_record, parse_listed_record
 from mert_foundry.pipeline.shards.members import Span, check_checksum, check_size, find_member, find_rows, read_spans
 from mert_foundry.pipeline.shards.record import DroppedSegment, ExampleEntry, ShardRecord
@@ -30,16 +30,15 @@ from mert_foundry.pipeline.shards.text import TOKENS_MEMBER, decode_tokens
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import Patience, ShortRead
 
+AUDIO = "audio"  # among the arrays of a cut, beside the names of targets
+
 _Place = tuple[int, np.ndarray]  # a frame, and what to fill from there on
 FindCopy = Callable[[int], tuple[Path, Path]]  # of a shard: tar and record
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A frame range of an example: `audio` int16 `[320 n]`, targets `[K, n]` or `[n, bins]`.
-
-    `tokens` are those of its whole text, `[n]` as stored, if they were asked for.
-    """
+    """A frame range of an example: `audio` int16 `[320 n]`, of no sample in a set without audio, targets `[K, n]` or `[n, bins]`."""
 
     key: str
     audio: np.ndarray
@@ -47,18 +46,14 @@ class Clip:
 
 
 class Cut(NamedTuple):
-    """The frames of an example from `start_frame` on that fill `arrays`: `audio` and every target, in a clip's shapes and dtypes.
+    """The frames of an example that fill `arrays`: `audio`, where the set has any, and every target, in a clip's shapes and dtypes.
 
     The arrays are contiguous but for those of discrete targets.
     """
 
     start_frame: int
+    num_frames: int
     arrays: Mapping[str, np.ndarray]
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that fit in."""
-        return len(self.arrays["audio"]) // HOP
 
 
 @dataclass(frozen=True)
@@ -123,8 +118,8 @@ class ShardReader:
         entry = self._open_shards.get(shard).entries[example]
         num_frames = entry.num_frames - start_frame if num_frames is None else num_frames
         arrays = self._allocate(max(0, num_frames))
-        self.read_cuts(shard, example, [Cut(start_frame, arrays)])
-        return Clip(entry.key, arrays["audio"], {spec.name: arrays[spec.name] for spec in self._specs})
+        self.read_cuts(shard, example, [Cut(start_frame, num_frames, arrays)])
+        return Clip(entry.key, arrays.get(AUDIO, NO_AUDIO), {spec.name: arrays[spec.name] for spec in self._specs})
 
     def read_cuts(self, shard: int, example: int, cuts: Sequence[Cut]) -> None:
         """Read cuts of an example into their arrays: what is stored in one piece is read, and its start decoded, once for all.
@@ -140,7 +135,10 @@ class ShardReader:
                 raise ValueError(
                     f"{opened.url}: {entry.key}: frames {start} to {start + frames} asked for, it has {entry.num_frames}"
                 )
-        parts = self._audio_parts(opened, entry, [(cut.start_frame, cut.arrays["audio"]) for cut in cuts])
+        parts: list[_Part] = []
+        if self._audio_member:
+            places = [(cut.start_frame, cut.arrays[AUDIO]) for cut in cuts]
+            parts += self._audio_parts(opened, entry, self._audio_member, places)
         for spec in self._specs:
             parts += _target_parts(opened, entry, spec, [(cut.start_frame, cut.arrays[spec.name]) for cut in cuts])
         opened.read_parts(parts)
@@ -221,7 +219,7 @@ class ShardReader:
 
     def _hole(self, info: DroppedSegment) -> Clip:
         targets = {spec.name: np.zeros(spec.shape(info.num_frames), spec.dtype) for spec in self._specs}
-        return Clip(info.key, np.zeros(info.num_samples, np.int16), targets)
+        return Clip(info.key, np.zeros(info.num_samples if self._audio_member else 0, np.int16), targets)
 
     def _read_info(self, opened: "_OpenShard", entry: ExampleEntry) -> SegmentInfo:
         span = opened.member(entry, "json")
@@ -229,12 +227,14 @@ class ShardReader:
 
     def _allocate(self, num_frames: int) -> dict[str, np.ndarray]:
         arrays = {spec.name: np.empty(spec.shape(num_frames), spec.dtype) for spec in self._specs}
-        return {"audio": np.empty(HOP * num_frames, np.int16), **arrays}
+        return {**({AUDIO: np.empty(HOP * num_frames, np.int16)} if self._audio_member else {}), **arrays}
 
-    def _audio_parts(self, opened: "_OpenShard", entry: ExampleEntry, places: Sequence[_Place]) -> list["_Part"]:
-        whole = opened.member(entry, self._audio_member)
+    def _audio_parts(
+        self, opened: "_OpenShard", entry: ExampleEntry, audio_member: AudioMember, places: Sequence[_Place]
+    ) -> list["_Part"]:
+        whole = opened.member(entry, audio_member)
         num_samples = HOP * entry.num_frames
-        if self._audio_member == "flac":
+        if audio_member == "flac":
 
             def decode(data: bytes) -> None:
                 check_checksum(whole.name, data, entry.members["flac"][2])

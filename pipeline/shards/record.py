@@ -66,7 +66,7 @@ class ShardRecord(Document):
     seconds: float = Field(ge=0, description="Audio seconds in all examples")
     bytes: int = Field(gt=0, description="Size of the tar")
     sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of the tar")
-    audio_member: AudioMember = Field(description="How audio is stored")
+    audio_member: AudioMember | None = Field(description="How audio is stored; null: there is none, text alone")
     dropped: dict[str, int] = Field(description="Segments dropped, by reason")
     dropped_tracks: list[DroppedTrack] = Field(description="Every track dropped, in the order of the plan")
     dropped_segments: list[DroppedSegment] = Field(
@@ -134,11 +134,11 @@ class Labelled(Protocol):
     def teachers(self) -> Mapping[str, str]: ...
 
     @property
-    def audio_member(self) -> str: ...
+    def audio_member(self) -> str | None: ...
 
 
 def find_misfits(
-    record: Labelled, specs: Sequence[TargetSpec], audio_member: AudioMember, text: TextSpec | None = None
+    record: Labelled, specs: Sequence[TargetSpec], audio_member: AudioMember | None, text: TextSpec | None = None
 ) -> Iterator[str]:
     """How a shard differs from one with these targets, this audio member and this text, a line for each difference."""
     yield from find_other_teachers({name: found for name, found in record.teachers.items() if name != OF_TEXT}, specs)

@@ -40,7 +40,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
 
     form_version: int
     teachers: dict[str, str]
-    audio_member: str
+    audio_member: str | None
     counts: dict[str, list[list[int]]]
     shards: list[ShardState]
 
@@ -50,7 +50,7 @@ class RecordSums:
     """Finished shards with the same teachers and audio member; `counts` int64 [codebooks, entries] by discrete target, of all."""
 
     teachers: Mapping[str, str]
-    audio_member: str
+    audio_member: str | None
     counts: Mapping[str, np.ndarray]
     shards: list[ShardState]
 

@@ -2,6 +2,8 @@
 
 All segments of a track have its text. An example without text has a `txt` of no bytes and an array of no tokens, so that all
 examples of a set have the same members.
+
+In a set of text alone there is no text beside anything: its target `tokens` is the text (format.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +12,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from mert_foundry.pipeline.frames import FRAME_RATE
 from mert_foundry.pipeline.shards.arrays import HEADER_BYTES, decode_array, encode_array
 from mert_foundry.pipeline.shards.statistics import DiscreteCounts, DiscreteSummary, summarise_counts
+from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.storage.documents import Document
 
 TOKENS = "tokens"
@@ -22,6 +26,9 @@ TEXT_MEMBER = "txt"
 TOKENIZER_NAME = "tokenizer.json"  # beside index.json
 
 
+MOST_TOKENS = 1 << 16  # of a vocabulary of text alone, whose tokens are codes of a target, uint16
+
+
 class TextSpec(Document):
     """What the text of a set is, as index.json holds it."""
 
@@ -30,6 +37,20 @@ class TextSpec(Document):
     dtype: Literal["uint16", "uint32"] = Field(description="NumPy dtype of the tokens, little-endian")
     vocabulary_size: int = Field(gt=0, description="Tokens there are, special ones included")
     fingerprint: str = Field(description="SHA-256 of tokenizer.json, which lies beside index.json")
+
+
+def token_target(vocabulary_size: int, fingerprint: str) -> TargetSpec:
+    """The target of a set of text alone: a token a frame. `fingerprint` is the SHA-256 of tokenizer.json, which lies beside index.json."""
+    return TargetSpec(
+        name=TOKENS,
+        kind="discrete",
+        dtype="uint16",
+        frame_rate=FRAME_RATE,
+        size=1,
+        codebook_size=vocabulary_size,
+        fingerprint=fingerprint,
+        teacher={"kind": "tokenizer", "vocabulary_size": vocabulary_size},
+    )
 
 
 class Text(NamedTuple):

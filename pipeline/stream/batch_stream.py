@@ -10,7 +10,8 @@ The position after a batch is one count of examples for each set; a batch may li
 
 A batch is a dict, in the form the shards hold (the device converts):
 
-    audio  int16 [b, T]        codes  uint16 [b, K, F]    cqt  float16 [b, F, bins]  (by target name)
+    audio  int16 [b, T]        not in sets of text alone
+    codes  uint16 [b, K, F]    cqt  float16 [b, F, bins]  (by target name)
     valid  bool [b, F]         False where there is less than a crop, and the row is padded with zeros
     key    list of b str, of the example visited, with +n for its further crops
     row    int64 [b], the row in the global batch

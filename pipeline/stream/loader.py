@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mert_foundry.pipeline.frames import HOP
-from mert_foundry.pipeline.shards.reader import Cut
+from mert_foundry.pipeline.shards.reader import AUDIO, Cut
 from mert_foundry.pipeline.shards.target import TargetSpec
 from mert_foundry.pipeline.stream.batch_arrays import BatchArrays
 from mert_foundry.pipeline.stream.crops import CropRule, Piece
@@ -69,7 +69,8 @@ class Loader:
         self._arrays = BatchArrays(
             {spec.name: (spec.shape(rule.frames), spec.dtype) for spec in mixture.targets}
             | {PRESENT + name: ((1,), "bool") for name in sorted(mixture.partial_targets)}
-            | {"audio": ((HOP * rule.frames,), "int16"), "valid": ((rule.frames,), "bool")}
+            | ({AUDIO: ((HOP * rule.frames,), "int16")} if mixture.has_audio else {})
+            | {"valid": ((rule.frames,), "bool")}
         )
         self._prefetch = prefetch
         self._thread_count = threads
@@ -154,7 +155,7 @@ class Loader:
             row = {name: array[number] for name, array in arrays.items()}
             self._clear(row, crop.num_frames, opened.specs)
             for piece, arrays_of_piece in _parts(row, crop.pieces, opened.specs):
-                cuts[piece.example].append(Cut(piece.start_frame, arrays_of_piece))
+                cuts[piece.example].append(Cut(piece.start_frame, piece.num_frames, arrays_of_piece))
         for example, cuts_of_example in cuts.items():
             opened.reader.read_cuts(place.shard, example, cuts_of_example)
         tokens = opened.reader.read_tokens(place.shard, place.example) if self._with_text else None
@@ -182,7 +183,9 @@ def _parts(row: Arrays, pieces: Iterable[Piece], specs: Sequence[TargetSpec]) ->
             spec.name: row[spec.name][start:stop] if spec.frame_axis == 0 else row[spec.name][:, start:stop]
             for spec in specs
         }
-        yield piece, {**part, "audio": row["audio"][HOP * start : HOP * stop]}
+        if AUDIO in row:
+            part[AUDIO] = row[AUDIO][HOP * start : HOP * stop]
+        yield piece, part
         start = stop
 
 

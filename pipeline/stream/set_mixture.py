@@ -52,7 +52,8 @@ class SetMixture:
         missing_targets: stop: all sets have the same targets; mask: `targets` are those of any set, and batches say which rows lack
             one of `partial_targets`.
 
-    Raises ValueError naming set and both values when a set is there twice, or sets differ in sample rate, hop or a target.
+    Raises ValueError naming set and both values when a set is there twice, or sets differ in sample rate, hop, a target or whether they
+    have audio.
     """
 
     def __init__(self, sets: Sequence[ShardSet], missing_targets: MissingTargets = "stop") -> None:
@@ -65,6 +66,7 @@ class SetMixture:
             _check_rates(first, other)
         self.sample_rate: int = first.index.sample_rate
         self.hop: int = first.index.hop
+        self.has_audio: bool = first.index.has_audio
         self.targets = _join_targets(sets)
         self.partial_targets = {spec.name for spec in self.targets if not all(each.has(spec.name) for each in sets)}
         if missing_targets == "stop" and self.partial_targets:
@@ -106,6 +108,9 @@ def _check_rates(first: ShardSet, other: ShardSet) -> None:
         theirs, ours = getattr(other.index, field), getattr(first.index, field)
         if theirs != ours:
             raise ValueError(f"{other.folder}: {field} is {theirs}, that of {first.folder} is {ours}")
+    if first.index.has_audio != other.index.has_audio:
+        alone, heard = (first, other) if other.index.has_audio else (other, first)
+        raise ValueError(f"{alone.folder} is text alone, {heard.folder} has audio: a run takes sets of one of the two")
 
 
 def _join_targets(sets: Sequence[ShardSet]) -> list[TargetSpec]:

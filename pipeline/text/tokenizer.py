@@ -62,6 +62,10 @@ class TextTokenizer:
             raise ValueError(f"{self.location}: the text {text[:100]!r} cannot be encoded ({error})") from error
         return Text(text, np.array(tokens, self.dtype))
 
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of `[n]` tokens, special ones included; a part of a letter at either end is shown as such."""
+        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+
     def pieces(self, tokens: np.ndarray) -> list[str]:
         """What each of `[n]` tokens stands for, as people can read it; bytes that are a part of a letter show as such."""
         return [self._tokenizer.decode([int(token)], skip_special_tokens=False) for token in tokens]
@@ -77,14 +81,12 @@ def load_tokenizer(location: str) -> TextTokenizer:
     return TextTokenizer(location, files.read_bytes(location))
 
 
-def load_set_tokenizer(folder: str, spec: TextSpec) -> TextTokenizer:
-    """The tokenizer of a shard set, which lies beside its index.
+def load_set_tokenizer(folder: str, fingerprint: str) -> TextTokenizer:
+    """The tokenizer of a shard set, which lies beside its index; `fingerprint` is that of the index.
 
     Raises FileNotFoundError, and ValueError for another one, naming both fingerprints.
     """
     tokenizer = load_tokenizer(files.join(folder, TOKENIZER_NAME))
-    if tokenizer.fingerprint != spec.fingerprint:
-        raise ValueError(
-            f"{folder}/{TOKENIZER_NAME}: SHA-256 {tokenizer.fingerprint}, index.json says {spec.fingerprint}"
-        )
+    if tokenizer.fingerprint != fingerprint:
+        raise ValueError(f"{folder}/{TOKENIZER_NAME}: SHA-256 {tokenizer.fingerprint}, index.json says {fingerprint}")
     return tokenizer
