@@ -1,11 +1,15 @@
 """Scan a folder (or fsspec URL) of audio into a manifest.
 
     mert manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
+    ray job submit -- mert manifest $PWD/configs/manifest.yaml root=s3://BUCKET/audio out=s3://BUCKET/manifest
 
 Writes manifest.jsonl (one line per track), rejected.jsonl (one line per rejected file, with the reason) and
 manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in that
 folder. Exit code 1 when no track is left (a manifest with tracks then stays as it was), or when the storage did not give a
 file: the same command tries again.
+
+Processes of this machine decode, one a core; or Ray, when address= names a cluster or RAY_ADDRESS is set (as in a submitted
+job). The same bytes come out.
 
 What is found is kept in OUT/scan while the scan goes on. After a stop or a kill the same command goes on; later it decodes
 only files that are new or changed. A file of the same root, path, size, number (inode) and times of change (or entity tag) is
@@ -16,7 +20,7 @@ all files.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 
@@ -27,10 +31,17 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_writable, locked
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import printable
-from mert_foundry.pipeline.manifest.examine import crashed, result_version
+from mert_foundry.pipeline.manifest.examine import ExamineAll, Examined, crashed, lost, result_version
 from mert_foundry.pipeline.manifest.exclusion import ProbeFile, exclude, probe_files
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track, read_paths
-from mert_foundry.pipeline.manifest.scan import ScanProgress, check_folders, find_removed, scan, write_manifest
+from mert_foundry.pipeline.manifest.scan import (
+    ScanProgress,
+    check_folders,
+    check_machine,
+    find_removed,
+    scan,
+    write_manifest,
+)
 from mert_foundry.pipeline.manifest.scan_parts import FOLDER, ScanParts
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 from mert_foundry.pipeline.manifest.split_balance import find_better_seed, find_imbalances, wanted_shares
@@ -109,9 +120,38 @@ def scan_with_progress(config: ManifestConfig, parts: ScanParts) -> tuple[list[T
                 state.seconds, f"{known}{state.decoded} of {state.to_decode} decoded, {state.rejected} rejected"
             )
 
-        results = scan(config, report, partial(map_in_processes, crashed=crashed), parts)
+        results = scan(config, report, choose_machines(config), parts)
     assert last is not None, "a scan reports once at least"
     return results, last
+
+
+def choose_machines(config: ManifestConfig) -> ExamineAll:
+    """Who decodes: processes of this machine, or Ray where it is asked for.
+
+    Not Ray of this machine by default, as for `mert label`: to start it takes longer than to scan a small corpus, and its processes
+    do here what those without it do.
+    """
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        return partial(map_in_processes, crashed=crashed)
+
+    def examine_on_ray(examine: Callable[[str], Examined], paths: list[str], workers: int) -> Iterator[Examined]:
+        # Ray takes seconds to import, and only a scan on it needs it.
+        from mert_foundry.jobs.cluster.ray_map import map_on_ray
+
+        here = config.model_copy(update={"root": files.absolute(config.root)})
+        check = partial(check_machine, here, result_version(config))
+        return map_on_ray(
+            examine,
+            paths,
+            config.workers,
+            crashed,
+            lost,
+            address=config.address,
+            wait=config.wait_for_nodes,
+            check=check,
+        )
+
+    return examine_on_ray
 
 
 def exit_code(config: ManifestConfig, results: list[Track | Reject]) -> int:

@@ -49,7 +49,21 @@ class ManifestConfig(BaseModel):
         default="",
         description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are rejected",
     )
-    workers: int = Field(default=0, ge=0, description="Decoding processes; 0: one a core")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Decoding processes; 0: one a core, on Ray also of nodes that join while the scan runs",
+    )
+    wait_for_nodes: float = Field(
+        default=3600.0,
+        ge=60,
+        description="On Ray: how long to wait when no worker is left, as when all nodes have gone, before the command ends, seconds",
+    )
+    address: str | None = Field(
+        default=None,
+        description="'local' (Ray on this machine), or the address of a running Ray cluster; null: RAY_ADDRESS, else processes of"
+        " this machine",
+    )
     patience: float = Field(
         default=60.0,
         ge=0,
@@ -71,6 +85,6 @@ class ManifestConfig(BaseModel):
         """The settings that shape the result, without folders and worker count."""
         return self.model_dump(
             mode="json",
-            exclude={"root", "out", "workers", "patience"}
+            exclude={"root", "out", "workers", "patience", "wait_for_nodes", "address"}
             | {name for name in ("exclude", "files") if not getattr(self, name)},
         )
