@@ -8,6 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT
 
+Keep = Literal["all", "best", "first"]
+
+
+class NearDuplicateConfig(BaseModel):
+    """Near duplicates within the corpus."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep: Keep = Field(
+        description="What is kept of near duplicates: all; the best, of the highest sample rate, then bytes a second, then length; or the"
+        " first by key. All stay in one group"
+    )
+
 
 class ManifestConfig(BaseModel):
     """What `mert manifest` needs to know."""
@@ -49,6 +62,9 @@ class ManifestConfig(BaseModel):
         default="",
         description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are rejected",
     )
+    near_duplicates: NearDuplicateConfig | None = Field(
+        default=None, description="Look for near duplicates, by a fingerprint of each track; null: do not"
+    )
     workers: int = Field(
         default=0,
         ge=0,
@@ -86,5 +102,5 @@ class ManifestConfig(BaseModel):
         return self.model_dump(
             mode="json",
             exclude={"root", "out", "workers", "patience", "wait_for_nodes", "address"}
-            | {name for name in ("exclude", "files") if not getattr(self, name)},
+            | {name for name in ("exclude", "files", "near_duplicates") if not getattr(self, name)},
         )
