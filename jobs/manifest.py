@@ -1,11 +1,15 @@
 """Scan a folder (or fsspec URL) of audio into a manifest.
 
     mert manifest configs/manifest.yaml root=AUDIO_FOLDER out=MANIFEST_FOLDER
+    ray job submit -- mert manifest $PWD/configs/manifest.yaml root=s3://BUCKET/audio out=s3://BUCKET/manifest
 
 Writes manifest.jsonl (one line per track), rejected.jsonl (one line per rejected file, with the reason) and
 manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in that
 folder. Exit code 1 when no track is left (a manifest with tracks then stays as it was), or when the storage did not give a
 file: the same command tries again.
+
+Processes of this machine decode, one a core; or Ray, when address= names a cluster or RAY_ADDRESS is set (as in a submitted
+job). The same bytes come out.
 
 What is found is kept in OUT/scan while the scan goes on. After a stop or a kill the same command goes on; later it decodes
 only files that are new or changed. A file of the same root, path, size, number (inode) and times of change (or entity tag) is
@@ -16,9 +20,10 @@ all files.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 from mert_foundry.jobs.command.config import load_config
@@ -27,16 +32,28 @@ from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.command.preflight import check_writable, locked
 from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import printable
-from mert_foundry.pipeline.manifest.examine import crashed, result_version
+from mert_foundry.pipeline.manifest.examine import crashed, lost, result_version
 from mert_foundry.pipeline.manifest.exclusion import ProbeFile, exclude, probe_files
+from mert_foundry.pipeline.manifest.near_duplicates import NAME as CLUSTERS
+from mert_foundry.pipeline.manifest.near_duplicates import Cluster, publish_clusters, resolve
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track, read_paths
-from mert_foundry.pipeline.manifest.scan import ScanProgress, check_folders, find_removed, scan, write_manifest
+from mert_foundry.pipeline.manifest.scan import (
+    ScanProgress,
+    check_folders,
+    check_machine,
+    find_removed,
+    scan,
+    write_manifest,
+)
 from mert_foundry.pipeline.manifest.scan_parts import FOLDER, ScanParts
-from mert_foundry.pipeline.manifest.settings import ManifestConfig
+from mert_foundry.pipeline.manifest.settings import Keep, ManifestConfig
+from mert_foundry.pipeline.manifest.sketches import find_sketches, lost_sketch
 from mert_foundry.pipeline.manifest.split_balance import find_better_seed, find_imbalances, wanted_shares
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import MANIFEST, check_output
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 CONFIG = ManifestConfig
 RECHECK = "--recheck"
 MOST_REMOVED = 20  # files that are named on a terminal
@@ -66,14 +83,22 @@ def make_manifest(config: ManifestConfig, probed: list[ProbeFile], recheck: bool
     removed = find_removed(before, results)
     if probed:
         results = leave_out_probe_clips(config, results, probed)
+    clusters: list[Cluster] = []
+    if config.near_duplicates:
+        results, clusters = resolve_near_duplicates(config, results, config.near_duplicates.keep)
     if not find_tracks(results) and has_tracks(config.out):
         print_unreachable(results)
         say_no_track(config, f"the manifest in {config.out}, which has tracks, stays as it was")
         return 1
+    if config.near_duplicates:
+        publish_clusters(config.out, clusters)
+    else:
+        files.remove(files.join(config.out, CLUSTERS))  # of another corpus than the manifest will be of
     summary = write_manifest(config, results)
     tracks = find_tracks(results)
     document = {"out": config.out, "known": state.known, "decoded": state.decoded, "removed": removed, **summary}
-    console.finish(document, chain(file_lines(state, removed), summary_lines(config, summary, tracks)))
+    lines = chain(file_lines(state, removed), cluster_lines(config, clusters), summary_lines(config, summary, tracks))
+    console.finish(document, lines)
     return exit_code(config, results)
 
 
@@ -109,9 +134,33 @@ def scan_with_progress(config: ManifestConfig, parts: ScanParts) -> tuple[list[T
                 state.seconds, f"{known}{state.decoded} of {state.to_decode} decoded, {state.rejected} rejected"
             )
 
-        results = scan(config, report, partial(map_in_processes, crashed=crashed), parts)
+        results = scan(config, report, lambda work, paths, workers: map_all(config, work, paths, crashed, lost), parts)
     assert last is not None, "a scan reports once at least"
     return results, last
+
+
+def map_all(
+    config: ManifestConfig,
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    crashed: Callable[[Item], Result],
+    lost: Callable[[Item, str], Result],
+) -> Iterator[Result]:
+    """Results of work on many items, in any order: by processes of this machine, or by Ray where it is asked for.
+
+    Not by Ray of this machine by default, as `mert label` does: to start it takes longer than to scan a small corpus, and its processes
+    do here what those without it do.
+    """
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        return map_in_processes(work, items, config.workers or os.cpu_count() or 1, crashed)
+    # Ray takes seconds to import, and only a scan on it needs it.
+    from mert_foundry.jobs.cluster.ray_map import map_on_ray
+
+    here = config.model_copy(update={"root": files.absolute(config.root)})
+    check = partial(check_machine, here, result_version(config))
+    return map_on_ray(
+        work, items, config.workers, crashed, lost, address=config.address, wait=config.wait_for_nodes, check=check
+    )
 
 
 def exit_code(config: ManifestConfig, results: list[Track | Reject]) -> int:
@@ -171,6 +220,33 @@ def leave_out_probe_clips(
             " their hash alone"
         )
     return exclusion.results
+
+
+def resolve_near_duplicates(
+    config: ManifestConfig, results: list[Track | Reject], keep: Keep
+) -> tuple[list[Track | Reject], list[Cluster]]:
+    """Clusters of near duplicates, each in one group, and the results with rejects for those that are dropped."""
+    with Progress("fingerprints") as progress:
+        sketches = find_sketches(
+            config.out,
+            config.root,
+            find_tracks(results),
+            lambda work, tracks, crashed: map_all(config, work, tracks, crashed, lost_sketch),
+            progress.update,
+        )
+    results = [
+        sketches.rejects.get(result.audio_sha256, result) if isinstance(result, Track) else result for result in results
+    ]
+    resolved = resolve(results, sketches.found, keep)
+    return resolved.results, resolved.clusters
+
+
+def cluster_lines(config: ManifestConfig, clusters: list[Cluster]) -> Iterator[str]:
+    """How many near duplicates were found, and what became of them."""
+    if config.near_duplicates:
+        copies = [copy for cluster in clusters for copy in cluster.tracks]
+        kept = sum(copy.kept for copy in copies)
+        yield f"near duplicates: {len(copies)} tracks in {len(clusters)} clusters, {kept} kept; {config.out}/{CLUSTERS}"
 
 
 def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) -> Iterator[str]:

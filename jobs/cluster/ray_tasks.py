@@ -5,12 +5,13 @@ retries. A task is done again when its node went away, as often as that happens.
 killed by what it worked on: the second death of a task makes it one to be done with care, the third a failed one.
 """
 
-import contextlib
 import logging
+import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -48,6 +49,16 @@ class Worker(Protocol):
         """Audio seconds done of the task at work."""
 
 
+@dataclass(frozen=True)
+class Done:
+    """A task that is done, and what `run` of the worker gave; or that failed, with the last error and what is to be said of it."""
+
+    task: Any
+    result: Any = None
+    error: RayError | None = None
+    failure: str = ""
+
+
 def run_on_ray(
     tasks: Sequence[Task],
     worker: type[Worker],
@@ -74,6 +85,36 @@ def run_on_ray(
         report: called about twice a second with the audio seconds done and a note on failures.
         finished: called with what `run` of the worker gave for each task that did not fail.
 
+    Raises as `stream_on_ray`.
+    """
+    stream = stream_on_ray(
+        tasks, worker, arguments, address=address, device=device, actors=actors, actors_per_gpu=actors_per_gpu, wait=wait,
+        report=report,
+    )  # fmt: skip
+    failures: dict[str, str] = {}
+    with closing(stream):
+        for done in stream:
+            if done.error is None:
+                finished(done.result)
+            else:
+                failures[done.task.name] = done.failure
+    return failures
+
+
+def stream_on_ray(
+    tasks: Sequence[Task],
+    worker: type[Worker],
+    arguments: tuple,
+    *,
+    address: str | None,
+    device: Literal["cpu", "cuda"],
+    actors: int,
+    actors_per_gpu: int = 1,
+    wait: float = WAIT_FOR_WORKERS,
+    report: Callable[[float, str], None] = lambda seconds, note: None,
+) -> Generator[Done, None, None]:
+    """Each task as it is done, in any order; arguments as of `run_on_ray`. Ray is left when the generator is closed.
+
     Raises:
         RuntimeError: there is no GPU at the start, or no CPU where Ray is started here; no worker can start, or there was
             none for `wait` seconds.
@@ -87,10 +128,8 @@ def run_on_ray(
         job = _Job(pool, waiting, WorkerTimeout(wait), can_be_careful)
         while job.waiting or job.running:
             job.start_tasks()
-            for result in job.collect():
-                finished(result)
-            report(job.seconds_done(), f"{len(job.failures)} failed" if job.failures else "")
-        return job.failures
+            yield from job.collect()
+            report(job.seconds_done(), f"{job.num_failed} failed" if job.num_failed else "")
     finally:
         ray.shutdown()
 
@@ -108,17 +147,18 @@ def _connect(address: str | None) -> str:
 
 @dataclass
 class _Job:
-    """Tasks that wait and run, and how those ended that do not; `seconds` of audio of the latter."""
+    """Tasks that wait and run; of those that are done how many failed, and their `seconds` of audio."""
 
     pool: ActorPool
     waiting: deque[Task]
     timeout: WorkerTimeout
     can_be_careful: bool
     running: dict[Any, tuple[Actor, Task]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    num_failed: int = 0
     deaths: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     answers: dict[str, float] = field(default_factory=dict)
+    asked: float = -math.inf  # when, on the monotonic clock
 
     def start_tasks(self) -> None:
         """Give tasks to idle actors. Raises RuntimeError when there has been no actor for too long."""
@@ -132,50 +172,52 @@ class _Job:
         if not self.waiting:
             self.pool.release_idle()
 
-    def collect(self) -> list[Any]:
-        """What tasks gave that are done, after a moment of waiting for them."""
+    def collect(self) -> Iterator[Done]:
+        """Tasks that are done, after a moment of waiting for them."""
         references = [*self.running, *self.pool.starting]
         if not references:
             time.sleep(POLL_SECONDS)
-        ready = ray.wait(references, timeout=POLL_SECONDS)[0] if references else []
-        results = []
-        for reference in ready:
-            if reference not in self.running:
-                continue  # an actor that has started
-            actor, task = self.running.pop(reference)
-            try:
-                results.append(ray.get(reference))
-            except RayActorError as error:
-                self._do_again(task, error, is_death=not self.pool.lose(actor, error))
-                continue
-            except RayError as error:
-                if isinstance(error, RayTaskError) and isinstance(error.cause, MemoryError):
-                    self.pool.end(actor)  # what else fails in a process without memory cannot be known
-                    self._do_again(task, error, is_death=True)
-                    continue
-                self.failures[task.name] = _message(error)
-            self.pool.give_back(actor)
-            self.seconds += task.seconds
-        return results
+        elif ray.wait(references, timeout=POLL_SECONDS)[0]:
+            for reference in ray.wait(references, num_returns=len(references), timeout=0)[0]:
+                if reference in self.running and (done := self._end(reference)):  # else an actor has started
+                    self.num_failed += done.error is not None
+                    self.seconds += done.task.seconds
+                    yield done
+
+    def _end(self, reference: Any) -> Done | None:
+        """What came of a task; None when it is to be done again."""
+        actor, task = self.running.pop(reference)
+        try:
+            done = Done(task, ray.get(reference))
+        except RayActorError as error:
+            return self._do_again(task, error, is_death=not self.pool.lose(actor, error))
+        except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, MemoryError):
+                self.pool.end(actor)  # what else fails in a process without memory cannot be known
+                return self._do_again(task, error, is_death=True)
+            done = Done(task, error=error, failure=_message(error))
+        self.pool.give_back(actor)
+        return done
 
     def seconds_done(self) -> float:
-        """Audio seconds done, of the tasks at work too."""
-        _ask(self.running, self.answers)
+        """Audio seconds done, of the tasks at work too, which are asked now and then."""
+        if time.monotonic() > self.asked + POLL_SECONDS:
+            _ask(self.running, self.answers)
+            self.asked = time.monotonic()
         return self.seconds + sum(self.answers.get(task.name, 0.0) for _, task in self.running.values())
 
-    def _do_again(self, task: Task, error: RayError, is_death: bool) -> None:
+    def _do_again(self, task: Task, error: RayError, is_death: bool) -> Done | None:
         """Let a task wait again, unless it was its worker's last permitted death; the death of a node counts for nothing."""
         self.answers.pop(task.name, None)
         self.deaths[task.name] += is_death
-        if self.deaths[task.name] < MOST_DEATHS:
-            self.waiting.append(task)
-            if is_death and self.deaths[task.name] == DEATHS_BEFORE_CARE and self.can_be_careful:
-                console.warn(
-                    f"{task.name}: {DEATHS_BEFORE_CARE} workers died of it; it is done with care, one file after the other"
-                )
-        else:
-            self.failures[task.name] = f"{MOST_DEATHS} workers died of it: {_message(error)}"
-            self.seconds += task.seconds
+        if self.deaths[task.name] >= MOST_DEATHS:
+            return Done(task, error=error, failure=f"{MOST_DEATHS} workers died of it: {_message(error)}")
+        self.waiting.append(task)
+        if is_death and self.deaths[task.name] == DEATHS_BEFORE_CARE and self.can_be_careful:
+            console.warn(
+                f"{task.name}: {DEATHS_BEFORE_CARE} workers died of it; it is done with care, one file after the other"
+            )
+        return None
 
 
 def _ask(running: dict, done: dict[str, float]) -> None:
@@ -186,7 +228,7 @@ def _ask(running: dict, done: dict[str, float]) -> None:
     answered, _ = ray.wait(list(questions), num_returns=len(questions), timeout=POLL_SECONDS)
     for question in answered:
         # An actor that is just being started again has nothing to say.
-        with contextlib.suppress(RayActorError):
+        with suppress(RayActorError):
             done[questions[question]] = ray.get(question)
 
 

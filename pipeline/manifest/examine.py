@@ -50,7 +50,7 @@ class Examined:
         return self.result.seconds if isinstance(self.result, Track) else 0.0
 
 
-ExamineAll = Callable[[Callable[[str], Examined], list[str], int], Iterable[Examined]]
+ExamineAll = Callable[[Callable[[str], Examined], list[str], int], Iterable[Examined]]  # results in any order
 
 
 def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], workers: int) -> Iterator[Examined]:
@@ -82,7 +82,8 @@ class Examiner:
     """
 
     def __init__(self, config: ManifestConfig):
-        self._config = config
+        # In another process the working folder may be another.
+        self._config = config.model_copy(update={"root": files.absolute(config.root)})
         self._storage_fails = False
 
     def __call__(self, path: str) -> Examined:
@@ -157,6 +158,11 @@ def is_own_fault(error: Exception, filesystem: AbstractFileSystem) -> bool:
 def reject_decoding(path: str, error: DecodeError) -> Reject:
     """The reject of a file that cannot be used."""
     return msgspec.convert({"path": path, "reason": error.reason, "detail": error.detail}, Reject)  # checks the reason
+
+
+def lost(path: str, message: str) -> Examined:
+    """The result of a file whose workers died, of whatever; the next scan tries again."""
+    return Examined(Reject(path=path, reason="unreachable", detail=message), is_lasting=False)
 
 
 def reject_storage(path: str, error: Exception) -> Reject:

@@ -88,6 +88,7 @@ Reason = Literal[
     "too_short",
     "too_long",
     "duplicate",
+    "near_duplicate",
     "excluded",
     "not_audio",
 ]

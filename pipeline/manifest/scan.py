@@ -23,6 +23,7 @@ from mert_foundry.pipeline.manifest.examine import (
     examine_in_threads,
     judge,
     read_sha256,
+    result_version,
 )
 from mert_foundry.pipeline.manifest.file_list import FileListRow, read_file_list
 from mert_foundry.pipeline.manifest.known_files import KnownFiles
@@ -81,6 +82,19 @@ def scan(
     return list(_without_duplicates(sorted(results, key=lambda result: result.path)))
 
 
+def check_machine(config: ManifestConfig, version: dict) -> None:
+    """Check that a machine of a cluster finds what the one finds that began the scan; `version` is `result_version` there.
+
+    Raises:
+        FileNotFoundError: this machine does not see the root.
+        ValueError: its decoders or their libraries are others.
+    """
+    check_folder(config.root, config.patience)
+    for name, value in result_version(config).items():
+        if value != version.get(name):
+            raise ValueError(f"{name} is {value} on a node, and {version.get(name)} where the scan was started")
+
+
 def check_folders(config: ManifestConfig) -> None:
     """Look at the folders before any work.
 
@@ -113,13 +127,13 @@ def find_or_examine(
     report(ScanProgress(len(before), 0, len(missing), seconds, rejected))
     examined = examine_all(Examiner(config), missing, config.workers or os.cpu_count() or 1)
     try:
-        for decoded, (path, one) in enumerate(zip(missing, examined), 1):
+        for decoded, one in enumerate(examined, 1):
             result = judge(one.result, config)
             rejected += isinstance(result, Reject)
             seconds += one.seconds
             report(ScanProgress(len(before), decoded, len(missing), seconds, rejected))
             if known:
-                known.add(found.stamps[path], one)
+                known.add(found.stamps[one.result.path], one)
             yield result
     finally:
         if known:  # what was decoded before an interrupt or an error

@@ -8,6 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mert_foundry.pipeline.audio.blocks import SILENCE_DBFS
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT
 
+Keep = Literal["all", "best", "first"]
+
+
+class NearDuplicateConfig(BaseModel):
+    """Near duplicates within the corpus."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep: Keep = Field(
+        description="What is kept of near duplicates: all; the best, of the highest sample rate, then bytes a second, then length; or the"
+        " first by key. All stay in one group"
+    )
+
 
 class ManifestConfig(BaseModel):
     """What `mert manifest` needs to know."""
@@ -54,7 +67,24 @@ class ManifestConfig(BaseModel):
         default="",
         description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are rejected",
     )
-    workers: int = Field(default=0, ge=0, description="Decoding processes; 0: one a core")
+    near_duplicates: NearDuplicateConfig | None = Field(
+        default=None, description="Look for near duplicates, by a fingerprint of each track; null: do not"
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Decoding processes; 0: one a core, on Ray also of nodes that join while the scan runs",
+    )
+    wait_for_nodes: float = Field(
+        default=3600.0,
+        ge=60,
+        description="On Ray: how long to wait when no worker is left, as when all nodes have gone, before the command ends, seconds",
+    )
+    address: str | None = Field(
+        default=None,
+        description="'local' (Ray on this machine), or the address of a running Ray cluster; null: RAY_ADDRESS, else processes of"
+        " this machine",
+    )
     patience: float = Field(
         default=60.0,
         ge=0,
@@ -75,8 +105,8 @@ class ManifestConfig(BaseModel):
         """The settings that shape the result, without folders and worker count."""
         return self.model_dump(
             mode="json",
-            exclude={"root", "out", "workers", "patience"}
-            | {name for name in ("exclude", "files", "tags") if not getattr(self, name)},
+            exclude={"root", "out", "workers", "patience", "wait_for_nodes", "address"}
+            | {name for name in ("exclude", "files", "tags", "near_duplicates") if not getattr(self, name)},
         )
 
 

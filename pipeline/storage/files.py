@@ -45,6 +45,11 @@ def local_path(location: str) -> Path:
     return Path(path)
 
 
+def absolute(location: str) -> str:
+    """The location for processes with another working folder: a local path from the root on, a remote one as it is."""
+    return str(local_path(location)) if is_local(location) else location
+
+
 def join(location: str, *names: str) -> str:
     """Append path components to a location."""
     return "/".join([location.rstrip("/") or "/", *names])
