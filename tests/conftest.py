@@ -37,7 +37,7 @@ worker_processes.PRELOADED[:] = IMPORTED
 
 # A GPU machine may lack these packages; without one, the modules that cannot be imported are not collected.
 WHAT_NEEDS = {
-    "ray": ["test_deadly_files.py", "test_label.py", "test_ray_nodes.py", "test_ray_tasks.py", "test_scan_on_ray.py"],
+    "ray": ["test_deadly_files.py", "test_label.py", "test_ray_nodes.py", "test_ray_tasks.py"],
     "zarr": [
         "test_probe_beside_run.py",
         "test_probe_command.py",
