@@ -6,7 +6,7 @@
 
 Any step up to the last position that the run kept, also before weights were changed or sets were added. Nothing is read of the
 shards but index.json and the records of the shards that the step drew from. Crops are as long, and
-as many of a visit, as config.yaml says now.
+as many of a visit, as config.yaml says now that they are at this step.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from mert_foundry.jobs.command.console import console
 from mert_foundry.jobs.command.line import run
 from mert_foundry.jobs.inspection.as_text import as_text
-from mert_foundry.jobs.inspection.past import load_past
+from mert_foundry.jobs.inspection.past import load_past, stream_of
 from mert_foundry.jobs.inspection.view import Note, Section, Table, View
 from mert_foundry.model.runs.history import RunHistory, load_run
 from mert_foundry.model.runs.rewinds import read_rewinds
@@ -49,8 +49,8 @@ def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View
     """What a step drew. Raises as `load_past`, `check_not_at_rewind`, `PastRows.places_of` and `ShardReader.entries`."""
     past = load_past(history, folders)
     check_not_at_rewind(history, past, step)
-    stream = history.config["config"]["stream"]
-    rule = CropRule(crop_frames(stream["crop_samples"]), stream.get("crops_per_visit", 1), past.now.seed)
+    stream = stream_of(history).at_step(step)
+    rule = CropRule(crop_frames(stream.crop_samples), stream.crops_per_visit, past.now.seed)
     rows = list(list_rows(past, step, rule))
     data: dict[str, JsonValue] = {"kind": "audit", "run": str(history.folder), "step": step, "rows": list(rows)}
     table = Table(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows])

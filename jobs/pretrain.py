@@ -42,12 +42,15 @@ from mert_foundry.model.objective.pretrain_model import PretrainModel, build_pre
 from mert_foundry.model.objective.text_memory import TOKENIZER
 from mert_foundry.model.objective.trivial import TrivialScores
 from mert_foundry.model.runs.history import BestProbe, describe_best_probe, find_best_probe
+from mert_foundry.model.training.stages import Stage
 from mert_foundry.model.training.trainer import Batch, Position, TrainingData, TrainResult, train
 from mert_foundry.model.training.trainer_config import TrainerConfig
 from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.folder_kinds import RUN, check_output
 from mert_foundry.pipeline.stream.batch_stream import MixtureStream, validation_batches
 from mert_foundry.pipeline.stream.set_mixture import SetMixture
+from mert_foundry.pipeline.stream.staged_stream import staged_batches
+from mert_foundry.pipeline.stream.stream_config import StreamConfig
 
 CONFIG = PretrainConfig
 
@@ -170,7 +173,8 @@ def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None, b
 
 def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
     """Warn when each rank has one row, so the in-batch mixture has nothing to mix."""
-    if config.trainer.mixture is None or config.stream.batch_size > world_size:
+    smallest = min(stage.batch_size for stage in config.stream.stages().values())
+    if config.trainer.mixture is None or smallest > world_size:
         return ""
     return (
         "trainer.mixture does nothing: stream.batch_size leaves one example a rank, with no other to take snippets from"
@@ -184,12 +188,11 @@ def data_of(
     split, with_text = config.valid_split, config.memory is not None
     sets = mixture.having(split) if split is not None else []
 
-    def stream(position: Position | None) -> Iterator[tuple[Batch, Position]]:
-        return stack.enter_context(
-            MixtureStream(
-                mixture, config.train_split, config.stream, config.seed, rank, world_size, position, with_text
-            )
-        )
+    def open_stream(stage: StreamConfig, position: Position | None) -> MixtureStream:
+        return MixtureStream(mixture, config.train_split, stage, config.seed, rank, world_size, position, with_text)
+
+    def stream(position: Position | None, step: int) -> Iterator[tuple[Batch, Position]]:
+        return stack.enter_context(contextlib.closing(staged_batches(open_stream, config.stream, step, position)))
 
     def validation() -> Iterator[Batch]:
         assert split is not None
@@ -200,7 +203,8 @@ def data_of(
                 yield {**batch, "set": each.folder}
 
     names = [each.folder for each in sets] if len(sets) > 1 else []
-    return TrainingData(stream, None if split is None else validation, mixture.sample_rate, names)
+    stages = [Stage(step, each.batch_size, each.crop_samples) for step, each in config.stream.stages().items()]
+    return TrainingData(stream, None if split is None else validation, mixture.sample_rate, names, stages)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def run(
     folder: Path,
     steps: int,
     feed_forward: int,
-    stream: Stream = synthetic_stream,
+    stream: Stream = lambda position, step: synthetic_stream(position),
     records: list | None = None,
     validation: Validation | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -67,7 +67,7 @@ def run(
     )
 
 
-def short_batches(position: dict | None) -> Iterator[tuple[dict, dict]]:
+def short_batches(position: dict | None, step: int) -> Iterator[tuple[dict, dict]]:
     """One row of ten frames a step."""
     number = 0 if position is None else position["offset"]
     while True:
@@ -139,7 +139,7 @@ def small_files_only() -> Iterator[None]:
 def once_step_2_is_written(folder: Path, act: Callable[[], object]) -> Stream:
     """Batches of a run in `folder`; `act` is called before that of step 3, when the checkpoint of step 2 is there."""
 
-    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+    def stream(position: dict | None, step: int) -> Iterator[tuple[dict, dict]]:
         for batch, after in synthetic_stream(position):
             if after["offset"] == 3:
                 deadline = time.monotonic() + 60

@@ -59,7 +59,7 @@ def test_a_reading_tells_of_the_steps_since_the_last():
 
 
 def slow_rank(process_rank: int, folder: Path) -> None:
-    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+    def stream(position: dict | None, step: int) -> Iterator[tuple[dict, dict]]:
         number = 0
         while True:
             number += 1

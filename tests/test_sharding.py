@@ -62,7 +62,7 @@ def run(folder: Path, model: PretrainModel, config: TrainerConfig, stop_at: int 
     steps = iter(range(len(read_metrics(folder, "train")) + 1, 1_000))
     return train(
         model=model,
-        data=TrainingData(lambda position: synthetic_stream(position, rank(), world_size()), validation, 24_000),
+        data=TrainingData(lambda position, step: synthetic_stream(position, rank(), world_size()), validation, 24_000),
         config=config,
         run_folder=folder,
         run_config={},

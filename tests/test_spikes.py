@@ -53,7 +53,7 @@ def train_with_a_spike(
     """The values of one rank's rows are large at one step."""
     spikes.WINDOW = 10
 
-    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+    def stream(position: dict | None, step: int) -> Iterator[tuple[dict, dict]]:
         number = 0 if position is None else jumps.get(position["offset"], position["offset"])
         while True:
             number += 1

@@ -37,7 +37,7 @@ def train_and_hang_once(process_rank: int, folder: Path) -> None:
     os.dup2(log, 2)
     step_deadline.GRACE = 3.0
 
-    def stream(position: dict | None) -> Iterator[tuple[dict, dict]]:
+    def stream(position: dict | None, step: int) -> Iterator[tuple[dict, dict]]:
         for batch, after in synthetic_stream(position, rank(), world_size()):
             if after["offset"] == HANGS_IN + 1 and rank() == 1 and not hung.exists():
                 hung.touch()

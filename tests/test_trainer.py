@@ -49,7 +49,7 @@ def run(
 ) -> TrainResult:
     torch.manual_seed(len(list(folder.glob("**/*"))))  # a run must not lean on the global generator
     if stream is None:
-        stream = lambda position: synthetic_stream(position, rank(), world_size())  # noqa: E731
+        stream = lambda position, step: synthetic_stream(position, rank(), world_size())  # noqa: E731
     return train(
         model=tiny_model(**model),
         data=TrainingData(stream, validation, 24_000),
@@ -73,7 +73,7 @@ class Killed(Exception):
 
 
 def stream_killed_at(step: int):
-    def stream(position):
+    def stream(position, done):
         for batch, after in synthetic_stream(position):
             if after["offset"] == step:
                 raise Killed
@@ -295,7 +295,7 @@ def test_an_average_of_other_weights_is_refused_in_a_line(change, words):
 
 
 def test_training_lowers_the_validation_loss(tmp_path):
-    stream = lambda position: iter([(synthetic_batch(1_000 + i % 2), {"offset": i}) for i in range(40)])  # noqa: E731
+    stream = lambda position, step: iter([(synthetic_batch(1_000 + i % 2), {"offset": i}) for i in range(40)])  # noqa: E731
     run(tmp_path, config(total_steps=40, validate_every=40, checkpoint_every=40), stream=stream, dropout=0.0)
     first, last = [record["loss"] for record in read_metrics(tmp_path) if record["kind"] == "validation"]
     assert last < first - 0.5
@@ -303,14 +303,14 @@ def test_training_lowers_the_validation_loss(tmp_path):
 
 def test_another_seed_or_model_is_refused(tmp_path, uninterrupted):
     with pytest.raises(ValueError, match="seed is 11 in the checkpoint but 12"):
-        data = TrainingData(synthetic_stream, None, 24_000)
+        data = TrainingData(lambda position, step: synthetic_stream(position), None, 24_000)
         train(tiny_model(), data, config(), uninterrupted, {}, 12, CPU, lambda: False, print)
     with pytest.raises(ValueError, match="layers.2.*is only in the model"):
         run(uninterrupted, config(), layers=3)
 
 
 def test_a_stream_that_ends_is_an_error(tmp_path):
-    stream = lambda position: itertools.islice(synthetic_stream(position), 3)  # noqa: E731
+    stream = lambda position, step: itertools.islice(synthetic_stream(position), 3)  # noqa: E731
     with pytest.raises(ValueError, match="stream ended after step 3, before total_steps 6"):
         run(tmp_path, config(), stream=stream)
 
@@ -331,7 +331,7 @@ def test_an_incomplete_checkpoint_is_reported_and_passed_over(tmp_path, uninterr
 def poisoned_stream(steps: set[int], poisoned_rank: int = 0):
     """Targets that are not finite, on one rank only."""
 
-    def stream(position):
+    def stream(position, done):
         for batch, after in synthetic_stream(position, rank(), world_size()):
             if after["offset"] in steps and rank() == poisoned_rank:
                 batch["cqt"] = batch["cqt"] * float("inf")

@@ -14,8 +14,10 @@ from mert_foundry.model.runs.checkpoint import (
 )
 from mert_foundry.model.runs.history import RunHistory
 from mert_foundry.pipeline.shards.index import load_index
+from mert_foundry.pipeline.storage.documents import parse_values
 from mert_foundry.pipeline.stream.past_rows import PastRows
 from mert_foundry.pipeline.stream.set_mixture import ShardSet
+from mert_foundry.pipeline.stream.stream_config import StreamConfig
 
 
 def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
@@ -23,22 +25,26 @@ def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
 
     Raises ValueError for a config.yaml without shards or stream, and for what is no position; and as `load_index` and `PastRows`.
     """
-    try:
-        config = history.config["config"]
-        stream = config["stream"]
-        visits = stream["batch_size"] // stream.get("crops_per_visit", 1)
-        folders = folders or named_folders(config["shards"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{history.folder}: no config.yaml with config.shards and config.stream.batch_size") from error
+    stream = stream_of(history)
+    folders = folders or named_folders(history.config["config"]["shards"])
     known = positions(history)
     for step, place in known.items():
         if not isinstance(place, dict):
             raise ValueError(f"{history.folder}: step {step}: the position is {place!r}, a mapping is needed")
     sets = [ShardSet(folder, load_index(folder)) for folder in folders]
     try:
-        return PastRows(sets, known, visits)
+        later = [(step, stage.visits) for step, stage in stream.stages().items() if step > 1]
+        return PastRows(sets, known, stream.visits, later)
     except ValueError as error:
         raise ValueError(f"{history.folder}: {error}") from error
+
+
+def stream_of(history: RunHistory) -> StreamConfig:
+    """How a run reads, as config.yaml says now. Raises ValueError where it does not say so."""
+    config = history.config.get("config") or {}
+    if not ("shards" in config and "batch_size" in (config.get("stream") or {})):
+        raise ValueError(f"{history.folder}: no config.yaml with config.shards and config.stream.batch_size")
+    return parse_values(str(history.folder / "config.yaml"), config["stream"], StreamConfig)
 
 
 def named_folders(shards: Any) -> list[str]:

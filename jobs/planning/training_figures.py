@@ -67,12 +67,6 @@ def check_run(run: PlannedRun, splits: Sequence[str], place: str) -> None:
     """Raise ValueError for a run that `mert pretrain` would refuse on these shards; `splits`: those with examples."""
     check_sizes(run.config, run.targets, SAMPLE_RATE, HOP, run.gpus)
     check_splits(run.config, splits, place)
-    share = run.config.stream.batch_size // run.gpus
-    if share < run.config.trainer.accumulation:
-        raise ValueError(
-            f"stream.batch_size {run.config.stream.batch_size} gives each of {run.gpus} GPUs {share} crops, fewer than"
-            f" trainer.accumulation {run.config.trainer.accumulation}"
-        )
 
 
 def run_figures(run: PlannedRun) -> Iterator[Line]:

@@ -85,6 +85,8 @@ class TrainingReport:
                 return f"WARNING: {record['error']}; training goes on"
             case "older_checkpoint_stays" | "metrics_not_written":
                 return f"WARNING: {record['error']}"
+            case "stage":
+                return f"from step {record['step']} on: batches of {record['batch_size']} crops of {record['crop_samples']} samples"
             case "spike":
                 return describe_spike(record)
             case "rewind":

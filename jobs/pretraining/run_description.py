@@ -230,14 +230,26 @@ def check_sizes(
     config.trainer.mask.in_frames(frontend.hop, sample_rate)
     for spec in targets:
         target_stride(spec.name, spec.frame_rate, frontend.hop)
-    if config.stream.batch_size % world_size:
-        raise ValueError(f"stream.batch_size {config.stream.batch_size} is not a multiple of the {world_size} ranks")
-    if config.stream.visits % world_size:
-        raise ValueError(
-            f"stream.batch_size {config.stream.batch_size} has {config.stream.visits} visits of stream.crops_per_visit"
-            f" {config.stream.crops_per_visit} crops, which is not a multiple of the {world_size} ranks"
-        )
+    for step, stage in config.stream.stages().items():
+        _check_batch(stage, f", from step {step} on," if step > 1 else "", config.trainer.accumulation, world_size)
     check_replicas(config.trainer.replicas, world_size)
+
+
+def _check_batch(stream: StreamConfig, when: str, accumulation: int, world_size: int) -> None:
+    """Raise ValueError when the ranks cannot share a batch; `when` it is one of the schedule."""
+    batch = f"stream.batch_size {stream.batch_size}{when}"
+    if stream.batch_size % world_size:
+        raise ValueError(f"{batch} is not a multiple of the {world_size} ranks")
+    if stream.visits % world_size:
+        raise ValueError(
+            f"{batch} has {stream.visits} visits of stream.crops_per_visit {stream.crops_per_visit} crops, which is not a"
+            f" multiple of the {world_size} ranks"
+        )
+    rows = stream.batch_size // world_size
+    if rows < accumulation:
+        raise ValueError(
+            f"{batch} gives each of {world_size} ranks {rows} crops, fewer than trainer.accumulation {accumulation}"
+        )
 
 
 def check_splits(config: PretrainConfig, filled: Sequence[str], place: str) -> None:

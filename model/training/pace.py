@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median_low
@@ -14,6 +14,7 @@ from torch import Tensor
 from mert_foundry.model.objective.operations import StepOperations, count_operations
 from mert_foundry.model.objective.pretrain_model import PretrainModel
 from mert_foundry.model.training.ranks import world_size
+from mert_foundry.model.training.stages import Stage, work_between
 from mert_foundry.model.training.step_clock import PARTS
 
 BEHIND = 0.1  # of a step: a rank that the others wait so long for is named
@@ -58,6 +59,7 @@ class Pace:
         step: from which the run goes on. total_steps: where it ends.
         peak: operations per second that one device can do at most; None where it is not known.
         clock: gives seconds; tests have their own.
+        stages: of the whole run, from which the time left is told where steps differ in size; none: all steps are alike.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class Pace:
         total_steps: int,
         peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        stages: Sequence[Stage] = (),
     ):
+        self._frames_of = model.encoder.num_frames
+        self._stages = stages
         self._operations_of_rows = functools.cache(functools.partial(count_operations, model))
         self._every_frame = bool(model.objective.unmasked_weight)
         self._amount = amount_of(model.encoder.input_name, sample_rate)
@@ -107,7 +112,7 @@ class Pace:
 
         seconds: of a step, and of its parts (step_clock.py), means over ranks. mfu: operations (model/objective/operations.py) over what all
         devices can do at most. slowest: the rank that the others wait for, and how long, as a share of a step; from 10 % on. eta_seconds:
-        until the last step, at the pace since the second step of this start, with validations and checkpoints.
+        until the last step, at the operations a second since the second step of this start, with validations and checkpoints.
         """
         sums, self._sums = self._sums, _Sums(self._clock())
         elapsed = max(self._sums.begin - sums.begin, 1e-9)
@@ -133,7 +138,15 @@ class Pace:
         step, then = self._first
         if self._step == step:
             return None
-        return (self._total_steps - self._step) * (self._clock() - then) / (self._step - step)
+        done, left = self._work(step, self._step), self._work(self._step, self._total_steps)
+        return left * (self._clock() - then) / done
+
+    def _work(self, before: int, after: int) -> float:
+        """Operations of steps, as if every frame were predicted: in proportion to how long steps of stages take."""
+        return work_between(self._stages, before, after, self._work_of_step)
+
+    def _work_of_step(self, stage: Stage) -> float:
+        return self._operations_of_rows(stage.samples)(stage.rows, stage.rows * self._frames_of(stage.samples))
 
 
 def _slowest(busy: list[float], elapsed: float) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ from mert_foundry.model.runs.kept import BEST_BY_VALIDATION, forget_best_after, 
 from mert_foundry.model.runs.metrics_log import MetricsLog
 from mert_foundry.model.training.pace import Pace
 from mert_foundry.model.training.ranks import rank
+from mert_foundry.model.training.stages import Stage
 from mert_foundry.model.training.train_step import StepResult
 
 
@@ -89,6 +90,12 @@ class Recorder:
             keep_best_by_validation(self._run_folder, step, summary)
         except OSError as error:
             self.fault("best_not_kept", step, str(error))
+
+    def stage(self, stage: Stage) -> None:
+        """Record that a stage begins, at the number of its first step."""
+        self._write(
+            {"kind": "stage", "step": stage.first_step, "batch_size": stage.rows, "crop_samples": stage.samples}
+        )
 
     def spike(self, step: int, found: dict[str, Any]) -> None:
         """Record a step that was a spike (spikes.py)."""

@@ -33,6 +33,11 @@ class SpikeWatch:
         """The values of the last steps, for a checkpoint."""
         return {name: list(values) for name, values in self._last.items()}
 
+    def forget(self) -> None:
+        """Begin anew: what follows is not to be compared with the steps so far."""
+        for values in self._last.values():
+            values.clear()
+
     def beyond(self, loss: float, gradient_norm: float) -> dict[str, dict[str, float]]:
         """Median and limit of what is a spike of these values after the last steps; empty where none is."""
         values = {"loss": loss, "gradient_norm": gradient_norm}

@@ -54,6 +54,7 @@ from mert_foundry.model.training.recorder import Recorder
 from mert_foundry.model.training.saving import Saving
 from mert_foundry.model.training.sharding import holds_own_shard, resolve_replicas, shard, shard_like, unsharded
 from mert_foundry.model.training.spikes import SpikeWatch
+from mert_foundry.model.training.stages import Stage, begins_at
 from mert_foundry.model.training.step_deadline import StepDeadline
 from mert_foundry.model.training.train_step import PreparedBatch, StepResult, TrainStep, add_by_name
 from mert_foundry.model.training.trainer_config import TrainerConfig
@@ -63,7 +64,7 @@ MOST_REWINDS = 3  # to the same checkpoint: what makes spikes is then not in the
 
 Batch = dict[str, Any]
 Position = Any
-Stream = Callable[[Position | None], Iterator[tuple[Batch, Position]]]
+Stream = Callable[[Position | None, int], Iterator[tuple[Batch, Position]]]
 Validation = Callable[[], Iterable[Batch]]
 
 
@@ -82,18 +83,20 @@ class TrainingData:
     """What a rank trains on.
 
     Args:
-        stream: position or None -> iterator of (batch, position after it), this rank's rows; batches as
+        stream: position or None, and steps done -> iterator of (batch, position after it), this rank's rows; batches as
             in model/training/device_batch.py. The position of rank 0 is stored, unread, as JSON.
         validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
             numbers of them. None: no validation.
         validation_sets: names of what is validated on apart too, beside the whole: `set` of each of its batches is one of them.
         sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
+        stages: of the whole run, where the stream's batches change in rows or samples; none: they do not.
     """
 
     stream: Stream
     validation: Validation | None
     sample_rate: int
     validation_sets: Sequence[str] = ()
+    stages: Sequence[Stage] = ()
 
 
 def train(
@@ -148,7 +151,7 @@ def _go_on(
     state, checkpoint = _resume(trainee, checkpoints, trainee.seed, report)
     average = _average(trainee.model, config.ema, checkpoint)
     peak = _peak(config, trainee.device)
-    pace = Pace(trainee.model, data.sample_rate, state.step, config.schedule.total_steps, peak)
+    pace = Pace(trainee.model, data.sample_rate, state.step, config.schedule.total_steps, peak, stages=data.stages)
     # A run that starts again forgets its validation at step 0 too.
     known_until = state.step if checkpoint is not None else -1
     with (
@@ -196,10 +199,13 @@ class _Run:
         known = agree_on_rank_zero(self.recorder.has_validation(state.step), self.trainee.device)
         if not known:
             self._validate_if_due(state.step)
-        batches = self.data.stream(state.position) if state.step < total_steps else iter(())
+        batches = self.data.stream(state.position, state.step) if state.step < total_steps else iter(())
         batch: _NextBatch | None = None
         while state.step < total_steps:
             self.deadline.begin(state.step + 1)
+            if stage := begins_at(self.data.stages, state.step + 1):
+                self.spikes.forget()  # batches of another size have other losses and gradient norms
+                self.recorder.stage(stage)
             batch = batch or self._next_batch(batches, state.step)
             state, batch, stopping = self._step(state, batch, batches, stop)
             self.deadline.end()

@@ -65,8 +65,9 @@ def open_caches(
             raise ValueError(
                 f"{part.set.folder}: stream.on_bad_shard is skip, but shards of this machine are read in place"
             )
-    # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that.
-    ahead = schedule.most_rows((config.prefetch + 2) * config.visits)
+    # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that. The largest batch to come counts, so that a cache
+    # too small for it is refused now, not days later.
+    ahead = schedule.most_rows((config.prefetch + 2) * config.most_visits)
     needed = {part.digest: part.order.most_shards(rows) for part, rows in zip(parts, ahead)}
     if len(remote) > 1:
         _check_room_for_all(config.cache, remote)

@@ -44,6 +44,7 @@ class PastRows:
         sets: the sets that can be read now; others that the run had may be missing.
         positions: stored positions by step.
         batch_size: rows of a step, as the run has it now; a row, as positions count them, is a visit to an example.
+        schedule: its later values, [step, value]: from that step on, in rising steps.
 
     known: the positions, but those of sets that are all missing. left_out: the steps of these; later positions tell their rows.
 
@@ -51,7 +52,13 @@ class PastRows:
     and where all are of sets that are missing.
     """
 
-    def __init__(self, sets: Sequence[ShardSet], positions: Mapping[int, Mapping[str, Any]], batch_size: int) -> None:
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        positions: Mapping[int, Mapping[str, Any]],
+        batch_size: int,
+        schedule: Sequence[tuple[int, int]] = (),
+    ) -> None:
         if not positions:
             raise ValueError("no position: neither a record of a training step nor a checkpoint")
         self.sets = {each.digest: each for each in sets}
@@ -68,7 +75,7 @@ class PastRows:
                 f"none of {len(positions)} positions is of {', '.join(self._folders())}: index.json is another"
             )
         self.now = self.known[-1].position
-        self._batch_size = batch_size
+        self._sizes = [(1, batch_size), *schedule]
 
     def rows_of(self, step: int) -> range:
         """The rows of a step, counted from the start of the run.
@@ -79,15 +86,28 @@ class PastRows:
         if step < 1 or place == len(self.known):
             raise ValueError(f"step {step}: positions are known of steps 1 to {self.known[-1].step}")
         before, steps, rows = self._stretch(place)
+        if rows == self._scheduled_rows(before.step, before.step + steps):
+            return range(*(before.rows + self._scheduled_rows(before.step, after) for after in (step - 1, step)))
         size = self._size_in(place)
         change = _Change(0, size, size) if size else self._find_change(place)
         if change is None:
             raise ValueError(
                 f"step {step}: {rows} rows were drawn in the {steps} steps after step {before.step}, stream.batch_size is"
-                f" {self._batch_size}: it was changed among them, and nothing says where"
+                f" {self._scheduled_size(step)}: it was changed among them, and nothing says where"
             )
         starts = [before.rows + change.rows_after(done) for done in (step - 1 - before.step, step - before.step)]
         return range(*starts)
+
+    def _scheduled_size(self, step: int) -> int:
+        """Rows of a step, if the settings of now held for it."""
+        return [size for begin, size in self._sizes if begin <= step][-1]
+
+    def _scheduled_rows(self, before: int, after: int) -> int:
+        """Rows of the steps after step `before` up to step `after`, if the settings of now held for them."""
+        ends = [begin - 1 for begin, _ in self._sizes[1:]] + [after]
+        return sum(
+            size * max(0, min(end, after) - max(begin - 1, before)) for (begin, size), end in zip(self._sizes, ends)
+        )
 
     def places_of(self, step: int) -> list[PastRow]:
         """The examples of a step, in the order of its rows. Raises as `rows_of`, and ValueError for a set that is missing."""
@@ -149,19 +169,20 @@ class PastRows:
 
         It is trusted if the stretch is one step, if it equals today's batch size, or if a neighbouring stretch has the same mean.
         """
-        _, steps, rows = self._stretch(place)
+        before, steps, rows = self._stretch(place)
         if rows % steps:
             return None
         beside = [other for other in (place - 1, place + 1) if 0 <= other < len(self.known)]
         means = [rows / steps for _, steps, rows in map(self._stretch, beside)]
         size = rows // steps
-        return size if steps == 1 or size == self._batch_size or size in means else None
+        of_now = {self._scheduled_size(step) for step in (before.step + 1, before.step + steps)}
+        return size if steps == 1 or of_now == {size} or size in means else None
 
     def _find_change(self, place: int) -> "_Change | None":
         """Where the batch size of a stretch became that of the stretch after it, if that was changed once; None where it cannot be told."""
         last = place + 1 == len(self.known)
         former = self._size_in(place - 1) if place else None
-        later = self._batch_size if last else self._size_in(place + 1)
+        later = self._scheduled_size(self.known[place].step) if last else self._size_in(place + 1)
         if former is None or later is None or former == later:
             return None
         _, steps, rows = self._stretch(place)
