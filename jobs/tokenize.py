@@ -2,10 +2,10 @@
 
     mert tokenize configs/tokenize.yaml documents.root=FOLDER tokenizer=TOKENIZER_FOLDER out=SHARD_FOLDER
 
-A file is a document, a token is a frame, and there is no audio: the one target is `tokens`. Documents are UTF-8; files that are not,
-and copies of others, are left out and listed in rejected.jsonl with a reason. documents.jsonl has the rest. A rerun does only the shards without a
-valid record; shards of other documents, lengths or another tokenizer are refused unless overwrite=true. The same files and settings give the
-same bytes.
+A file is a document, a token is a frame, and there is no audio: the one target is `tokens`. Documents are UTF-8; files that are
+not, and copies of others, are left out and listed in rejected.jsonl with a reason. documents.jsonl has the rest. A rerun does
+only the shards without a valid record; shards of other documents, lengths or another tokenizer are refused unless overwrite=true.
+The same files and settings give the same bytes.
 """
 
 import contextlib

@@ -3,9 +3,9 @@
     mert tokenizer configs/tokenizer.yaml manifest=MANIFEST_FOLDER out=TOKENIZER_FOLDER 'columns=[title, tags]'
     mert tokenizer configs/tokenizer.yaml documents.root=FOLDER out=TOKENIZER_FOLDER
 
-Text is the columns that the list of files brought into the manifest (mert manifest ... files=LIST.csv), or the files below a folder, which
-mert tokenize then makes shards of. The folder gets tokenizer.json, which is the `text.tokenizer` of a label config and opens in transformers, and tokenizer.yaml, which says what it
-was trained on. Tokens 0 and 1 are <pad> and <mask>, then come the 256 bytes, then what the training joined, so that any text can
+Text is the columns that the list of files brought into the manifest (mert manifest ... files=LIST.csv), or the files below a
+folder, of which mert tokenize then makes shards. The folder gets tokenizer.json, which is the `text.tokenizer` of a label config
+and opens in transformers, and tokenizer.yaml, which says what it was trained on. Tokens 0 and 1 are <pad> and <mask>, then come the 256 bytes, then what the training joined, so that any text can
 be encoded. The same text and settings give the same bytes.
 """
 

@@ -273,7 +273,7 @@ def test_cuts_of_one_example_fill_their_arrays(tmp_path, monkeypatch, audio_memb
         for start, count in [(40, 20), (0, 12), (5, 12), (5, 12), (7, 3), (16, 2), (17, 4)]
     ]  # fmt: skip
     ShardReader(str(tmp_path), index, index.shards("train")).read_cuts(0, 0, cuts)
-    for start, arrays in cuts:
+    for start, _, arrays in cuts:
         stop = start + len(arrays["cqt"])
         np.testing.assert_array_equal(arrays["audio"], example.audio[320 * start : 320 * stop])
         np.testing.assert_array_equal(arrays["codes"], example.targets["codes"][:, start:stop])

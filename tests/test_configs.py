@@ -15,6 +15,7 @@ from mert_foundry.jobs.label import LabelConfig
 from mert_foundry.jobs.pretraining.run_description import PretrainConfig
 from mert_foundry.jobs.probing.settings import ProbeConfig
 from mert_foundry.jobs.suite import SuiteConfig
+from mert_foundry.jobs.tokenize import TokenizeConfig
 from mert_foundry.jobs.tokenizer import TokenizerConfig
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.objective.heads import HeadSpec
@@ -31,6 +32,8 @@ JOBS: dict[str, tuple[type[BaseModel], list[str]]] = {
     "extract": (ExtractConfig, ["model=export", "input=shards", "out=features.zarr"]),
     "label": (LabelConfig, ["manifest=manifest", "out=shards"]),
     "tokenizer": (TokenizerConfig, ["manifest=manifest", "out=tokenizer", "columns=[title]"]),
+    "tokenize": (TokenizeConfig, ["documents.root=texts", "tokenizer=tokenizer", "out=shards"]),
+    "text": (PretrainConfig, ["shards=shards", "out=run"]),
     "suite": (SuiteConfig, ["out=suite"]),
     "probe": (ProbeConfig, ["model=run", "data=suite", "out=probe"]),
     "tiny": (PretrainConfig, ["shards=shards", "out=run"]),

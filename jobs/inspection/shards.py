@@ -212,10 +212,8 @@ def length_plots(shard_set: ShardSet, seed: int) -> Plots:
 
 def examples_of(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
     """Players of the examples that the options ask for, or their texts."""
-    from mert_foundry.jobs.inspection.players import (
-        chosen_examples,
-        player_blocks,
-    )  # imports torch, which text does not need
+    # It imports torch, which the summary in a terminal does not need.
+    from mert_foundry.jobs.inspection.players import chosen_examples, player_blocks
 
     if shard_set.index.has_audio:
         return player_blocks(shard_set, options)

@@ -65,6 +65,10 @@ class PlannedRun:
 
 def check_run(run: PlannedRun, splits: Sequence[str], place: str) -> None:
     """Raise ValueError for a run that `mert pretrain` would refuse on these shards; `splits`: those with examples."""
+    if run.config.encoder.frontend.input_name != "audio":
+        raise ValueError(
+            f"encoder.frontend.kind is {run.config.encoder.frontend.kind}, for shards of text alone; runs on audio are planned"
+        )
     check_sizes(run.config, run.targets, SAMPLE_RATE, HOP, run.gpus)
     check_splits(run.config, splits, place)
 
