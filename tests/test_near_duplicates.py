@@ -61,6 +61,12 @@ def found(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     return results, find_sketches(str(out), str(corpus), tracks, in_turn).found
 
 
+def made(keys: np.ndarray, frames: np.ndarray, divisor: int = 1) -> Sketch:
+    """A sketch of these keys, which are as rare as any."""
+    order = np.argsort(keys, kind="stable")
+    return Sketch(keys[order], frames[order], divisor, np.unique(keys), divisor)
+
+
 def names(results: list[Track | Reject], reason: str = "") -> set[str]:
     """Files that are rejected for a reason; those that are not rejected without one."""
     return {Path(result.path).name for result in results if getattr(result, "reason", "") == reason}
@@ -120,20 +126,17 @@ def test_best_keeps_the_highest_rate_then_bytes_a_second_then_the_longest(found)
 def test_a_long_track_is_not_dropped_for_an_excerpt_of_it(found):
     """Both are kept, in one group."""
     results, sketches = found
-    clip, other = (sketch(landmarks([decoded(MUSIC / CLIPS[index])[: 10 * RATE]])) for index in (3, 8))
-    shift = np.int32(np.ceil(10 * RATE / 512) + 70)
-    keys, frames = np.concatenate([clip.keys, other.keys]), np.concatenate([clip.frames, other.frames + shift])
-    order = np.argsort(keys, kind="stable")
-    medley = Sketch(keys[order], frames[order], 1)
+    clip, other = (decoded(MUSIC / CLIPS[index])[: seconds * RATE] for index, seconds in ((3, 6), (8, 10)))
+    excerpt, medley = (sketch(landmarks([audio])) for audio in (clip, np.concatenate([clip, other])))
     [track] = [result for result in results if result.path == "copies/quiet.wav"]
     tracks = [
         msgspec.structs.replace(track, key=key, path=key, audio_sha256=key, seconds=seconds, sample_rate=rate)
-        for key, seconds, rate in (("a", 10.0, 48_000), ("b", 40.0, 24_000), ("c", 10.0, 8_000))
+        for key, seconds, rate in (("a", 6.0, 48_000), ("b", 16.0, 24_000), ("c", 6.0, 8_000))
     ]
-    resolved = resolve(tracks, {"a": clip, "b": medley, "c": clip}, "best")
+    resolved = resolve(tracks, {"a": excerpt, "b": medley, "c": excerpt}, "best")
     (cluster,) = resolved.clusters
     assert [(copy.key, copy.kept) for copy in cluster.tracks] == [("a", True), ("b", True), ("c", False)]
-    assert compare(clip, other, 10.0, 10.0) is None
+    assert compare(excerpt, sketch(landmarks([other])), 6.0, 10.0) is None
 
 
 @settings(max_examples=15)
@@ -158,24 +161,24 @@ def test_the_index_finds_what_comparing_all_pairs_finds(seed: int):
         survived = random.random(600) < 0.5
         keys = np.where(survived, originals[number % 4], random.integers(1 << 35, size=600, dtype=np.uint64))
         frames = np.arange(600, dtype=np.int32) * 3
-        order = np.argsort(keys)
-        sketches.append(Sketch(keys[order], frames[order], 1))
+        sketches.append(made(keys, frames))
     lengths = [40.0] * 20
     assert 20 / 4 < NEIGHBOURS  # so that the index gives all pairs here, not a chain
-    found = {(pair.first, pair.second) for pair in find_near_duplicates(sketches, lengths)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mert_foundry.pipeline.fingerprint.near_duplicates.BLOCK", 7)
+        found = {(pair.first, pair.second) for pair in find_near_duplicates(sketches, lengths)}
     naive = {(a, b) for a in range(20) for b in range(a + 1, 20) if compare(sketches[a], sketches[b], 40.0, 40.0)}
     assert found == naive == {(a, b) for a in range(20) for b in range(a + 1, 20) if a % 4 == b % 4}
 
 
-def test_hundreds_of_copies_are_joined(found):
-    """More than the index links to each other."""
+def test_more_copies_than_a_key_links_are_joined(found):
     _, sketches = found
     clip = max(sketches.values(), key=lambda one: len(one.keys))
     random = np.random.default_rng(0)
     copies = []
-    for _ in range(10 * NEIGHBOURS):
+    for _ in range(2 * NEIGHBOURS):
         survived = random.random(len(clip.keys)) < 0.3
-        copies.append(Sketch(clip.keys[survived], clip.frames[survived], clip.divisor))
+        copies.append(made(clip.keys[survived], clip.frames[survived], clip.divisor))
     joined = {0}
     for pair in find_near_duplicates(copies, [12.0] * len(copies)):
         if pair.first in joined or pair.second in joined:
@@ -185,8 +188,8 @@ def test_hundreds_of_copies_are_joined(found):
 
 def test_a_long_recording_keeps_few_keys_and_a_part_of_it_keeps_them_too(found):
     keys = np.sort(np.random.default_rng(0).integers(1 << 35, size=40_000, dtype=np.uint64))
-    whole = Sketch(keys, np.arange(40_000, dtype=np.int32), 1)
-    thin, part = whole.thinned(16), Sketch(keys[:1000], whole.frames[:1000], 1)
+    whole = made(keys, np.arange(40_000, dtype=np.int32))
+    thin, part = whole.thinned(16), made(keys[:1000], whole.frames[:1000])
     assert 2_200 < len(thin.keys) < 2_800
     assert np.array_equal(part.thinned(16).keys, thin.keys[thin.frames < 1000])
     assert np.array_equal(whole.thinned(4).thinned(16).keys, thin.keys)
@@ -218,7 +221,8 @@ def test_sketches_are_kept_and_damaged_ones_made_again(corpus: Path, tmp_path: P
     assert len(made) == 4
     for digest, one in repeated.items():
         assert np.array_equal(one.keys, first[digest].keys) and np.array_equal(one.frames, sketches[digest].frames)
-        assert one.divisor == first[digest].divisor
+        assert np.array_equal(one.rare, sketches[digest].rare)
+        assert (one.divisor, one.rare_divisor) == (sketches[digest].divisor, sketches[digest].rare_divisor)
 
 
 def test_a_track_that_cannot_be_fingerprinted_is_a_reject(corpus: Path, tmp_path: Path, found):

@@ -1,7 +1,7 @@
 """Pairs of recordings that are copies of each other, encoded anew, trimmed or scaled, among any number of them.
 
-Pairs that share a few keys come from an index of keys, and are then compared sketch by sketch. The index links each key of a recording to
-those of the next few recordings that have it, so work grows with the number of recordings, also where thousands share a key: copies of
+Pairs that share a few rare keys come from an index of these, and are then compared sketch by sketch. The index links each rare key of a recording
+to the next few recordings that have it, so work grows with the number of recordings, also where thousands share a key: copies of
 one recording share many keys, and are linked by some of them.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mert_foundry.pipeline.fingerprint.landmarks import FRAMES_PER_SECOND
-from mert_foundry.pipeline.fingerprint.sketch import Sketch, divisor_for
+from mert_foundry.pipeline.fingerprint.sketch import Sketch
 
-INDEX_KEYS, INDEX_DIVISOR = 256, 128  # keys of a recording in the index, or one of so many
-NEIGHBOURS = 8  # recordings to which a key links
-FEWEST_SHARED = 2  # keys of a pair that is compared
+NEIGHBOURS = 16  # recordings to which a rare key links; of a million, five have it by chance
+BLOCK = 50_000  # recordings whose links are counted together, for less memory
+FEWEST_SHARED = 2  # rare keys of a pair that is compared
 # Of a near duplicate: keys that agree on a shift in time, their share of those where both overlap, and the share of the shorter recording that
 # lies in windows with such keys. Between 45 s of 25 different tracks of game music 3 of 5,000 agreed at most; of copies 6 % at
 # least (docs/measurements.md).
@@ -87,17 +87,19 @@ def _equal_keys(first: Sketch, second: Sketch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _candidates(sketches: Sequence[Sketch]) -> np.ndarray:
-    """Pairs of numbers, int64 `[n, 2]`, the smaller first, that share keys of the index."""
-    thin = [one.thinned(divisor_for(len(one.keys) * one.divisor, INDEX_KEYS, INDEX_DIVISOR)).keys for one in sketches]
-    keys = np.concatenate([np.zeros(0, np.uint64), *thin])
-    owners = np.repeat(np.arange(len(thin)), [len(one) for one in thin])
-    order = np.lexsort((owners, keys))
+    """Pairs of numbers, int64 `[n, 2]`, the smaller first, that share rare keys."""
+    keys = np.concatenate([np.zeros(0, np.uint64), *(one.rare for one in sketches)])
+    owners = np.repeat(np.arange(len(sketches), dtype=np.int32), [len(one.rare) for one in sketches])
+    order = np.argsort(keys, kind="stable")  # so that the owners of a key are in their order
     keys, owners = keys[order], owners[order]
-    is_first = np.append(True, (keys[1:] != keys[:-1]) | (owners[1:] != owners[:-1]))[: len(keys)]
-    keys, owners = keys[is_first], owners[is_first]  # each key once of each recording
-    pairs = [np.zeros(0, np.int64)]
-    for distance in range(1, NEIGHBOURS + 1):
-        is_same = keys[distance:] == keys[:-distance]
-        pairs.append(owners[:-distance][is_same] * len(thin) + owners[distance:][is_same])
-    found, shared = np.unique(np.concatenate(pairs), return_counts=True)
-    return np.stack(np.divmod(found[shared >= FEWEST_SHARED], max(1, len(thin))), axis=1)
+    found = [np.zeros(0, np.int64)]
+    for begin in range(0, len(sketches), BLOCK):
+        positions = np.flatnonzero((owners >= begin) & (owners < begin + BLOCK))
+        linked = []
+        for distance in range(1, NEIGHBOURS + 1):
+            first = positions[: np.searchsorted(positions, len(keys) - distance)]
+            first = first[keys[first] == keys[first + distance]]
+            linked.append(owners[first].astype(np.int64) * len(sketches) + owners[first + distance])
+        pairs, shared = np.unique(np.concatenate(linked), return_counts=True)
+        found.append(pairs[shared >= FEWEST_SHARED])
+    return np.stack(np.divmod(np.concatenate(found), max(1, len(sketches))), axis=1)

@@ -115,6 +115,9 @@ def _publish(folder: str, number: int, sketches: dict[str, Sketch]) -> int:
         counts=np.array([len(one.keys) for one in sketches.values()], np.int64),
         keys=np.concatenate([one.keys for one in sketches.values()]),
         frames=np.concatenate([one.frames for one in sketches.values()]),
+        rare_divisors=np.array([one.rare_divisor for one in sketches.values()], np.int32),
+        rare_counts=np.array([len(one.rare) for one in sketches.values()], np.int64),
+        rare=np.concatenate([one.rare for one in sketches.values()]),
     )
     files.publish_bytes(files.join(folder, f"{number:06d}.npz"), content.getvalue())
     return number
@@ -126,9 +129,20 @@ def _read(location: str) -> Iterator[tuple[str, Sketch]]:
         with np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False) as part:
             if part["version"] != SKETCH_VERSION:
                 return
-            digests, divisors, ends = part["digests"], part["divisors"], np.cumsum(part["counts"])
-            keys, frames = part["keys"], part["frames"]
+            columns = {name: part[name] for name in part.files}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return
-    for digest, divisor, start, end in zip(digests, divisors, np.append(0, ends), ends):
-        yield digest.tobytes().hex(), Sketch(keys[start:end], frames[start:end], int(divisor))
+    ends, rare_ends = np.cumsum(columns["counts"]), np.cumsum(columns["rare_counts"])
+    for number, digest in enumerate(columns["digests"]):
+        own = slice(ends[number] - columns["counts"][number], ends[number])
+        rare = slice(rare_ends[number] - columns["rare_counts"][number], rare_ends[number])
+        yield (
+            digest.tobytes().hex(),
+            Sketch(
+                columns["keys"][own],
+                columns["frames"][own],
+                int(columns["divisors"][number]),
+                columns["rare"][rare],
+                int(columns["rare_divisors"][number]),
+            ),
+        )
