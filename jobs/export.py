@@ -13,6 +13,8 @@ prevents the native class is reported.
 
 import argparse
 import sys
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from mert_foundry.jobs.command.console import console
@@ -52,14 +54,15 @@ def read(named: Path) -> tuple[StoredModel, dict, str]:
         print(f"passed over: {fault}", file=sys.stderr)
     state, description = load_state(checkpoint), RunDescription(**load_config(checkpoint))
     config = description.config
+    stages = [stage for step, stage in config.stream.stages().items() if step <= max(state.step, 1)]
     card = {
         "Data": without_paths(description.data),
         "Training": {
             "steps": state.step,
             "seed": config.seed,
             "initial weights": Path(config.initial).name if config.initial else "random",
-            "examples a step": config.stream.batch_size,
-            "crop samples": config.stream.crop_samples,
+            "examples a step": in_order(stage.batch_size for stage in stages),
+            "crop samples": in_order(stage.crop_samples for stage in stages),
             "skipped steps": state.skipped_steps,
             "objective": config.objective.model_dump(mode="json"),
             "trainer": config.trainer.model_dump(mode="json"),
@@ -68,6 +71,12 @@ def read(named: Path) -> tuple[StoredModel, dict, str]:
     }
     words = f"{'averaged weights at ' if averaged else ''}step {state.step} of {checkpoint}"
     return read_checkpoint(checkpoint, averaged), card, words
+
+
+def in_order(values: Iterable[int]) -> int | str:
+    """A value that held throughout, or those that held one after another."""
+    different = [value for value, _ in groupby(values)]
+    return different[0] if len(different) == 1 else ", then ".join(map(str, different))
 
 
 def without_paths(data: dict) -> dict:

@@ -183,6 +183,11 @@ def plan_run(own: PlanConfig, pretrain: PretrainConfig, planned: PlannedSet) -> 
     run = PlannedRun(pretrain, planned.specs, count_examples(planned, pretrain.train_split), len(shards), own.gpus)
     if pretrain.memory is not None:
         raise UsageError("memory: a plan does not count a text memory; memory=null plans the run without it")
+    if len(pretrain.stream.stages()) > 1:
+        raise UsageError(
+            "stream.batch_size_schedule, stream.crop_samples_schedule: a plan counts steps of one size; set both to [] to plan a run"
+            " of stream.batch_size and stream.crop_samples"
+        )
     filled = [split for split in planned.splits if count_examples(planned, split)]
     try:
         check_run(run, filled, own.manifest)

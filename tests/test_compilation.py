@@ -53,6 +53,23 @@ def test_losses_stay_and_no_graph_is_broken_or_made_again(layer_drop: float, che
 
 
 @pytest.mark.slow
+def test_a_stage_with_other_batches_is_compiled_once_and_the_steps_within_it_are_not():
+    compiled, eager = build(), build()
+    compile_parts(compiled, backend="aot_eager")
+    trained = [
+        TrainStep(model, OptimizerConfig(), MaskConfig(), None, 1, False, 11, CPU) for model in (compiled, eager)
+    ]
+    graphs = []
+    for step, (rows, frames) in enumerate([(4, 20), (4, 20), (8, 20), (8, 20), (4, 60), (4, 60)], start=1):
+        ours, theirs = (one.train(synthetic_batch(step, rows, frames), step, 1e-2, {}) for one in trained)
+        assert ours.summary["loss"] == pytest.approx(theirs.summary["loss"], rel=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    # The projection and one for all layers, at most once again in each later stage: the third may fit the form of any size.
+    assert graphs[0] == graphs[1] == 2 and graphs[2] == graphs[3] == 4 and graphs[4] == graphs[5] <= 6
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
 def test_validations_with_batches_of_any_size_go_on_compiled():
     model = build()
     compile_parts(model, backend="eager")

@@ -75,6 +75,13 @@ def test_ranks_that_divide_a_model_need_less_and_layers_computed_again_too(dry, 
     assert {each["operations of a step"] for each in (whole, divided, again)} == {whole["operations of a step"]}
 
 
+def test_a_step_of_a_later_stage_is_told_by_its_number(dry, small: str):
+    schedules = ["stream.batch_size_schedule=[[100,4]]", "stream.crop_samples_schedule=[[100,288000]]"]
+    stages = [figures(dry, small, *schedules, "--step", step) for step in ("99", "100")]
+    plain = [figures(dry, small), figures(dry, small, "stream.batch_size=4", "stream.crop_samples=288000")]
+    assert stages == plain and stages[1]["audio"] == pytest.approx(4 * 12 / 3600)
+
+
 def test_what_is_not_counted_says_so(dry, small: str):
     frontend = "encoder.frontend={kind: convolution, channels: 16, activation_checkpointing: true}"
     code, said, error = dry(small, frontend)

@@ -312,3 +312,28 @@ def test_centroids_of_mert_kmeans_are_the_same_teacher():
     # As the commit that made the folder has it.
     assert teacher.spec.fingerprint == "22a5fdce0d7d0605747ddb01039984a54310ce13b091d54ae1f6ef35cfb14ec2"
     assert (teacher.spec.name, teacher.spec.codebook_size, teacher.spec.size) == ("chroma", 4, 1)
+
+
+def test_moments_of_a_run_go_to_the_weights_of_their_names(older: Path):
+    """When it was written, the codes' embeddings decayed and stood elsewhere in the optimiser's state."""
+    from mert_foundry.jobs.pretraining.run_description import read_description
+    from mert_foundry.model.runs.checkpoint import load_optimizer_state, load_weights
+    from mert_foundry.model.training.optimizer import OptimizerConfig, build_optimizer, restore_moments
+
+    checkpoint = older / "run" / "checkpoints" / "step_2"
+    saved, weights = load_optimizer_state(checkpoint), load_weights(checkpoint)
+    description = read_description(older / "run")
+    model = build_pretrain_model(description.config.encoder, description.heads, description.config.objective, 0)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    restore_moments(optimizer, saved, checkpoint)
+    moments = {
+        name: saved["state"][number]
+        for group in saved["param_groups"]
+        for name, number in zip(group["param_names"], group["params"])
+    }
+    (decayed, kept), (decayed_before, _) = optimizer.param_groups, saved["param_groups"]
+    (embedding,) = set(decayed_before["param_names"]) - set(decayed["param_names"])
+    assert embedding.startswith("heads.") and embedding.endswith(".embedding") and embedding in kept["param_names"]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(optimizer.state[parameter]["exp_avg_sq"], moments[name]["exp_avg_sq"])
+        assert optimizer.state[parameter]["exp_avg"].shape == weights[name].shape

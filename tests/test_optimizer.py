@@ -80,7 +80,14 @@ def test_only_matrices_decay():
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
     expected = {name for name in names.values() if name.endswith("bias") or "norm." in name or "mask_embedding" in name}
-    assert kept_names == expected | {"encoder.transformer.position.conv.parametrizations.weight.original0"}
+    expected |= {"heads.codes.embedding", "encoder.transformer.position.conv.parametrizations.weight.original0"}
+    assert kept_names == expected
+
+
+def test_tables_of_tokens_do_not_decay():
+    model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(5, 3), "map": torch.nn.Linear(3, 3)})
+    decayed, kept = build_optimizer(model, OptimizerConfig()).param_groups
+    assert decayed["param_names"] == ["map.weight"] and kept["param_names"] == ["tokens.weight", "map.bias"]
 
 
 def test_settings_reach_adamw():
@@ -154,18 +161,36 @@ def test_moments_come_back_under_the_settings_of_now(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "before, now",
+    "now", [{}, {"1": {"learning_rate_multiplier": 0.5}}, {"2": {"learning_rate_multiplier": 0.5}}]
+)
+def test_moments_go_to_the_weights_of_their_names_in_any_grouping(now):
+    """Layers of the same shapes change their places in the state: only the names tell them apart."""
+    before = stepped({"1": {"learning_rate_multiplier": 0.5}})
+    saved = before.state_dict()
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    names = [name for group in saved["param_groups"] for name in group["param_names"]]
+    optimizer = build_optimizer(encoder_with(now), OptimizerConfig(weight_decay=0.5))
+    restore_moments(optimizer, saved, "step_1")
+    for group in optimizer.param_groups:
+        assert group["weight_decay"] in (0.5, 0.0)
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            expected = saved["state"].get(numbers[names.index(name)], {})
+            found = optimizer.state.get(parameter, {})
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name", "words"),
     [
-        ({}, {"1": {"learning_rate_multiplier": 0.5}}),
-        ({"1": {"learning_rate_multiplier": 0.5}}, {"2": {"learning_rate_multiplier": 0.5}}),
-        ({"1": {"trainable": False}}, {"2": {"trainable": False}}),
-        ({}, {"3": {"trainable": False}}),
+        ({"1": {"trainable": False}}, {"2": {"trainable": False}}, 1, "is trained here, but has no moments there"),
+        ({}, {"3": {"trainable": False}}, 3, "has moments there, but is not trained here"),
     ],
 )
-def test_moments_of_another_grouping_are_refused(before, now):
-    """Some of these have as many parameters of the same shapes: only the names tell them apart."""
+def test_moments_of_other_weights_are_refused(before, now, name, words):
     optimizer = build_optimizer(encoder_with(now), OptimizerConfig())
-    with pytest.raises(ValueError, match=r"^runs/step_1: moment \d+ of the optimiser is .*'s, here .*'s$"):
+    line = rf"^runs/step_1: optimiser state: transformer.layers.{name}.attention.\S+ {words}$"
+    with pytest.raises(ValueError, match=line):
         restore_moments(optimizer, stepped(before).state_dict(), "runs/step_1")
     assert not optimizer.state
 

@@ -429,6 +429,7 @@ def test_what_is_not_known_is_not_guessed(
         (["{label}", "prices.gpu=1"], "unknown key 'prices.gpu'"),
         (["{label}", "{pretrain}", "gpus=3"], "stream.batch_size 4 is not a multiple of the 3 ranks"),
         (["{label}", "{pretrain}", "gpus=2", "trainer.accumulation=4"], "2 crops, fewer than trainer.accumulation 4"),
+        (["{label}", "{pretrain}", "stream.batch_size_schedule=[[9,8]]"], "a plan counts steps of one size"),
         (["{label}", "{pretrain}", "splits=[train]"], "no split 'valid' to validate on, only train"),
     ],
 )

@@ -7,6 +7,7 @@ Parameters, operations, audio and memory of one GPU of a step on a set with the 
 and a CQT of 336 bins, 75 frames a second. `mert plan` tells the same for a corpus and its own targets, and more.
 
     --gpus N    GPUs, one rank each; as the config's first lines say where not given, else 1
+    --step N    the step that is told of, where batch size or crops change by schedule; the first where not given
     --json      the figures as JSON, with their formulas
 """
 
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mert bench step CONFIG --dry", add_help=False)
     parser.add_argument(DRY, action="store_true")
     parser.add_argument("--gpus", type=int)
+    parser.add_argument("--step", type=int, default=1)
     options, rest = parser.parse_known_args(arguments)
     places = [word for word in rest if "=" not in word]
     if len(places) != 1:
@@ -63,6 +65,9 @@ def main(arguments: list[str]) -> int:
     gpus = options.gpus if options.gpus is not None else gpus_of(Path(places[0]).read_text())
     if gpus < 1:
         raise UsageError(f"mert bench step --dry: --gpus is {gpus}, at least 1 is needed")
+    if options.step < 1:
+        raise UsageError(f"mert bench step --dry: --step is {options.step}, steps count from 1")
+    config = config.model_copy(update={"stream": config.stream.at_step(options.step)})
     run = PlannedRun(config, TARGETS, Counter(), 0, gpus)
     try:
         check_run(run, [config.train_split, config.valid_split or ""], places[0])

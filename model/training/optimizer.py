@@ -1,7 +1,7 @@
 """AdamW (arXiv 1711.05101) with parameter groups."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,11 @@ class OptimizerConfig(BaseModel):
 
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay per step of the gradients' mean and mean square")
     epsilon: float = Field(1e-6, gt=0.0, description="added to the root of the mean square")
-    weight_decay: float = Field(0.01, ge=0.0, description="times the rate: weight lost per step; not on vectors")
+    weight_decay: float = Field(
+        0.01,
+        ge=0.0,
+        description="times the rate: weight lost per step; not on norms, biases, other vectors and embeddings",
+    )
     gradient_clip: float = Field(10.0, gt=0.0, description="largest 2-norm of the whole gradient")
 
 
@@ -29,14 +33,15 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     Each step a group's rate is to be set to `rate_multiplier` times the schedule's. The parameters at multiplier 1
     come first, those with weight decay before those without.
     """
-    multipliers = _rate_multipliers(model)
+    multipliers, embeddings = _rate_multipliers(model), _embeddings(model)
     groups: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {(1.0, False): [], (1.0, True): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((multipliers.get(parameter, 1.0), _is_vector(parameter)), []).append((name, parameter))
+            spared = _is_vector(parameter) or parameter in embeddings
+            groups.setdefault((multipliers.get(parameter, 1.0), spared), []).append((name, parameter))
     settings = [
-        {"params": named, "weight_decay": 0.0 if is_vector else config.weight_decay, "rate_multiplier": multiplier}
-        for (multiplier, is_vector), named in groups.items()
+        {"params": named, "weight_decay": 0.0 if spared else config.weight_decay, "rate_multiplier": multiplier}
+        for (multiplier, spared), named in groups.items()
         if named
     ]
     fused = next(
@@ -46,32 +51,39 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: object) -> None:
-    """Load copies of the moments of a saved state dict; the settings of the groups stay the optimiser's own.
+    """Load copies of the moments of a saved state dict, by the names of their parameters; the settings of the groups stay the optimiser's own.
 
-    Raises ValueError naming `source` when the state belongs to parameters of other names or another order, or has no
-    names (as before learning-rate multipliers): moments are stored by index, and would go to the wrong ones.
+    So the groups, and the order of parameters in them, may be others than when it was saved. Raises ValueError naming `source` when the
+    state belongs to parameters of other names, or has no names (as before learning-rate multipliers).
     """
     own = optimizer.state_dict()["param_groups"]
     if not all("param_names" in group for group in state["param_groups"]):
         raise ValueError(
             f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its weights"
         )
-    found, expected = (
-        [name for group in groups for name in group["param_names"]] for groups in (state["param_groups"], own)
-    )
-    if found != expected:
-        index = next((i for i, names in enumerate(zip(found, expected)) if len(set(names)) == 2), len(found))
-        names = [names[index] if index < len(names) else "none" for names in (found, expected)]
-        raise ValueError(f"{source}: moment {index} of the optimiser is {names[0]}'s, here {names[1]}'s")
+    found, expected = _indices_by_name(state["param_groups"]), _indices_by_name(own)
+    if other := sorted(found.keys() ^ expected.keys()):
+        where = (
+            "has moments there, but is not trained here"
+            if other[0] in found
+            else "is trained here, but has no moments there"
+        )
+        raise ValueError(f"{source}: optimiser state: {other[0]} {where}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            name: value.clone() if name == "step" else _own_moment(parameters[index], value)
-            for name, value in of_one.items()
+            key: value.clone() if key == "step" else _own_moment(parameters[index], value)
+            for key, value in state["state"][found[name]].items()
         }
-        for index, of_one in state["state"].items()
+        for name, index in expected.items()
+        if found[name] in state["state"]
     }
     optimizer.load_state_dict({"state": moments, "param_groups": own})
+
+
+def _indices_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The number of each parameter in a state dict."""
+    return {name: index for group in groups for name, index in zip(group["param_names"], group["params"])}
 
 
 def _own_moment(parameter: Tensor, value: Tensor) -> Tensor:
@@ -87,6 +99,16 @@ def _rate_multipliers(model: nn.Module) -> dict[nn.Parameter, float]:
         for module in model.modules()
         if isinstance(module, TransformerLayer)
         for parameter in module.parameters()
+    }
+
+
+def _embeddings(model: nn.Module) -> set[nn.Parameter]:
+    """Tables of vectors: those of torch's Embedding, and parameters that are named so, as the codes' of a head."""
+    return {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, nn.Embedding) or name.endswith("embedding")
     }
 
 
