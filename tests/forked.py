@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -40,7 +42,7 @@ class Forked:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired(self._process.name, timeout)
@@ -56,9 +58,31 @@ def forked_mert(words: Sequence[str], stdout: Path, stderr: Path, environment: d
     return Forked(_run_mert, list(words), stdout, stderr, environment)
 
 
-def _run_mert(words: list[str], stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
-    from mert_foundry.jobs.command.line import main
+def forked_torchrun(
+    options: Sequence[str], words: Sequence[str], stdout: Path, stderr: Path, environment: dict[str, str]
+) -> Forked:
+    """`torchrun --standalone OPTIONS` of the `mert` command, as `forked_mert`; its ranks are forked too, and its children."""
+    return Forked(_run_torchrun, list(options), list(words), stdout, stderr, environment)
 
+
+def _run_mert(words: list[str], stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
+    _begin(stdout, stderr, environment)
+    _mert(*words)
+
+
+def _run_torchrun(
+    options: list[str], words: list[str], stdout: Path, stderr: Path, environment: dict[str, str]
+) -> None:
+    """As `torch.distributed.run.run`, but that a rank is a function, which torch can start by a fork."""
+    from torch.distributed import run
+
+    _begin(stdout, stderr, environment)
+    group = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4()}"]
+    config, _, _ = run.config_from_args(run.parse_args([*group, *options, "mert"]))
+    run.elastic_launch(replace(config, start_method="fork"), _mert)(*words)
+
+
+def _begin(stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
     os.setsid()
     for number, path in ((1, stdout), (2, stderr)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -67,5 +91,10 @@ def _run_mert(words: list[str], stdout: Path, stderr: Path, environment: dict[st
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch has read the server's
+
+
+def _mert(*words: str) -> None:
+    from mert_foundry.jobs.command.line import main
+
     sys.argv = ["mert", *words]
     sys.exit(main())
