@@ -1,6 +1,7 @@
 """Processes forked from one that has imported what takes seconds: ranks, and commands whose start is not what is tested."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -63,6 +65,22 @@ def forked_torchrun(
 ) -> Forked:
     """`torchrun --standalone OPTIONS` of the `mert` command, as `forked_mert`; its ranks are forked too, and its children."""
     return Forked(_run_torchrun, list(options), list(words), stdout, stderr, environment)
+
+
+def forked_module(command: Sequence[str], capture_output: bool, text: bool) -> subprocess.CompletedProcess:
+    """In place of `subprocess.run` for `python -m MODULE ARGUMENTS`: a process of its own that has its imports already."""
+    assert capture_output and text and command[1] == "-m"
+    with TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = Forked(_run_module, *command[2:4], *outputs, {"OMP_NUM_THREADS": "1"} | os.environ)
+        code = process.wait(300)
+        return subprocess.CompletedProcess(command, code, *(output.read_text() for output in outputs))
+
+
+def _run_module(module: str, argument: str, stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
+    _begin(stdout, stderr, environment)
+    sys.argv = [module, argument]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _run_mert(words: list[str], stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
