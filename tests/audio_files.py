@@ -136,4 +136,4 @@ def wait_until(process: subprocess.Popen | Forked, condition: Callable[[], bool]
     while not condition():
         assert process.poll() is None, "it was done before the moment came"
         assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.002)
+        time.sleep(0.02)

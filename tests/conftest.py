@@ -174,7 +174,7 @@ def ray_address() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"OMP_NUM_THREADS": "1", **PROMPT}.items():
             patch.setenv(name, value)  # its workers inherit it
-        node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+        node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "no_monitor": True}  # nothing scales it
         cluster = Cluster(initialize_head=True, head_node_args=node)
     yield cluster.address
     cluster.shutdown()

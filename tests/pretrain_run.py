@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import psutil
 import torch
 import yaml
 from audio_files import mert_command, mert_environment, wait_until
-from forked import Forked, forked_mert
+from forked import Forked, forked_mert, forked_torchrun
 
 from mert_foundry.jobs import pretrain
 from mert_foundry.jobs.command.line import run
@@ -85,27 +85,39 @@ def pretrain_here(shards: Path, out: Path, *changes: str) -> int:
 
 
 def start(
-    ranks: int,
-    shards: Path,
-    out: Path,
-    *changes: str,
-    stderr: int | None = None,
-    restarts: int = 0,
-    variables: Mapping[str, str] = MappingProxyType({}),
+    ranks: int, shards: Path, out: Path, *changes: str, variables: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.Popen:
     """The command as a process, under torchrun when there are several ranks; its output lies beside `out`.
 
-    stderr: where that goes instead; variables: of the environment, beside its own.
+    variables: of the environment, beside its own.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *torchrun_options(ranks)]
     command = [*torchrun, "-m", "mert_foundry.jobs.pretrain"] if ranks > 1 else mert_command("pretrain")
     return subprocess.Popen(
         [*command, *arguments(shards, out, *changes)],
         stdout=open(output_of(out, "stdout"), "w"),
-        stderr=open(output_of(out, "stderr"), "w") if stderr is None else stderr,
+        stderr=open(output_of(out, "stderr"), "w"),
         env={**mert_environment(), **variables},
     )
+
+
+def start_forked(
+    ranks: int,
+    shards: Path,
+    out: Path,
+    *changes: str,
+    restarts: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Forked:
+    """As `start`, under a torchrun that has its imports already, and so have the ranks."""
+    options = [*torchrun_options(ranks), f"--max-restarts={restarts}"]
+    words = ["pretrain", *arguments(shards, out, *changes)]
+    environment = {**mert_environment(), **variables}
+    return forked_torchrun(options, words, output_of(out, "stdout"), output_of(out, "stderr"), environment)
+
+
+def torchrun_options(ranks: int) -> list[str]:
+    return [f"--nproc-per-node={ranks}", "--monitor-interval=0.1"]
 
 
 def output_of(out: Path, stream: str) -> Path:
@@ -147,38 +159,51 @@ class Ranks:
 
 @contextmanager
 def held_back(ranks: int, shards: Path, out: Path, *changes: str) -> Iterator[IO[bytes]]:
-    """Ranks at work whose stderr is a pipe of one page, which is given: some 20 lines fill it, then they stand still.
-
-    So they are never far beyond the step that the test has read of, however slowly the test comes to run. SIGKILL ends all of them.
-    """
-    stderr = output_of(out, "stderr")
-    stderr.unlink(missing_ok=True)
-    os.mkfifo(stderr)
-    run = Ranks(out, [arguments(shards, out, *changes)] * ranks)
-    try:
-        with open(stderr, "rb", buffering=0) as pipe:
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-            yield pipe
-            assert [process.poll() for process in run.processes] == [None] * ranks, "ended before it was killed"
-    finally:
-        run.kill()
-        stderr.unlink()
+    """Ranks at work whose stderr is `one_page`, which is given. SIGKILL ends all of them."""
+    with one_page(out) as open_page:
+        run = Ranks(out, [arguments(shards, out, *changes)] * ranks)
+        try:
+            with open_page() as page:
+                yield page
+                assert [process.poll() for process in run.processes] == [None] * ranks, "ended before it was killed"
+        finally:
+            run.kill()
 
 
 @contextmanager
 def launcher_held_back(ranks: int, shards: Path, out: Path, *changes: str) -> Iterator[IO[bytes]]:
     """As `held_back`, by torchrun: SIGKILL ends the launcher and its ranks."""
-    reading, writing = os.pipe()
-    process = start(ranks, shards, out, *changes, stderr=writing)
-    os.close(writing)
-    try:
-        with open(reading, "rb", buffering=0) as pipe:
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-            yield pipe
-            assert process.poll() is None, "ended before it was killed"
+    with one_page(out) as open_page:
+        process = start_forked(ranks, shards, out, *changes)
+        try:
+            with open_page() as page:
+                yield page
+                assert process.poll() is None, "ended before it was killed"
+                kill_all(process)
+        finally:
             kill_all(process)
+
+
+@contextmanager
+def one_page(out: Path) -> Iterator[Callable[[], IO[bytes]]]:
+    """The stderr of a run that starts now is a pipe of one page: some 20 lines fill it, then the ranks stand still.
+
+    So they are never far beyond the step that the test has read of, however slowly the test comes to run. It is opened when they
+    have started.
+    """
+    stderr = output_of(out, "stderr")
+    stderr.unlink(missing_ok=True)
+    os.mkfifo(stderr)
+
+    def open_page() -> IO[bytes]:
+        page = open(stderr, "rb", buffering=0)
+        fcntl.fcntl(page, fcntl.F_SETPIPE_SZ, 4096)
+        return page
+
+    try:
+        yield open_page
     finally:
-        kill_all(process)
+        stderr.unlink()
 
 
 def read_steps(stderr: IO[bytes], count: int) -> str:
@@ -195,7 +220,7 @@ def read_steps(stderr: IO[bytes], count: int) -> str:
     raise AssertionError(f"ended before {count} more steps:\n{''.join(lines)}")
 
 
-def finish(process: subprocess.Popen) -> int:
+def finish(process: subprocess.Popen | Forked) -> int:
     """Wait for the end; a process that hangs is killed with all its ranks, and the test fails."""
     try:
         return process.wait(timeout=200)
@@ -204,7 +229,7 @@ def finish(process: subprocess.Popen) -> int:
         raise
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: subprocess.Popen | Forked) -> None:
     """SIGKILL for the launcher and every rank of it; nothing when it has ended."""
     if process.poll() is not None:
         return
@@ -218,9 +243,9 @@ def kill_all(process: subprocess.Popen) -> None:
     assert not alive, alive
 
 
-def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The ranks that a launcher has now."""
-    return [one for one in psutil.Process(process.pid).children() if "mert_foundry.jobs.pretrain" in one.cmdline()]
+def ranks_of(launcher: Forked) -> list[psutil.Process]:
+    """The ranks that a forked launcher has now."""
+    return psutil.Process(launcher.pid).children()
 
 
 def wait_for_step(process: subprocess.Popen | Forked, out: Path, step: int) -> None:

@@ -1,12 +1,14 @@
 """`mert bench loader`: every loader gives the same bits, and the report says what it should."""
 
 import json
+import subprocess
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import forked_module
 
 from mert_foundry.jobs.benchmarks import loader_benchmark
 from mert_foundry.jobs.benchmarks.loader_examples import make_examples, write_arrays, write_shards
@@ -109,7 +111,8 @@ def test_a_clock_that_did_not_move_is_said_and_not_divided_by():
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_the_report_compares_ours_with_the_best(capsys):
+def test_the_report_compares_ours_with_the_best(capsys, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", forked_module)
     arguments = ["--examples", "8", "--batch", "4", "--seconds", "0.2", "--rounds", "1", "--json"]
     assert run(loader_benchmark.main, arguments, loader_benchmark.__doc__) == 0
     report = json.loads(capsys.readouterr().out)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from forked import forked_module
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,7 +112,8 @@ def test_report_as_json(bench):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_the_command_prints_a_table(bench):
+def test_the_command_prints_a_table(bench, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", forked_module)
     code, out, error = bench(*SMALL, "--rounds", "1", "--only", "ours")
     assert (code, error) == (0, "")
     *_, heading, row = out.splitlines()

@@ -4,16 +4,16 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from forked import Forked
 from pretrain_run import final_weights, read_metrics
 from tiny_model import HEADS, OBJECTIVE, run_ranks, synthetic_batch, synthetic_stream, tiny_encoder
 
@@ -28,7 +28,7 @@ from mert_foundry.model.training.trainer import Stream, TrainingData, TrainResul
 from mert_foundry.model.training.trainer_config import TrainerConfig
 
 PARTIAL = ".partial-step_"
-WIDE = 100_000  # features of the feed-forward parts: 6.4 million weights, 77 MB to write, in steps of a few frames
+LONG_TO_WRITE = {"numbers": list(range(30_000))}  # PyYAML takes the time of many steps for it
 
 
 def run(
@@ -41,6 +41,7 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     limit: int = 3,
     report: Callable[[dict], None] | None = None,
+    run_config: dict | None = None,
 ) -> TrainResult:
     """A checkpoint every second step, and a validation where there is one."""
     encoder = tiny_encoder()
@@ -59,7 +60,7 @@ def run(
             max_failed_checkpoints=limit,
         ),
         run_folder=folder,
-        run_config={},
+        run_config=run_config or {},
         seed=11,
         device=torch.device("cpu"),
         stop=stop,
@@ -75,47 +76,41 @@ def short_batches(position: dict | None, step: int) -> Iterator[tuple[dict, dict
         yield synthetic_batch(number, rows=1, frames=10), {"offset": number}
 
 
-def killed_while_it_writes(process: subprocess.Popen, folder: Path) -> int:
-    """SIGKILL between the first byte of a checkpoint and its publication, when a later step has been recorded.
+def killed_while_it_writes(folder: Path) -> None:
+    """A run that ends itself by SIGKILL between the first byte of a checkpoint and its publication, when a later step is recorded.
 
-    Returns the step of the checkpoint that was under way. The process is halted before one looks, so what is seen holds.
+    It looks when the step after the checkpoint's is recorded, and goes on where the checkpoint is there already.
     """
-    child, deadline = psutil.Process(process.pid), time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        partial = list((folder / "checkpoints").glob(PARTIAL + "*"))
-        if partial and latest_checkpoint(folder / "checkpoints")[0] is not None:
-            child.suspend()
-            os.waitpid(process.pid, os.WUNTRACED)
-            step = int(partial[0].name.removeprefix(PARTIAL))
-            beyond = max(record["step"] for record in read_metrics(folder, "train")) > step
-            if beyond and (partial[0] / "model.safetensors").exists() and not (partial[0] / "checksums.json").exists():
-                process.kill()
-                process.wait()
-                return step
-            child.resume()
-        time.sleep(0.01)
-    raise AssertionError("no moment at which training was ahead of a checkpoint under way")
+    checkpoints = folder / "checkpoints"
+
+    def report(record: dict) -> None:
+        step = record["step"] - 1
+        if record["kind"] != "train" or step % 2 or step < 4:
+            return
+        while not (checkpoints / f"step_{step}").exists():
+            if is_under_way(checkpoints / f"{PARTIAL}{step}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.001)
+
+    run(folder, 100, 32, short_batches, report=report, run_config=LONG_TO_WRITE)
+
+
+def is_under_way(partial: Path) -> bool:
+    return (partial / "model.safetensors").exists() and not (partial / "checksums.json").exists()
 
 
 @pytest.mark.process
 @pytest.mark.slow
 def test_training_goes_on_while_a_checkpoint_is_written_and_a_killed_writer_costs_only_that_one(tmp_path: Path):
-    script = (
-        f"import sys; from pathlib import Path; from test_checkpoint_writer import *; "
-        f"run(Path(sys.argv[1]), 100_000, {WIDE}, short_batches)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
-    try:
-        step = killed_while_it_writes(process, tmp_path)
-    finally:
-        process.kill()
-        process.wait()
+    assert Forked(killed_while_it_writes, tmp_path).wait(120) == -signal.SIGKILL
+    (partial,) = (tmp_path / "checkpoints").glob(PARTIAL + "*")
+    step = int(partial.name.removeprefix(PARTIAL))
+    assert is_under_way(partial) and read_metrics(tmp_path, "train")[-1]["step"] > step
     newest, faults = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None and newest.name == f"step_{step - 2}" and faults == []
 
     records: list[dict] = []
-    result = run(tmp_path, step + 1, WIDE, short_batches, records)
+    result = run(tmp_path, step + 1, 32, short_batches, records)
     assert records[0]["kind"] == "incomplete_checkpoint"
     assert records[0]["fault"].endswith(f"step_{step}: its write was cut short")
     assert records[1] == {"kind": "resume", "step": step - 2, "path": str(newest), "world_size": 1}

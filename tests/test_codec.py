@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audio_files import MUSIC, decoded, mert, noise, started_by_fork, tone, wait_until, write_audio
+from audio_files import MUSIC, decoded, noise, started_by_fork, tone, wait_until, write_audio
 from encodec.model import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
@@ -342,11 +342,11 @@ def test_audio_that_is_not_the_manifests_ends_before_training(manifest, tmp_path
 
 
 @pytest.mark.process
-def test_an_existing_folder_is_refused_at_once(manifest, tmp_path):
+def test_an_existing_folder_is_refused_at_once(manifest, tmp_path, run_here):
     (tmp_path / "mine").write_text("precious")
-    done = mert("codec", *command(manifest, tmp_path))
-    assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path} exists and is not empty; train into a new folder\n"
+    code, _, error = run_here(job, *command(manifest, tmp_path))
+    assert code == 1
+    assert error == f"error: {tmp_path} exists and is not empty; train into a new folder\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -389,14 +390,15 @@ def test_impossible_splits_are_refused(splits: dict[str, float]):
 
 
 @pytest.mark.process
-def test_the_command(synthetic_corpus: Path, tmp_path: Path):
+def test_the_command(synthetic_corpus: Path, tmp_path: Path, run_here):
     out = tmp_path / "out"
     done = mert("manifest", CONFIG, f"root={synthetic_corpus}", f"out={out}", "workers=2", "splits.valid=0.3")
     assert done.returncode == 0 and "rejected: 1 not_audio, 1 silent, 1 too_short" in done.stdout
     assert len(load_manifest(str(out)).tracks) == 5
     summary = yaml.safe_load((out / "manifest.yaml").read_text())
     assert summary["config"]["splits"] == {"valid": 0.3} and "workers" not in summary["config"]
-    one_line(mert("manifest", CONFIG, f"root={tmp_path / 'nowhere'}", f"out={out}"), 1, ["nowhere", "no such folder"])
+    code, *output = run_here(command, CONFIG, f"root={tmp_path / 'nowhere'}", f"out={out}")
+    one_line(subprocess.CompletedProcess([], code, *output), 1, ["nowhere", "no such folder"])
     assert mert("manifets").returncode == 2
 
 

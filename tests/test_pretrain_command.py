@@ -27,12 +27,14 @@ from pretrain_run import (
     held_back,
     kill_all,
     launcher_held_back,
+    one_page,
     output_of,
     pretrain_here,
     ranks_of,
     read_metrics,
     read_steps,
     start,
+    start_forked,
     wait_for_step,
     wait_until,
 )
@@ -169,7 +171,7 @@ def test_a_model_divided_by_torchrun_goes_on_whole(shards, tmp_path):
     changes = [*NO_DROPOUT, "trainer.mixture=null", "trainer.checkpoint_every=4", "trainer.keep_checkpoints=100"]
     alone, divided = tmp_path / "alone", tmp_path / "divided"
     assert pretrain_here(shards, alone, *changes) == 0
-    assert finish(start(2, shards, divided, *changes, "trainer.parallel=hsdp")) == 0
+    assert finish(start_forked(2, shards, divided, *changes, "trainer.parallel=hsdp")) == 0
     assert checkpoint_names(divided) == ["step_12", "step_4", "step_8"]
     for step in (8, 12):
         shutil.rmtree(divided / "checkpoints" / f"step_{step}")
@@ -249,21 +251,24 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it_and_the_last_is_wri
 @pytest.mark.slow
 def test_torchrun_starts_a_group_again_whose_rank_is_killed(shards, tmp_path):
     """Twice: the store that torchrun would share holds addresses of the group before."""
-    out, last = tmp_path / "run", 200
-    settings = [f"trainer.schedule.total_steps={last}", "trainer.checkpoint_every=20", "trainer.validate_every=1000"]
-    process = start(2, shards, out, *settings, restarts=2, variables={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
-    try:
-        gone: set[int] = set()
-        for step in (30, 90):
-            wait_for_step(process, out, step)
-            ranks = {rank.pid for rank in ranks_of(process)}
-            assert len(ranks) == 2 and not ranks & gone
-            os.kill(max(ranks), signal.SIGKILL)
-            gone |= ranks
-        assert finish(process) == 0
-    finally:
-        kill_all(process)
-    assert [record["step"] for record in read_metrics(out, "train")] == list(range(1, last + 1))
+    out = tmp_path / "run"
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with one_page(out) as open_page:
+        process = start_forked(2, shards, out, LONG, "trainer.validate_every=1000", restarts=2, variables=variables)
+        try:
+            gone: set[int] = set()
+            with open_page() as page:
+                for steps in (11, 16):
+                    read_steps(page, steps)
+                    ranks = {rank.pid for rank in ranks_of(process)}
+                    assert len(ranks) == 2 and not ranks & gone
+                    os.kill(max(ranks), signal.SIGKILL)
+                    gone |= ranks
+                assert page.read().count(b"resumed from step ") >= 1
+            assert finish(process) == 0
+        finally:
+            kill_all(process)
+    assert [record["step"] for record in read_metrics(out, "train")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.process
@@ -576,7 +581,7 @@ def test_a_truncated_shard_ends_both_ranks(tmp_path):
     """One rank meets the damage; the other must not wait for it for ever."""
     write_set(tmp_path / "shards", [8], valid_sizes=[2])
     key = truncate_shard(tmp_path / "shards")
-    process = start(2, tmp_path / "shards", tmp_path / "run")
+    process = start_forked(2, tmp_path / "shards", tmp_path / "run")
     assert finish(process) == 1
     errors = [line for line in text_of(tmp_path / "run", "stderr").splitlines() if line.startswith("error: train-")]
     assert len(errors) == 1 and f"train-000000.tar: {key}." in errors[0] and "truncated" in errors[0]
