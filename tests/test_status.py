@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +76,9 @@ def test_a_shard_that_is_to_be_made_again_is_not_finished(shards: Path):
     assert read_status(str(shards), now=1042.0).hours * 3600 == pytest.approx(4.6)
     (shards / "valid-000000.tar").write_bytes(b"")
     assert read_status(str(shards), now=1042.0).hours * 3600 == pytest.approx(1.6)
+
+
+@pytest.mark.process
+def test_it_starts_without_torch_which_takes_seconds():
+    program = "import sys, mert_foundry.jobs.status; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

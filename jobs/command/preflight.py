@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
 from filelock import FileLock, Timeout
 
 from mert_foundry.jobs.command.config import UsageError
@@ -28,9 +27,7 @@ def check_writable(path: Path) -> None:
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
     """What a setting stands for: `auto` is cuda where torch finds a GPU on this machine, else cpu."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    return ("cuda" if _finds_gpu() else "cpu") if device == "auto" else device
 
 
 def check_precision(key: str, precision: str, device: str) -> None:
@@ -41,8 +38,15 @@ def check_precision(key: str, precision: str, device: str) -> None:
 
 def check_cuda(device: str) -> None:
     """Raise ValueError when the device is `cuda` and torch finds none."""
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not _finds_gpu():
         raise ValueError("device cuda: torch finds no CUDA device on this machine")
+
+
+def _finds_gpu() -> bool:
+    # Not at the top: torch takes seconds to import, and commands that only hold a lock need none of it.
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ The curve of telephony (ITU-T G.711, there for both signs): nearly linear below 
 quiet values keep their relative precision. With mu = 10,000 one level is 3.6 % of a loud value.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes seconds to import, and who reads shards needs none of it
+    from torch import Tensor
 
 LEVELS = 255  # the highest level; the lowest is 0
 
@@ -20,7 +23,7 @@ class Companding(BaseModel):
     peak: float = Field(gt=0, allow_inf_nan=False, description="Value of level 255, in the target's own unit")
     mu: float = Field(gt=0, allow_inf_nan=False, description="Bend: linear below peak / mu, logarithmic above")
 
-    def compress(self, values: Tensor) -> Tensor:
+    def compress(self, values: "Tensor") -> "Tensor":
         """The nearest levels on the curve, uint8, of float values of any shape.
 
         Raises:
@@ -29,8 +32,8 @@ class Companding(BaseModel):
         if not ((values >= 0) & (values <= self.peak)).all():
             low, high = values.min().item(), values.max().item()
             raise ValueError(f"values from {low:g} to {high:g}, the companding curve holds 0 to {self.peak:g}")
-        levels = torch.log1p(values * (self.mu / self.peak)) * (LEVELS / np.log1p(self.mu))
-        return levels.round().to(torch.uint8)
+        levels = (values * (self.mu / self.peak)).log1p() * (LEVELS / np.log1p(self.mu))
+        return levels.round().byte()
 
     def expand(self, levels: np.ndarray) -> np.ndarray:
         """The values of uint8 levels of any shape, float64."""
