@@ -17,6 +17,7 @@ import zarr
 from folders import visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import run_ranks
 
 from mert_foundry.jobs import export as export_job
 from mert_foundry.jobs import extract as extract_job
@@ -26,10 +27,13 @@ from mert_foundry.jobs import tokenizer as tokenizer_job
 from mert_foundry.jobs import verify as verify_job
 from mert_foundry.jobs.command.config import load_config
 from mert_foundry.jobs.command.line import run
-from mert_foundry.jobs.pretraining.run_description import PretrainConfig
+from mert_foundry.jobs.pretraining.run_description import PretrainConfig, heads_of, with_vocabulary
 from mert_foundry.model.encoder import MertEncoder
 from mert_foundry.model.interop.load import load_encoder
+from mert_foundry.model.objective.pretrain_model import build_pretrain_model
 from mert_foundry.model.runs.checkpoint import load_average, load_weights
+from mert_foundry.model.training.ranks import rank, world_size
+from mert_foundry.model.training.trainer import TrainingData, train
 from mert_foundry.pipeline.labelling.document_shards import (
     DocumentSegmentConfig,
     plan_document_shards,
@@ -38,6 +42,7 @@ from mert_foundry.pipeline.labelling.document_shards import (
 from mert_foundry.pipeline.shards.format import decode_info
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, validation_batches
+from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
 from mert_foundry.pipeline.text.documents import DocumentFolder, find_documents
 from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 from mert_foundry.pipeline.text.training import train_tokenizer
@@ -319,6 +324,41 @@ def test_a_masked_token_is_not_seen_and_others_are():
     last = encoder(tokens, mask).last
     assert torch.equal(last, encoder(hidden, mask).last)
     assert not torch.equal(last[0, 6], encoder(seen, mask).last[0, 6])
+
+
+def train_here(process_rank: int, shards: Path, out: Path, parallel: str) -> None:
+    """Four steps of the tiny recipe, in whatever group of ranks this process is in."""
+    index = load_index(str(shards))
+    settings = [str(CONFIGS / "text.yaml"), f"shards={shards}", f"out={out}", *TINY, f"trainer.parallel={parallel}"]
+    config = with_vocabulary(load_config(PretrainConfig, settings), SetMixture([ShardSet(str(shards), index)]))
+    schedule = config.trainer.schedule.model_copy(update={"total_steps": 4})
+
+    def stream(position: dict | None) -> BatchStream:
+        return BatchStream(str(shards), index, "train", config.stream, 0, rank(), world_size(), position)
+
+    out.mkdir(exist_ok=True)
+    train(
+        model=build_pretrain_model(config.encoder, heads_of(index.targets), config.objective, 0),
+        data=TrainingData(stream, None, index.sample_rate),
+        config=config.trainer.model_copy(update={"schedule": schedule}),
+        run_folder=out,
+        run_config={},
+        seed=0,
+        device=torch.device("cpu"),
+        stop=lambda: False,
+        report=lambda record: None,
+    )
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one(folder, tmp_path, parallel):
+    train_here(0, folder / "shards", tmp_path / "one", "ddp")
+    run_ranks(train_here, 2, folder / "shards", tmp_path / "two", parallel)
+    one, two = (
+        [each["loss"] for each in metrics(tmp_path / name) if each["kind"] == "train"] for name in ("one", "two")
+    )
+    assert len(one) == 4 and two == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.parametrize(
