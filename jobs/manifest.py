@@ -34,8 +34,7 @@ from mert_foundry.jobs.command.progress import Progress
 from mert_foundry.jobs.command.text import printable
 from mert_foundry.pipeline.manifest.examine import crashed, lost, result_version
 from mert_foundry.pipeline.manifest.exclusion import ProbeFile, exclude, probe_files
-from mert_foundry.pipeline.manifest.near_duplicates import NAME as CLUSTERS
-from mert_foundry.pipeline.manifest.near_duplicates import Cluster, publish_clusters, resolve
+from mert_foundry.pipeline.manifest.near_duplicates import CLUSTERS_NAME, Cluster, publish_clusters, resolve
 from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track, read_paths
 from mert_foundry.pipeline.manifest.scan import (
     ScanProgress,
@@ -93,7 +92,7 @@ def make_manifest(config: ManifestConfig, probed: list[ProbeFile], recheck: bool
     if config.near_duplicates:
         publish_clusters(config.out, clusters)
     else:
-        files.remove(files.join(config.out, CLUSTERS))  # of another corpus than the manifest will be of
+        files.remove(files.join(config.out, CLUSTERS_NAME))  # of another corpus than the manifest will be of
     summary = write_manifest(config, results)
     tracks = find_tracks(results)
     document = {"out": config.out, "known": state.known, "decoded": state.decoded, "removed": removed, **summary}
@@ -246,7 +245,7 @@ def cluster_lines(config: ManifestConfig, clusters: list[Cluster]) -> Iterator[s
     if config.near_duplicates:
         copies = [copy for cluster in clusters for copy in cluster.tracks]
         kept = sum(copy.kept for copy in copies)
-        yield f"near duplicates: {len(copies)} tracks in {len(clusters)} clusters, {kept} kept; {config.out}/{CLUSTERS}"
+        yield f"near duplicates: {len(copies)} tracks in {len(clusters)} clusters, {kept} kept; {config.out}/{CLUSTERS_NAME}"
 
 
 def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""Text files to shards of text alone, from which mert pretrain trains an encoder over tokens.
+"""Cut text files into shards of text alone, with a tokenizer that is there; mert pretrain trains an encoder over their tokens.
 
     mert tokenize configs/tokenize.yaml documents.root=FOLDER tokenizer=TOKENIZER_FOLDER out=SHARD_FOLDER
 
-A file is a document, a token is a frame, and there is no audio: the one target is `tokens`. Documents are UTF-8; files that are
-not, and copies of others, are left out and listed in rejected.jsonl with a reason. documents.jsonl has the rest. A rerun does
+The tokenizer is one that mert tokenizer trained, or any tokenizer.json. A file is a document, a token is a frame, and there is no
+audio: the one target is `tokens`. Documents are UTF-8; files that are not, and copies of others, are rejected and listed in
+rejected.jsonl with a reason. documents.jsonl lists the others. A rerun does
 only the shards without a valid record; shards of other documents, lengths or another tokenizer are refused unless overwrite=true.
 The same files and settings give the same bytes.
 """
@@ -79,27 +80,25 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"tokenizer: {error}") from error
     documents = find_documents(config.documents)
     if not documents.rows:
-        raise ValueError(f"{config.documents.root}: no document; left out: {reasons(documents)}")
+        raise ValueError(f"{config.documents.root}: no document; rejected: {reasons(count_rejects(documents))}")
     tasks = plan_document_shards(documents.rows, config.segments)
-    find_work(
-        config, tasks, tokenizer, read_catalogue(config.out)
-    )  # before the lock, whose file is the first thing written
+    # Before the lock, whose file is the first thing written.
+    find_work(config, tasks, tokenizer, read_catalogue(config.out))
     is_local = files.is_local(config.out)
     with locked(files.local_path(config.out), "tokenising") if is_local else contextlib.nullcontext():
         index = tokenize(config, documents, tasks, tokenizer)
-    counts = {
-        split: totals.model_dump(include={"shards", "examples", "bytes"}) for split, totals in index.totals.items()
+    totals = {
+        split: {**found.model_dump(include={"shards", "examples", "bytes"}), "tokens": index.num_frames(split)}
+        for split, found in index.totals.items()
     }
-    for split, count in counts.items():
-        count["tokens"] = sum(entry.num_frames for entry in index.shardlist if entry.split == split)
     result = {
         "out": config.out,
         "documents": len(documents.rows),
-        "left_out": Counter(each.reason for each in documents.left_out),
+        "rejected": count_rejects(documents),
+        "totals": totals,
+        "dropped": index.dropped,
     }
-    console.finish(
-        {**result, "totals": counts, "dropped": index.dropped}, summary_lines(config, documents, index, counts)
-    )
+    console.finish(result, summary_lines(config, documents, index, totals))
     return 0
 
 
@@ -130,7 +129,7 @@ def tokenize(
     total = sum(row.bytes for row in documents.rows)
     console.say(
         f"{len(documents.rows)} documents, {total / 1e6:.1f} MB, in {len(tasks)} shards, {len(unfinished)} to do;"
-        f" left out: {reasons(documents)}"
+        f" rejected: {reasons(count_rejects(documents))}"
     )
     if unfinished:
         # An index must not stand beside shards that are about to change.
@@ -157,7 +156,7 @@ def write_index(
         SETTINGS_NAME: yaml.safe_dump(config.recorded()).encode(),
         TOKENIZER_NAME: tokenizer.content,
         DOCUMENTS_NAME: rows,
-        REJECTED_NAME: b"".join(map(row_line, documents.left_out)),
+        REJECTED_NAME: b"".join(map(row_line, documents.rejects)),
     }
     for name, content in contents.items():
         files.publish_bytes(files.join(config.out, name), content)
@@ -173,17 +172,21 @@ def write_index(
     )
 
 
-def reasons(documents: Documents) -> str:
-    """How many files were left out, by reason."""
-    counts = Counter(each.reason for each in documents.left_out)
+def count_rejects(documents: Documents) -> dict[str, int]:
+    """How many files were rejected, by reason."""
+    return Counter(each.reason for each in documents.rejects)
+
+
+def reasons(counts: Mapping[str, int]) -> str:
+    """Counts by reason, in words."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
 
 
 def summary_lines(
-    config: TokenizeConfig, documents: Documents, index: ShardIndex, counts: Mapping[str, Mapping[str, int]]
+    config: TokenizeConfig, documents: Documents, index: ShardIndex, totals: Mapping[str, Mapping[str, int]]
 ) -> Iterator[str]:
     """Examples, tokens and bytes by split, use of the vocabulary, and what was dropped."""
-    for split, count in counts.items():
+    for split, count in totals.items():
         yield (
             f"{split}: {count['shards']} shards, {count['examples']} examples, {count['tokens']:,} tokens,"
             f" {count['bytes'] / 1e6:.1f} MB"
@@ -191,9 +194,8 @@ def summary_lines(
     summary, target = index.statistics[TOKENS], index.targets[0]
     assert summary.kind == "discrete", "tokens are codes"
     yield f"vocabulary of {target.codebook_size}, {summary.usage[0]:.1%} of it used, perplexity {summary.perplexity[0]:.0f}"
-    yield f"files left out: {reasons(documents)}, see {files.join(config.out, REJECTED_NAME)}"
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(index.dropped.items()))
-    yield f"documents dropped: {dropped or 'none'}"
+    yield f"files rejected: {reasons(count_rejects(documents))}, see {files.join(config.out, REJECTED_NAME)}"
+    yield f"documents dropped: {reasons(index.dropped)}"
     yield f"shards: {config.out}"
 
 

@@ -1,12 +1,15 @@
-"""Train a tokenizer on a manifest's own text, or on text files: byte-level BPE, with the library tokenizers of Hugging Face.
+"""Train a tokenizer (tokenizer.json) on a manifest's own text, or on text files: byte-level BPE, by Hugging Face's library tokenizers.
 
     mert tokenizer configs/tokenizer.yaml manifest=MANIFEST_FOLDER out=TOKENIZER_FOLDER 'columns=[title, tags]'
     mert tokenizer configs/tokenizer.yaml documents.root=FOLDER out=TOKENIZER_FOLDER
 
-Text is the columns that the list of files brought into the manifest (mert manifest ... files=LIST.csv), or the files below a
-folder, of which mert tokenize then makes shards. The folder gets tokenizer.json, which is the `text.tokenizer` of a label config
-and opens in transformers, and tokenizer.yaml, which says what it was trained on. Tokens 0 and 1 are <pad> and <mask>, then come the 256 bytes, then what the training joined, so that any text can
-be encoded. The same text and settings give the same bytes.
+It makes no shards. With its tokenizer, mert label puts text beside audio (`text.tokenizer`), and mert tokenize makes shards of text
+alone (`tokenizer`).
+
+Text is columns of the manifest, from the list of files (mert manifest ... files=LIST.csv) or the files' tags (tags=[title, artist]),
+or the files below a folder. The folder gets tokenizer.json, which opens in transformers, and tokenizer.yaml, which says what it was
+trained on. Tokens 0 and 1 are <pad> and <mask>, then come the 256 bytes, then what the training joined, so that any text can be
+encoded. The same text and settings give the same bytes.
 """
 
 import hashlib

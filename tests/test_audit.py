@@ -52,7 +52,8 @@ def drawn(sets, phases, **changes):
 
 def past_of(sets, steps, batch_size, log_every=1):
     known = {step: position for step, (_, position) in enumerate(steps, 1) if step % log_every == 0}
-    return PastRows([ShardSet(str(folder), load_index(str(folder))) for folder in sets.values()], known, batch_size)
+    read = [ShardSet(str(folder), load_index(str(folder))) for folder in sets.values()]
+    return PastRows(read, known, [(1, batch_size)])
 
 
 def write_run(folder: Path, sets, steps, shards=None, log_every=1, stream=STREAM) -> Path:

@@ -33,8 +33,7 @@ def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
             raise ValueError(f"{history.folder}: step {step}: the position is {place!r}, a mapping is needed")
     sets = [ShardSet(folder, load_index(folder)) for folder in folders]
     try:
-        later = [(step, stage.visits) for step, stage in stream.stages().items() if step > 1]
-        return PastRows(sets, known, stream.visits, later)
+        return PastRows(sets, known, [(step, stage.visits) for step, stage in stream.stages().items()])
     except ValueError as error:
         raise ValueError(f"{history.folder}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,41 @@ from mert_foundry.pipeline.shards.record import ShardRecord
 from mert_foundry.pipeline.shards.statistics import ContinuousSummary, DiscreteCounts, DiscreteSummary
 
 MOST_RANKS = 80  # points of a curve
+
+
+class Words(NamedTuple):
+    """How things are called in a set with audio, or of text alone.
+
+    tracks: what examples are segments of. unit, symbol: of their lengths. rejected: the files that are not in the set;
+    where_rejected: where to see them.
+    """
+
+    tracks: str
+    unit: str
+    symbol: str
+    rejected: str
+    where_rejected: str
+
+
+OF_AUDIO = Words(
+    tracks="tracks",
+    unit="seconds",
+    symbol="s",
+    rejected="files rejected by the manifest",
+    where_rejected="name the manifest with --manifest to see them",
+)
+OF_TEXT_ALONE = Words(
+    tracks="documents",
+    unit="tokens",
+    symbol="",
+    rejected="files rejected",
+    where_rejected="rejected.jsonl beside the index lists them",
+)
+
+
+def words_of(audio_member: str | None) -> Words:
+    """Those of a set with this audio member."""
+    return OF_AUDIO if audio_member else OF_TEXT_ALONE
 
 
 def build_view(options: ShardOptions) -> View:
@@ -103,41 +139,43 @@ def overview(summary: ShardSummary) -> Section:
     splits = summary.splits.values()
     figures = Figures(
         [
-            *([(f"{sum(split.hours or 0.0 for split in splits):.3g} h", "audio")] if summary.audio_member else []),
-            *([(f"{sum(split.tokens or 0 for split in splits):,}", "tokens")] if not summary.audio_member else []),
+            amount(summary),
             (f"{sum(split.examples for split in splits):,}", "examples"),
-            (f"{summary.tracks:,}{'' if summary.records == summary.records_read else '+'}", track_word(summary)),
+            (
+                f"{summary.tracks:,}{'' if summary.records == summary.records_read else '+'}",
+                words_of(summary.audio_member).tracks,
+            ),
             *([(f"{summary.copies:,}", "shifted copies among them")] if summary.copies else []),
             (f"{summary.records:,}", "shards"),
             (human_bytes(sum(split.bytes for split in splits)), "on disk"),
             (f"{sum(summary.dropped.values()):,}", "segments dropped"),
         ]
     )
-    audio = f"{round(summary.segment_seconds * FRAME_RATE)} tokens, no audio"
-    if summary.audio_member:
-        audio = f"{summary.segment_seconds:g} s, {summary.audio_member} at {summary.sample_rate} Hz, hop {summary.hop}"
-    facts = Facts(
-        [
-            ("name", summary.name),
-            ("segments", audio),
-            ("index", summary.index_sha256),
-            *(
-                [
-                    ("manifest", summary.manifest_sha256),
-                    ("part of the manifest", str(summary.selection)),
-                    ("copies", str(summary.augment)),
-                ]
-                if summary.audio_member
-                else [("documents.jsonl", summary.manifest_sha256)]
-            ),
-        ]
-    )
+    facts = Facts([("name", summary.name), *origin(summary)])
     return Section("Overview", [figures, facts, split_table(summary), target_table(summary)])
 
 
-def track_word(summary: ShardSummary) -> str:
-    """What a whole is called of which examples are segments."""
-    return "tracks" if summary.audio_member else "documents"
+def amount(summary: ShardSummary) -> tuple[str, str]:
+    """How much there is in all splits: hours of audio, or tokens."""
+    if summary.audio_member is None:
+        return f"{sum(split.tokens or 0 for split in summary.splits.values()):,}", "tokens"
+    return f"{sum(split.hours or 0.0 for split in summary.splits.values()):.3g} h", "audio"
+
+
+def origin(summary: ShardSummary) -> list[tuple[str, str]]:
+    """How segments are stored, and what they were made from."""
+    index = ("index", summary.index_sha256)
+    if summary.audio_member is None:
+        tokens = f"{round(summary.segment_seconds * FRAME_RATE)} tokens, no audio"
+        return [("segments", tokens), index, ("documents.jsonl", summary.manifest_sha256)]
+    audio = f"{summary.segment_seconds:g} s, {summary.audio_member} at {summary.sample_rate} Hz, hop {summary.hop}"
+    return [
+        ("segments", audio),
+        index,
+        ("manifest", summary.manifest_sha256),
+        ("part of the manifest", str(summary.selection)),
+        ("copies", str(summary.augment)),
+    ]
 
 
 def split_table(summary: ShardSummary) -> Table:
@@ -186,10 +224,12 @@ def teacher_name(target: TargetSummary) -> str:
 
 def lengths_and_loudness(shard_set: ShardSet, summary: ShardSummary, seed: int) -> Section:
     """Lengths of tracks and examples; on the page also the loudness of examples, where there is audio."""
-    lengths = {"examples": summary.example_seconds, "tracks": summary.track_seconds}
-    if summary.audio_member is None:
-        lengths = {"examples": summary.example_tokens, "documents": summary.track_tokens}
-    blocks: list[Block] = [spread_table(f"lengths, {'seconds' if summary.audio_member else 'tokens'}", lengths)]
+    words = words_of(summary.audio_member)
+    lengths = {
+        "examples": summary.example_seconds or summary.example_tokens,
+        words.tracks: summary.track_seconds or summary.track_tokens,
+    }
+    blocks: list[Block] = [spread_table(f"lengths, {words.unit}", lengths)]
     if summary.records_read < summary.records:
         blocks.append(Note(f"from {summary.records_read:,} of {summary.records:,} records, at even distances"))
     title = "Lengths and loudness" if summary.audio_member else "Lengths"
@@ -198,16 +238,16 @@ def lengths_and_loudness(shard_set: ShardSet, summary: ShardSummary, seed: int) 
 
 def length_plots(shard_set: ShardSet, seed: int) -> Plots:
     """Histograms of lengths, and of loudness where there is audio."""
-    if not shard_set.index.has_audio:
-        of_documents = histogram_plot("Length of documents", "tokens", "", "documents", shard_set.track_lengths)
-        return Plots(
-            [of_documents, histogram_plot("Length of examples", "tokens", "", "examples", shard_set.example_lengths)]
-        )
-    from mert_foundry.jobs.inspection.players import loudness_plot  # imports torch, which text does not need
+    words = words_of(shard_set.index.audio_member)
+    plots: list[Plot] = [
+        histogram_plot(f"Length of {counted}", words.unit, words.symbol, counted, lengths)
+        for counted, lengths in ((words.tracks, shard_set.track_lengths), ("examples", shard_set.example_lengths))
+    ]
+    if shard_set.index.has_audio:
+        from mert_foundry.jobs.inspection.players import loudness_plot  # imports torch, which text does not need
 
-    tracks = histogram_plot("Length of tracks", "seconds", "s", "tracks", shard_set.track_lengths)
-    examples = histogram_plot("Length of examples", "seconds", "s", "examples", shard_set.example_lengths)
-    return Plots([tracks, examples, loudness_plot(shard_set, seed)])
+        plots.append(loudness_plot(shard_set, seed))
+    return Plots(plots)
 
 
 def examples_of(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
@@ -327,11 +367,8 @@ def bin_plot(shard_set: ShardSet, target: TargetSummary, statistics: ContinuousS
 
 def dropped_and_rejected(summary: ShardSummary) -> Section:
     """Segments dropped and files rejected, by reason, and the tracks and segments that were dropped."""
-    rejected = "name the manifest with --manifest to see them"
-    if summary.audio_member is None:
-        rejected = "rejected.jsonl beside the index lists the files that are no documents"
-    if summary.rejected is not None:
-        rejected = reasons_text(summary.rejected)
+    words = words_of(summary.audio_member)
+    rejected = words.where_rejected if summary.rejected is None else reasons_text(summary.rejected)
     plots = [
         reasons_plot(title, counted, counts)
         for title, counted, counts in (
@@ -346,13 +383,13 @@ def dropped_and_rejected(summary: ShardSummary) -> Section:
         for drop in summary.dropped_segments
     ]
     blocks: list[Block] = [
-        Note(f"files rejected by the manifest: {rejected}" if summary.audio_member else f"files left out: {rejected}"),
+        Note(f"{words.rejected}: {rejected}"),
         Note(f"segments dropped: {reasons_text(summary.dropped)}"),
         Plots(plots),
         Table(
-            (track_word(summary).removesuffix("s"), "reason", "segments", "detail"),
+            (words.tracks.removesuffix("s"), "reason", "segments", "detail"),
             tracks,
-            f"Dropped {track_word(summary)}",
+            f"Dropped {words.tracks}",
             may_be_long=True,
         ),
         Table(

@@ -102,8 +102,7 @@ def describe_sets(mixture: SetMixture, with_text: bool = False) -> dict[str, Any
 def _describe_set(index: ShardIndex) -> dict[str, Any]:
     about = {"index_sha256": index.digest(), "manifest_sha256": index.manifest_sha256}
     if not index.has_audio:
-        tokens = {split: sum(entry.num_frames for entry in index.shards(split)) for split in index.totals}
-        return {**about, "tokens": tokens}
+        return {**about, "tokens": {split: index.num_frames(split) for split in index.totals}}
     return {**about, "hours": {split: round(totals.seconds / 3600, 4) for split, totals in index.totals.items()}}
 
 

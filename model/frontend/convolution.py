@@ -7,7 +7,7 @@ layer (HuBERT large). At MERT's strides one frame is 320 samples, 75 Hz at 24 kH
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +23,7 @@ class FrontendConfig(BaseModel):
     """Sizes of the wave front-end; the defaults are MERT's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    input_name: ClassVar[str] = "audio"
 
     kind: Literal["convolution"] = Field("convolution", description="Strided convolutions over the wave")
     channels: int = Field(512, ge=1, description="output channels of every convolution")
@@ -48,11 +49,6 @@ class FrontendConfig(BaseModel):
         if min(self.kernels + self.strides) < 1:
             raise ValueError(f"kernels {self.kernels} and strides {self.strides} must all be at least 1")
         return self
-
-    @property
-    def input_name(self) -> str:
-        """What of a batch it reads."""
-        return "audio"
 
     @property
     def hop(self) -> int:

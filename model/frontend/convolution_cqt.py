@@ -6,7 +6,7 @@ built and not before. It costs about half of a 95M forward pass.
 
 import functools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,15 +45,11 @@ class ConvCqtFrontendConfig(BaseModel):
     """Wave convolutions and a constant-Q transform."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    input_name: ClassVar[str] = "audio"
 
     kind: Literal["convolution_cqt"] = Field(description="Convolutions and constant-Q magnitudes side by side")
     convolution: FrontendConfig = Field(FrontendConfig(), description="the convolutions")
     cqt: CqtConfig = Field(CqtConfig(), description="the constant-Q transform")
-
-    @property
-    def input_name(self) -> str:
-        """What of a batch it reads."""
-        return "audio"
 
     @property
     def hop(self) -> int:

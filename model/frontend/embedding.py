@@ -1,6 +1,6 @@
 """Tokens as frames: an embedding of each, for text alone."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -10,17 +10,13 @@ class EmbeddingFrontendConfig(BaseModel):
     """Settings of the embedding of tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    input_name: ClassVar[str] = "tokens"
 
     kind: Literal["embedding"] = Field(description="An embedding of the tokens of shards of text alone")
     vocabulary_size: int | None = Field(
         None, ge=1, description="tokens there are; null: as many as the shards' tokenizer has"
     )
     width: int = Field(256, ge=1, description="features per token")
-
-    @property
-    def input_name(self) -> str:
-        """What of a batch it reads."""
-        return "tokens"
 
     @property
     def hop(self) -> int:

@@ -5,7 +5,7 @@ make a frame. Nothing here is learned: the encoder's projection, which begins wi
 """
 
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,6 +22,7 @@ class LogMelFrontendConfig(BaseModel):
     """Settings of the log-mel front-end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    input_name: ClassVar[str] = "audio"
 
     kind: Literal["log_mel"] = Field(description="Log-mel spectra, several to a frame")
     sample_rate: int = Field(24_000, ge=1, description="of the audio, Hz")
@@ -35,11 +36,6 @@ class LogMelFrontendConfig(BaseModel):
         if self.window < self.step or (self.window - self.step) % 2:
             raise ValueError(f"window {self.window} must be step {self.step} and an even number of samples more")
         return self
-
-    @property
-    def input_name(self) -> str:
-        """What of a batch it reads."""
-        return "audio"
 
     @property
     def hop(self) -> int:

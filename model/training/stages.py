@@ -18,10 +18,7 @@ def begins_at(stages: Sequence[Stage], step: int) -> Stage | None:
 
 
 def work_between(stages: Sequence[Stage], before: int, after: int, work_of_step: Callable[[Stage], float]) -> float:
-    """The work of the steps after step `before` up to step `after`, of which each stage's take `work_of_step` each.
-
-    Where no stages are known, each step is 1.
-    """
+    """The sum of `work_of_step` over the steps after step `before` up to step `after`; without stages, the number of steps."""
     if not stages:
         return after - before
     ends = [stage.first_step - 1 for stage in stages[1:]] + [after]

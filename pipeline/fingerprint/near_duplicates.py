@@ -6,7 +6,7 @@ one recording share many keys, and are linked by some of them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,32 +24,30 @@ WINDOW_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class NearDuplicate:
-    """Two recordings, by number, that have a stretch in common.
+class Overlap:
+    """What two recordings have in common.
 
-    start: seconds of the first at which the second begins; negative where it begins before. seconds: what they have in
-    common. share: of the keys of one, where both overlap, that the other has at the same place.
+    start: seconds of the first at which the second begins; negative where it begins before. seconds: how long it is.
+    share: of the keys of one, where both overlap, that the other has at the same place.
     """
 
-    first: int
-    second: int
     start: float
     seconds: float
     share: float
 
 
-def find_near_duplicates(sketches: Sequence[Sketch], lengths: Sequence[float]) -> Iterator[NearDuplicate]:
-    """Pairs of near duplicates, in order; `lengths` in seconds. Of many copies of a recording not all pairs are given, but a chain that
-    joins them.
+def find_near_duplicates(sketches: Sequence[Sketch], lengths: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """Pairs of near duplicates, by number, in order; `lengths` in seconds.
+
+    Of many copies of a recording not all pairs are given, but a chain that joins them.
     """
     for first, second in _candidates(sketches):
-        found = compare(sketches[first], sketches[second], lengths[first], lengths[second])
-        if found:
-            yield replace(found, first=int(first), second=int(second))
+        if compare(sketches[first], sketches[second], lengths[first], lengths[second]):
+            yield int(first), int(second)
 
 
-def compare(first: Sketch, second: Sketch, first_seconds: float, second_seconds: float) -> NearDuplicate | None:
-    """What two recordings have in common, if they are near duplicates; they count as numbers 0 and 1."""
+def compare(first: Sketch, second: Sketch, first_seconds: float, second_seconds: float) -> Overlap | None:
+    """What two recordings have in common, if they are near duplicates."""
     divisor = max(first.divisor, second.divisor)
     first, second = first.thinned(divisor), second.thinned(divisor)
     frames, shifts = _equal_keys(first, second)
@@ -73,7 +71,7 @@ def compare(first: Sketch, second: Sketch, first_seconds: float, second_seconds:
         return None
     if seconds < SHORTER_SHARE * min(first_seconds, second_seconds):
         return None
-    return NearDuplicate(0, 1, round(start, 2), round(seconds, 2), round(min(1.0, share), 3))
+    return Overlap(round(start, 2), round(seconds, 2), round(min(1.0, share), 3))
 
 
 def _equal_keys(first: Sketch, second: Sketch) -> tuple[np.ndarray, np.ndarray]:

@@ -170,7 +170,7 @@ def summarise_shard_set(shard_set: ShardSet, rejected: dict[str, int] | None = N
                 shards=totals.shards,
                 examples=totals.examples,
                 hours=totals.seconds / 3600 if index.has_audio else None,
-                tokens=None if index.has_audio else sum(entry.num_frames for entry in index.shards(split)),
+                tokens=None if index.has_audio else index.num_frames(split),
                 bytes=totals.bytes,
                 bytes_per_second=bytes_per_second(totals) if index.has_audio else None,
             )

@@ -160,6 +160,14 @@ def reject_decoding(path: str, error: DecodeError) -> Reject:
     return msgspec.convert({"path": path, "reason": error.reason, "detail": error.detail}, Reject)  # checks the reason
 
 
+def reject_again(path: str, error: DecodeError | OSError) -> Reject:
+    """The reject of a file that was scanned, and cannot be decoded once more."""
+    if isinstance(error, DecodeError):
+        return reject_decoding(path, error)
+    reason: Reason = "unreadable" if files.is_fault_of_file(error) else "unreachable"
+    return Reject(path=path, reason=reason, detail=" ".join(str(error).split()))
+
+
 def lost(path: str, message: str) -> Examined:
     """The result of a file whose workers died, of whatever; the next scan tries again."""
     return Examined(Reject(path=path, reason="unreachable", detail=message), is_lasting=False)

@@ -20,11 +20,11 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.decoding import decoding
 from mert_foundry.pipeline.fingerprint.landmarks import FRAMES_PER_SECOND, Landmarks, landmarks, thin_out
 from mert_foundry.pipeline.fingerprint.search import FEWEST_VOTES, Known, index_stretches, search
-from mert_foundry.pipeline.manifest.examine import reject_decoding
-from mert_foundry.pipeline.manifest.rows import Reason, Reject, Track
+from mert_foundry.pipeline.manifest.examine import reject_again
+from mert_foundry.pipeline.manifest.rows import Reject, Track
 from mert_foundry.pipeline.probe_sets.checks import paths_of
 from mert_foundry.pipeline.probe_sets.registry import load_tasks
-from mert_foundry.pipeline.storage.files import is_fault_of_file, local_copy
+from mert_foundry.pipeline.storage.files import local_copy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -167,11 +167,8 @@ def _search_track(track: Track, root: str, folder: str) -> Track | Reject:
     try:
         with local_copy(root, track.path) as path, decoder_faults(), decoding(path) as decoded:
             match = search(_load(folder), landmarks(decoded.blocks))
-    except DecodeError as error:
-        return reject_decoding(track.path, error)
-    except OSError as error:
-        reason: Reason = "unreadable" if is_fault_of_file(error) else "unreachable"
-        return Reject(path=track.path, reason=reason, detail=" ".join(str(error).split()))
+    except (DecodeError, OSError) as error:
+        return reject_again(track.path, error)
     if match is None:
         return track
     detail = (

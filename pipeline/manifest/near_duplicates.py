@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from mert_foundry.pipeline.fingerprint.near_duplicates import (
     SHORTER_SHARE,
-    NearDuplicate,
+    Overlap,
     compare,
     find_near_duplicates,
 )
@@ -20,7 +20,7 @@ from mert_foundry.pipeline.manifest.rows import REST_SPLIT, Reject, Track
 from mert_foundry.pipeline.manifest.settings import Keep
 from mert_foundry.pipeline.storage import files
 
-NAME = "near_duplicates.jsonl"
+CLUSTERS_NAME = "near_duplicates.jsonl"
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -85,10 +85,10 @@ def resolve(results: Sequence[Track | Reject], sketches: Mapping[str, Sketch], k
 def publish_clusters(out: str, clusters: Iterable[Cluster]) -> None:
     """Write near_duplicates.jsonl."""
     lines = (json.dumps(msgspec.to_builtins(one), sort_keys=True) + "\n" for one in clusters)
-    files.publish_bytes(files.join(out, NAME), "".join(lines).encode())
+    files.publish_bytes(files.join(out, CLUSTERS_NAME), "".join(lines).encode())
 
 
-def _join(pairs: Iterable[NearDuplicate]) -> list[list[int]]:
+def _join(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Numbers in clusters, each sorted: those that pairs join."""
     leader: dict[int, int] = {}
 
@@ -99,7 +99,7 @@ def _join(pairs: Iterable[NearDuplicate]) -> list[list[int]]:
         return one
 
     for pair in pairs:
-        first, second = sorted((find(pair.first), find(pair.second)))
+        first, second = sorted(map(find, pair))
         leader[second] = first
     clusters: dict[int, list[int]] = defaultdict(list)
     for one in sorted(leader):
@@ -127,12 +127,12 @@ def _describe(tracks: list[Track], sketches: Mapping[str, Sketch], keep: Keep) -
     return Cluster(cluster=tracks[0].key, group=leader.group, split=leader.split, tracks=tuple(copies))
 
 
-def _compare(before: Track, track: Track, sketches: Mapping[str, Sketch]) -> NearDuplicate | None:
+def _compare(before: Track, track: Track, sketches: Mapping[str, Sketch]) -> Overlap | None:
     return compare(sketches[before.audio_sha256], sketches[track.audio_sha256], before.seconds, track.seconds)
 
 
 def _by_quality(track: Track) -> tuple[Any, ...]:
-    """Higher sample rate, more bytes a second, longer, first key."""
+    """Higher sample rate, more bytes per second, longer, first key."""
     return (-track.sample_rate, -track.bytes / max(track.seconds, 1e-6), -track.seconds, track.key)
 
 

@@ -19,8 +19,8 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.decoding import decoding
 from mert_foundry.pipeline.fingerprint.landmarks import landmarks
 from mert_foundry.pipeline.fingerprint.sketch import SKETCH_VERSION, Sketch, sketch
-from mert_foundry.pipeline.manifest.examine import reject_decoding
-from mert_foundry.pipeline.manifest.rows import Reason, Reject, Track
+from mert_foundry.pipeline.manifest.examine import reject_again
+from mert_foundry.pipeline.manifest.rows import Reject, Track
 from mert_foundry.pipeline.storage import files
 
 FOLDER = "scan/sketches"
@@ -86,11 +86,8 @@ def sketch_track(track: Track, root: str) -> Sketched:
     try:
         with files.local_copy(root, track.path) as path, decoder_faults(), decoding(path) as decoded:
             return track.audio_sha256, sketch(landmarks(decoded.blocks))
-    except DecodeError as error:
-        return track.audio_sha256, reject_decoding(track.path, error)
-    except OSError as error:
-        reason: Reason = "unreadable" if files.is_fault_of_file(error) else "unreachable"
-        return track.audio_sha256, Reject(path=track.path, reason=reason, detail=" ".join(str(error).split()))
+    except (DecodeError, OSError) as error:
+        return track.audio_sha256, reject_again(track.path, error)
 
 
 def crashed_sketch(track: Track) -> Sketched:

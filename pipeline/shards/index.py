@@ -185,6 +185,10 @@ class ShardIndex(Document):
             raise ValueError(f"no split {split!r} in this shard set, only {', '.join(sorted(self.totals))}")
         return [entry for entry in self.shardlist if entry.split == split]
 
+    def num_frames(self, split: str) -> int:
+        """Target frames of a split; of text alone its tokens. 0 where there is no such split."""
+        return sum(entry.num_frames for entry in self.shardlist if entry.split == split)
+
     def to_bytes(self) -> bytes:
         """The content of index.json."""
         # What a set does without is left out, so that the digest of an index of before stays what it was.

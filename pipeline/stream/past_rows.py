@@ -43,8 +43,8 @@ class PastRows:
     Args:
         sets: the sets that can be read now; others that the run had may be missing.
         positions: stored positions by step.
-        batch_size: rows of a step, as the run has it now; a row, as positions count them, is a visit to an example.
-        schedule: its later values, [step, value]: from that step on, in rising steps.
+        sizes: (step, rows) in rising steps from 1: from that step on a step has so many rows, as the run has it now. A row, as
+            positions count them, is a visit to an example.
 
     known: the positions, but those of sets that are all missing. left_out: the steps of these; later positions tell their rows.
 
@@ -56,8 +56,7 @@ class PastRows:
         self,
         sets: Sequence[ShardSet],
         positions: Mapping[int, Mapping[str, Any]],
-        batch_size: int,
-        schedule: Sequence[tuple[int, int]] = (),
+        sizes: Sequence[tuple[int, int]],
     ) -> None:
         if not positions:
             raise ValueError("no position: neither a record of a training step nor a checkpoint")
@@ -75,7 +74,7 @@ class PastRows:
                 f"none of {len(positions)} positions is of {', '.join(self._folders())}: index.json is another"
             )
         self.now = self.known[-1].position
-        self._sizes = [(1, batch_size), *schedule]
+        self._sizes = sizes
 
     def rows_of(self, step: int) -> range:
         """The rows of a step, counted from the start of the run.

@@ -37,7 +37,7 @@ class ShardSet:
 
     def num_frames(self, split: str) -> int:
         """Target frames of a split; 0 when there is no such split."""
-        return sum(entry.num_frames for entry in self.index.shardlist if entry.split == split)
+        return self.index.num_frames(split)
 
     def filled_splits(self) -> list[str]:
         """The splits that have an example."""

@@ -70,7 +70,7 @@ class StreamConfig(BaseModel):
     @property
     def most_visits(self) -> int:
         """Examples visited for the largest global batch of the schedule."""
-        return max(self.batch_size, *(size for _, size in self.batch_size_schedule), 1) // self.crops_per_visit
+        return max(stage.visits for stage in self.stages().values())
 
     def at_step(self, step: int) -> "StreamConfig":
         """The same with `batch_size` and `crop_samples` as the schedules have them at a training step, counted from 1."""

@@ -1,4 +1,4 @@
-"""Documents: the text files below a folder, each with the split it belongs to, or why it is left out."""
+"""Documents: the text files below a folder, each with the split it belongs to, or why it is rejected."""
 
 import hashlib
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class DocumentRow(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc
     split: Annotated[str, Meta(description="Split it belongs to, from a hash of the seed and its path")]
 
 
-class LeftOut(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+class DocumentReject(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One line of rejected.jsonl."""
 
     path: Annotated[str, Meta(description="Path relative to the root")]
@@ -59,10 +59,10 @@ class LeftOut(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=Fal
 
 
 class Documents(NamedTuple):
-    """What was found: documents sorted by key, and what was left out, sorted by path."""
+    """What was found: documents sorted by key, and what was rejected, sorted by path."""
 
     rows: list[DocumentRow]
-    left_out: list[LeftOut]
+    rejects: list[DocumentReject]
 
 
 def find_documents(folder: DocumentFolder) -> Documents:
@@ -73,22 +73,22 @@ def find_documents(folder: DocumentFolder) -> Documents:
     check_folder(folder.root, PATIENCE)
     found = list_files(folder.root, PATIENCE)
     rows: list[DocumentRow] = []
-    left_out = [LeftOut(path=each.path, reason="unreachable", detail=each.detail) for each in found.unlisted]
+    rejects = [DocumentReject(path=each.path, reason="unreachable", detail=each.detail) for each in found.unlisted]
     first: dict[str, str] = {}  # path by content
     for path in found.stamps:
         if not any(fnmatchcase(path.rsplit("/", 1)[-1], name) for name in folder.names):
             continue
         examined = _examine(folder, path)
         if isinstance(examined, DocumentRow) and (earlier := first.setdefault(examined.sha256, path)) != path:
-            examined = LeftOut(path=path, reason="duplicate", detail=f"the same bytes as {earlier}")
-        if isinstance(examined, LeftOut):
-            left_out.append(examined)
+            examined = DocumentReject(path=path, reason="duplicate", detail=f"the same bytes as {earlier}")
+        if isinstance(examined, DocumentReject):
+            rejects.append(examined)
         else:
             rows.append(examined)
-    return Documents(sorted(rows, key=lambda row: row.key), sorted(left_out, key=lambda each: each.path))
+    return Documents(sorted(rows, key=lambda row: row.key), sorted(rejects, key=lambda each: each.path))
 
 
-def _examine(folder: DocumentFolder, path: str) -> DocumentRow | LeftOut:
+def _examine(folder: DocumentFolder, path: str) -> DocumentRow | DocumentReject:
     try:
         content = _read(folder.root, path)
         path.encode()
@@ -96,15 +96,15 @@ def _examine(folder: DocumentFolder, path: str) -> DocumentRow | LeftOut:
     except OSError as error:
         if not (files.is_local(folder.root) and files.is_fault_of_file(error)):
             raise
-        return LeftOut(path=path, reason="unreadable", detail=error.strerror or str(error))
+        return DocumentReject(path=path, reason="unreadable", detail=error.strerror or str(error))
     except UnicodeDecodeError as error:
-        return LeftOut(path=path, reason="not_utf8", detail=f"byte {error.start}: {error.reason}")
+        return DocumentReject(path=path, reason="not_utf8", detail=f"byte {error.start}: {error.reason}")
     except UnicodeEncodeError:
-        return LeftOut(path=path, reason="unreadable", detail="its name is no UTF-8")
+        return DocumentReject(path=path, reason="unreadable", detail="its name is no UTF-8")
     if "\0" in text:
-        return LeftOut(path=path, reason="not_text", detail=f"a null character at {text.index(chr(0))}")
+        return DocumentReject(path=path, reason="not_text", detail=f"a null character at {text.index(chr(0))}")
     if not text.strip():
-        return LeftOut(path=path, reason="empty", detail=f"{len(content)} bytes, no character but white space")
+        return DocumentReject(path=path, reason="empty", detail=f"{len(content)} bytes, no character but white space")
     return DocumentRow(
         key=track_key(path),
         path=path,
