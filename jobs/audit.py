@@ -4,8 +4,8 @@
     mert audit RUN_FOLDER --step 1200 --json                       the same for machines, all rows
     mert audit RUN_FOLDER --step 1200 --shards FOLDER [FOLDER ...]    the sets where they are now
 
-Any step up to the last position that the run kept, also before weights were changed or sets were added. Nothing is read of the
-shards but index.json and the records of the shards that the step drew from. Crops are as long, and
+Any step up to the last position that the run kept, also before weights were changed or sets were added. Nothing is read
+of the shards but index.json and the records of the shards that the step drew from. Crops are as long, and
 as many of a visit, as config.yaml says now that they are at this step.
 """
 
@@ -46,7 +46,10 @@ def main(arguments: list[str]) -> int:
 
 
 def audit(history: RunHistory, step: int, folders: tuple[str, ...] = ()) -> View:
-    """What a step drew. Raises as `load_past`, `check_not_at_rewind`, `PastRows.places_of` and `ShardReader.entries`."""
+    """What a step drew.
+
+    Raises as `load_past`, `check_not_at_rewind`, `PastRows.places_of` and `ShardReader.entries`.
+    """
     past = load_past(history, folders)
     check_not_at_rewind(history, past, step)
     stream = stream_of(history).at_step(step)
@@ -67,8 +70,8 @@ def check_not_at_rewind(history: RunHistory, past: PastRows, step: int) -> None:
         after = min((each for each in known if each > checkpoint), default=step)
         if before < step <= after:
             raise ValueError(
-                f"{history.folder}: step {step} cannot be told: between steps {before} and {after} the run went back from step"
-                f" {rewound['spike']} to step {checkpoint} and passed over batches"
+                f"{history.folder}: step {step} cannot be told: between steps {before} and {after} the run went back"
+                f" from step {rewound['spike']} to step {checkpoint} and passed over batches"
             )
 
 

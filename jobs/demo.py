@@ -6,7 +6,8 @@
 Manifest, labels, verification, pre-training on two ranks with one rank killed on the way and a resume, export, a
 probing suite, a probe of the encoder beside the same encoder untrained, and a summary. Everything goes to runs/demo,
 which is emptied first; the suite goes to runs/demo-suite and is kept. The teacher codec and the encoder that training
-goes on from are the small ones that ship with this package. `--probe no` leaves out suite and probe, which need Debian packages.
+goes on from are the small ones that ship with this package. `--probe no` leaves out suite and probe, which need Debian
+packages.
 """
 
 import argparse
@@ -39,7 +40,8 @@ STAGES = {
     "manifest": "decodes every file once: one row a track, one line a rejected file.",
     "label": "runs the teachers over the tracks, once, and writes audio and targets into tar shards.",
     "verify": "reads every byte again, runs the teachers again on two examples, and another decoder on four files.",
-    "pretrain": "streams the shards into masked prediction on two ranks; one is killed on the way, and the same command goes on.",
+    "pretrain": "streams the shards into masked prediction on two ranks; one is killed on the way, and the same"
+    " command goes on.",
     "export": "writes the encoder as a folder that any command takes as a model.",
 }
 PROBE_STAGES = {
@@ -65,17 +67,21 @@ LABEL = [
 ]  # fmt: skip
 VERIFY = [f"{OUT}/shards", "--manifest", f"{OUT}/manifest", "--relabel", "2", "--corpus", "4"]
 TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "mert_foundry.jobs.pretrain"]
-# For four minutes of music, which a higher rate learns by heart: at 3e-5 the CQT explained on validation falls within 25 steps.
+# For four minutes of music, which a higher rate learns by heart: at 3e-5 the CQT explained on validation falls within
+# 25 steps.
 PRETRAIN = [
     *TORCHRUN, RECIPE, "initial=foundry-encoder", f"shards={OUT}/shards", f"out={OUT}/run", "stream.batch_size=8",
-    "objective.target_weights={codes: 0.01}", "trainer.schedule.learning_rate=0.00001", "trainer.schedule.warmup_steps=10",
-    "trainer.schedule.total_steps=100", "trainer.log_every=10", "trainer.validate_every=50", "trainer.checkpoint_every=50",
+    "objective.target_weights={codes: 0.01}", "trainer.schedule.learning_rate=0.00001",
+    "trainer.schedule.warmup_steps=10",
+    "trainer.schedule.total_steps=100", "trainer.log_every=10", "trainer.validate_every=50",
+    "trainer.checkpoint_every=50",
 ]  # fmt: skip
 SUITE = ["configs/suite.yaml", f"out={SUITE_OUT}", "size=small", "tasks=[pitch, key, chord, instrument]"]
 # Fewer rates, seeds and epochs of heads than the protocol has.
 PROBE = [
     "configs/probe.yaml", f"model={{trained: {OUT}/export, random: 'random:{RECIPE}@0'}}", "baselines=[log_mel]",
-    "compare_with=random", "pooling=mean_std", f"data={SUITE_OUT}", "tasks=[pitch, key, chord, instrument]", f"out={OUT}/probe",
+    "compare_with=random", "pooling=mean_std", f"data={SUITE_OUT}", "tasks=[pitch, key, chord, instrument]",
+    f"out={OUT}/probe",
     "protocol.rates=[0.0005, 0.001, 0.005]", "protocol.seeds=2", "protocol.epochs=60",
 ]  # fmt: skip
 
@@ -130,7 +136,9 @@ def call(*command: str) -> None:
 
 
 def kill_a_rank(command: list[str]) -> None:
-    """Start training, SIGKILL one rank once the checkpoint of step `KILL_AFTER_STEP` is there, and wait for the others to end."""
+    """Start training, SIGKILL one rank once the checkpoint of step `KILL_AFTER_STEP` is there, and wait for the others
+    to end.
+    """
     show(command)
     print(f"demo: one rank will be killed after step {KILL_AFTER_STEP}", flush=True)
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -7,8 +7,8 @@
     mert export foundry-encoder OUT_FOLDER
 
 A run folder means its newest whole checkpoint, @ema after it the averaged weights of a run with trainer.ema. An encoder
-with options that Hubert lacks is written as a folder of our own class, which model.interop.load.load_encoder opens; what
-prevents the native class is reported.
+with options that Hubert lacks is written as a folder of our own class, which model.interop.load.load_encoder opens;
+what prevents the native class is reported.
 """
 
 import argparse

@@ -3,19 +3,20 @@
     mert extract configs/extract.yaml model=runs/demo/export input=runs/demo/shards out=FEATURES.zarr
     mert extract configs/extract.yaml model=runs/demo/export input=CLIPS.csv out=POOLED.zarr pooling=mean_std
     mert extract configs/extract.yaml model=log_mel input=CLIPS.csv out=LOGMEL.zarr pooling=mean_std
-    torchrun --nproc-per-node=8 -m mert_foundry.jobs.extract configs/extract.yaml device=cuda model=MODEL input=SHARDS out=FEATURES.zarr
-    ray job submit --working-dir . -- python -m mert_foundry.jobs.extract configs/extract.yaml model=/abs/M input=/abs/S out=s3://B/F.zarr
+    torchrun --nproc-per-node=8 -m mert_foundry.jobs.extract configs/extract.yaml device=cuda model=MODEL input=SHARDS
+    out=FEATURES.zarr ray job submit --working-dir . -- python -m mert_foundry.jobs.extract configs/extract.yaml
+    model=/abs/M input=/abs/S out=s3://B/F.zarr
 
-model: a run folder, a checkpoint, what `mert export` or `mert import` wrote, or a Hugging Face folder of MERT or Hubert; or
-one of the baselines log_mel, cqt, chroma, mfcc, musicnn, codec:WEIGHTS and random:CONFIG.yaml@SEED.
-input: a shard folder, a manifest folder, any folder of audio, or a table of clips (.csv, .jsonl) with the column path, if
-you like start and end in seconds, and columns of your own. A shard folder needs no decoder of audio files; a folder of
-audio is scanned before the first run, which decodes it once more than a table or a manifest.
+model: a run folder, a checkpoint, what `mert export` or `mert import` wrote, or a Hugging Face folder of MERT or
+Hubert; or one of the baselines log_mel, cqt, chroma, mfcc, musicnn, codec:WEIGHTS and random:CONFIG.yaml@SEED.
+input: a shard folder, a manifest folder, any folder of audio, or a table of clips (.csv, .jsonl) with the column path,
+if you like start and end in seconds, and columns of your own. A shard folder needs no decoder of audio files; a folder
+of audio is scanned before the first run, which decodes it once more than a table or a manifest.
 
 Under torchrun each rank does a share of the parts. Else processes of this machine do them, one a core; or Ray, when
-address= names a cluster, RAY_ADDRESS is set, or the device is cuda. A rerun does only the parts that are missing; a store
-of another model, input or settings is refused unless overwrite=true. The same bytes come out for any number of workers.
-Exit code 1 when a part is missing.
+address= names a cluster, RAY_ADDRESS is set, or the device is cuda. A rerun does only the parts that are missing; a
+store of another model, input or settings is refused unless overwrite=true. The same bytes come out for any number of
+workers. Exit code 1 when a part is missing.
 """
 
 import os
@@ -140,7 +141,8 @@ def report_result(config: ExtractConfig, plan: Plan, result: StoreResult) -> Non
     tracks, rejected = len(plan.table["key"]), plan.description["input"]["rejected"]
     console.finish(
         {"out": config.out, "arrays": list(layout.arrays), "rows": layout.rows, "layers": list(layout.layers),
-         "width": layout.width, "dtype": layout.dtype, "tracks": tracks, "dropped": result.dropped, "rejected": rejected,
+         "width": layout.width, "dtype": layout.dtype, "tracks": tracks, "dropped": result.dropped,
+         "rejected": rejected,
          "bytes": result.bytes},
         [
             *(f"{name}: {layout.dtype} {shape}" for name in layout.arrays),

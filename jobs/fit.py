@@ -1,11 +1,13 @@
-"""Fit the weights of a teacher to the features of a corpus: residual codebooks of log-mel, centroids, codes of an encoder.
+"""Fit the weights of a teacher to the features of a corpus: residual codebooks of log-mel, centroids, codes of an
+encoder.
 
     mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=MEL_RVQ_FOLDER
     mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=KMEANS_FOLDER 'teacher={kind: kmeans, feature: chroma}'
-    mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=CODES_FOLDER 'teacher={kind: encoder, model: RUN_FOLDER, layer: 3}'
+    mert fit configs/fit.yaml manifest=MANIFEST_FOLDER out=CODES_FOLDER 'teacher={kind: encoder, model: RUN_FOLDER,
+    layer: 3}'
 
-Writes the weights and a card: the feature's settings, how the weights were fitted, how well they code tracks that were held
-out. The folder is then the `weights` of a teacher of that kind in a label config.
+Writes the weights and a card: the feature's settings, how the weights were fitted, how well they code tracks that were
+held out. The folder is then the `weights` of a teacher of that kind in a label config.
 """
 
 import sys

@@ -5,8 +5,8 @@
     mert import FAIRSEQ_CHECKPOINT.pt OUT_FOLDER [--sample-rate 24000]
 
 SOURCE is a Hugging Face folder of Hubert or MERT, or a fairseq checkpoint of HuBERT or MERT; no code of it is run. OUT
-is what `mert export` writes. Lines beginning with `not imported` name weights that were left out, such as heads; a missing
-weight of the encoder, or one of another shape, is an error.
+is what `mert export` writes. Lines beginning with `not imported` name weights that were left out, such as heads; a
+missing weight of the encoder, or one of another shape, is an error.
 """
 
 import argparse

@@ -9,14 +9,15 @@
     mert inspect STORE.zarr --track KEY                nearest neighbours of a track
     mert inspect PROBE_FOLDER [--html FILE]            scores with intervals: tasks by models, then each task
     mert inspect LOCATION --diff OTHER                 what was added, removed, relabelled; which settings differ
-    mert inspect shards|run|features|manifest|probe LOCATION ...    the kind by name; otherwise it is told by the files there
+    mert inspect shards|run|features|manifest|probe LOCATION ...    the kind by name; otherwise it is told by the files
+    there
 
-LOCATION is a folder or a URL (s3://, memory://); runs and probes are local. Of a shard folder only index and records are read,
-and the bytes of the examples shown. --json prints the same for machines; the models ShardSummary, ManifestSummary,
-RunSummary, FeatureSummary, ProbeReport, ExampleSummary, ShardRecord and Difference describe every key. With --html: --examples N
-(default 6) drawn by --seed N, or --keys KEY,KEY; --codec WEIGHTS names the teacher's codec where it has moved.
---manifest FOLDER shows which files the manifest of a shard set rejected, and the tracks' paths; of a feature store, the
-groups. --export overwrites nothing. Exit code 0, also when --diff finds differences.
+LOCATION is a folder or a URL (s3://, memory://); runs and probes are local. Of a shard folder only index and records
+are read, and the bytes of the examples shown. --json prints the same for machines; the models ShardSummary,
+ManifestSummary, RunSummary, FeatureSummary, ProbeReport, ExampleSummary, ShardRecord and Difference describe every key.
+With --html: --examples N (default 6) drawn by --seed N, or --keys KEY,KEY; --codec WEIGHTS names the teacher's codec
+where it has moved. --manifest FOLDER shows which files the manifest of a shard set rejected, and the tracks' paths; of
+a feature store, the groups. --export overwrites nothing. Exit code 0, also when --diff finds differences.
 """
 
 import argparse

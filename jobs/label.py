@@ -78,8 +78,9 @@ class LabelConfig(BaseModel):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Label no more than about these hours, shared among the splits by their hours; null: all. More hours"
-        " hold what fewer hours hold; overwrite=true then makes the last shard of each split again and keeps the others",
+        description="Label no more than about these hours, shared among the splits by their hours; null: all. More"
+        " hours hold what fewer hours hold; overwrite=true then makes the last shard of each split again and keeps"
+        " the others",
     )
     augment: Augment = Field(default=NO_COPIES, description="Copies of the tracks of the split train")
     overwrite: bool = Field(default=False, description="Throw away shards made with other settings or teachers")
@@ -90,15 +91,15 @@ class LabelConfig(BaseModel):
     actors: int = Field(
         default=0,
         ge=0,
-        description="Worker processes; 0: one per CPU core, or up to 8 per GPU, but no more than there are CPU cores for each"
-        " GPU. Each takes about 1.5 GB of GPU memory",
+        description="Worker processes; 0: one per CPU core, or up to 8 per GPU, but no more than there are CPU cores"
+        " for each GPU. Each takes about 1.5 GB of GPU memory",
     )
     decode_threads: int = Field(default=DECODE_THREADS, gt=0, description="Decoding threads of each actor")
     wait_for_nodes: float = Field(
         default=3600.0,
         ge=60,
-        description="How long to wait when no worker is left, as when all nodes of a cluster have gone, before the job ends, seconds;"
-        " a worker that starts, which may take most of a minute, is none yet",
+        description="How long to wait when no worker is left, as when all nodes of a cluster have gone, before the"
+        " job ends, seconds; a worker that starts, which may take most of a minute, is none yet",
     )
     address: str | None = Field(
         default=None, description="'local', or the address of a running Ray cluster; null: RAY_ADDRESS, else local"
@@ -110,7 +111,9 @@ class LabelConfig(BaseModel):
         return self
 
     def recorded(self) -> dict:
-        """The settings that shape the result, without folders and how the work is spread, and without what is not set."""
+        """The settings that shape the result, without folders and how the work is spread, and without
+        what is not set.
+        """
         part = self.selection.model_dump(mode="json", exclude_none=True)
         if self.augment != NO_COPIES:
             part["augment"] = self.augment.model_dump(mode="json")
@@ -151,7 +154,10 @@ def main(arguments: list[str]) -> int:
 
 
 def describe_contents(config: LabelConfig) -> Contents:
-    """The contents that a config asks for. Raises as `describe_targets`, and UsageError for a tokenizer that is not there, or none."""
+    """The contents that a config asks for.
+
+    Raises as `describe_targets`, and UsageError for a tokenizer that is not there, or none.
+    """
     specs = describe_targets(config.teachers, TEACHERS)
     if config.text is None:
         return Contents(specs, None, None)
@@ -163,7 +169,10 @@ def describe_contents(config: LabelConfig) -> Contents:
 
 
 def plan_tasks(location: str, manifest: Manifest, config: LabelConfig) -> list[ShardTask]:
-    """The shards that a config makes of the manifest at `location`. Raises ValueError or UsageError when it has no track for them."""
+    """The shards that a config makes of the manifest at `location`.
+
+    Raises ValueError or UsageError when it has no track for them.
+    """
     if not manifest.tracks:
         raise ValueError(f"{location}: the manifest has no track")
     try:
@@ -252,8 +261,8 @@ def label_tasks(
     config: LabelConfig, root: str, tasks: list[ShardTask], tokenizer: TextTokenizer | None, catalogue: Catalogue
 ) -> dict[str, str]:
     """Do the tasks on Ray; `catalogue` learns of each shard. Returns the message of each that failed."""
-    # Ray takes seconds to import, and only who labels needs it: not --help, not a rerun that finds all done, not a check
-    # of the config.
+    # Ray takes seconds to import, and only who labels needs it: not --help, not a rerun that finds all done, not a
+    # check of the config.
     from mert_foundry.jobs.cluster.ray_tasks import run_on_ray
 
     order = WorkOrder(
@@ -283,7 +292,9 @@ def label_tasks(
 
 
 class CatalogueSaver:
-    """Notes shards as they are finished, and writes them down now and then, so that another job knows them by few requests."""
+    """Notes shards as they are finished, and writes them down now and then, so that another job knows them by few
+    requests.
+    """
 
     def __init__(self, catalogue: Catalogue):
         self._catalogue = catalogue

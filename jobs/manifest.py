@@ -4,18 +4,19 @@
     ray job submit -- mert manifest $PWD/configs/manifest.yaml root=s3://BUCKET/audio out=s3://BUCKET/manifest
 
 Writes manifest.jsonl (one line per track), rejected.jsonl (one line per rejected file, with the reason) and
-manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in that
-folder. Exit code 1 when no track is left (a manifest with tracks then stays as it was), or when the storage did not give a
+manifest.yaml (settings, counts and hours). `exclude=DATA` keeps out tracks that hold a test clip of the probe sets in
+that folder. Exit code 1 when no track is left (a manifest with tracks then stays as it was), or when the storage did
+not give a
 file: the same command tries again.
 
-Processes of this machine decode, one a core; or Ray, when address= names a cluster or RAY_ADDRESS is set (as in a submitted
-job). The same bytes come out.
+Processes of this machine decode, one a core; or Ray, when address= names a cluster or RAY_ADDRESS is set (as in a
+submitted job). The same bytes come out.
 
-What is found is kept in OUT/scan while the scan goes on. After a stop or a kill the same command goes on; later it decodes
-only files that are new or changed. A file of the same root, path, size, number (inode) and times of change (or entity tag) is
-not read. Any other is read, and not decoded when its bytes are those that were under its path before: so a moved or copied
-corpus is read once. What was found of files that are gone is kept for when they come back. --recheck forgets all and decodes
-all files.
+What is found is kept in OUT/scan while the scan goes on. After a stop or a kill the same command goes on; later it
+decodes only files that are new or changed. A file of the same root, path, size, number (inode) and times of change (or
+entity tag) is not read. Any other is read, and not decoded when its bytes are those that were under its path before: so
+a moved or copied corpus is read once. What was found of files that are gone is kept for when they come back. --recheck
+forgets all and decodes all files.
 """
 
 import os
@@ -147,8 +148,8 @@ def map_all(
 ) -> Iterator[Result]:
     """Results of work on many items, in any order: by processes of this machine, or by Ray where it is asked for.
 
-    Not by Ray of this machine by default, as `mert label` does: to start it takes longer than to scan a small corpus, and its processes
-    do here what those without it do.
+    Not by Ray of this machine by default, as `mert label` does: to start it takes longer than to scan a small corpus,
+    and its processes do here what those without it do.
     """
     if not (config.address or os.environ.get("RAY_ADDRESS")):
         return map_in_processes(work, items, config.workers or os.cpu_count() or 1, crashed)
@@ -215,8 +216,8 @@ def leave_out_probe_clips(
         console.warn(printable(f"warning: {path}: its test clips cannot be looked for: {fault}"))
     if exclusion.plain:
         console.warn(
-            f"warning: {exclusion.plain} of {exclusion.clips} test clips are too plain for a fingerprint and were looked for by"
-            " their hash alone"
+            f"warning: {exclusion.plain} of {exclusion.clips} test clips are too plain for a fingerprint and were"
+            " looked for by their hash alone"
         )
     return exclusion.results
 
@@ -245,7 +246,10 @@ def cluster_lines(config: ManifestConfig, clusters: list[Cluster]) -> Iterator[s
     if config.near_duplicates:
         copies = [copy for cluster in clusters for copy in cluster.tracks]
         kept = sum(copy.kept for copy in copies)
-        yield f"near duplicates: {len(copies)} tracks in {len(clusters)} clusters, {kept} kept; {config.out}/{CLUSTERS_NAME}"
+        yield (
+            f"near duplicates: {len(copies)} tracks in {len(clusters)} clusters, {kept} kept;"
+            f" {config.out}/{CLUSTERS_NAME}"
+        )
 
 
 def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) -> Iterator[str]:
@@ -255,7 +259,10 @@ def summary_lines(config: ManifestConfig, summary: dict, tracks: list[Track]) ->
     for split, totals in summary["splits"].items():
         yield f"{split}: {totals['tracks']} tracks, {totals['hours']:.3f} h ({shares[split] * total:.3f} h wanted)"
         if not totals["tracks"] and (split == REST_SPLIT or config.splits[split] > 0):
-            yield f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest groups"
+            yield (
+                f"  warning: split {split!r} is empty; group_by={config.group_by}, group_by=track gives the finest"
+                " groups"
+            )
     if not config.files:  # whose splits may be the user's own
         yield from imbalance_lines(config, tracks)
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejected"].items())

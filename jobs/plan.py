@@ -4,10 +4,10 @@
     mert plan configs/label.yaml configs/mert_95m.yaml manifest=MANIFEST_FOLDER gpus=8 gpu=h100 prices.gpu_hour=2.5
     mert plan configs/label.yaml manifest=MANIFEST_FOLDER segments.audio=pcm.npy labelling_rate=5 --explain
 
-The first file is a config of mert label, the second, which may be left out, one of mert pretrain; which is which is seen
-by their keys. Settings of both may follow, as their own commands take them: segments.examples_per_shard=64,
-stream.batch_size=64. Nothing is written. FLAC and a worker's speed are measured on some tracks of the manifest unless they
-are stated, so without a stated rate the audio must be there.
+The first file is a config of mert label, the second, which may be left out, one of mert pretrain; which is which is
+seen by their keys. Settings of both may follow, as their own commands take them: segments.examples_per_shard=64,
+stream.batch_size=64. Nothing is written. FLAC and a worker's speed are measured on some tracks of the manifest unless
+they are stated, so without a stated rate the audio must be there.
 
 --explain shows the formula of every figure, its inputs and where they are from.
 """
@@ -95,8 +95,8 @@ def load(arguments: list[str]) -> Request:
     """The configs that arguments name, each with its own settings.
 
     Raises:
-        UsageError: a file that is neither config, two of one kind, no label config, an unknown key; and as `load_config` does,
-            naming the file.
+        UsageError: a file that is neither config, two of one kind, no label config, an unknown key; and as
+            `load_config` does, naming the file.
     """
     words = list(join_options(argument for argument in arguments if argument != EXPLAIN))
     settings = [word for word in words if "=" in word]
@@ -185,8 +185,8 @@ def plan_run(own: PlanConfig, pretrain: PretrainConfig, planned: PlannedSet) -> 
         raise UsageError("memory: a plan does not count a text memory; memory=null plans the run without it")
     if len(pretrain.stream.stages()) > 1:
         raise UsageError(
-            "stream.batch_size_schedule, stream.crop_samples_schedule: a plan counts steps of one size; set both to [] to plan a run"
-            " of stream.batch_size and stream.crop_samples"
+            "stream.batch_size_schedule, stream.crop_samples_schedule: a plan counts steps of one size; set both to"
+            " [] to plan a run of stream.batch_size and stream.crop_samples"
         )
     filled = [split for split in planned.splits if count_examples(planned, split)]
     try:
@@ -219,7 +219,9 @@ def flac_rate(request: Request, manifest: Manifest, planned: PlannedSet) -> Flac
 
 
 def time_labelling(request: Request, manifest: Manifest, planned: PlannedSet) -> Iterator[Line]:
-    """Hours of labelling: at a stated rate, as measured here, or as measured on a GPU that this machine does not have."""
+    """Hours of labelling: at a stated rate, as measured here, or as measured on a GPU that this machine
+    does not have.
+    """
     own, label = request.plan, request.label
     device = resolve_device(label.device)
     if own.labelling_rate is not None:

@@ -5,8 +5,9 @@
     mert pretrain configs/mert_95m.yaml shards=SHARD_FOLDER out=RUN_FOLDER initial=IMPORTED_OR_EXPORTED_FOLDER
 
 `initial` is read when a run begins, not when it goes on from a checkpoint of its own.
-With trainer.probe_every and probe.data, a process beside the run probes checkpoints on validation clips (`mert probe --follow`).
-SIGTERM, SIGUSR1 or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, since it is not finished.
+With trainer.probe_every and probe.data, a process beside the run probes checkpoints on validation clips (`mert probe
+--follow`). SIGTERM, SIGUSR1 or Ctrl-C: a checkpoint is written, then the run ends with exit code 1, since it is not
+finished.
 """
 
 import contextlib
@@ -103,8 +104,8 @@ def open_run(
 ) -> Iterator[RunDescription]:
     """The run of a folder that rank 0 holds meanwhile, as it begins or goes on.
 
-    Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest. Raises as
-    `check_fit`, `check_one_node`, `locked` and `sample_values`.
+    Rank 0 checks before it joins the others, who wait for it: so a refusal is one line, and torchrun ends the rest.
+    Raises as `check_fit`, `check_one_node`, `locked` and `sample_values`.
     """
     check_fit(config, mixture, world_size)
     check_one_node(config, world_size)
@@ -120,8 +121,8 @@ def check_one_node(config: PretrainConfig, world_size: int) -> None:
     nodes = node_count(world_size)
     if config.stream.on_bad_shard == "skip" and nodes > 1:
         raise ValueError(
-            f"stream.on_bad_shard is skip, which is for one node, but this run has {nodes}: they could disagree on which"
-            " shards are corrupt; take stop"
+            f"stream.on_bad_shard is skip, which is for one node, but this run has {nodes}: they could disagree on"
+            " which shards are corrupt; take stop"
         )
 
 
@@ -143,7 +144,9 @@ def holds_weights(config: PretrainConfig, rank: int) -> bool:
 
 
 def build_model(config: PretrainConfig, description: RunDescription, rank: int) -> PretrainModel:
-    """The model with its first weights, or without any memory (on the meta device) on a rank that is not to have them."""
+    """The model with its first weights, or without any memory (on the meta device) on a rank that is
+    not to have them.
+    """
     vocabulary_size = description.data["teachers"][TOKENIZER]["vocabulary_size"] if config.memory else 0
     with contextlib.nullcontext() if holds_weights(config, rank) else torch.device("meta"):
         return build_pretrain_model(
@@ -152,14 +155,19 @@ def build_model(config: PretrainConfig, description: RunDescription, rank: int) 
 
 
 def with_replicas(trainer: TrainerConfig, world_size: int) -> TrainerConfig:
-    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do. Raises as `node_count`."""
+    """hsdp without a number of replicas: one on each node, whose ranks exchange weights faster than nodes do.
+
+    Raises as `node_count`.
+    """
     if trainer.parallel != "hsdp" or trainer.replicas is not None:
         return trainer
     return trainer.model_copy(update={"replicas": node_count(world_size)})
 
 
 def show(result: TrainResult, total_steps: int, trivial: TrivialScores | None, best: BestProbe | None) -> None:
-    """Say how training ended, what its last validation found when it is done, and which checkpoint is the best by probe."""
+    """Say how training ended, what its last validation found when it is done, and which checkpoint is the best by
+    probe.
+    """
     outcome = {"status": result.status, "step": result.step, "checkpoint": str(result.checkpoint)}
     lines = [f"{result.status} after step {result.step}; checkpoint: {result.checkpoint}"]
     if result.status == "done" and result.validation is not None:
@@ -184,7 +192,9 @@ def warn_of_lone_rows(config: PretrainConfig, world_size: int) -> str:
 def data_of(
     config: PretrainConfig, mixture: SetMixture, rank: int, world_size: int, stack: contextlib.ExitStack
 ) -> TrainingData:
-    """This rank's batches from a position on, whose stream the stack closes, and the validation batches, fresh at each call."""
+    """This rank's batches from a position on, whose stream the stack closes, and the validation batches, fresh at each
+    call.
+    """
     split, with_text = config.valid_split, config.memory is not None
     sets = mixture.having(split) if split is not None else []
 

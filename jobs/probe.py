@@ -2,17 +2,21 @@
 
     mert suite configs/suite.yaml out=runs/suite size=small
     mert probe configs/probe.yaml model=runs/mine/run data=runs/suite out=runs/probe
-    mert probe configs/probe.yaml model={trained: runs/mine/run, untrained: random:configs/tiny.yaml@0} data=runs/suite tasks=[key,pitch] out=runs/probe
+    mert probe configs/probe.yaml model={trained: runs/mine/run, untrained: random:configs/tiny.yaml@0} data=runs/suite
+    tasks=[key,pitch] out=runs/probe
     mert probe configs/probe.yaml model=runs/mine/run every_checkpoint=true score=valid data=runs/suite out=runs/probe
-    mert probe configs/probe.yaml --follow runs/mine/run baselines=[] score=valid data=runs/suite tasks=[key] out=runs/followed
+    mert probe configs/probe.yaml --follow runs/mine/run baselines=[] score=valid data=runs/suite tasks=[key]
+    out=runs/followed
 
-Every layer and the weighted sum of all layers get heads of their own; validation chooses layer, learning rate and epoch, and
-the test clips are scored once. `out` gets report.json (every score with its interval) and report.html (tables and plots).
-Features are kept, and so are results: the same command again does only what is new or has changed. A model whose features do
-not fit a task (source separation needs 75 Hz) is named with the reason, the others are scored, and the exit code is 1.
+Every layer and the weighted sum of all layers get heads of their own; validation chooses layer, learning rate and
+epoch, and the test clips are scored once. `out` gets report.json (every score with its interval) and report.html
+(tables and plots). Features are kept, and so are results: the same command again does only what is new or has changed.
+A model whose features do not fit a task (source separation needs 75 Hz) is named with the reason, the others are
+scored, and the exit code is 1.
 
---follow RUN (or follow=RUN) probes the checkpoints of a run that is still being trained, as they appear, and never sees a test clip. Scores go to
-RUN/probe.jsonl and RUN/tensorboard; RUN/best_by_probe is a copy of the best checkpoint. It ends with the last step of the run.
+--follow RUN (or follow=RUN) probes the checkpoints of a run that is still being trained, as they appear, and never sees
+a test clip. Scores go to RUN/probe.jsonl and RUN/tensorboard; RUN/best_by_probe is a copy of the best checkpoint. It
+ends with the last step of the run.
 """
 
 import shlex

@@ -3,9 +3,9 @@
     mert status SHARD_FOLDER
     mert status s3://BUCKET/shards --json
 
-Shards and hours done and planned, the rate over the last hour of work and the time left at that rate, when the last shard was
-finished, segments dropped by reason, and the shards that failed in the last job that ended. It writes nothing, and exits with 0 whether the
-job is done or not.
+Shards and hours done and planned, the rate over the last hour of work and the time left at that rate, when the last
+shard was finished, segments dropped by reason, and the shards that failed in the last job that ended. It writes
+nothing, and exits with 0 whether the job is done or not.
 """
 
 import argparse

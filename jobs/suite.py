@@ -5,8 +5,8 @@
     mert suite OUT --size small --tasks pitch,key
     mert suite configs/suite.yaml out=OUT size=small
 
-Downloads the Debian packages that are missing (apt-get, no root needed) into `sources`, then writes a folder for each task
-with task.yaml and clips.jsonl, the audio, and suite.yaml. The same command goes on where it was stopped.
+Downloads the Debian packages that are missing (apt-get, no root needed) into `sources`, then writes a folder for each
+task with task.yaml and clips.jsonl, the audio, and suite.yaml. The same command goes on where it was stopped.
 """
 
 import os

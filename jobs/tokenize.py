@@ -1,12 +1,14 @@
-"""Cut text files into shards of text alone, with a tokenizer that is there; mert pretrain trains an encoder over their tokens.
+"""Cut text files into shards of text alone, with a tokenizer that is there; mert pretrain trains an encoder over their
+tokens.
 
     mert tokenize configs/tokenize.yaml documents.root=FOLDER tokenizer=TOKENIZER_FOLDER out=SHARD_FOLDER
 
-The tokenizer is one that mert tokenizer trained, or any tokenizer.json. A file is a document, a token is a frame, and there is no
-audio: the one target is `tokens`. Documents are UTF-8; files that are not, and copies of others, are rejected and listed in
-rejected.jsonl with a reason. documents.jsonl lists the others. A rerun does
-only the shards without a valid record; shards of other documents, lengths or another tokenizer are refused unless overwrite=true.
-The same files and settings give the same bytes.
+The tokenizer is one that mert tokenizer trained, or any tokenizer.json. A file is a document, a token is a frame, and
+there is no
+audio: the one target is `tokens`. Documents are UTF-8; files that are not, and copies of others, are rejected and
+listed in rejected.jsonl with a reason. documents.jsonl lists the others. A rerun does
+only the shards without a valid record; shards of other documents, lengths or another tokenizer are refused unless
+overwrite=true. The same files and settings give the same bytes.
 """
 
 import contextlib
@@ -107,8 +109,8 @@ def find_work(
 ) -> list[DocumentTask]:
     """The tasks that are to do; writes nothing.
 
-    Raises as `find_unfinished`, and FolderError when the folder has a file of the name of one of ours that stands beside no shard, and
-    so is somebody's own.
+    Raises as `find_unfinished`, and FolderError when the folder has a file of the name of one of ours that stands
+    beside no shard, and so is somebody's own.
     """
     for name in BESIDE:
         if name in catalogue.sizes and not catalogue.shard_names:
@@ -193,7 +195,10 @@ def summary_lines(
         )
     summary, target = index.statistics[TOKENS], index.targets[0]
     assert summary.kind == "discrete", "tokens are codes"
-    yield f"vocabulary of {target.codebook_size}, {summary.usage[0]:.1%} of it used, perplexity {summary.perplexity[0]:.0f}"
+    yield (
+        f"vocabulary of {target.codebook_size}, {summary.usage[0]:.1%} of it used, perplexity"
+        f" {summary.perplexity[0]:.0f}"
+    )
     yield f"files rejected: {reasons(count_rejects(documents))}, see {files.join(config.out, REJECTED_NAME)}"
     yield f"documents dropped: {reasons(index.dropped)}"
     yield f"shards: {config.out}"

@@ -1,15 +1,16 @@
-"""Train a tokenizer (tokenizer.json) on a manifest's own text, or on text files: byte-level BPE, by Hugging Face's library tokenizers.
+"""Train a tokenizer (tokenizer.json) on a manifest's own text, or on text files: byte-level BPE, by Hugging Face's
+library tokenizers.
 
     mert tokenizer configs/tokenizer.yaml manifest=MANIFEST_FOLDER out=TOKENIZER_FOLDER 'columns=[title, tags]'
     mert tokenizer configs/tokenizer.yaml documents.root=FOLDER out=TOKENIZER_FOLDER
 
-It makes no shards. With its tokenizer, mert label puts text beside audio (`text.tokenizer`), and mert tokenize makes shards of text
-alone (`tokenizer`).
+It makes no shards. With its tokenizer, mert label puts text beside audio (`text.tokenizer`), and mert tokenize makes
+shards of text alone (`tokenizer`).
 
-Text is columns of the manifest, from the list of files (mert manifest ... files=LIST.csv) or the files' tags (tags=[title, artist]),
-or the files below a folder. The folder gets tokenizer.json, which opens in transformers, and tokenizer.yaml, which says what it was
-trained on. Tokens 0 and 1 are <pad> and <mask>, then come the 256 bytes, then what the training joined, so that any text can be
-encoded. The same text and settings give the same bytes.
+Text is columns of the manifest, from the list of files (mert manifest ... files=LIST.csv) or the files' tags
+(tags=[title, artist]), or the files below a folder. The folder gets tokenizer.json, which opens in transformers, and
+tokenizer.yaml, which says what it was trained on. Tokens 0 and 1 are <pad> and <mask>, then come the 256 bytes, then
+what the training joined, so that any text can be encoded. The same text and settings give the same bytes.
 """
 
 import hashlib
@@ -67,7 +68,9 @@ class TokenizerConfig(TextColumns):
 
 
 class Source(NamedTuple):
-    """The texts to train on, and what tokenizer.yaml says of where they come from; `tracks`: a manifest's in the split, with text or without."""
+    """The texts to train on, and what tokenizer.yaml says of where they come from; `tracks`: a manifest's in the split,
+    with text or without.
+    """
 
     texts: list[str]
     digest: dict[str, str]
@@ -103,7 +106,8 @@ def main(arguments: list[str]) -> int:
     console.finish(
         {"out": config.out, **result},
         [
-            f"{len(texts)} texts{'' if source.tracks is None else f' of {source.tracks} tracks'}, {result['bytes']} bytes in {num_tokens} tokens",
+            f"{len(texts)} texts{'' if source.tracks is None else f' of {source.tracks} tracks'}, {result['bytes']}"
+            f" bytes in {num_tokens} tokens",
             f"tokenizer: {config.out}, vocabulary of {tokenizer.vocabulary_size}",
         ],
     )

@@ -6,12 +6,13 @@
     mert verify SHARD_FOLDER --manifest MANIFEST_FOLDER --corpus 50
 
 Without options: checksums, counts, member tables, code ranges, finite values, equal frame counts, whole tracks,
-and an index that lists every shard and sums them up; of text alone only that, and its tokenizer. --manifest compares the manifest's digest, and split and
-length of every track. --relabel N runs the teachers again on the tracks of N random examples; they are those of
-SHARD_FOLDER/label.yaml, or of another label config where the weights have moved. Labels made in bf16 or tf32 on a GPU
-can only be checked on one, with --device cuda (or auto: cuda where there is one; cpu where not given). --corpus N decodes N random source files by another library than the one
-that labelled them (libsndfile against ffmpeg) and compares the audio with that in the shards; files that no second library
-reads are counted. Every fault is a line with shard and key; exit code 1 if there is any.
+and an index that lists every shard and sums them up; of text alone only that, and its tokenizer. --manifest compares
+the manifest's digest, and split and length of every track. --relabel N runs the teachers again on the tracks of N
+random examples; they are those of SHARD_FOLDER/label.yaml, or of another label config where the weights have moved.
+Labels made in bf16 or tf32 on a GPU can only be checked on one, with --device cuda (or auto: cuda where there is one;
+cpu where not given). --corpus N decodes N random source files by another library than the one that labelled them
+(libsndfile against ffmpeg) and compares the audio with that in the shards; files that no second library reads are
+counted. Every fault is a line with shard and key; exit code 1 if there is any.
 """
 
 import argparse

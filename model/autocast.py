@@ -1,4 +1,6 @@
-"""Autocast where there may be none: the meta device, on which models are counted, knows no autocast, and torch's own switches refuse it."""
+"""Autocast where there may be none: the meta device, on which models are counted, knows no autocast, and torch's own
+switches refuse it.
+"""
 
 import contextlib
 

@@ -27,8 +27,8 @@ class EncoderConfig(BaseModel):
     )
     input_norm: Literal["layer", "none"] = Field(
         "layer",
-        description="layer: a layer norm of each frame's front-end features before the projection, which takes its level"
-        " away; none: the features as they are, for log_mel, whose scale is fixed",
+        description="layer: a layer norm of each frame's front-end features before the projection, which takes its"
+        " level away; none: the features as they are, for log_mel, whose scale is fixed",
     )
     input_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="probability on projected front-end features")
     transformer: TransformerConfig = Field(TransformerConfig(), description="transformer over frames")
@@ -57,9 +57,9 @@ class EncoderOutput:
 class FeatureProjection(nn.Module):
     """Norm, linear map and dropout from front-end features to the transformer's width: [B, F, C] -> [B, F, D].
 
-    The layer norm is HuBERT's, made for convolutions. It takes the level of a frame away, and with it most of what tells
-    where a note begins or how loud a bin is: of log-CQT bins, a linear map of log-mel frames explains 73 % of the variance,
-    of the same frames after a layer norm 50 % (docs/experiments.md).
+    The layer norm is HuBERT's, made for convolutions. It takes the level of a frame away, and with it most of what
+    tells where a note begins or how loud a bin is: of log-CQT bins, a linear map of log-mel frames explains 73 % of the
+    variance, of the same frames after a layer norm 50 % (docs/experiments.md).
     """
 
     def __init__(self, channels: int, width: int, norm: nn.Module, dropout: float):

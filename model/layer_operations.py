@@ -2,7 +2,8 @@
 
 
 def layer_operations(products: float, inputs_learn: bool, weights_learn: bool) -> float:
-    """Multiplications and additions of a layer whose forward pass multiplies `products` pairs of numbers and adds them up.
+    """Multiplications and additions of a layer whose forward pass multiplies `products` pairs of numbers and adds them
+    up.
 
     Either gradient, to the inputs and to the weights, takes as many again, where something learns from it.
     """

@@ -11,7 +11,8 @@ from functools import lru_cache
 SAMPLE_RATE = 24_000
 HOP = 320
 FRAME_RATE = SAMPLE_RATE // HOP
-# To be raised when files come to be decoded or resampled to other samples: shards and features of before are then stale.
+# To be raised when files come to be decoded or resampled to other samples: shards and features of before are then
+# stale.
 AUDIO_VERSION = 4
 # Taps of a bank of resampling filters; torchaudio needs 30 bytes for each. 22255 Hz (old Macintosh) needs 21 million.
 MOST_TAPS = 1 << 25
@@ -26,8 +27,9 @@ def whole_frames(num_samples: int) -> int:
 def nearest_rate(source_rate: int, target_rate: int = SAMPLE_RATE, most_taps: int = MOST_TAPS) -> int:
     """The rate, Hz, as which audio of `source_rate` is resampled: itself, or the nearest with few enough filters.
 
-    A ratio in lowest terms p / q needs p filters of q taps. 44,099 Hz shares no divisor with 24,000 Hz, so it is taken for
-    44,100 Hz: the music becomes 23 millionths shorter and 0.04 cents higher. With MOST_TAPS the error is below 0.1 % at any rate.
+    A ratio in lowest terms p / q needs p filters of q taps. 44,099 Hz shares no divisor with 24,000 Hz, so it is taken
+    for 44,100 Hz: the music becomes 23 millionths shorter and 0.04 cents higher. With MOST_TAPS the error is below 0.1
+    % at any rate.
     """
     return next(
         rate

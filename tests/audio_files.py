@@ -77,7 +77,9 @@ def mert_command(*arguments: object) -> list[str]:
 
 
 def mert_environment() -> dict[str, str]:
-    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run; one that it starts is `PROMPT`."""
+    """The environment of a command: one arithmetic thread, no Ray cluster that happens to run; one that it starts is
+    `PROMPT`.
+    """
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return inherited | {"OMP_NUM_THREADS": "1"} | PROMPT
 

@@ -92,7 +92,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     def refuse_command(
         popen: subprocess.Popen, command: list[str] | str, *arguments: object, **settings: object
     ) -> None:
-        # scikit-learn counts cores; matplotlib, which torchmetrics imports, looks for fonts on a machine where it is new.
+        # scikit-learn counts cores; matplotlib, which torchmetrics imports, looks for fonts on a machine where it is
+        # new.
         if command[:1] not in (["lscpu"], ["fc-list"]):
             refuse()
         start_command(popen, command, *arguments, **settings)
@@ -168,7 +169,10 @@ def classes_sent_to_workers(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds. It says it has a GPU."""
+    """A Ray cluster of this machine for the whole session, for `address=`: to start one takes seconds.
+
+    It says it has a GPU.
+    """
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -204,7 +208,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the S3 server of `bucket`, whose client tries once only, so that short outages show; waits are short too."""
+    """Before the S3 server of `bucket`, whose client tries once only, so that short outages show; waits
+    are short too.
+    """
     import s3fs
 
     from mert_foundry.pipeline.storage import patience

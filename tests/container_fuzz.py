@@ -1,8 +1,8 @@
 """Audio files of every container with one header field at an extreme, and what other readers make of them.
 
-Every base file is synthesised here, its fields are found by walking its chunks, pages, boxes or frames, and a variant is a
-base file with one field overwritten (its checksum made right again or not), or with bytes added, put between chunks, or cut.
-The same variants come out on every machine; only the coded audio in them may differ in its last bits.
+Every base file is synthesised here, its fields are found by walking its chunks, pages, boxes or frames, and a variant
+is a base file with one field overwritten (its checksum made right again or not), or with bytes added, put between
+chunks, or cut. The same variants come out on every machine; only the coded audio in them may differ in its last bits.
 """
 
 import io
@@ -26,7 +26,8 @@ from mert_foundry.pipeline.audio.decode_error import DecodeError
 from mert_foundry.pipeline.audio.sound_file import PcmFile, SoundFile
 
 SEED = 20_261_127
-# Base files by name: extension; container, subtype and byte order of libsndfile, or container, encoder and options of ffmpeg.
+# Base files by name: extension; container, subtype and byte order of libsndfile, or container, encoder and options of
+# ffmpeg.
 BY_SOUNDFILE = """
 wav_s16 wav WAV PCM_16 FILE
 wav_s24 wav WAV PCM_24 FILE
@@ -68,10 +69,12 @@ FMT = "tag:2 channels:2 rate:4 byte_rate:4 block:2 bits:2 extra:2 valid_bits:2 m
 ALAC_COOKIE = "frame:4 compatible:1 depth:1 pb:1 mb:1 kb:1 channels:1 max_run:2 max_bytes:4 bit_rate:4 rate:4"
 RIFF_CHUNKS = {"fmt ": FMT, "fact": "samples:4", "ds64": "riff:8 data:8 samples:8 table:4", "PEAK": "version:4 time:4"}
 AIFF_CHUNKS = {
-    "COMM": "channels:2 samples:4 bits:2 exponent:2 mantissa:8 compression:4 name:1", "SSND": "offset:4 block:4", "FVER": "time:4",
+    "COMM": "channels:2 samples:4 bits:2 exponent:2 mantissa:8 compression:4 name:1", "SSND": "offset:4 block:4",
+    "FVER": "time:4",
 }  # fmt: skip
 CAF_CHUNKS = {
-    "desc": "rate:8 format:4 flags:4 packet_bytes:4 packet_samples:4 channels:4 bits:4", "kuki": ALAC_COOKIE, "data": "edits:4",
+    "desc": "rate:8 format:4 flags:4 packet_bytes:4 packet_samples:4 channels:4 bits:4", "kuki": ALAC_COOKIE,
+    "data": "edits:4",
     "pakt": "packets:8 valid:8 priming:4 remainder:4 first:2", "chan": "tag:4 bitmap:4 descriptions:4",
 }  # fmt: skip
 FULL = "version:1 flags:3 "  # of a box
@@ -80,13 +83,15 @@ MP4_BOXES = {
     "tkhd": FULL + "created:4 modified:4 track:4 -:4 duration:4 -:8 layer:2 group:2 volume:2",
     "mdhd": FULL + "created:4 modified:4 timescale:4 duration:4 language:2", "hdlr": FULL + "-:4 handler:4",
     "elst": FULL + "entries:4 duration:4 media_time:4 rate:4", "dref": FULL + "entries:4", "url ": FULL,
-    "smhd": FULL + "balance:2", "stsd": FULL + "entries:4", "stts": FULL + "entries:4 count:4 delta:4 count_2:4 delta_2:4",
+    "smhd": FULL + "balance:2", "stsd": FULL + "entries:4", "stts": FULL + "entries:4 count:4 delta:4 count_2:4"
+    " delta_2:4",
     "stsc": FULL + "entries:4 first_chunk:4 samples:4 description:4", "stsz": FULL + "each:4 count:4 first:4 second:4",
     "stco": FULL + "entries:4 offset:4", "sgpd": FULL + "grouping:4 length:4 entries:4 distance:2",
-    "sbgp": FULL + "grouping:4 entries:4 count:4 group:4", "trex": FULL + "track:4 description:4 duration:4 each:4 flags_2:4",
+    "sbgp": FULL + "grouping:4 entries:4 count:4 group:4", "trex": FULL + "track:4 description:4 duration:4 each:4"
+    " flags_2:4",
     "mfhd": FULL + "sequence:4", "tfhd": FULL + "track:4 first:4 second:4 third:4", "tfdt": FULL + "time:8",
-    "trun": FULL + "count:4 offset:4 first:4 second:4", "mp4a": "-:6 reference:2 version:2 revision:2 vendor:4 channels:2 bits:2 "
-    "compression:2 packet:2 rate:4", "cookie": FULL + ALAC_COOKIE,
+    "trun": FULL + "count:4 offset:4 first:4 second:4", "mp4a": "-:6 reference:2 version:2 revision:2 vendor:4"
+    " channels:2 bits:2 compression:2 packet:2 rate:4", "cookie": FULL + ALAC_COOKIE,
     "esds": FULL + "tag:1 length:4 id:2 flags:1 tag_2:1 length_2:4 object:1 stream:1 buffer:3 most:4 mean:4 "
     "tag_3:1 length_3:4 config:2",
 }  # fmt: skip
@@ -99,15 +104,18 @@ STREAM_INFO = "min_block:2 max_block:2 min_frame:3 max_frame:3"
 STREAM_INFO_BITS = "rate:20 channels:3 bits:5 samples:36"
 FLAC_FRAME_BITS = "sync:14 reserved:1 blocking:1 block:4 rate:4 channels:4 bits:3 reserved_2:1 number:8"
 MPEG_BITS = (
-    "sync:11 version:2 layer:2 protection:1 bit_rate:4 rate:2 padding:1 private:1 mode:2 extension:2 copyright:1 original:1 "
-    "emphasis:2"
+    "sync:11 version:2 layer:2 protection:1 bit_rate:4 rate:2 padding:1 private:1 mode:2 extension:2 copyright:1"
+    " original:1 emphasis:2"
 )
-XING = "id:4 flags:4 frames:4 bytes:4 -:100 quality:4 encoder:4 -:5 vbr:1 lowpass:1 peak:4 gain:2 gain_2:2 method:1 bit_rate:1"
+XING = (
+    "id:4 flags:4 frames:4 bytes:4 -:100 quality:4 encoder:4 -:5 vbr:1 lowpass:1 peak:4 gain:2 gain_2:2 method:1"
+    " bit_rate:1"
+)
 XING_TAIL = "misc:1 mp3gain:1 preset:2 length:4 music_crc:2 tag_crc:2"
 WAVPACK = "id:4 size:4 version:2 index_high:1 samples_high:1 samples:4 index:4 block:4"
 WAVPACK_FLAGS = (
-    "dsd:1 false_stereo:1 iir:1 -:2 rate:4 max:5 shift:5 last:1 first:1 balance:1 hybrid_rate:1 int32:1 float:1 shape:1 cross:1 "
-    "joint:1 hybrid:1 mono:1 bytes:2"
+    "dsd:1 false_stereo:1 iir:1 -:2 rate:4 max:5 shift:5 last:1 first:1 balance:1 hybrid_rate:1 int32:1 float:1"
+    " shape:1 cross:1 joint:1 hybrid:1 mono:1 bytes:2"
 )
 
 
@@ -138,9 +146,10 @@ class Field(NamedTuple):
 class Base:
     """A whole file.
 
-    `rounding`: how far two readers of it may differ: lossless, vorbis or lossy. `source`: the samples that were put in, float32
-    [channels, T], where the format is lossless and none but ffmpeg reads it. `seams`: where a chunk, page, box or frame begins.
-    `chunk`: a chunk of junk as the container has them. `repair`: makes the checksums of a changed file right again.
+    `rounding`: how far two readers of it may differ: lossless, vorbis or lossy. `source`: the samples that were put in,
+    float32 [channels, T], where the format is lossless and none but ffmpeg reads it. `seams`: where a chunk, page, box
+    or frame begins. `chunk`: a chunk of junk as the container has them. `repair`: makes the checksums of a changed file
+    right again.
     """
 
     name: str
@@ -213,7 +222,8 @@ def make_bases() -> dict[str, Base]:
         rounding = ROUNDINGS.get(codec, "lossless")
         bases.append(Base(name, extension, content, rounding, source if rounding == "lossless" else None))
     find = {
-        "au": _find_au, "flac": _find_flac, "ogg": _find_ogg, "mp3": _find_mpeg, "mp4": _find_boxes, "wavpack": _find_wavpack,
+        "au": _find_au, "flac": _find_flac, "ogg": _find_ogg, "mp3": _find_mpeg, "mp4": _find_boxes,
+        "wavpack": _find_wavpack,
         "tta": _find_tta,
     }  # fmt: skip
     for base in bases:
@@ -237,7 +247,8 @@ def _with_extremes(base: Base) -> Iterator[Variant]:
     for place in base.fields:
         old, top = place.value(base.content), place.mask
         extremes = {
-            "0": 0, "1": 1, "all ones": top, "the high bit": top ^ top >> 1, "all but the high bit": top >> 1, "less one": old - 1,
+            "0": 0, "1": 1, "all ones": top, "the high bit": top ^ top >> 1, "all but the high bit": top >> 1,
+            "less one": old - 1,
             "and one": old + 1, "twice": 2 * old, "half": old // 2,
         }  # fmt: skip
         seen = {old}
@@ -284,8 +295,8 @@ class Reading(NamedTuple):
 class Outcome(NamedTuple):
     """What the project makes of a file.
 
-    `verdict`: accepted, refused or fault, an exception that is no DecodeError. `library`: the one whose own parsing of the file
-    gave the samples; empty when two had a part in it.
+    `verdict`: accepted, refused or fault, an exception that is no DecodeError. `library`: the one whose own parsing of
+    the file gave the samples; empty when two had a part in it.
     """
 
     verdict: str
@@ -402,7 +413,8 @@ def _by_soundfile(container: str, subtype: str, order: str) -> bytes:
         subtype, (24_000, 0.3)
     )
     file = io.BytesIO()
-    # At a constant bit rate libsndfile knows how much there is even where a header does not say; it reads as much as it guesses.
+    # At a constant bit rate libsndfile knows how much there is even where a header does not say; it reads as much as it
+    # guesses.
     constant = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if container == "MP3" else {}
     soundfile.write(file, _sound(rate, seconds), rate, subtype, order, container, **constant)
     content = file.getvalue()
@@ -579,7 +591,9 @@ def _crc_table(bits: int, polynomial: int) -> list[int]:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    """Highest bit first, from zero, not inverted: as Ogg has it (32 bits, 0x04C11DB7) and FLAC (8, 0x07 and 16, 0x8005)."""
+    """Highest bit first, from zero, not inverted: as Ogg has it (32 bits, 0x04C11DB7) and FLAC (8, 0x07 and 16,
+    0x8005).
+    """
     table, value, mask = _crc_table(bits, polynomial), 0, (1 << bits) - 1
     for byte in data:
         value = value << 8 & mask ^ table[value >> bits - 8 ^ byte]

@@ -21,7 +21,9 @@ def reference_cqt(
     sample_rate: int = 24_000,
     hop: int = 320,
 ) -> np.ndarray:
-    """nnAudio's magnitudes of a whole track as MERT asks for them, `[T // hop, bins]`: without the frame on the very end."""
+    """nnAudio's magnitudes of a whole track as MERT asks for them, `[T // hop, bins]`: without the frame on the very
+    end.
+    """
     transform = CQT1992v2(
         sr=sample_rate,
         hop_length=hop,

@@ -24,7 +24,9 @@ def hidden_states_of(encoder: MertEncoder) -> HiddenStates:
 
 
 def assert_transformers_agrees(folder: Path, ours: HiddenStates, samples: tuple[int, ...] = SAMPLES) -> None:
-    """No remote code, nothing missing, and every hidden state equal to 1e-4, or to 2e-5 of its size, for audio of odd lengths."""
+    """No remote code, nothing missing, and every hidden state equal to 1e-4, or to 2e-5 of its size, for audio of odd
+    lengths.
+    """
     config = json.loads((folder / "config.json").read_text())
     assert not list(folder.glob("*.py")) and "auto_map" not in config
     hubert, loading = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)

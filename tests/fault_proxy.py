@@ -20,12 +20,14 @@ STATUSES = {
     "missing": (404, "NoSuchKey"),
 }
 FAULTS = ["refused", "reset", "stalled", "short", "429", "500", "503", "expired"]
-# Requests that meet a fault of `strike_briefly` at least: those refused cannot be counted, and one that is stalled may be the only one.
+# Requests that meet a fault of `strike_briefly` at least: those refused cannot be counted, and one that is stalled may
+# be the only one.
 LEAST_MET = dict.fromkeys(FAULTS, 3) | {"refused": 0, "stalled": 1}
 
 
 class FaultProxy:
-    """Passes requests on to `endpoint`; while a fault lasts, requests for tars meet it, `most` of them; `met` counts them.
+    """Passes requests on to `endpoint`; while a fault lasts, requests for tars meet it, `most` of them; `met` counts
+    them.
 
     `fetched` counts by name the requests for the content of objects, `signed` by the access key that signed them.
     """
@@ -49,7 +51,9 @@ class FaultProxy:
             threading.Timer(seconds, self._listen, [self.port]).start()
 
     def strike_briefly(self, fault: str) -> None:
-        """Let a fault last until three requests have met it, or where that cannot be counted or one request waits, for 0.6 s."""
+        """Let a fault last until three requests have met it, or where that cannot be counted or one request waits, for
+        0.6 s.
+        """
         by_time = LEAST_MET[fault] < 3
         self.strike(fault, 0.6 if by_time else 600.0, math.inf if by_time else 3)
 

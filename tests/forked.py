@@ -1,4 +1,6 @@
-"""Processes forked from one that has imported what takes seconds: ranks, and commands whose start is not what is tested."""
+"""Processes forked from one that has imported what takes seconds: ranks, and commands whose start is not what is
+tested.
+"""
 
 import os
 import runpy
@@ -63,12 +65,16 @@ def forked_mert(words: Sequence[str], stdout: Path, stderr: Path, environment: d
 def forked_torchrun(
     options: Sequence[str], words: Sequence[str], stdout: Path, stderr: Path, environment: dict[str, str]
 ) -> Forked:
-    """`torchrun --standalone OPTIONS` of the `mert` command, as `forked_mert`; its ranks are forked too, and its children."""
+    """`torchrun --standalone OPTIONS` of the `mert` command, as `forked_mert`; its ranks are forked too, and its
+    children.
+    """
     return Forked(_run_torchrun, list(options), list(words), stdout, stderr, environment)
 
 
 def forked_module(command: Sequence[str], capture_output: bool, text: bool) -> subprocess.CompletedProcess:
-    """In place of `subprocess.run` for `python -m MODULE ARGUMENTS`: a process of its own that has its imports already."""
+    """In place of `subprocess.run` for `python -m MODULE ARGUMENTS`: a process of its own that has its
+    imports already.
+    """
     assert capture_output and text and command[1] == "-m"
     with TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]

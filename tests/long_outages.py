@@ -1,8 +1,10 @@
-"""Training runs through a long outage of the object store, one of each kind: python tests/long_outages.py 600 refused stalled 503
+"""Training runs through a long outage of the object store, one of each kind: python tests/long_outages.py 600 refused
+stalled 503
 
-Each run of `mert pretrain` reads ranges by a proxy of its own (fault_proxy.py) from an S3 server on loopback. After some steps the fault
-strikes, and lasts for so many seconds. Losses and positions of every step must be those of a run from a local folder. The runs go
-on beside each other. A line for each tells how long it stood still, what it said, and what of it is equal.
+Each run of `mert pretrain` reads ranges by a proxy of its own (fault_proxy.py) from an S3 server on loopback. After
+some steps the fault strikes, and lasts for so many seconds. Losses and positions of every step must be those of a run
+from a local folder. The runs go on beside each other. A line for each tells how long it stood still, what it said, and
+what of it is equal.
 """
 
 import logging
@@ -55,10 +57,10 @@ class Outage:
         said = output_of(self.out, "stderr").read_text().count("waiting for the ")
         same = found == expected and self.process.returncode == 0
         print(
-            f"{self.fault:8} {self.seconds:g} s: struck at a step from {STRIKES_AFTER}, stood still for {self.standstill:.0f} s,"
-            f" {self.proxy.met} requests met it, {said} lines of waiting, exit code {self.process.returncode},"
-            f" {sum(one == other for one, other in zip(found, expected))} of {len(expected)} records equal:"
-            f" {'as undisturbed' if same else 'NOT as undisturbed'}",
+            f"{self.fault:8} {self.seconds:g} s: struck at a step from {STRIKES_AFTER}, stood still for"
+            f" {self.standstill:.0f} s, {self.proxy.met} requests met it, {said} lines of waiting, exit code"
+            f" {self.process.returncode}, {sum(one == other for one, other in zip(found, expected))} of"
+            f" {len(expected)} records equal: {'as undisturbed' if same else 'NOT as undisturbed'}",
             flush=True,
         )
         return same and self.standstill >= 0.9 * self.seconds

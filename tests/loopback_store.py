@@ -1,7 +1,7 @@
 """A small S3 store on loopback for folders of very many objects: it lists them as fast as their names can be sent.
 
-It answers what s3fs asks of a folder: ListObjectsV2 with prefix, delimiter and pages of 1,000, GET with a range, HEAD, PUT, DELETE. An
-object is bytes, or a function that makes them when they are read. moto sorts all names for each page.
+It answers what s3fs asks of a folder: ListObjectsV2 with prefix, delimiter and pages of 1,000, GET with a range, HEAD,
+PUT, DELETE. An object is bytes, or a function that makes them when they are read. moto sorts all names for each page.
 """
 
 import asyncio
@@ -99,12 +99,12 @@ class LoopbackStore:
     def _page(self, files: list[str], folders: list[str], following: str) -> str:
         rest = f"<NextContinuationToken>{escape(following)}</NextContinuationToken>" if following else ""
         rows = "".join(
-            f"<Contents><Key>{escape(name)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;0&quot;</ETag>"
+            f"<Contents><Key>{escape(name)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;0&quot;</ETag>"  # noqa: E501
             f"<Size>{self.sizes[name]}</Size><StorageClass>STANDARD</StorageClass></Contents>"
             for name in files
         )
         prefixes = "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in folders)
-        state = f"<KeyCount>{len(files) + len(folders)}</KeyCount><IsTruncated>{'true' if following else 'false'}</IsTruncated>"
+        state = f"<KeyCount>{len(files) + len(folders)}</KeyCount><IsTruncated>{'true' if following else 'false'}</IsTruncated>"  # noqa: E501
         space = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
         return f"<?xml version='1.0'?><ListBucketResult {space}>{state}{rest}{rows}{prefixes}</ListBucketResult>"
 

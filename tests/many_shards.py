@@ -1,7 +1,9 @@
-"""How long the state of very many shards and their index take from an object store: python tests/many_shards.py 150000 documents
+"""How long the state of very many shards and their index take from an object store: python tests/many_shards.py 150000
+documents
 
-The set is synthetic: records as of 128 examples with 8 codebooks of 1,024 and a CQT of 84 bins, made when they are read; a track a
-shard. With `documents` it has what labelling writes down of its records. The store serves from a process of its own, 30 ms after each request.
+The set is synthetic: records as of 128 examples with 8 codebooks of 1,024 and a CQT of 84 bins, made when they are
+read; a track a shard. With `documents` it has what labelling writes down of its records. The store serves from a
+process of its own, 30 ms after each request.
 """
 
 import hashlib
@@ -28,7 +30,8 @@ from mert_foundry.pipeline.storage.documents import json_bytes
 LATENCY = 0.03
 FRAMES, EXAMPLES = 2250, 128
 CODES = TargetSpec(
-    name="codes", kind="discrete", dtype="uint16", frame_rate=75, size=8, codebook_size=1024, fingerprint="a" * 64, teacher={}
+    name="codes", kind="discrete", dtype="uint16", frame_rate=75, size=8, codebook_size=1024, fingerprint="a" * 64,
+    teacher={}
 )  # fmt: skip
 CQT = TargetSpec(
     name="cqt", kind="continuous", dtype="float16", frame_rate=75, size=84, fingerprint="b" * 64, teacher={}
@@ -56,7 +59,8 @@ def record_template() -> bytes:
         "cqt": measure(CQT, rng.random((frames, 84)).astype(np.float16)),
     }
     record = ShardRecord(
-        schema_version=1, url=f"{NAME}.tar", split="train", examples=EXAMPLES, num_frames=frames, seconds=frames / 75, bytes=TAR_BYTES,
+        schema_version=1, url=f"{NAME}.tar", split="train", examples=EXAMPLES, num_frames=frames, seconds=frames / 75,
+        bytes=TAR_BYTES,
         sha256="c" * 64, audio_member="flac", dropped={}, dropped_tracks=[], plan_fingerprint=PLAN, backend={},
         teachers={spec.name: spec.fingerprint for spec in SPECS}, statistics=statistics, members=members,
     )  # fmt: skip
@@ -65,7 +69,7 @@ def record_template() -> bytes:
 
 def make_tasks(count: int) -> list[ShardTask]:
     """A plan of `count` shards, a track each."""
-    values = {"bytes": 1, "sha256": "d" * 64, "sample_rate": 24_000, "channels": 1, "num_samples": EXAMPLES * FRAMES * 320,
+    values = {"bytes": 1, "sha256": "d" * 64, "sample_rate": 24_000, "channels": 1, "num_samples": EXAMPLES * FRAMES * 320,  # noqa: E501
               "seconds": EXAMPLES * FRAMES / 75, "format": "wav/pcm_16", "group": "g", "split": "train",
               "header_seconds": None}  # fmt: skip
     config = SegmentConfig()
@@ -80,7 +84,9 @@ def make_tasks(count: int) -> list[ShardTask]:
 
 
 def fill(store: LoopbackStore, count: int, with_documents: bool) -> None:
-    """Put tars and records of a whole set into `shards/`, and the documents of what they say, as labelling leaves them."""
+    """Put tars and records of a whole set into `shards/`, and the documents of what they say, as
+    labelling leaves them.
+    """
     template = record_template()
     plans = {task.name: task.fingerprint() for task in make_tasks(count)}
 

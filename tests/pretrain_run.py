@@ -188,8 +188,8 @@ def launcher_held_back(ranks: int, shards: Path, out: Path, *changes: str) -> It
 def one_page(out: Path) -> Iterator[Callable[[], IO[bytes]]]:
     """The stderr of a run that starts now is a pipe of one page: some 20 lines fill it, then the ranks stand still.
 
-    So they are never far beyond the step that the test has read of, however slowly the test comes to run. It is opened when they
-    have started.
+    So they are never far beyond the step that the test has read of, however slowly the test comes to run. It is opened
+    when they have started.
     """
     stderr = output_of(out, "stderr")
     stderr.unlink(missing_ok=True)

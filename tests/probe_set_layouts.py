@@ -1,4 +1,6 @@
-"""Miniature probe sets in the true layouts: true names of files and columns, real artists and ids, synthesised audio."""
+"""Miniature probe sets in the true layouts: true names of files and columns, real artists and ids,
+synthesised audio.
+"""
 
 import csv
 import json
@@ -32,7 +34,7 @@ def table(path: Path, rows: list[dict[str, str]], delimiter: str = ",", quoting:
 
 
 MTT_CLIPS = {
-    "2": ("f/american_bach_soloists-j_s__bach_solo_cantatas-01-bwv54__i_aria-30-59.mp3", {"classical", "strings", "opera", "violin"}),
+    "2": ("f/american_bach_soloists-j_s__bach_solo_cantatas-01-bwv54__i_aria-30-59.mp3", {"classical", "strings", "opera", "violin"}),  # noqa: E501
     "6": ("f/american_bach_soloists-j_s__bach_solo_cantatas-01-bwv54__i_aria-146-175.mp3", {"classical", "violin"}),
     "11": ("c/lvx_nova-lvx_nova-01-contimune-30-59.mp3", {"ambient", "new age"}),
     "12": ("b/ambient_teknology-phoenix-01-ambient-88-117.mp3", set()),
@@ -124,7 +126,8 @@ def make_emomusic(root: Path, folder: str = ".") -> None:
     """Four songs; the published tables have white space around values."""
     songs = [
         {
-            "song_id": song, "file_name": f"{song}.mp3", "Artist": f"\t{artist}", "Song title": "\tTonight, A Lonely Century",
+            "song_id": song, "file_name": f"{song}.mp3", "Artist": f"\t{artist}", "Song title": "\tTonight, A Lonely"
+            " Century",
             "start of the segment (min.sec)": "0.48", "end of the segment (min.sec)": "1.33", "Genre": "\tBlues",
             "Mediaeval 2013 set": part,
         }
@@ -152,7 +155,8 @@ def make_nsynth(root: Path) -> None:
         sounds(root, (f"nsynth-{split}/audio/{note}.wav" for note, _, _ in notes))
         examples = {
             note: {
-                "note": 1, "note_str": note, "instrument": 3, "instrument_str": note.split("-")[0], "pitch": pitch, "velocity": 50,
+                "note": 1, "note_str": note, "instrument": 3, "instrument_str": note.split("-")[0], "pitch": pitch,
+                "velocity": 50,
                 "sample_rate": 16000, "qualities": [0] * 10, "qualities_str": [], "instrument_family": 0,
                 "instrument_family_str": family, "instrument_source": 2, "instrument_source_str": "synthetic",
             }

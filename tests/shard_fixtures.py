@@ -107,7 +107,10 @@ def write_set(
     prefix: str = "",
     specs: list[TargetSpec] = SPECS,
 ) -> ShardIndex:
-    """Shards `train-...` with so many examples each, of 12 to 60 frames; also `valid-...` if asked for. `prefix`: of the tracks."""
+    """Shards `train-...` with so many examples each, of 12 to 60 frames; also `valid-...` if asked for.
+
+    `prefix`: of the tracks.
+    """
     names = []
     for split, counts in (("train", sizes), ("valid", valid_sizes or [])):
         for number, size in enumerate(counts):

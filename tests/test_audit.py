@@ -1,4 +1,6 @@
-"""What a run drew, told afterwards from its positions: the rows of any step, what was heard how often, and whether any is missing."""
+"""What a run drew, told afterwards from its positions: the rows of any step, what was heard how often, and whether any
+is missing.
+"""
 
 import json
 import shutil
@@ -35,7 +37,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def drawn(sets, phases, **changes):
-    """Steps as a run draws them, by phases of (weights, steps, batch size): each step's rows, (key, first frame), and its position."""
+    """Steps as a run draws them, by phases of (weights, steps, batch size): each step's rows, (key, first frame), and
+    its position.
+    """
     position, steps = None, []
     for weights, count, batch_size in phases:
         mixture = SetMixture(

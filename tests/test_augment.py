@@ -45,7 +45,9 @@ RunHere = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven tracks of 3.3 s, of several formats and rates, two or so of them held out; the first is a tone of 440 Hz in train."""
+    """Seven tracks of 3.3 s, of several formats and rates, two or so of them held out; the first is a tone of 440 Hz in
+    train.
+    """
     root, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("manifest")
     write_audio(root / f"{TONE}.wav", tone(440, 3.3, 44_100), 44_100)
     for number in range(1, 7):

@@ -138,7 +138,9 @@ def test_musicnn_hears_the_log_mel_patches_of_its_extractor():
 
 
 def slaney_filters() -> np.ndarray:
-    """The filters of `librosa.filters.mel` written out: 96 triangles from 0 to 8 kHz, linear below 1 kHz, `[96, 257]`."""
+    """The filters of `librosa.filters.mel` written out: 96 triangles from 0 to 8 kHz, linear below 1
+    kHz, `[96, 257]`.
+    """
     top = 15 + 27 * math.log(8) / math.log(6.4)
     mels = np.linspace(0, top, 98)
     edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * math.log(6.4) / 27))

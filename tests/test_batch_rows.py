@@ -83,7 +83,9 @@ def assert_rows(batch, row, expected):
     seed=st.integers(0, 99),
 )
 def test_batches_are_those_of_a_naive_reader(folder, frames, batch_size, threads, prefetch, seed):
-    """Longer than an epoch, so that blocks of memory come back; rows of short examples hold no rest of a former batch."""
+    """Longer than an epoch, so that blocks of memory come back; rows of short examples hold no rest of
+    a former batch.
+    """
     examples = naive_examples(folder, "train")
     config = StreamConfig(batch_size=batch_size, crop_samples=320 * frames, threads=threads, prefetch=prefetch)
     seen = 0

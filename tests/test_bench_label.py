@@ -33,7 +33,9 @@ GOOD = ["singularity-music/coherence.opus", "wesnoth-1.16-music/transience.flac"
 
 @pytest.fixture(scope="module")
 def report(clips: Path, tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> dict:
-    """What the command reports as JSON of a folder with two clips, a file that is no audio and one that is too short."""
+    """What the command reports as JSON of a folder with two clips, a file that is no audio and one that
+    is too short.
+    """
     folder = tmp_path_factory.mktemp("music")
     for name in GOOD:
         shutil.copy(clips / name, folder)
@@ -143,7 +145,10 @@ def test_what_is_wrong_with_the_codec_is_told_in_one_line(
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a process is still there")
 def test_the_processes_of_a_killed_bench_end():
-    code = "import os, time; from mert_foundry.jobs.benchmarks.label_workers import Contender; from test_bench_label import ForgetfulLabeller\n"
+    code = (
+        "import os, time; from mert_foundry.jobs.benchmarks.label_workers import Contender; from test_bench_label"
+        " import ForgetfulLabeller\n"
+    )
     code += (
         "contender = Contender(ForgetfulLabeller, 1); print(*contender._pool._processes, flush=True); time.sleep(300)"
     )

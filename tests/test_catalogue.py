@@ -1,4 +1,6 @@
-"""Which shards are finished, and the index, from few requests: the same as from all records, whatever changed in between."""
+"""Which shards are finished, and the index, from few requests: the same as from all records, whatever changed in
+between.
+"""
 
 import hashlib
 import json
@@ -149,7 +151,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a record is longer": lambda folder: (folder / "train-000003.json").open("a").write(" "),
     "a document is damaged": lambda folder: next((folder / ".records").iterdir()).write_bytes(b"{}"),
     "a document is cut": lambda folder: next((folder / ".records").iterdir()).write_bytes(b""),
-    "a copy of a document": lambda folder: shutil.copy(next((folder / ".records").iterdir()), folder / ".records" / f"{0:016}.json"),
+    "a copy of a document": lambda folder: shutil.copy(next((folder / ".records").iterdir()), folder / ".records" / f"{0:016}.json"),  # noqa: E501
     "no document": lambda folder: shutil.rmtree(folder / ".records"),
     "a new shard": lambda folder: write_examples(folder, "train-000003", make_track("other", 90)),
 }  # fmt: skip

@@ -77,7 +77,8 @@ def short_batches(position: dict | None, step: int) -> Iterator[tuple[dict, dict
 
 
 def killed_while_it_writes(folder: Path) -> None:
-    """A run that ends itself by SIGKILL between the first byte of a checkpoint and its publication, when a later step is recorded.
+    """A run that ends itself by SIGKILL between the first byte of a checkpoint and its publication, when a later step
+    is recorded.
 
     It looks when the step after the checkpoint's is recorded, and goes on where the checkpoint is there already.
     """
@@ -258,7 +259,9 @@ def test_the_checkpoint_of_a_step_is_there_on_all_ranks_before_its_validation(tm
 
 
 def test_a_stop_during_the_wait_for_a_checkpoint_needs_only_the_next(tmp_path: Path):
-    """At step 4 the checkpoint of step 2 is waited for, and the stop comes then: it is asked for twice at steps 2 and 4."""
+    """At step 4 the checkpoint of step 2 is waited for, and the stop comes then: it is asked for twice at steps 2 and
+    4.
+    """
     there: list[bool] = []
 
     def stop() -> bool:

@@ -1,4 +1,7 @@
-"""configs/cluster/: jobs for SLURM and KubeRay. Their schedulers are stood in for by scripts; the jobs' own commands are checked as typed."""
+"""configs/cluster/: jobs for SLURM and KubeRay.
+
+Their schedulers are stood in for by scripts; the jobs' own commands are checked as typed.
+"""
 
 import os
 import shlex
@@ -26,7 +29,9 @@ def executable(path: Path, script: str) -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Path:
-    """A folder to submit from, with what SLURM gives: `scontrol` notes what it is asked, `srun` is for the test to write."""
+    """A folder to submit from, with what SLURM gives: `scontrol` notes what it is asked, `srun` is for the test to
+    write.
+    """
     executable(
         tmp_path / "bin" / "scontrol",
         'if [ "$2" = hostnames ]; then printf "node1\\nnode2\\n"; else echo "$*" >> scontrol.log; fi',

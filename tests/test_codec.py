@@ -1,4 +1,6 @@
-"""`mert codec` and its parts: start, codebooks that stay alive, honest judgement, a folder that encodec itself opens."""
+"""`mert codec` and its parts: start, codebooks that stay alive, honest judgement, a folder that encodec
+itself opens.
+"""
 
 import hashlib
 import json

@@ -64,7 +64,8 @@ def test_a_stage_with_other_batches_is_compiled_once_and_the_steps_within_it_are
         ours, theirs = (one.train(synthetic_batch(step, rows, frames), step, 1e-2, {}) for one in trained)
         assert ours.summary["loss"] == pytest.approx(theirs.summary["loss"], rel=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
-    # The projection and one for all layers, at most once again in each later stage: the third may fit the form of any size.
+    # The projection and one for all layers, at most once again in each later stage: the third may fit the form of any
+    # size.
     assert graphs[0] == graphs[1] == 2 and graphs[2] == graphs[3] == 4 and graphs[4] == graphs[5] <= 6
     assert not counters["graph_break"]
 

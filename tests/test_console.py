@@ -74,7 +74,8 @@ def test_no_job_prints_past_the_console(name: str):
 
 
 @pytest.mark.parametrize(("error", "is_bug"), [
-    (ValueError("no such key"), False), (OSError("disk full"), False), (RuntimeError("no GPU"), False), (KeyError("ours"), True),
+    (ValueError("no such key"), False), (OSError("disk full"), False), (RuntimeError("no GPU"), False),
+    (KeyError("ours"), True),
     (TypeError("ours"), True), (AssertionError("ours"), True),
 ])  # fmt: skip
 def test_a_bug_keeps_its_traceback_and_a_users_mistake_is_one_line(

@@ -32,19 +32,21 @@ pytestmark = pytest.mark.process
 SECONDS_A_FILE = 20
 MOST_MEMORY = 2 << 30  # bytes that one file may take
 REASONS = {"not_audio", "unreadable", "truncated", "length_mismatch"}
-# What a row of the table counts. An accepted file has the samples that another library gives, or those before the change.
-# one library: no other one reads such a file, even unchanged. disputed: the library that the project uses gives the same when
-# it opens the file itself, one that reads the unchanged file does not. differed: nothing gives the same.
+# What a row of the table counts. An accepted file has the samples that another library gives, or those before the
+# change. one library: no other one reads such a file, even unchanged. disputed: the library that the project uses gives
+# the same when it opens the file itself, one that reads the unchanged file does not. differed: nothing gives the same.
 # by convention: as disputed, where readers are known to part ways.
 PASSED = ["accepted", "one library", "by convention", "refused"]
 FAILED = ["disputed", "differed", "fault", "crashed", "hung", "memory"]
 CONVENTIONS = {  # base and change, and why nobody can say which reader is right
     r"mp3_\w+ with xing\.(flags|id|encoder)=": "ffmpeg cuts the delay only for encoders it knows, mpg123 for all",
     r"mp3_\w+ with xing\.frames=\w+ \((less|and) one": "which of count and frames is right, when they are one apart",
-    r"mp3_bare with frame 1\.": "without its first frame a stream lacks bits for the next, which decoders replace in their own ways",
+    r"mp3_bare with frame 1\.": "without its first frame a stream lacks bits for the next, which decoders replace in"
+    " their own ways",
     r"mp3_\w+ with frame \d\.extension=": "a mode that the standard reserves, decoded 1.6 % apart",
-    r"ogg_vorbis with .*checksum right|ogg_vorbis with vorbis\.(short|long)_block": "a whole page that was made with other packets or "
-    "blocks than the audio: libvorbis decodes what it finds, ffmpeg refuses it (mert verify --corpus tells)",
+    r"ogg_vorbis with .*checksum right|ogg_vorbis with vorbis\.(short|long)_block": "a whole page that was made with"
+    " other packets or blocks than the audio: libvorbis decodes what it finds, ffmpeg refuses it (mert verify"
+    " --corpus tells)",
 }
 
 
@@ -133,7 +135,9 @@ class Judged(NamedTuple):
 
 
 class Original(NamedTuple):
-    """A base file on disk, one with its samples, how far readers of it may differ, and the libraries that read it as it is."""
+    """A base file on disk, one with its samples, how far readers of it may differ, and the libraries that read it as it
+    is.
+    """
 
     path: Path
     samples: Path

@@ -1,4 +1,6 @@
-"""Source files against shards, by another library: agreement, what it would have found, and what no second library reads."""
+"""Source files against shards, by another library: agreement, what it would have found, and what no second library
+reads.
+"""
 
 import json
 from collections.abc import Callable

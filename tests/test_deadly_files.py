@@ -92,8 +92,10 @@ def test_the_file_that_kills_its_process_is_dropped_and_the_rest_of_its_shard_ke
     deadly = write_audio(root / "deadly.flac", noise(400, 48_000, seed=1), 48_000)
     manifest = make_manifest(root, tmp_path / "manifest", group_by="track", splits={})
     arguments = [
-        f"manifest={manifest}", f"out={out}", 'teachers=[{kind: cqt, lowest_frequency: 500, bins: 24, bins_per_octave: 12}]',
-        "segments.segment_seconds=2", "segments.shortest_seconds=1", "segments.examples_per_shard=1000", f"address={ray_address}",
+        f"manifest={manifest}", f"out={out}",
+        'teachers=[{kind: cqt, lowest_frequency: 500, bins: 24, bins_per_octave: 12}]',
+        "segments.segment_seconds=2", "segments.shortest_seconds=1", "segments.examples_per_shard=1000",
+        f"address={ray_address}",
     ]  # fmt: skip
     with killing_all_that_open(deadly) as killed:
         code, _, errors = run_here(label_job, *arguments)

@@ -1,4 +1,6 @@
-"""The end of the demo: its table and its sentence follow the report, whichever way that goes; a stage that fails is named."""
+"""The end of the demo: its table and its sentence follow the report, whichever way that goes; a stage that fails is
+named.
+"""
 
 import re
 
@@ -88,9 +90,9 @@ def test_the_table_has_a_row_for_each_task_with_the_figures_of_the_report():
     [
         (
             {"pitch": AHEAD, "key": AHEAD, "chord": OPEN},
-            "trained is above chance in 2 of 3 tasks, ahead of random in pitch and key and not told from random in chord, where the"
-            " interval of the difference holds 0: training without a label has taught it more about music than its architecture"
-            " hears untrained.",
+            "trained is above chance in 2 of 3 tasks, ahead of random in pitch and key and not told from random in"
+            " chord, where the interval of the difference holds 0: training without a label has taught it more about"
+            " music than its architecture hears untrained.",
         ),
         (
             {"pitch": AHEAD, "chord": OPEN, "key": OPEN},
@@ -98,8 +100,8 @@ def test_the_table_has_a_row_for_each_task_with_the_figures_of_the_report():
         ),
         (
             {"pitch": BEHIND, "key": BEHIND, "chord": AHEAD},
-            "trained is above chance in 3 of 3 tasks, ahead of random in chord and behind random in pitch and key: training has"
-            " cost it at least as much",
+            "trained is above chance in 3 of 3 tasks, ahead of random in chord and behind random in pitch and key:"
+            " training has cost it at least as much",
         ),
         ({"pitch": BEHIND}, "trained is above chance in 1 of 1 tasks and behind random in pitch: training has cost it"),
         ({"pitch": OPEN, "key": OPEN}, "above chance in 0 of 2 tasks and not told from random in pitch and key, where"),
@@ -119,8 +121,8 @@ def test_a_stage_that_fails_is_named_with_what_was_made_before(capfd):
     with pytest.raises(RuntimeError) as caught:
         demo.call("false", "suite", "size=small")
     assert str(caught.value) == (
-        "the stage suite failed with exit code 1; made so far: runs/demo/manifest, runs/demo/shards, runs/demo/run, runs/demo/export;"
-        " make demo PROBE=no does without it"
+        "the stage suite failed with exit code 1; made so far: runs/demo/manifest, runs/demo/shards, runs/demo/run,"
+        " runs/demo/export; make demo PROBE=no does without it"
     )
     with pytest.raises(
         RuntimeError, match="the stage verify failed .* made so far: runs/demo/manifest, runs/demo/shards$"

@@ -145,7 +145,9 @@ def test_norms_are_told_before_clipping():
 
 @pytest.mark.slow
 def test_diagnostics_take_less_than_a_hundredth_of_the_time_at_their_default_interval():
-    """On half of the smallest batch there is use for: on more rows than one of 5 s a step takes longer and diagnostics do not."""
+    """On half of the smallest batch there is use for: on more rows than one of 5 s a step takes longer and diagnostics
+    do not.
+    """
     heads = (
         HeadSpec(name="codes", kind="discrete", size=8, codebook_size=1024),
         HeadSpec(name="cqt", kind="continuous", size=336),

@@ -1,4 +1,6 @@
-"""One dialect of settings: a name of before is refused with that of now, and precision and device are the same words everywhere."""
+"""One dialect of settings: a name of before is refused with that of now, and precision and device are the same words
+everywhere.
+"""
 
 import argparse
 import typing

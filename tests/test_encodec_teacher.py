@@ -79,7 +79,9 @@ def agreement(
 
 @cache
 def reference(weights: str, codebooks: int, *names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of clips end to end, the package's codes and the latents `[frames, dimension]` of its encoder; one pass for all backends."""
+    """Of clips end to end, the package's codes and the latents `[frames, dimension]` of its encoder; one pass for all
+    backends.
+    """
     model, audio = load_codec(weights), np.concatenate([load_clip(MUSIC / name) for name in names])
     with torch.inference_mode():
         latents = model.encoder(torch.from_numpy(audio)[None, None])[0].T.numpy()
@@ -410,7 +412,10 @@ def test_openvino_on_a_gpu_is_refused(tiny_codec: Path):
 @pytest.mark.process
 @needs_openvino
 def test_openvino_does_not_report_its_use():
-    script = "import sys; import mert_foundry.pipeline.teachers.codec.openvino_backend as own; print(own.VERSION, sys.modules['openvino_telemetry'])"
+    script = (
+        "import sys; import mert_foundry.pipeline.teachers.codec.openvino_backend as own; print(own.VERSION,"
+        " sys.modules['openvino_telemetry'])"
+    )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.split()[1] == "None"
 
@@ -475,7 +480,9 @@ def test_official_weights_are_loaded_only_with_the_official_hash(tmp_path: Path,
 
 
 def test_an_official_file_gives_the_official_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With random weights under a hash of their own: the 24 kHz model, its first 8 codebooks, as the package has them."""
+    """With random weights under a hash of their own: the 24 kHz model, its first 8 codebooks, as the
+    package has them.
+    """
     import hashlib
 
     torch.manual_seed(0)

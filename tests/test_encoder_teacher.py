@@ -1,4 +1,6 @@
-"""An encoder as teacher: its windows against those of feature stores, its codes against the nearest entries, what it refuses."""
+"""An encoder as teacher: its windows against those of feature stores, its codes against the nearest entries, what it
+refuses.
+"""
 
 from pathlib import Path
 
@@ -78,7 +80,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ManifestConfig(root=str(folder / "audio"), out=str(folder / "manifest"), group_by="track", splits={})
     write_manifest(config, scan(config))
     for kind in HOPS:
-        teacher = f"{{kind: encoder, model: {save_encoder(folder / kind, kind)}, layer: 2, codebooks: 2, entries: 12, {WINDOWS}}}"
+        teacher = (
+            f"{{kind: encoder, model: {save_encoder(folder / kind, kind)}, layer: 2, codebooks: 2, entries: 12,"
+            f" {WINDOWS}}}"
+        )
         arguments = [f"manifest={folder / 'manifest'}", f"out={folder / f'codes_{kind}'}", f"teacher={teacher}"]
         assert run(fit.main, [*arguments, "crop_seconds=5"], "") == 0
     return folder

@@ -1,4 +1,6 @@
-"""`mert extract`: features as transformers gives them, whatever the batch, the parts, the source of the audio, or kills."""
+"""`mert extract`: features as transformers gives them, whatever the batch, the parts, the source of the audio, or
+kills.
+"""
 
 import json
 import os
@@ -498,7 +500,7 @@ def test_values_beyond_float16_are_an_error(corpus, tmp_path, capsys):
 def test_shards_need_neither_ray_nor_decoders_of_files(model, shards, tmp_path):
     program = (
         "import sys; from mert_foundry.jobs.extract import main; code = main(sys.argv[1:]);"
-        "found = {'ray', 'av', 'torchaudio', 'encodec', 'transformers'} & set(sys.modules); sys.exit(code or (repr(found) if found else 0))"
+        "found = {'ray', 'av', 'torchaudio', 'encodec', 'transformers'} & set(sys.modules); sys.exit(code or (repr(found) if found else 0))"  # noqa: E501
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments(model, shards, tmp_path / "out")],

@@ -94,7 +94,9 @@ def test_a_transposed_copy_is_another_recording(known: Known, music: dict[str, n
 
 
 def test_landmarks_lie_at_the_peaks_of_a_melody():
-    """Three notes, one every half second: a hash says the pitch of the first, the step to the next, and the time between."""
+    """Three notes, one every half second: a hash says the pitch of the first, the step to the next, and the time
+    between.
+    """
     pitches = [440.0, 880.0, 1320.0]
     notes = [np.pad(tone(pitch, 0.125) * np.hanning(RATE // 8), (0, RATE * 3 // 8)) for pitch in pitches]
     hashes, frames = flat((np.concatenate(notes) * 32767).astype(np.int16))

@@ -1,4 +1,6 @@
-"""A folder of another kind is refused by name, before any work and as it was; a manifest's audio is looked for first."""
+"""A folder of another kind is refused by name, before any work and as it was; a manifest's audio is
+looked for first.
+"""
 
 import importlib
 import shutil
@@ -164,7 +166,7 @@ RUN_CHECKPOINT_OR_MODEL = (
 READERS = [
     ("label", ["manifest=IN", "out=OUT", TEACHERS], "index", "a manifest folder (made by mert manifest)"),
     ("codec", ["manifest=IN", "out=OUT"], "run", "a manifest folder (made by mert manifest)"),
-    ("fit", ["manifest=IN", "out=OUT", "teacher={kind: mel_rvq}"], "store", "a manifest folder (made by mert manifest)"),
+    ("fit", ["manifest=IN", "out=OUT", "teacher={kind: mel_rvq}"], "store", "a manifest folder (made by mert manifest)"),  # noqa: E501
     ("pretrain", ["configs/tiny.yaml", "shards=IN", "out=OUT"], "manifest", "a shard folder (made by mert label)"),
     ("pretrain", ["configs/tiny.yaml", "shards=SHARDS", "out=OUT", "initial=IN"], "manifest", RUN_CHECKPOINT_OR_MODEL),
     ("verify", ["IN"], "manifest", "a shard folder (made by mert label)"),
@@ -173,9 +175,11 @@ READERS = [
     ("export", ["IN", "OUT"], "index", RUN_CHECKPOINT_OR_MODEL),
     ("import", ["IN", "OUT"], "begun run", "a model folder (made by mert export or mert import)"),
     ("extract", ["model=IN", "input=SHARDS", "out=OUT"], "index", RUN_CHECKPOINT_OR_MODEL),
-    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: encodec, weights: IN}]"], "manifest", "a codec folder (made by mert codec)"),
-    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: kmeans, weights: IN}]"], "codec", "a k-means folder (made by mert fit)"),
-    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: mel_rvq, weights: IN}]"], "kmeans", "a Mel-RVQ folder (made by mert fit)"),
+    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: encodec, weights: IN}]"], "manifest", "a codec folder (made by mert codec)"),  # noqa: E501
+    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: kmeans, weights: IN}]"], "codec", "a k-means folder"
+    " (made by mert fit)"),
+    ("label", ["manifest=MANIFEST", "out=OUT", "teachers=[{kind: mel_rvq, weights: IN}]"], "kmeans", "a Mel-RVQ"
+    " folder (made by mert fit)"),
 ]  # fmt: skip
 
 
@@ -218,7 +222,10 @@ def test_extract_names_what_it_takes(place: str, tmp_path: Path, model: Path, co
     names, words = FOLDERS[place]
     found = make_folder(tmp_path / "in", names)
     code, lines = command("extract", f"model={model}", f"input={found}", f"out={tmp_path / 'f.zarr'}")
-    needed = "a shard folder (made by mert label) or a manifest folder (made by mert manifest) or a suite folder (made by mert suite) or a folder of audio"
+    needed = (
+        "a shard folder (made by mert label) or a manifest folder (made by mert manifest) or a suite folder"
+        " (made by mert suite) or a folder of audio"
+    )
     assert (code, lines) == (2, [f"{found} is a {words}; {needed} is needed"]) and not (tmp_path / "f.zarr").exists()
 
 
@@ -329,8 +336,8 @@ def test_a_label_run_into_others_shards_writes_and_removes_nothing(manifest: Pat
     for more in ([], ["overwrite=true"]):
         code, lines = command("label", f"manifest={manifest}", f"out={out}", TEACHERS, *more)
         assert code == 2 and lines == [
-            f"{out}/other-000007.tar was not written by mert label: it does not begin with the header of a tar (truncated header);"
-            " move it away, or use another out folder"
+            f"{out}/other-000007.tar was not written by mert label: it does not begin with the header of a tar"
+            " (truncated header); move it away, or use another out folder"
         ]
         assert contents(out) == before
 

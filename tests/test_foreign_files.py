@@ -1,4 +1,6 @@
-"""Files that real collections hold, kind by kind, and how they sound: by samples, against another reader or the source."""
+"""Files that real collections hold, kind by kind, and how they sound: by samples, against another
+reader or the source.
+"""
 
 import os
 import struct
@@ -52,7 +54,9 @@ def refusal(path: Path) -> DecodeError:
 
 
 def encode(path: Path, audio: np.ndarray, rate: int, *streams: str, container: str | None = None) -> Path:
-    """Mux the same audio, int16 or float32 `[T, channels]`, once for each codec named; `video` stands for moving pictures."""
+    """Mux the same audio, int16 or float32 `[T, channels]`, once for each codec named; `video` stands for moving
+    pictures.
+    """
     audio = audio if audio.dtype == np.int16 else as_int16(audio)
     with av.open(str(path), "w", format=container) as file:
         for codec in streams:
@@ -585,7 +589,8 @@ def test_tags_are_taken_off_in_any_order(tmp_path: Path, content: bytes, before:
 
 
 @pytest.mark.parametrize(("streams", "name", "expected"), [
-    (["aac", "aac"], "a.m4a", "audio 1 of 2"), (["aac", "video"], "a.mp4", "audio 1 of 1, beside 1 video"), (["flac"], "a.mka", ""),
+    (["aac", "aac"], "a.m4a", "audio 1 of 2"), (["aac", "video"], "a.mp4", "audio 1 of 1, beside 1 video"),
+    (["flac"], "a.mka", ""),
     (["flac", "flac", "video"], "a.mkv", "audio 1 of 2, beside 1 video"),
 ])  # fmt: skip
 def test_which_of_several_streams_was_taken_is_stated(
@@ -656,7 +661,8 @@ def test_voc_of_several_blocks_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("tag", [
-    b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0) + bytes(8), b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0x80000000) + bytes(8),
+    b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0) + bytes(8),
+    b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0x80000000) + bytes(8),
     b"040000LYRICS200", b"3DI\4\0\0\0\1\7f",
 ])  # fmt: skip
 def test_a_tag_with_a_wrong_size_takes_no_music_along(tmp_path: Path, stereo: np.ndarray, tag: bytes):

@@ -13,7 +13,8 @@ from conftest import WHAT_NEEDS
 pytestmark = pytest.mark.process
 
 TESTS = Path(__file__).parent
-# What the tests import somewhere, and is neither with torch and transformers on such a machine nor small enough to carry.
+# What the tests import somewhere, and is neither with torch and transformers on such a machine nor small enough to
+# carry.
 LACKING = [
     "aiobotocore", "boto3", "datasets", "duckdb", "flask", "moto", "numcodecs", "openvino", "playwright", "ray", "s3fs",
     "wids", "xarray", "xdist", "zarr",
@@ -51,9 +52,11 @@ OPTIONS = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "--collect-only", "
 
 @pytest.fixture(scope="module")
 def collected() -> list[set[str]]:
-    """Names of the files whose GPU tests pytest collects: of all where packages are lacking, then of those that ask for zarr.
+    """Names of the files whose GPU tests pytest collects: of all where packages are lacking, then of those that ask for
+    zarr.
 
-    One process for both, since to import all files takes long. Other files do not ask for it, so they need no second look.
+    One process for both, since to import all files takes long. Other files do not ask for it, so they need no second
+    look.
     """
     asking = [path for path in TESTS.glob("test_*.py") if path.name in WHAT_NEEDS["zarr"] or "zarr" in path.read_text()]
     with_zarr = [name for name in LACKING if name not in CARRIED]

@@ -23,7 +23,9 @@ CODEBOOKS, SIZE, FINAL_DIM, WIDTH = 4, 32, 6, 16
 
 
 def expanded_loss(head: CodeHead, frames: Tensor, codes: Tensor, codebooks: list[int]) -> Tensor:
-    """Sum of -log softmax(cos(T_k(o), e_kc) / temperature): for each codebook a [V, S, d] tensor, as fairseq makes it."""
+    """Sum of -log softmax(cos(T_k(o), e_kc) / temperature): for each codebook a [V, S, d] tensor, as
+    fairseq makes it.
+    """
     projections = head.projection(frames).split(FINAL_DIM, dim=1)
     total = torch.zeros(())
     for k in codebooks:

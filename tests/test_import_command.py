@@ -48,7 +48,8 @@ def test_sources_come_in_and_transformers_opens_the_folder(tmp_path, imported, k
     code, out, error = imported(source, tmp_path / "out")
     assert (code, out) == (
         0,
-        f"imported {len(hubert.state_dict())} weights (2 layers of width 32, 24000 Hz, no heads) from {source} to {tmp_path}/out\n",
+        f"imported {len(hubert.state_dict())} weights (2 layers of width 32, 24000 Hz, no heads) from {source} to"
+        f" {tmp_path}/out\n",
     )
     left_out = [line.split()[2] for line in error.splitlines()]
     heads = ["encoder_cqt_model.fc.weight", "final_proj.bias", "final_proj.weight", "label_embs_concat"]
@@ -129,7 +130,8 @@ def test_encoder_settings_come_from_the_folder_or_must_agree(shards, tmp_path, i
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert pretrain_here(shards, tmp_path / "run", initial, "encoder={frontend: {kind: log_mel}}", SHORT) == 1
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/imported has another encoder: encoder.frontend.kind is 'log_mel' in the config, 'convolution' there\n"
+        f"error: {tmp_path}/imported has another encoder: encoder.frontend.kind is 'log_mel' in the config,"
+        " 'convolution' there\n"
     )
     # The config says attention_dropout, which is no architecture, and nothing of dropout.
     assert pretrain_here(shards, tmp_path / "run", initial, "encoder.transformer.attention_dropout=0.3", SHORT) == 0

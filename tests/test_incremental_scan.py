@@ -1,4 +1,6 @@
-"""A scan that goes on: what is known is not decoded again, the result is that of a scan from nothing, and faults lose nothing."""
+"""A scan that goes on: what is known is not decoded again, the result is that of a scan from nothing, and faults lose
+nothing.
+"""
 
 import gzip
 import io

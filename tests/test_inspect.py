@@ -562,7 +562,8 @@ for name in {OPTIONAL}:
     sys.modules[name] = None  # as if it were not installed
 from mert_foundry.jobs import inspect
 from mert_foundry.jobs.command.line import run
-for arguments in ([sys.argv[1]], [sys.argv[2]], [sys.argv[3]], [sys.argv[4]], [sys.argv[2], "--html", "page.html"], ["store.zarr"]):
+folders = [[folder] for folder in sys.argv[1:]]
+for arguments in (*folders, [sys.argv[2], "--html", "page.html"], ["store.zarr"]):
     print(run(inspect.main, arguments, ""))
 """
     (tmp_path / "store.zarr").mkdir()

@@ -17,8 +17,9 @@ MODULES = sorted(
 )
 FOLDERS = sorted({path.parent.as_posix() for path in MODULES})
 
-# Every arrow there may be, from a folder to those it imports. A module right in pipeline/ or model/ stands for itself, all
-# commands right in jobs/ for "jobs". No folder reaches itself by these arrows; functions' own imports count as others.
+# Every arrow there may be, from a folder to those it imports. A module right in pipeline/ or model/ stands for itself,
+# all commands right in jobs/ for "jobs". No folder reaches itself by these arrows; functions' own imports count as
+# others.
 ARROWS = {
     "pipeline/frames": "",
     "pipeline/storage": "",
@@ -31,16 +32,17 @@ ARROWS = {
     "pipeline/stream": "pipeline/cache pipeline/frames pipeline/shards pipeline/storage",
     "pipeline/teachers/codec": "pipeline/audio pipeline/frames pipeline/storage",
     "pipeline/teachers/spectra": "pipeline/audio pipeline/frames",
-    "pipeline/teachers": "pipeline/audio pipeline/frames pipeline/shards pipeline/storage pipeline/teachers/codec pipeline/teachers/spectra",
-    "pipeline/fitting": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage pipeline/teachers"
-    " pipeline/teachers/codec pipeline/teachers/spectra",
+    "pipeline/teachers": "pipeline/audio pipeline/frames pipeline/shards pipeline/storage pipeline/teachers/codec"
+    " pipeline/teachers/spectra",
+    "pipeline/fitting": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
+    " pipeline/teachers pipeline/teachers/codec pipeline/teachers/spectra",
     "pipeline/features": "pipeline/audio pipeline/frames pipeline/manifest pipeline/shards pipeline/storage",
-    "pipeline/labelling": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
-    " pipeline/teachers pipeline/text",
+    "pipeline/labelling": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards"
+    " pipeline/storage pipeline/teachers pipeline/text",
     "pipeline/text": "pipeline/manifest pipeline/shards pipeline/storage",
     "pipeline/suite": "pipeline/frames pipeline/probe_sets pipeline/storage",
-    "pipeline/inspection": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards pipeline/storage"
-    " pipeline/teachers pipeline/teachers/codec pipeline/text",
+    "pipeline/inspection": "pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/shards"
+    " pipeline/storage pipeline/teachers pipeline/teachers/codec pipeline/text",
     "model/linear": "",
     "model/autocast": "",
     "model/layer_operations": "",
@@ -51,32 +53,35 @@ ARROWS = {
     "model/runs": "pipeline/storage",
     "model/interop": "model/encoder model/frontend model/objective model/runs model/transformer",
     "model/features": "model/encoder model/frontend model/interop",
-    "model/baselines": "model/encoder model/features model/interop pipeline/frames pipeline/teachers/codec pipeline/teachers/spectra",
-    "model/teacher": "model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames pipeline/shards"
-    " pipeline/storage pipeline/teachers",
+    "model/baselines": "model/encoder model/features model/interop pipeline/frames pipeline/teachers/codec"
+    " pipeline/teachers/spectra",
+    "model/teacher": "model/features model/interop model/runs pipeline/audio pipeline/fitting pipeline/frames"
+    " pipeline/shards pipeline/storage pipeline/teachers",
     "model/probing": "pipeline/probe_sets",
     "model/training": "model/encoder model/objective model/runs model/transformer",
     "jobs/command": "pipeline/storage",
     "jobs/cluster": "jobs/command model/training",
-    "jobs/pretraining": "jobs/cluster jobs/command model/encoder model/interop model/objective model/runs model/training pipeline/shards"
+    "jobs/pretraining": "jobs/cluster jobs/command model/encoder model/interop model/objective model/runs"
+    " model/training pipeline/shards pipeline/storage pipeline/stream",
+    "jobs/planning": "jobs/benchmarks jobs/command jobs/pretraining model/encoder model/objective pipeline/audio"
+    " pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards pipeline/teachers pipeline/text",
+    "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs"
+    " model/training pipeline/audio pipeline/features pipeline/frames pipeline/manifest pipeline/storage",
+    "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards"
     " pipeline/storage pipeline/stream",
-    "jobs/planning": "jobs/benchmarks jobs/command jobs/pretraining model/encoder model/objective pipeline/audio pipeline/frames pipeline/labelling"
-    " pipeline/manifest pipeline/shards pipeline/teachers pipeline/text",
-    "jobs/extraction": "jobs/cluster jobs/command model/baselines model/features model/interop model/runs model/training pipeline/audio pipeline/features"
-    " pipeline/frames pipeline/manifest pipeline/storage",
-    "jobs/inspection": "jobs/command model/runs pipeline/frames pipeline/inspection pipeline/manifest pipeline/shards pipeline/storage"
-    " pipeline/stream",
-    "jobs/probing": "jobs/command jobs/extraction jobs/inspection model/probing model/runs pipeline/audio pipeline/features"
-    " pipeline/frames pipeline/probe_sets pipeline/storage",
-    "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training model/transformer"
-    " pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/stream pipeline/teachers pipeline/teachers/codec",
-    "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/planning jobs/pretraining jobs/probing model/interop model/objective model/runs"
-    " model/teacher model/training pipeline/features pipeline/fitting pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards"
-    " pipeline/storage pipeline/stream pipeline/suite pipeline/teachers pipeline/teachers/codec pipeline/text",
+    "jobs/probing": "jobs/command jobs/extraction jobs/inspection model/probing model/runs pipeline/audio"
+    " pipeline/features pipeline/frames pipeline/probe_sets pipeline/storage",
+    "jobs/benchmarks": "jobs/command model/encoder model/frontend model/interop model/objective model/training"
+    " model/transformer pipeline/audio pipeline/frames pipeline/labelling pipeline/shards pipeline/stream"
+    " pipeline/teachers pipeline/teachers/codec",
+    "jobs": "jobs/cluster jobs/command jobs/extraction jobs/inspection jobs/planning jobs/pretraining jobs/probing"
+    " model/interop model/objective model/runs model/teacher model/training pipeline/features pipeline/fitting"
+    " pipeline/frames pipeline/labelling pipeline/manifest pipeline/shards pipeline/storage pipeline/stream"
+    " pipeline/suite pipeline/teachers pipeline/teachers/codec pipeline/text",
 }
-# The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a probing
-# task is, runs are published as all files are, and an encoder that labels is a teacher. pipeline/teachers does not know that one: commands hand the table of all
-# teachers, model/teacher/registry.py, to the labeller.
+# The rooms of model/ that look at the data side: encoders are compared with what labels them, heads must know what a
+# probing task is, runs are published as all files are, and an encoder that labels is a teacher. pipeline/teachers does
+# not know that one: commands hand the table of all teachers, model/teacher/registry.py, to the labeller.
 ACROSS = {
     "model/runs": {"pipeline/storage"},
     "model/baselines": {"pipeline/frames", "pipeline/teachers/codec", "pipeline/teachers/spectra"},
@@ -93,7 +98,8 @@ ACROSS = {
 # What a training node has no use for. It follows that training imports no teacher and no decoder of files.
 NOT_FOR_TRAINING = {
     "pipeline/audio", "pipeline/manifest", "pipeline/teachers", "pipeline/teachers/codec", "pipeline/teachers/spectra",
-    "pipeline/fingerprint", "pipeline/probe_sets", "pipeline/fitting", "pipeline/labelling", "pipeline/features", "pipeline/inspection",
+    "pipeline/fingerprint", "pipeline/probe_sets", "pipeline/fitting", "pipeline/labelling", "pipeline/features",
+    "pipeline/inspection",
     "pipeline/suite", "pipeline/text",
 }  # fmt: skip
 FORBIDDEN_IN_TRAINING = {

@@ -1,4 +1,6 @@
-"""The manifest: same corpus same bytes, stable splits, duplicates by ear, a reason for every reject, and the command."""
+"""The manifest: same corpus same bytes, stable splits, duplicates by ear, a reason for every reject,
+and the command.
+"""
 
 import errno
 import hashlib
@@ -553,7 +555,8 @@ def test_a_folder_that_cannot_be_listed_is_unreachable_and_the_scan_goes_on(
 
 
 @pytest.mark.parametrize(("number", "reason"), [
-    (errno.ELOOP, "unreadable"), (errno.ENAMETOOLONG, "unreadable"), (errno.EACCES, "unreadable"), (errno.EIO, "unreachable"),
+    (errno.ELOOP, "unreadable"), (errno.ENAMETOOLONG, "unreadable"), (errno.EACCES, "unreadable"),
+    (errno.EIO, "unreachable"),
     (errno.ESTALE, "unreachable"), (errno.ETIMEDOUT, "unreachable"),
 ])  # fmt: skip
 def test_an_error_of_one_file_is_its_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str):
@@ -664,7 +667,9 @@ def test_links_that_go_nowhere_do_not_end_the_command(tmp_path: Path, run_here):
 
 
 def test_levels_are_those_of_what_is_stored(tmp_path: Path):
-    """A tone above what 24 kHz can hold, channels that cancel, and a sine of full scale (-3.01 LUFS at 1 kHz, EBU Tech 3341)."""
+    """A tone above what 24 kHz can hold, channels that cancel, and a sine of full scale (-3.01 LUFS at 1 kHz, EBU Tech
+    3341).
+    """
     fade = np.minimum(1, np.minimum(np.arange(4 * 48_000), np.arange(4 * 48_000)[::-1]) / 24_000)
     rate = 48_000
     seconds = np.arange(4 * rate) / rate

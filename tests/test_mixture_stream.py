@@ -1,4 +1,6 @@
-"""Several sets in one stream: as a list built in full has it, in any world, resumed anywhere, with weights that change."""
+"""Several sets in one stream: as a list built in full has it, in any world, resumed anywhere, with
+weights that change.
+"""
 
 import json
 import resource

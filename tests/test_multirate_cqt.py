@@ -95,7 +95,9 @@ def test_equals_nnaudio_at_any_settings(sample_rate, hop, lowest_frequency, bins
 
 @pytest.mark.parametrize("bin_number", [0, 1, 37, 38, 39, 85, 86, 200, 277, 278, 334, 335])
 def test_a_tone_lights_its_own_bin_with_half_its_size(published: MultirateCqt, bin_number: int):
-    """Windows have an L1 norm of sqrt(length), and a real tone half its size at its frequency; 38, 86, 278 start a rate."""
+    """Windows have an L1 norm of sqrt(length), and a real tone half its size at its frequency; 38, 86, 278 start a
+    rate.
+    """
     found = magnitudes(published, tone(32.7 * 2 ** (bin_number / 48), 4))[110:-110]
     assert (found.argmax(axis=1) == bin_number).all()
     np.testing.assert_allclose(found[:, bin_number], 0.5 / 2 * np.sqrt(int(published.lengths[bin_number])), rtol=1e-4)

@@ -1,4 +1,6 @@
-"""Masked stretches of the wave as noise: against a loop over samples, and as a training step and a validation use it."""
+"""Masked stretches of the wave as noise: against a loop over samples, and as a training step and a
+validation use it.
+"""
 
 import numpy as np
 import pytest

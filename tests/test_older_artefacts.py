@@ -1,7 +1,7 @@
 """Small folders of every kind, made before the modules had rooms (commit ef98c03): they open, and work goes on in them.
 
-They were made in one folder with relative paths: a manifest of four tones, shards with codes and a companded CQT, a run of
-four steps as it was after two, the export of it when it was done, and pooled features of that.
+They were made in one folder with relative paths: a manifest of four tones, shards with codes and a companded CQT, a run
+of four steps as it was after two, the export of it when it was done, and pooled features of that.
 """
 
 import json
@@ -140,7 +140,8 @@ def test_an_encoders_old_names_become_those_of_now_and_nothing_else_changes():
     assert present["config"]["encoder"]["transformer"] == {
         "attention": {"window": 3, "learnable_temperature": True},
         "overrides": {
-            1: {"attention": {"learnable_temperature": False}}, "2-3": {"attention.learnable_temperature": True, "dropout": 0.2}
+            1: {"attention": {"learnable_temperature": False}},
+            "2-3": {"attention.learnable_temperature": True, "dropout": 0.2}
         },
     }  # fmt: skip
     assert present["config"]["objective"] == document["config"]["objective"] and present["heads"] == document["heads"]

@@ -74,7 +74,8 @@ def test_the_example_of_the_guide(tmp_path: Path):
     assert alone.root == str(folder) and named == found and named.root == str(tmp_path)
     assert [clip.path for clip in named.clips] == [f"my_moods/{clip.path}" for clip in alone.clips]
     assert [(clip.label, clip.split, clip.group) for clip in alone.clips] == [
-        ("calm", "train", "monday"), ("busy", "train", "monday"), ("calm", "valid", "tuesday"), ("busy", "test", "wednesday"),
+        ("calm", "train", "monday"), ("busy", "train", "monday"), ("calm", "valid", "tuesday"),
+        ("busy", "test", "wednesday"),
     ]  # fmt: skip
     (folder / "clips.jsonl").write_text(lines)
     beats = {"name": "my_beats", "kind": "beats", "metrics": ["beat_f_70ms"], "clips": "clips.jsonl"}
@@ -304,7 +305,7 @@ def test_a_csv_and_a_jsonl_of_the_same_clips_give_the_same(tmp_path_factory: pyt
     sounds(folder, ["a.wav"])
     names = sorted({label for label, *_ in rows})
     values = [
-        {"path": "a.wav", "label": label, "fold": index % 3, "group": f"{index % 3}{group}", "start": start, "end": start + length}
+        {"path": "a.wav", "label": label, "fold": index % 3, "group": f"{index % 3}{group}", "start": start, "end": start + length}  # noqa: E501
         for index, (label, group, start, length) in enumerate([*rows, rows[0]])
     ]  # fmt: skip
     values = list({(row["start"], row["end"]): row for row in values}.values())

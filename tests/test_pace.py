@@ -87,7 +87,8 @@ def test_the_slowest_of_two_ranks_is_named_and_the_other_waits_for_it(tmp_path: 
     run_ranks(slow_rank, 2, tmp_path / "run")
     record = load_run(tmp_path / "run").of_kind("train")[-1]
     seconds = record["seconds"]
-    # Two of the sleeps of a window over the data, by one of two ranks; the other waits as long for counts, and again for gradients.
+    # Two of the sleeps of a window over the data, by one of two ranks; the other waits as long for counts, and again
+    # for gradients.
     assert SLEEP / 3 <= seconds["wait"] and 2 * SLEEP / 3 < seconds["exchange"]
     assert record["slowest"]["rank"] == 1 and 0.1 < record["slowest"]["behind"] < 1.0
     assert sum(seconds[part] for part in PARTS if part != "save") == pytest.approx(seconds["step"], rel=0.3)

@@ -56,7 +56,9 @@ def test_a_tone_of_a_file_is_heard_at_the_shifted_pitch_and_nothing_else_is(tmp_
 
 @pytest.mark.parametrize(("rate", "semitones"), [(44_100, 2), (44_100, -7), (8000, -2), (192_000, 11)])
 def test_what_is_heard_stays_where_it_is(rate: int, semitones: int):
-    """Bursts of noise begin within 20 ms of those of the original, at the end as at the start: the tempo is the same."""
+    """Bursts of noise begin within 20 ms of those of the original, at the end as at the start: the
+    tempo is the same.
+    """
     audio, burst = np.zeros(9 * rate, np.float32), noise(0.1, rate) * np.exp(-np.arange(rate // 10) / (0.02 * rate))
     for second in BURSTS:
         start = round(second * rate)

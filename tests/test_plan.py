@@ -161,7 +161,9 @@ def test_the_plan_says_what_labelling_makes(
 
 @pytest.mark.slow
 def test_the_demo_makes_what_the_plan_says(say: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The demo's settings for labels and run, on its music: within 3 %; on half of it within the error that the plan names."""
+    """The demo's settings for labels and run, on its music: within 3 %; on half of it within the error that the plan
+    names.
+    """
     monkeypatch.chdir(Path(__file__).parents[1])
     manifest = str(tmp_path / "manifest")
     config = ManifestConfig(root=str(MUSIC), out=manifest, splits={"valid": 0.2}, group_by="track")

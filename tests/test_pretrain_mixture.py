@@ -1,4 +1,6 @@
-"""`mert pretrain` on several sets: how they are named and weighed, what is refused, and what a resume with others records."""
+"""`mert pretrain` on several sets: how they are named and weighed, what is refused, and what a resume with others
+records.
+"""
 
 import re
 import shutil

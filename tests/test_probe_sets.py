@@ -467,7 +467,8 @@ def test_a_field_or_file_of_marble_that_is_missing_is_named(tmp_path: Path):
     "label, expected",
     [
         ("C", "C:maj"), ("F#:min7/b3", "Gb:min"), ("Bb:7(#9)", "Bb:maj"), ("Cb:maj", "B:maj"), ("E:(1,b3,5)", "E:min"),
-        ("D:sus4(3)", "D:maj"), ("A:maj(*3)", None), ("G:dim", None), ("G:aug", None), ("C:5", None), ("C:maj(b3)", None),
+        ("D:sus4(3)", "D:maj"), ("A:maj(*3)", None), ("G:dim", None), ("G:aug", None), ("C:5", None),
+        ("C:maj(b3)", None),
         ("N", "N"), ("X", None), ("D:maj/2", "D:maj"), ("G:hdim7/b7", None), ("C:sus2/3", "C:maj"),
     ],
 )  # fmt: skip
@@ -642,7 +643,8 @@ def test_a_track_is_of_one_group():
 def test_a_label_must_have_the_form_of_its_kind():
     clip = {"path": "a.wav", "split": "train", "track": "t", "group": "g"}
     labels = {
-        "multiclass": "a", "multilabel": ("a",), "regression": (1.0,), "frame_classes": (Segment(start=0, end=1, label="a"),),
+        "multiclass": "a", "multilabel": ("a",), "regression": (1.0,),
+        "frame_classes": (Segment(start=0, end=1, label="a"),),
         "beats": Beats(times=(1.0,)), "separation": {"a": "b.wav"},
     }  # fmt: skip
     metrics = {

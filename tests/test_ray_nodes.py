@@ -118,7 +118,9 @@ def begun(folder: Path) -> dict[str, list[str]]:
 
 
 def test_nodes_join_and_go_and_all_go(cluster, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """No node, one, two, then one of them is killed, then the other; with a new one the job ends, each task done once."""
+    """No node, one, two, then one of them is killed, then the other; with a new one the job ends, each
+    task done once.
+    """
     tasks = [Errand(f"errand{number}", tmp_path) for number in range(3)]
     job = Job(cluster, tasks, wait=60)
     wait_until(lambda: asked_for(cluster) == {"CPU": 1})

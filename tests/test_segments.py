@@ -176,7 +176,8 @@ def test_copies_stand_beside_their_tracks_of_train_and_change_nothing_else(
     assert {split: chosen[split] for split in chosen if split != "train"} == {
         split: plain[split] for split in plain if split != "train"
     }
-    # So shards of the other splits stay when copies are asked for, and those of fewer hours when more are, but for the last.
+    # So shards of the other splits stay when copies are asked for, and those of fewer hours when more are, but for the
+    # last.
     prints = {task.name: task.fingerprint() for task in plan_shards(manifest, config, fewer)}
     smaller, larger = (
         {task.name: task.fingerprint() for task in plan_shards(manifest, config, each, augment)}

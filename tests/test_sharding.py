@@ -1,4 +1,6 @@
-"""Models divided among ranks (fsdp, hsdp) do as whole ones (ddp): losses, norms, averages, checkpoints, and all that a run may ask for."""
+"""Models divided among ranks (fsdp, hsdp) do as whole ones (ddp): losses, norms, averages, checkpoints, and all that a
+run may ask for.
+"""
 
 from pathlib import Path
 
@@ -127,7 +129,9 @@ def of_two_ranks(process_rank: int, folder: Path) -> None:
 
 
 def first_weights_from_rank_zero() -> None:
-    """Rank 1 has its part of the weights that rank 0 drew, bit for bit, and all buffers, though it built the model without memory."""
+    """Rank 1 has its part of the weights that rank 0 drew, bit for bit, and all buffers, though it built the model
+    without memory.
+    """
     scale = ValueScale(logarithmic=False, mean=(0.5,) * 6, deviation=(0.25,) * 6)
     heads = [HEADS[0], HEADS[1].model_copy(update={"scale": scale})]
     encoder = tiny_encoder(norm="sub", layers=3)
@@ -175,7 +179,9 @@ def losses(model: PretrainModel, bfloat16: bool = False, accumulation: int = 1) 
 
 
 def autocast_casts_what_is_gathered() -> None:
-    """bf16: norms, gates and temperatures compute with the fp32 weights that are stepped, as under ddp, so losses are ddp's."""
+    """bf16: norms, gates and temperatures compute with the fp32 weights that are stepped, as under ddp, so losses are
+    ddp's.
+    """
     attention = AttentionConfig(learnable_temperature=True, gate=True, relaxation=8.0)
     for norm_kind in ("layer", "rms"):
         divided, whole = (build(regular=False, norm_kind=norm_kind, attention=attention) for _ in range(2))
@@ -217,7 +223,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_model_divided_among_two_ranks_trains_as_a_whole_one(two_ranks: Path):
-    """Twenty steps with layer drop, dropout, a frozen layer, a slow layer, every gradient clipped; and what else may be asked for."""
+    """Twenty steps with layer drop, dropout, a frozen layer, a slow layer, every gradient clipped; and what else may be
+    asked for.
+    """
     assert_same_run(two_ranks / "fsdp", two_ranks / "ddp")
     norms = [record["gradient_norm"] for record in read_metrics(two_ranks / "fsdp", "train")]
     assert len(norms) == 20 and min(norms) > CLIP

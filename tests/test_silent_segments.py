@@ -1,4 +1,6 @@
-"""Silent segments of tracks that are not: dropped, counted and listed; labels and audio can be made again without them."""
+"""Silent segments of tracks that are not: dropped, counted and listed; labels and audio can be made
+again without them.
+"""
 
 import json
 from pathlib import Path
@@ -50,7 +52,9 @@ MANIFEST = {"splits": {}, "min_seconds": 0.5, "silence_dbfs": -300.0}
 
 
 def sound(seconds: str, seed: int) -> np.ndarray:
-    """Noise at -20 dB where it says L, and of a peak of -65.7 dB, so not zero, where it says S; the last lasts 1.3 s."""
+    """Noise at -20 dB where it says L, and of a peak of -65.7 dB, so not zero, where it says S; the
+    last lasts 1.3 s.
+    """
     loud = noise(len(seconds) + 0.3, seed=seed)
     quiet = np.random.default_rng(seed).uniform(-0.0005, 0.0005, len(loud)).astype(np.float32)
     silent = np.repeat([second == "S" for second in seconds + seconds[-1]], SECOND)[: len(loud)]

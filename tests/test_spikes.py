@@ -119,7 +119,9 @@ def train_past_a_gap(process_rank: int, folder: Path, total_steps: int, first: i
 
 @pytest.mark.process
 def test_a_run_goes_back_and_passes_over_the_batches_also_after_a_kill(tmp_path: Path):
-    """The spike is at step 14, checkpoints every four, at least three steps before: from that of step 8 on come the batches after 14."""
+    """The spike is at step 14, checkpoints every four, at least three steps before: from that of step 8 on come the
+    batches after 14.
+    """
     run, back, total_steps = tmp_path / "run", 8, 18
     run_ranks(train_with_a_spike, 2, run, total_steps, 10.0, "rewind")
     (found,) = read_metrics(run, "rewind")

@@ -1,4 +1,6 @@
-"""Batch size and crops that change by schedule: the stream, what is told of it afterwards, and runs that are killed around a change."""
+"""Batch size and crops that change by schedule: the stream, what is told of it afterwards, and runs that are killed
+around a change.
+"""
 
 import json
 import shutil
@@ -63,7 +65,9 @@ def mixture(sets: dict[str, Path], *names: str) -> SetMixture:
 
 
 def drawn(mixed: SetMixture, config: StreamConfig, steps: int, step=0, position=None, ranks=1) -> list[tuple]:
-    """Steps as `ranks` ranks draw them after `step` steps: rows of (key, first sample, valid frames), whole audio, and the position."""
+    """Steps as `ranks` ranks draw them after `step` steps: rows of (key, first sample, valid frames), whole audio, and
+    the position.
+    """
     shares = []
     for number in range(ranks):
 

@@ -1,4 +1,6 @@
-"""The probing suite: what is rendered, labelled, split and written, on a soundfont and packages made here; nothing is fetched."""
+"""The probing suite: what is rendered, labelled, split and written, on a soundfont and packages made here; nothing is
+fetched.
+"""
 
 import json
 import struct
@@ -291,10 +293,13 @@ def test_other_programs_replace_all_but_the_drums():
 @pytest.mark.parametrize(
     ("name", "label"),
     [
-        ("Kick (Tama Superstar 22\")", "kick"), ("Snare Rimshot", "snare"), ("Hand Clap", "clap"), ("Pearl Tom Floor", "tom"),
+        ("Kick (Tama Superstar 22\")", "kick"), ("Snare Rimshot", "snare"), ("Hand Clap", "clap"),
+        ("Pearl Tom Floor", "tom"),
         ("Closed HH", "hat"), ("Sabian Hat Semi-Open", "hat"), ("Crash Left", "cymbal"), ("Ride Bell", "cymbal"),
-        ("Rim Click", "stick"), ("Cowbell", "other"), ("drum_bass_hard", "kick"), ("bd_haus", "kick"), ("Tom Low", "tom"),
-        ("drum_cymbal_closed", "hat"), ("drum_cymbal_soft", "cymbal"), ("Hi Hat Opened", "hat"), ("27", None), ("Zap 1", None),
+        ("Rim Click", "stick"), ("Cowbell", "other"), ("drum_bass_hard", "kick"), ("bd_haus", "kick"),
+        ("Tom Low", "tom"),
+        ("drum_cymbal_closed", "hat"), ("drum_cymbal_soft", "cymbal"), ("Hi Hat Opened", "hat"), ("27", None),
+        ("Zap 1", None),
     ],
 )  # fmt: skip
 def test_names_of_drums(name: str, label: str | None):

@@ -1,4 +1,6 @@
-"""Text beside audio: columns of a list of files become text and tokens in the shards, which others read and the stream batches."""
+"""Text beside audio: columns of a list of files become text and tokens in the shards, which others read and the stream
+batches.
+"""
 
 import csv
 import json
@@ -177,7 +179,7 @@ def test_plain_webdataset_reads_text_and_tokens_of_every_segment(folder: Path, s
 def test_shards_without_text_are_what_they_were(plain: Path, shards: Path):
     assert b'"text"' not in (plain / "index.json").read_bytes()
     with_text, without = (
-        {example["__key__"]: example for example in webdataset.WebDataset(sorted(map(str, each.glob("*.tar"))), shardshuffle=False)}
+        {example["__key__"]: example for example in webdataset.WebDataset(sorted(map(str, each.glob("*.tar"))), shardshuffle=False)}  # noqa: E501
         for each in (shards, plain)
     )  # fmt: skip
     for key, example in without.items():
@@ -232,7 +234,7 @@ def test_inspect_shows_vocabulary_lengths_and_examples_without_text(folder: Path
 
 
 def keys_of(shards: Path) -> list[str]:
-    return [example["__key__"] for example in webdataset.WebDataset(sorted(map(str, shards.glob("*.tar"))), shardshuffle=False)]  # fmt: skip
+    return [example["__key__"] for example in webdataset.WebDataset(sorted(map(str, shards.glob("*.tar"))), shardshuffle=False)]  # fmt: skip  # noqa: E501
 
 
 def test_verify_finds_tokens_that_are_not_those_of_the_text(folder: Path, shards: Path, tmp_path: Path, run_here):
@@ -346,7 +348,7 @@ def test_the_plan_counts_text_to_the_byte(folder: Path, shards: Path, tmp_path: 
     text = {"columns": COLUMNS.columns, "template": COLUMNS.template, "tokenizer": str(folder / "tokenizer")}
     config = {"teachers": [TEACHER.model_dump()], "segments": SEGMENTS.model_dump(), "text": text}
     (tmp_path / "label.yaml").write_text(json.dumps(config))
-    code, out, err = run_here(plan_job, tmp_path / "label.yaml", f"manifest={folder}/manifest", "labelling_rate=100", "flac_bytes_per_second=1", "--json")  # fmt: skip
+    code, out, err = run_here(plan_job, tmp_path / "label.yaml", f"manifest={folder}/manifest", "labelling_rate=100", "flac_bytes_per_second=1", "--json")  # fmt: skip  # noqa: E501
     assert code == 0, err
     figures = {f"{line['section']}/{line['name']}": line["value"] for line in json.loads(out)["figures"]}
     assert figures["bytes/all shards"] == sum(entry.filesize for entry in load_index(str(shards)).shardlist)

@@ -1,4 +1,6 @@
-"""Text alone: files become shards of tokens, which others read, and over which the same trainer trains the same encoder."""
+"""Text alone: files become shards of tokens, which others read, and over which the same trainer trains the same
+encoder.
+"""
 
 import io
 import json

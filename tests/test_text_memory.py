@@ -1,4 +1,6 @@
-"""Text as memory in `mert pretrain`: it starts as if it were not there, is dropped by a seeded draw, and travels with the encoder."""
+"""Text as memory in `mert pretrain`: it starts as if it were not there, is dropped by a seeded draw, and travels with
+the encoder.
+"""
 
 import shutil
 from collections.abc import Callable

@@ -49,7 +49,7 @@ def run(
 ) -> TrainResult:
     torch.manual_seed(len(list(folder.glob("**/*"))))  # a run must not lean on the global generator
     if stream is None:
-        stream = lambda position, step: synthetic_stream(position, rank(), world_size())  # noqa: E731
+        stream = lambda position, step: synthetic_stream(position, rank(), world_size())  # noqa: E501, E731
     return train(
         model=tiny_model(**model),
         data=TrainingData(stream, validation, 24_000),
@@ -295,7 +295,7 @@ def test_an_average_of_other_weights_is_refused_in_a_line(change, words):
 
 
 def test_training_lowers_the_validation_loss(tmp_path):
-    stream = lambda position, step: iter([(synthetic_batch(1_000 + i % 2), {"offset": i}) for i in range(40)])  # noqa: E731
+    stream = lambda position, step: iter([(synthetic_batch(1_000 + i % 2), {"offset": i}) for i in range(40)])  # noqa: E501, E731
     run(tmp_path, config(total_steps=40, validate_every=40, checkpoint_every=40), stream=stream, dropout=0.0)
     first, last = [record["loss"] for record in read_metrics(tmp_path) if record["kind"] == "validation"]
     assert last < first - 0.5
@@ -310,7 +310,7 @@ def test_another_seed_or_model_is_refused(tmp_path, uninterrupted):
 
 
 def test_a_stream_that_ends_is_an_error(tmp_path):
-    stream = lambda position, step: itertools.islice(synthetic_stream(position), 3)  # noqa: E731
+    stream = lambda position, step: itertools.islice(synthetic_stream(position), 3)  # noqa: E501, E731
     with pytest.raises(ValueError, match="stream ended after step 3, before total_steps 6"):
         run(tmp_path, config(), stream=stream)
 
@@ -425,7 +425,7 @@ def two_ranks(process_rank: int, folder: Path) -> None:
     torch.save([*gradients, every_option], folder / f"gradients{process_rank}.pt")
 
     run(folder / "plain", config(mixture=None), dropout=0.0)
-    stop = lambda: process_rank == 1  # noqa: E731  (the signal reaches one rank only)
+    stop = lambda: process_rank == 1  # noqa: E501, E731  (the signal reaches one rank only)
     stopped = run(folder / "resumed", config(), stop=stop, layer_drop=0.3)
     assert (stopped.status, stopped.step) == ("stopped", 1)
     for part in ("resumed", "whole"):
@@ -433,7 +433,7 @@ def two_ranks(process_rank: int, folder: Path) -> None:
     for part, steps in (("options", 3), ("options", 6), ("options_whole", 6)):
         stop = (lambda: True) if steps == 3 else (lambda: False)
         run(folder / part, config(mask=EVERY_MASK, diagnostics_every=2, ema=0.4), stop=stop, **EVERY_OPTION)
-    alone = lambda: validation() if process_rank == 0 else []  # noqa: E731  (rank 1 has no batch to validate on)
+    alone = lambda: validation() if process_rank == 0 else []  # noqa: E501, E731  (rank 1 has no batch to validate on)
     run(folder / "validation", config(total_steps=3, mixture=None), validation=alone)
     run(folder / "poisoned", config(total_steps=4), stream=poisoned_stream({2}, poisoned_rank=1))
 

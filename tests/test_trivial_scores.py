@@ -239,7 +239,9 @@ def in_scale(levels: list[np.ndarray], stride: int, value_scale: str) -> np.ndar
 
 
 def naive_projection(values: np.ndarray, value_scale: str) -> np.ndarray:
-    """By what the distance from the mean is multiplied; principal components as the singular vectors of the data give them."""
+    """By what the distance from the mean is multiplied; principal components as the singular vectors of the data give
+    them.
+    """
     if value_scale != "decorrelated":
         return np.diag(1 / values.std(0))
     _, singular, directions = np.linalg.svd(values - values.mean(0), full_matrices=False)
@@ -326,15 +328,15 @@ def test_a_line_shows_losses_and_accuracy_beside_the_constants():
     losses = {"codes": 3.0, "cqt": 0.3, "unmasked/codes": 1.0, "feature_penalty": 0.01}
     record = {"kind": "train", "loss": 3.5, "losses": losses, "accuracy": {"codes": [float("nan"), 0.5]}}
     assert describe_losses(record, scores) == (
-        "loss 3.500; codes 1.50 nats a codebook (unigram 2.00, 25.0% explained), cqt 0.300 (mean 0.250, -20.0% explained),"
-        " unmasked/codes 0.50 nats a codebook (unigram 2.00, 75.0% explained), feature_penalty 0.010;"
+        "loss 3.500; codes 1.50 nats a codebook (unigram 2.00, 25.0% explained), cqt 0.300 (mean 0.250, -20.0%"
+        " explained), unmasked/codes 0.50 nats a codebook (unigram 2.00, 75.0% explained), feature_penalty 0.010;"
         " codes accuracy 50.00% (most frequent code 40.00%)"
     )
     assert (
         describe_losses({**record, "kind": "validation"}, scores)
         == describe_losses(record, None)
         == (
-            "loss 3.500; codes 1.50 nats a codebook, cqt 0.300, unmasked/codes 0.50 nats a codebook, feature_penalty 0.010;"
-            " codes accuracy 50.00%"
+            "loss 3.500; codes 1.50 nats a codebook, cqt 0.300, unmasked/codes 0.50 nats a codebook, feature_penalty"
+            " 0.010; codes accuracy 50.00%"
         )
     )

@@ -1,4 +1,6 @@
-"""One view as text and as a page: the same figures, tables and notes in both; plots and what is slow on the page alone."""
+"""One view as text and as a page: the same figures, tables and notes in both; plots and what is slow on
+the page alone.
+"""
 
 import html
 import json

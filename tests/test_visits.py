@@ -105,7 +105,9 @@ def first_frame(batch, row):
 
 
 def check_row(batch, row, tracks, frames=FRAMES):
-    """A row is a part of its track without a gap, of full length unless the track is not, with the example of its key in it."""
+    """A row is a part of its track without a gap, of full length unless the track is not, with the example of its key
+    in it.
+    """
     key = batch["key"][row].partition("+")[0]
     track, there, starts = tracks[key.rpartition("-")[0]]
     count = int(batch["valid"][row].sum())
@@ -163,7 +165,9 @@ def test_whole_songs_are_padded(folder):
 
 @pytest.mark.parametrize("crop", [20, FRAMES])
 def test_crops_of_one_visit_are_rows_of_one_batch(folder, crop):
-    """The visits, in order, are the examples that single crops are taken of; the crops of a visit lie in order in its track."""
+    """The visits, in order, are the examples that single crops are taken of; the crops of a visit lie in order in its
+    track.
+    """
     changes = {"crop_samples": 320 * crop}
     tracks = tracks_of(folder)
     single = [key for batch, _ in read({folder: 1}, 12, **changes) for key in batch["key"]]

@@ -10,8 +10,8 @@ These run one after the other, each in a process of its own, together in under 2
     step     mert bench step of 95m and 330m in bf16, eager and with compiled layers, 64 and 128 crops
     run      mert label, then mert pretrain configs/mert_95m.yaml on those shards: 200 steps of 64 crops
 
-OUT gets report.md (the table), report.json, and of each measurement what it printed (.out) and its messages (.log). One that
-fails stands in the table with its last line. The others go on, and the exit code is 1.
+OUT gets report.md (the table), report.json, and of each measurement what it printed (.out) and its messages (.log). One
+that fails stands in the table with its last line. The others go on, and the exit code is 1.
 
     --music FOLDER    audio to label; tests/data/music
     --minutes 30      of it, at most, for each precision of mert bench label
@@ -153,7 +153,9 @@ def read_tests(printed: str) -> Iterator[Row]:
 
 
 def read_label(printed: str) -> Iterator[Row]:
-    """Rates of the teachers alone and of the whole, and the share of frames whose codes are those of the published path."""
+    """Rates of the teachers alone and of the whole, and the share of frames whose codes are those of the published
+    path.
+    """
     report = json.loads(printed)
     rates = report["times_real_time"]
     found = report["agreement"]

@@ -4,8 +4,8 @@
     mert bench label --codec official --backend openvino --minutes 60 --json MUSIC_FOLDER
 
 The published path labels one file after the other, with all cores in each operation; ours runs one labeller a
-core with one thread each, as `mert label` does; on a GPU, one labeller that batches several files (`mert label` runs up to 8
-of these per GPU). Rates are
+core with one thread each, as `mert label` does; on a GPU, one labeller that batches several files (`mert label` runs up
+to 8 of these per GPU). Rates are
 seconds of audio per second of time; that of a stage counts the time of the stage alone. Both label exactly the same
 samples: ours, rounded to 16 bits. On a GPU the published path computes in full fp32, since its labels
 are what ours are compared with; torch by itself would let it use TF32, which is faster.
@@ -207,8 +207,8 @@ def as_text(report: dict[str, Any]) -> str:
     codec, memory, found = report["codec"], report["peak_bytes"], report["agreement"]
     published_peak = f"{memory['reference'] / 2**30:7.2f}GiB" if memory["reference"] else "-"
     lines = [
-        f"{report['audio_hours']:.3f} h on {report['device']}; codec {codec['weights']}, {codec['codebooks']} codebooks,"
-        f" {codec['backend']} {codec['precision']}",
+        f"{report['audio_hours']:.3f} h on {report['device']}; codec {codec['weights']}, {codec['codebooks']}"
+        f" codebooks, {codec['backend']} {codec['precision']}",
         f"{'times real time':16} {'published':>10} {'ours':>10} {'ratio':>7}",
     ]
     for stage, rate in report["times_real_time"].items():

@@ -169,7 +169,8 @@ class ReferenceLabeller:
     def __init__(self, codec: EncodecTeacherConfig, cqt: CqtTeacherConfig, device: str):
         self.device = device
         if device == "cpu":
-            # A long file may need more memory than there is. With a limit that is an error; without, the system kills a process.
+            # A long file may need more memory than there is. With a limit that is an error; without, the system kills a
+            # process.
             available = psutil.virtual_memory().available
             resource.setrlimit(resource.RLIMIT_DATA, (available, available))
         # By default torch rounds to TF32 on a GPU, and these labels are what ours are compared with.
@@ -250,7 +251,8 @@ class Contender:
         """Label files; none once the path has failed, as for want of memory."""
         if self.failure:
             return []
-        # Several are given one file at a time, so that none waits for the others; one alone may label all of them together.
+        # Several are given one file at a time, so that none waits for the others; one alone may label all of them
+        # together.
         calls = [[job] for job in jobs] if self.processes > 1 else [jobs]
         self.busy = max(self.busy, min(self.processes, len(calls)))
         start = time.perf_counter()

@@ -5,14 +5,14 @@
     mert bench loader --store --latency 30
 
 The figure is trained audio seconds per CPU second: user and system time of the whole process tree, since wall time says
-little on a machine that others use. A batch is measured in two forms: `stored`, in the types of the shards, for a device
-to convert, and `converted` on the CPU. All loaders take the same random crop of each 30 s example; ours is measured besides with four crops of each visit
-(`stream.crops_per_visit`), if the batch is a multiple of 4. They take turns, each in a
-process of its own, from a local folder whose files are in the page cache. Quote ratios of one run. Files are written
-below TMPDIR: 7 MB an example, about 17 MB with --peers (1.3 and 3.3 GB by default). Needs the extra `label`; --peers and
---store need `bench`. With --store our stream is also measured over an epoch from an S3 server on loopback (moto): with
-`stream.cache`, while it is filled and once all shards are there, without it, and from the local folder, in the stored types.
-The server's CPU time does not count. It keeps all shards in memory.
+little on a machine that others use. A batch is measured in two forms: `stored`, in the types of the shards, for a
+device to convert, and `converted` on the CPU. All loaders take the same random crop of each 30 s example; ours is
+measured besides with four crops of each visit (`stream.crops_per_visit`), if the batch is a multiple of 4. They take
+turns, each in a process of its own, from a local folder whose files are in the page cache. Quote ratios of one run.
+Files are written below TMPDIR: 7 MB an example, about 17 MB with --peers (1.3 and 3.3 GB by default). Needs the extra
+`label`; --peers and --store need `bench`. With --store our stream is also measured over an epoch from an S3 server on
+loopback (moto): with `stream.cache`, while it is filled and once all shards are there, without it, and from the local
+folder, in the stored types. The server's CPU time does not count. It keeps all shards in memory.
 
     --examples 192   how many
     --cqt uint8 | float16   how the CQT is stored; uint8
@@ -178,8 +178,9 @@ def as_table(report: Figures) -> str:
                 continue
             stored = row["stored"]
             lines.append(
-                f"  {name:34} {stored[RATE]:8.0f} {row['converted'][RATE]:10.0f} {stored['cpu_milliseconds_per_example']:11.3f}"
-                f" {stored['read_calls_per_example']:14.1f} {stored['bytes_read_per_audio_second'] / 1000:16.0f}"
+                f"  {name:34} {stored[RATE]:8.0f} {row['converted'][RATE]:10.0f}"
+                f" {stored['cpu_milliseconds_per_example']:11.3f} {stored['read_calls_per_example']:14.1f}"
+                f" {stored['bytes_read_per_audio_second'] / 1000:16.0f}"
             )
         ratios = report["ours_to_best_peer"][audio]
         found = ", ".join(f"{form} {ratio:.2f}" for form, ratio in ratios.items() if ratio is not None)

@@ -1,6 +1,7 @@
 """One loader, measured in this process; `mert bench loader` starts it.
 
-python -m mert_foundry.jobs.benchmarks.loader_variant '{"loader": "ours", "folder": "/tmp/examples", "audio_member": "flac"}'
+python -m mert_foundry.jobs.benchmarks.loader_variant '{"loader": "ours", "folder": "/tmp/examples", "audio_member":
+"flac"}'
 """
 
 import json

@@ -1,7 +1,7 @@
 """The pre-training step as it is without this project: transformers' HubertModel and heads as MERT's code writes them.
 
-What `mert bench step` compares with. It has the loss of model/objective/pretrain_model.py and takes its weights from there, so
-both begin at the same loss and gradient. Needs transformers.
+What `mert bench step` compares with. It has the loss of model/objective/pretrain_model.py and takes its weights from
+there, so both begin at the same loss and gradient. Needs transformers.
 """
 
 from collections.abc import Mapping

@@ -138,7 +138,9 @@ def summarise(figures: list[Figures], settings: StepSettings, operations: float,
 
 
 def compare(rows: dict[str, Figures]) -> Figures | None:
-    """Ours against the faster and against the smaller of the baselines that ran; None when there is nothing to compare."""
+    """Ours against the faster and against the smaller of the baselines that ran; None when there is
+    nothing to compare.
+    """
     baselines = [rows[name] for name in BASELINES if name in rows and "failed" not in rows[name]]
     ours = rows.get(OURS, {"failed": ""})
     if not baselines or "failed" in ours:
@@ -170,9 +172,11 @@ def as_table(report: Figures) -> str:
     settings = report["settings"]
     dropout = "the recipe's" if settings["dropout"] is None else settings["dropout"]
     lines = [
-        f"{settings['layout']}, {settings['batch']} crops of {settings['seconds']:g} s at {SAMPLE_RATE} Hz, dropout {dropout}, "
-        f"{settings['precision']} on {settings['device']}, {settings['threads']} threads, medians of {settings['rounds']} rounds",
-        f"{report['operations_a_step'] / 1e12:.2f} T operations a step, peak {report['peak_operations_per_second'] / 1e12:.2f} T/s",
+        f"{settings['layout']}, {settings['batch']} crops of {settings['seconds']:g} s at {SAMPLE_RATE} Hz, dropout"
+        f" {dropout}, {settings['precision']} on {settings['device']}, {settings['threads']} threads, medians of"
+        f" {settings['rounds']} rounds",
+        f"{report['operations_a_step'] / 1e12:.2f} T operations a step, peak"
+        f" {report['peak_operations_per_second'] / 1e12:.2f} T/s",
         f"{'variant':29} {'s a step':>9} {'audio s/s':>10} {'GB peak':>8} {'of peak':>8} {'first loss':>11}",
     ]
     for name, row in report["variants"].items():
@@ -186,7 +190,8 @@ def as_table(report: Figures) -> str:
     ratios = report["ours_to_better_baseline"]
     if ratios is not None:
         lines.append(
-            f"ours is {ratios['speed']:.2f} times as fast as the better baseline, with {ratios['memory']:.2f} of its memory"
+            f"ours is {ratios['speed']:.2f} times as fast as the better baseline, with {ratios['memory']:.2f} of its"
+            " memory"
         )
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """One variant of the pre-training step, measured in this process; `mert bench step` starts it.
 
-python -m mert_foundry.jobs.benchmarks.step_variant '{"variant": "ours", "layout": "small", "batch": 2, "seconds": 1.0, ...}'
+python -m mert_foundry.jobs.benchmarks.step_variant '{"variant": "ours", "layout": "small", "batch": 2, "seconds": 1.0,
+...}'
 """
 
 import contextlib

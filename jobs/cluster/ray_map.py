@@ -13,8 +13,8 @@ from mert_foundry.jobs.cluster.worker_processes import map_in_processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Items of a batch: one where they are few, so that all workers have some to the end, and no more than a minute or so of work, which
-# is lost with a worker or with the job.
+# Items of a batch: one where they are few, so that all workers have some to the end, and no more than a minute or so of
+# work, which is lost with a worker or with the job.
 BATCHES, LARGEST_BATCH = 1000, 32
 
 

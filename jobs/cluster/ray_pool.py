@@ -70,7 +70,9 @@ class Actor:
 
 
 class ActorPool:
-    """Actors made of a class and its arguments: those that start, by the reference of their answer, those idle and those busy."""
+    """Actors made of a class and its arguments: those that start, by the reference of their answer, those idle and
+    those busy.
+    """
 
     def __init__(self, worker: type, arguments: tuple, placement: Placement):
         # Two methods at once, so that a worker can be asked how far it is. Neither is repeated: what died may be why.
@@ -84,7 +86,10 @@ class ActorPool:
         self._failed_starts: list[float] = []  # when, on the monotonic clock, since the last that did not fail
 
     def update(self, tasks: int) -> None:
-        """Take what has started, and start more for as many tasks as are left. Raises RuntimeError when none can start."""
+        """Take what has started, and start more for as many tasks as are left.
+
+        Raises RuntimeError when none can start.
+        """
         if self.starting:
             for reference in ray.wait(list(self.starting), num_returns=len(self.starting), timeout=0)[0]:
                 self._note_start(reference, self.starting.pop(reference))

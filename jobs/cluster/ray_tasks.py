@@ -1,8 +1,10 @@
-"""Tasks on Ray actors: each actor does one task at a time and tells how far it is; another takes the place of one that dies.
+"""Tasks on Ray actors: each actor does one task at a time and tells how far it is; another takes the place of one that
+dies.
 
 An actor works with one arithmetic thread, so what a task writes depends neither on the number of actors nor on
-retries. A task is done again when its node went away, as often as that happens. A worker that dies on a node that stays may have been
-killed by what it worked on: the second death of a task makes it one to be done with care, the third a failed one.
+retries. A task is done again when its node went away, as often as that happens. A worker that dies on a node that stays
+may have been killed by what it worked on: the second death of a task makes it one to be done with care, the third a
+failed one.
 """
 
 import logging
@@ -51,7 +53,9 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Done:
-    """A task that is done, and what `run` of the worker gave; or that failed, with the last error and what is to be said of it."""
+    """A task that is done, and what `run` of the worker gave; or that failed, with the last error and what is to be
+    said of it.
+    """
 
     task: Any
     result: Any = None
@@ -78,8 +82,9 @@ def run_on_ray(
         worker, arguments: the class of the actors, and what each is made with.
         address: `local` starts Ray on this machine for this call; else the address of a running cluster; None:
             RAY_ADDRESS, else local.
-        actors: processes; 0 means one for each CPU of the cluster, or `actors_per_gpu` for each GPU, also of nodes that join later. More
-            than there are CPUs or GPUs share them, so that on a GPU one computes while another reads or writes. Never more than tasks.
+        actors: processes; 0 means one for each CPU of the cluster, or `actors_per_gpu` for each GPU, also of nodes that
+            join later. More than there are CPUs or GPUs share them, so that on a GPU one computes while another reads
+            or writes. Never more than tasks.
         actors_per_gpu: how many share a GPU where `actors` is 0, but no more than there are CPUs for each GPU.
         wait: seconds to wait without any worker, as when all nodes have gone.
         report: called about twice a second with the audio seconds done and a note on failures.
@@ -88,7 +93,8 @@ def run_on_ray(
     Raises as `stream_on_ray`.
     """
     stream = stream_on_ray(
-        tasks, worker, arguments, address=address, device=device, actors=actors, actors_per_gpu=actors_per_gpu, wait=wait,
+        tasks, worker, arguments, address=address, device=device, actors=actors, actors_per_gpu=actors_per_gpu,
+        wait=wait,
         report=report,
     )  # fmt: skip
     failures: dict[str, str] = {}
@@ -116,8 +122,8 @@ def stream_on_ray(
     """Each task as it is done, in any order; arguments as of `run_on_ray`. Ray is left when the generator is closed.
 
     Raises:
-        RuntimeError: there is no GPU at the start, or no CPU where Ray is started here; no worker can start, or there was
-            none for `wait` seconds.
+        RuntimeError: there is no GPU at the start, or no CPU where Ray is started here; no worker can start, or there
+            was none for `wait` seconds.
     """
     address = _connect(address)
     try:
@@ -207,7 +213,9 @@ class _Job:
         return self.seconds + sum(self.answers.get(task.name, 0.0) for _, task in self.running.values())
 
     def _do_again(self, task: Task, error: RayError, is_death: bool) -> Done | None:
-        """Let a task wait again, unless it was its worker's last permitted death; the death of a node counts for nothing."""
+        """Let a task wait again, unless it was its worker's last permitted death; the death of a node counts for
+        nothing.
+        """
         self.answers.pop(task.name, None)
         self.deaths[task.name] += is_death
         if self.deaths[task.name] >= MOST_DEATHS:

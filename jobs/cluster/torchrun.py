@@ -41,7 +41,8 @@ def node_count(world_size: int) -> int:
     """
     if world_size > 1 and "LOCAL_WORLD_SIZE" not in os.environ:
         raise UsageError(
-            f"WORLD_SIZE is {world_size} and LOCAL_WORLD_SIZE is not set: start the ranks with torchrun, or give trainer.replicas"
+            f"WORLD_SIZE is {world_size} and LOCAL_WORLD_SIZE is not set: start the ranks with torchrun, or give"
+            " trainer.replicas"
         )
     return world_size // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
@@ -50,7 +51,8 @@ def node_count(world_size: int) -> int:
 def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
     """Join torchrun's process group if there are several ranks; gives this rank's device.
 
-    Raises UsageError where there is no such device, and where torchrun could not start the group again as it was asked to.
+    Raises UsageError where there is no such device, and where torchrun could not start the group again as it was asked
+    to.
     """
     check_cuda(device)
     if world_size > 1:
@@ -71,14 +73,15 @@ def process_group(device: Device, world_size: int) -> Iterator[torch.device]:
 
 
 def _check_restarts() -> None:
-    """torchrun of torch 2.11 keeps one store over restarts, with the addresses of the ranks before. New ranks that take those for
-    their peers' wait for ever (https://github.com/pytorch/pytorch/issues/135712).
+    """torchrun of torch 2.11 keeps one store over restarts, with the addresses of the ranks before. New ranks that take
+    those for their peers' wait for ever (https://github.com/pytorch/pytorch/issues/135712).
     """
     asked_for = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     if asked_for > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise UsageError(
-            f"torchrun --max-restarts={asked_for} would leave a restarted group waiting for ranks that are gone: start it with"
-            " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, and with --standalone or --rdzv-backend=c10d"
+            f"torchrun --max-restarts={asked_for} would leave a restarted group waiting for ranks that are gone: start"
+            " it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, and with --standalone or"
+            " --rdzv-backend=c10d"
         )
 
 

@@ -26,10 +26,11 @@ PRELOADED = ["mert_foundry.pipeline.manifest.scan", "mert_foundry.jobs.extractio
 def map_in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int, crashed: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """The result of each item, in order; that of `crashed` for an item whose process dies twice when it is worked on alone.
+    """The result of each item, in order; that of `crashed` for an item whose process dies twice when it is worked on
+    alone.
 
-    `work` and the items must pass between processes. Each process has a copy of `work`, which may learn from item to item. What was in
-    flight when a process died is done again, one by one.
+    `work` and the items must pass between processes. Each process has a copy of `work`, which may learn from item to
+    item. What was in flight when a process died is done again, one by one.
     """
     workers = max(1, min(workers, len(items)))
     done = 0

@@ -19,8 +19,8 @@ INDENT = " " * 6
 
 Config = TypeVar("Config", bound=BaseModel)
 
-# Names of before and of now, by config: dotted keys (`*` is any text), or `key=value` for one value of a key. Whoever gives an
-# old one is given the new one. Documents that were stored with old names are translated where they are read:
+# Names of before and of now, by config: dotted keys (`*` is any text), or `key=value` for one value of a key. Whoever
+# gives an old one is given the new one. Documents that were stored with old names are translated where they are read:
 # model/runs/stored_config.py, pipeline/features/older_names.py.
 RENAMED = {
     "LabelConfig": {"relabel": "overwrite"},
@@ -48,8 +48,8 @@ class UsageError(Exception):
 def load_config(model: type[Config], arguments: list[str], first: str | None = None) -> Config:
     """Build a config from `CONFIG.yaml key=value --key value ...`; the file may be left out, later values win.
 
-    `first` names the key that a bare word stands for, such as the folder of `mert suite FOLDER`; without it, and when the
-    word ends in .yaml or .yml, the word is the config file.
+    `first` names the key that a bare word stands for, such as the folder of `mert suite FOLDER`; without it, and when
+    the word ends in .yaml or .yml, the word is the config file.
 
     Raises:
         UsageError: a file that is not there or not YAML, an argument of another form, a name of before (that of now is
@@ -74,7 +74,10 @@ def load_config(model: type[Config], arguments: list[str], first: str | None = N
 
 
 def _as_settings(model: type[BaseModel], arguments: list[str], first: str | None) -> Iterator[str]:
-    """The arguments as config files and `key=value`. Raises UsageError for an option without value or of no key's name."""
+    """The arguments as config files and `key=value`.
+
+    Raises UsageError for an option without value or of no key's name.
+    """
     waiting = iter(arguments)
     for argument in waiting:
         if argument.startswith("--"):

@@ -88,7 +88,9 @@ def missing_package(error: ModuleNotFoundError) -> str:
 
 
 def find_part(parts: Mapping[str, str], arguments: Sequence[str]) -> str | None:
-    """The module that does a part of a command: by its name, the first argument, or by the name and an option among the others."""
+    """The module that does a part of a command: by its name, the first argument, or by the name and an option among the
+    others.
+    """
     found = [words for words in parts if words.split()[0] in arguments[:1] and set(words.split()) <= set(arguments)]
     return parts[max(found, key=len)] if found else None
 
@@ -97,7 +99,10 @@ def usage() -> str:
     """What `mert --help` prints."""
     longest = max(map(len, JOBS))
     lines = "\n".join(f"  mert {name:{longest}} {purpose}" for name, purpose in JOBS.items())
-    return f"usage: mert COMMAND ARGUMENTS [--quiet] [--json] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an example and every setting."
+    return (
+        f"usage: mert COMMAND ARGUMENTS [--quiet] [--json] [--debug]\n\n{lines}\n\nmert COMMAND --help shows an"
+        " example and every setting."
+    )
 
 
 def run(
@@ -138,11 +143,12 @@ def run(
 
 
 def _give_signals_a_stack() -> None:
-    """Handle signals of the main thread on a stack of their own, which faulthandler brings; it also tells where a crash was.
+    """Handle signals of the main thread on a stack of their own, which faulthandler brings; it also tells where a crash
+    was.
 
-    The oneDNN of torch 2.11 points the stack register into a buffer on the heap while it multiplies matrices. A signal that comes
-    then, SIGTERM say, would be handled there, over other data: the process died of a corrupted heap instead of writing its
-    checkpoint (https://github.com/uxlfoundation/oneDNN/issues/4845).
+    The oneDNN of torch 2.11 points the stack register into a buffer on the heap while it multiplies matrices. A signal
+    that comes then, SIGTERM say, would be handled there, over other data: the process died of a corrupted heap instead
+    of writing its checkpoint (https://github.com/uxlfoundation/oneDNN/issues/4845).
     """
     if not faulthandler.is_enabled():
         faulthandler.enable(file=STDERR)

@@ -1,4 +1,6 @@
-"""Progress of long work, in audio seconds if nothing else is said: a bar on a terminal, plain lines elsewhere, nothing with --quiet."""
+"""Progress of long work, in audio seconds if nothing else is said: a bar on a terminal, plain lines elsewhere, nothing
+with --quiet.
+"""
 
 import sys
 import time
@@ -29,10 +31,10 @@ TEXT = Unit("MB", 1e6, " MB/s", 1e6)  # of bytes
 class Pace:
     """How fast audio is done, in times real time, from reports of the audio seconds done so far.
 
-    Before the first audio is done, models are loaded and queues filled: that time says nothing of the pace. So the clock
-    begins with the first report that has some, which itself is not counted, and the pace is that of the later half of the
-    time since then. Parts that several processes finish at about the same moment say little either: there is no pace until
-    that half is a tenth of the whole time.
+    Before the first audio is done, models are loaded and queues filled: that time says nothing of the pace. So the
+    clock begins with the first report that has some, which itself is not counted, and the pace is that of the later
+    half of the time since then. Parts that several processes finish at about the same moment say little either: there
+    is no pace until that half is a tenth of the whole time.
     """
 
     def __init__(self) -> None:

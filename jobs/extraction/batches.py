@@ -26,8 +26,8 @@ class WindowAudio(NamedTuple):
 def batches_of_like_length(windows: Iterator[WindowAudio], most_samples: int) -> Iterator[list[WindowAudio]]:
     """Batches of at most so many samples, or tokens, padding included, or of one window.
 
-    Windows of exactly one length go together as soon as they fill a batch. The others wait until there are many of them;
-    then they are sorted by length, so that neighbours need little padding. Depends on the windows alone.
+    Windows of exactly one length go together as soon as they fill a batch. The others wait until there are many of
+    them; then they are sorted by length, so that neighbours need little padding. Depends on the windows alone.
     """
     waiting: dict[int, list[WindowAudio]] = {}
     held = 0

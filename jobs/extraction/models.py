@@ -1,4 +1,6 @@
-"""What `model=` names: a folder with a trained encoder (FOLDER@ema: its averaged weights), a shipped one, or a baseline."""
+"""What `model=` names: a folder with a trained encoder (FOLDER@ema: its averaged weights), a shipped one, or a
+baseline.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,14 +43,16 @@ def is_baseline(name: str) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Raise as `open_model` for a name that nothing has, the wrong kind of folder, or averaged weights that are not there."""
+    """Raise as `open_model` for a name that nothing has, the wrong kind of folder, or averaged weights that are not
+    there.
+    """
     if is_baseline(name):
         return
     folder, is_average = split_average(model_folder(name))
     if not folder.exists():
         raise ValueError(
-            f"model {name}: no folder of that name, no encoder that ships with this package ({', '.join(shipped_encoders())}),"
-            f" and no baseline; those are {', '.join(NAMES)}"
+            f"model {name}: no folder of that name, no encoder that ships with this package"
+            f" ({', '.join(shipped_encoders())}), and no baseline; those are {', '.join(NAMES)}"
         )
     check_input(str(folder), RUN, CHECKPOINT, MODEL)
     if is_average and not (folder / "config.json").is_file():

@@ -1,4 +1,6 @@
-"""The audio of an input's tracks, opened: of shards, a manifest, a folder or a table, at the model's rate; of text alone the tokens."""
+"""The audio of an input's tracks, opened: of shards, a manifest, a folder or a table, at the model's rate; of text
+alone the tokens.
+"""
 
 from typing import Literal, Protocol
 
@@ -67,6 +69,8 @@ class OpenAudio:
         return 0, count
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """int16 samples [start, start + count), as many of them as there are; of a document its tokens, uint16, one for 320."""
+        """int16 samples [start, start + count), as many of them as there are; of a document its tokens, uint16, one for
+        320.
+        """
         samples: np.ndarray = self._audio.read(start, count)
         return samples

@@ -51,8 +51,8 @@ class ExtractionOrder(BaseModel):
 class TrackFindings:
     """What decoding a part's tracks shows.
 
-    dropped: tracks that cannot be used, by key, with the reason. samples: of tracks whose length at the model's rate was
-    not known, or another one.
+    dropped: tracks that cannot be used, by key, with the reason. samples: of tracks whose length at the model's rate
+    was not known, or another one.
     """
 
     dropped: dict[str, str] = field(default_factory=dict)

@@ -29,10 +29,11 @@ ARRAYS = {
     "mean_deviation": ("mean", "deviation"),  # as stores of version 0.1 call mean_std
 }
 SEAMS = (
-    "A track of at most window_frames frames is encoded whole. A longer one is cut into windows of window_frames frames"
-    " that start at frames 0, step, 2 step, ... (step = window_frames - overlap_frames) while more than a window is left,"
-    " and one that ends with the track. Where a window starting at frame a is followed by one starting at frame b, frames"
-    " before (a + window_frames + b) // 2 come from the first and the others from the second."
+    "A track of at most window_frames frames is encoded whole. A longer one is cut into windows of window_frames"
+    " frames that start at frames 0, step, 2 step, ... (step = window_frames - overlap_frames) while more than a"
+    " window is left, and one that ends with the track. Where a window starting at frame a is followed by one"
+    " starting at frame b, frames before (a + window_frames + b) // 2 come from the first and the others from the"
+    " second."
 )
 TOO_SHORT = "too_short: no frame of the model fits into it"
 # Of a part of pooled features: small enough to lose at a kill, and large enough that few files are written.
@@ -109,7 +110,9 @@ def make_plan(config: ExtractConfig, model: FeatureModel, found: Input) -> Plan:
 
 
 def check_tokens(config: ExtractConfig, model: FeatureModel, found: Input) -> None:
-    """Raise ValueError when a model over tokens is given audio, or tokens of another tokenizer, or a model of audio is given tokens."""
+    """Raise ValueError when a model over tokens is given audio, or tokens of another tokenizer, or a model of audio is
+    given tokens.
+    """
     reads = tokenizer_of(model)
     if (reads is None) != (found.tokenizer is None):
         takes, there = ("audio" if each is None else "tokens" for each in (reads, found.tokenizer))

@@ -71,8 +71,8 @@ class Ranks:
 class Extraction:
     """What came of an extraction in this process.
 
-    failures: the message of each part that failed, by its name. result: None while parts are missing, and for other ranks
-    than the first.
+    failures: the message of each part that failed, by its name. result: None while parts are missing, and for other
+    ranks than the first.
     """
 
     plan: Plan
@@ -89,8 +89,8 @@ Report = Callable[[Plan, Input, list[Part]], None]
 def extract(config: ExtractConfig, processes: int = 1, report: Report = lambda plan, found, missing: None) -> str:
     """Make a feature store on this machine, or do what is missing of one; returns its location, `config.out`.
 
-    Row i of a pooled store is line i of a table that was given as input; so are the columns of its track table. Where every
-    frame has a row, those of line i begin at `offset[i]` and are `length[i]`.
+    Row i of a pooled store is line i of a table that was given as input; so are the columns of its track table. Where
+    every frame has a row, those of line i begin at `offset[i]` and are `length[i]`.
 
     Args:
         processes: that share the parts; 1: this process does them, with one arithmetic thread meanwhile.

@@ -35,13 +35,13 @@ class ExtractConfig(BaseModel):
 
     model: str = Field(
         min_length=1,
-        description="Local folder of an encoder (RUN@ema: averaged weights), foundry-encoder, or a baseline: log_mel, cqt, chroma, mfcc, musicnn, codec:WEIGHTS (such as"
-        " codec:foundry-small), random:CONFIG.yaml@SEED",
+        description="Local folder of an encoder (RUN@ema: averaged weights), foundry-encoder, or a baseline: log_mel,"
+        " cqt, chroma, mfcc, musicnn, codec:WEIGHTS (such as codec:foundry-small), random:CONFIG.yaml@SEED",
     )
     input: str = Field(
         min_length=1,
-        description="Shard folder, manifest folder, folder of audio, or a table of clips (.csv, .jsonl) with a column path;"
-        " local path or fsspec URL",
+        description="Shard folder, manifest folder, folder of audio, or a table of clips (.csv, .jsonl) with a column"
+        " path; local path or fsspec URL",
     )
     input_root: str | None = Field(
         default=None, description="Folder that the paths of a table are relative to; null: the folder of the table"

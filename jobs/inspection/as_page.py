@@ -65,7 +65,10 @@ def as_page(view: View, command: str) -> bytes:
 
 
 def write_blocks(blocks: Iterable[Block], data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of each block, under the names that the template uses. Plots and examples go into `data`, for the script."""
+    """The values of each block, under the names that the template uses.
+
+    Plots and examples go into `data`, for the script.
+    """
     for block in blocks:
         match block:
             case OnPage():
@@ -114,7 +117,9 @@ def write_examples(block: ExamplePlayers, data: dict[str, Any]) -> Sequence[Bloc
 
 
 def script_value(value: Any) -> Any:
-    """A value in the form that the script reads: a dataclass becomes an object without empty fields, bytes become base64."""
+    """A value in the form that the script reads: a dataclass becomes an object without empty fields, bytes become
+    base64.
+    """
     if dataclasses.is_dataclass(value):
         named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name: script_value(field) for name, field in named.items() if field is not None}

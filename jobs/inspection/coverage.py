@@ -16,7 +16,10 @@ MOST_FAULTS = 20
 
 
 def coverage(history: RunHistory) -> tuple[Section, dict[str, JsonValue]]:
-    """The section of a run, and the same as data. Where the sets cannot be read, or there is no position, it says so."""
+    """The section of a run, and the same as data.
+
+    Where the sets cannot be read, or there is no position, it says so.
+    """
     title = "Coverage"
     try:
         if not positions(history):
@@ -43,7 +46,9 @@ def coverage(history: RunHistory) -> tuple[Section, dict[str, JsonValue]]:
 
 
 def heard_of_sets(past: PastRows) -> Iterator[dict]:
-    """Of each set: examples drawn, and which share of its examples was heard how often (share by times); null where it is missing."""
+    """Of each set: examples drawn, and which share of its examples was heard how often (share by times); null where it
+    is missing.
+    """
     for digest, place in past.now.sets.items():
         known = past.sets.get(digest)
         size = known.num_examples(past.now.split) if known else None
@@ -70,15 +75,15 @@ def proof(past: PastRows, faults: list[str], epochs: int, examples: int) -> Iter
     yield from (Note(fault, warning=True) for fault in faults)
     if past.left_out:
         yield Note(
-            f"{len(past.left_out)} positions, of steps {past.left_out[0]} to {past.left_out[-1]}, are of sets that are not at"
-            " hand; they are left out"
+            f"{len(past.left_out)} positions, of steps {past.left_out[0]} to {past.left_out[-1]}, are of sets that are"
+            " not at hand; they are left out"
         )
     if any(place.bad_shards for place in past.now.sets.values()):
         yield Note("examples of bad shards count as drawn, but were passed over")
     if not faults:
         yield Note(
-            f"each of {len(past.known)} positions is what the order makes of the rows before it, so within an epoch no example"
-            f" was missed or doubled; counted through {epochs} epochs, {examples:,} examples"
+            f"each of {len(past.known)} positions is what the order makes of the rows before it, so within an epoch no"
+            f" example was missed or doubled; counted through {epochs} epochs, {examples:,} examples"
         )
     if len(past.now.phases) > 1:
         rows = ", ".join(f"{phase.rows:,}" for phase in past.now.phases[1:])

@@ -32,7 +32,10 @@ def example_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], k
 
 
 def export_view(folder: str, index: ShardIndex, shards: Sequence[ShardEntry], key: str, out: Path) -> View:
-    """Write the files of one example into the folder `out`; returns a view that names them. Raises as `export_example`."""
+    """Write the files of one example into the folder `out`; returns a view that names them.
+
+    Raises as `export_example`.
+    """
     stored = find_examples(folder, shards, [key])[0]
     files = [str(path) for path in export_example(*read_example(folder, index, stored), out)]
     written = Table(("file",), [(file,) for file in files])

@@ -1,4 +1,6 @@
-"""What mert inspect shows of a feature store: statistics and curves by layer, tracks as points, and nearest neighbours."""
+"""What mert inspect shows of a feature store: statistics and curves by layer, tracks as points, and
+nearest neighbours.
+"""
 
 import random
 from collections import Counter
@@ -46,7 +48,10 @@ LAYER_PLOTS = (
 
 
 def build_view(options: FeatureOptions) -> View:
-    """A view of the store, or of the neighbours of one track. Raises as `read_store`, and ValueError for an unknown key."""
+    """A view of the store, or of the neighbours of one track.
+
+    Raises as `read_store`, and ValueError for an unknown key.
+    """
     read = read_store(options)
     if options.track:
         return neighbour_view(nearest(read, options.track))
@@ -62,7 +67,10 @@ def build_view(options: FeatureOptions) -> View:
 
 
 def read_store(options: FeatureOptions) -> FeatureRows:
-    """The store, with the groups of the manifest if one is named. Raises ValueError if that is a manifest of other tracks."""
+    """The store, with the groups of the manifest if one is named.
+
+    Raises ValueError if that is a manifest of other tracks.
+    """
     named = options.keys or ([options.track] if options.track else [])
     read = read_features(options.locations[0], named)
     if options.manifest is None:
@@ -150,7 +158,10 @@ def group_blocks(read: FeatureRows) -> list[Block]:
 
 
 def layer_plot(read: FeatureRows, index: int, members: dict[str, list[int]]) -> PointPlot:
-    """Tracks as points in one layer. `index` is the layer's number in the store, `members` the tracks to draw, by group."""
+    """Tracks as points in one layer.
+
+    `index` is the layer's number in the store, `members` the tracks to draw, by group.
+    """
     components, shares = project(read.vectors[:, index])
     series = [
         Points(

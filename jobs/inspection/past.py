@@ -23,7 +23,8 @@ from mert_foundry.pipeline.stream.stream_config import StreamConfig
 def load_past(history: RunHistory, folders: Sequence[str] = ()) -> PastRows:
     """The rows of a run, of the sets in `folders`, or in those that its config names.
 
-    Raises ValueError for a config.yaml without shards or stream, and for what is no position; and as `load_index` and `PastRows`.
+    Raises ValueError for a config.yaml without shards or stream, and for what is no position; and as `load_index` and
+    `PastRows`.
     """
     stream = stream_of(history)
     folders = folders or named_folders(history.config["config"]["shards"])
@@ -61,7 +62,9 @@ def positions(history: RunHistory) -> dict[int, Any]:
 
 
 def read_state(checkpoint: Path) -> CheckpointState | None:
-    """The state in a checkpoint; None where it is damaged, which the run did not go on from, or has a state that is not read."""
+    """The state in a checkpoint; None where it is damaged, which the run did not go on from, or has a state that is not
+    read.
+    """
     if find_fault(checkpoint) is not None:
         return None
     try:

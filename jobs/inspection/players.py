@@ -1,4 +1,6 @@
-"""Parts of a shard set's page that text does not have: examples to hear with pictures of their targets, and loudness."""
+"""Parts of a shard set's page that text does not have: examples to hear with pictures of their targets,
+and loudness.
+"""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,7 +97,10 @@ def player_blocks(shard_set: ShardSet, options: ShardOptions) -> list[Block]:
 
 
 def load_decoder(folder: str, spec: TargetSpec, weights: str | None) -> Decode:
-    """The decoder of the codec that made a target. Raises as `CodecDecoder`, and ModuleNotFoundError without the extra."""
+    """The decoder of the codec that made a target.
+
+    Raises as `CodecDecoder`, and ModuleNotFoundError without the extra.
+    """
     from mert_foundry.pipeline.inspection.codec_decoding import CodecDecoder, recorded_teacher  # needs the extra label
 
     return CodecDecoder(spec, recorded_teacher(folder, spec, weights)).decode

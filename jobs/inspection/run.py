@@ -160,7 +160,10 @@ def checkpoints(summary: RunSummary) -> Section:
     if not summary.kept:
         return Section("Checkpoints", [Note("no checkpoint yet")])
     rows = [(each.folder, human_bytes(each.bytes), ", ".join(each.kept)) for each in summary.kept]
-    caption = f"{human_bytes(summary.kept_bytes)} on disk: a copy of the best shares its files with the checkpoint while that is there"
+    caption = (
+        f"{human_bytes(summary.kept_bytes)} on disk: a copy of the best shares its files with the checkpoint"
+        " while that is there"
+    )
     return Section("Checkpoints", [Table(("checkpoint", "size", "kept as"), rows, caption)])
 
 

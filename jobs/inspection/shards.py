@@ -84,7 +84,10 @@ def words_of(audio_member: str | None) -> Words:
 
 
 def build_view(options: ShardOptions) -> View:
-    """The view that the options ask for. Raises UsageError for an unknown shard, ValueError for an unknown key, and as readers do."""
+    """The view that the options ask for.
+
+    Raises UsageError for an unknown shard, ValueError for an unknown key, and as readers do.
+    """
     folder = options.locations[0]
     if options.diff:
         return difference_view(compare_shard_sets(folder, options.diff))
@@ -125,7 +128,10 @@ def set_view(options: ShardOptions) -> View:
 
 
 def rejected_by(manifest_folder: str | None, index: ShardIndex) -> dict[str, int] | None:
-    """Files that the manifest rejected, by reason; None if no manifest is named. Raises ValueError for the manifest of another set."""
+    """Files that the manifest rejected, by reason; None if no manifest is named.
+
+    Raises ValueError for the manifest of another set.
+    """
     if manifest_folder is None:
         return None
     read = load_manifest_folder(manifest_folder)

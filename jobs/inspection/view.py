@@ -1,13 +1,14 @@
 """A view: the findings of a command, in sections of figures, tables, plots and sounds, and once more as data.
 
-A command that has something to show builds one `View`. `as_text.py` prints it, `as_page.py` makes an HTML page of it, and `--json`
-prints its `data`. Text shows names, values, tables and notes; only a page shows plots and examples. Blocks that are slow to make and
-that only a page shows go into `OnPage` or `ExamplePlayers`, which are not made for text.
+A command that has something to show builds one `View`. `as_text.py` prints it, `as_page.py` makes an HTML page of it,
+and `--json` prints its `data`. Text shows names, values, tables and notes; only a page shows plots and examples. Blocks
+that are slow to make and that only a page shows go into `OnPage` or `ExamplePlayers`, which are not made for text.
 
     View("probe", "runs/mine/probe", data=report.model_dump(mode="json"), sections=[
         Section("Key", [
-            Table(("model", "accuracy"), [("log_mel", Estimate(0.31, 0.28, 0.35)), ("trained", Estimate(0.52, 0.48, 0.55))]),
-            Plots([BarPlot("Accuracy", ["log_mel", "trained"], [Bars("accuracy", [0.31, 0.52], low=[0.28, 0.48], high=[0.35, 0.55])])]),
+            Table(("model", "accuracy"), [("log_mel", Estimate(0.31, 0.28, 0.35)), ("trained", Estimate(0.52, 0.48,
+            0.55))]), Plots([BarPlot("Accuracy", ["log_mel", "trained"], [Bars("accuracy", [0.31, 0.52], low=[0.28,
+            0.48], high=[0.35, 0.55])])]),
         ]),
     ])
 """
@@ -28,7 +29,8 @@ class Estimate:
     high: float
 
 
-# A float is shown with four significant digits (three in a table with estimates), a whole number with commas, None as `-`, text as it is.
+# A float is shown with four significant digits (three in a table with estimates), a whole number with commas, None as
+# `-`, text as it is.
 Cell = str | int | float | Estimate | None
 Number = float | None  # None where there is no finite value
 
@@ -93,7 +95,8 @@ class Axis:
 class Line:
     """A curve of points `x`, `y`, within the band `low` to `high` where these are given.
 
-    Its colour is that of its position among the lines, else `color` (which of eight) or `shade` (0 to 1, for ordered lines).
+    Its colour is that of its position among the lines, else `color` (which of eight) or `shade` (0 to 1, for ordered
+    lines).
     """
 
     label: str
@@ -203,7 +206,8 @@ class Sound:
 class LevelScale:
     """The meaning of levels 0 to `last`.
 
-    With `decibels`, a level is `step` dB above the one below, and `last` is `top`. Else levels run from `bottom` to `top`.
+    With `decibels`, a level is `step` dB above the one below, and `last` is `top`. Else levels run from `bottom` to
+    `top`.
     """
 
     last: int

@@ -51,7 +51,8 @@ def evenly(tracks: Sequence[Track], count: int) -> list[Track]:
 def measure_flac(
     tracks: Sequence[Track], root: str, config: SegmentConfig, report: Callable[[float], None]
 ) -> FlacSample:
-    """Encode the segments of tracks as a shard would hold them; `report` is called with the seconds of tracks done so far.
+    """Encode the segments of tracks as a shard would hold them; `report` is called with the seconds of tracks done so
+    far.
 
     Raises:
         OSError: a file cannot be reached.
@@ -95,7 +96,9 @@ def _flac_of(track: Track, root: str, config: SegmentConfig) -> tuple[int, float
 
 
 def choose_for_labelling(tracks: Sequence[Track], seconds: float) -> list[Track]:
-    """Tracks of together about so many seconds; those that are longer by themselves are passed over, if others are there."""
+    """Tracks of together about so many seconds; those that are longer by themselves are passed over, if others are
+    there.
+    """
     chosen: list[Track] = []
     for track in tracks:
         if track.seconds <= seconds and sum(each.seconds for each in chosen) < seconds:
@@ -106,7 +109,10 @@ def choose_for_labelling(tracks: Sequence[Track], seconds: float) -> list[Track]
 def measure_labelling(
     task: ShardTask, teachers: list[Teacher], root: str, device: Literal["cpu", "cuda"], decode_threads: int
 ) -> LabellingSample:
-    """Label a shard as a worker does, into a temporary folder. Raises as `process_shard`, ValueError when nothing was labelled."""
+    """Label a shard as a worker does, into a temporary folder.
+
+    Raises as `process_shard`, ValueError when nothing was labelled.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a labelling worker
     try:

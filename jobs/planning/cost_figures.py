@@ -54,7 +54,10 @@ def training_requests(run: PlannedRun, planned: PlannedSet, flac: FlacRate) -> I
         "(steps * batch_size + validations * valid_examples) * ranges"
         " + gpus * (shards * readings + valid_shards * validations)"
     )
-    note = "ranges: the audio and each target of a crop, what is read whole once a visit; besides, each rank reads the record of a shard that it opens"
+    note = (
+        "ranges: the audio and each target of a crop, what is read whole once a visit; besides, each rank reads"
+        " the record of a shard that it opens"
+    )
     yield figure(STORE, READ, "", formula, inputs, "counted", note)
     sizes = _bytes_of_a_crop(run, planned, flac)
     inputs = {name: amount for name, amount in crops.items() if name != "ranges"} | sizes

@@ -3,8 +3,9 @@
     mert bench step configs/mert_330m_8gpu.yaml --dry
     mert bench step configs/mert_330m_8gpu.yaml --dry --gpus 16 stream.batch_size=1024 --json
 
-Parameters, operations, audio and memory of one GPU of a step on a set with the targets of MERT: eight EnCodec codebooks of 1,024 codes
-and a CQT of 336 bins, 75 frames a second. `mert plan` tells the same for a corpus and its own targets, and more.
+Parameters, operations, audio and memory of one GPU of a step on a set with the targets of MERT: eight EnCodec codebooks
+of 1,024 codes and a CQT of 336 bins, 75 frames a second. `mert plan` tells the same for a corpus and its own targets,
+and more.
 
     --gpus N    GPUs, one rank each; as the config's first lines say where not given, else 1
     --step N    the step that is told of, where batch size or crops change by schedule; the first where not given

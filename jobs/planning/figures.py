@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# How sure a figure is: counted from files and formats, measured (here or in docs/measurements.md), stated by the user, or
-# an estimate that leaves something out, which its note names. Of several inputs the least sure one counts.
+# How sure a figure is: counted from files and formats, measured (here or in docs/measurements.md), stated by the user,
+# or an estimate that leaves something out, which its note names. Of several inputs the least sure one counts.
 Basis = Literal["counted", "measured", "stated", "estimate"]
 OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,

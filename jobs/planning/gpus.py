@@ -21,7 +21,9 @@ class MeasuredStep:
 
 @dataclass(frozen=True)
 class MeasuredLabelling:
-    """Labelling of 60 s MP3 files with EnCodec and CQT by `workers` on one GPU and 16 CPU cores, together, times real time."""
+    """Labelling of 60 s MP3 files with EnCodec and CQT by `workers` on one GPU and 16 CPU cores, together, times real
+    time.
+    """
 
     workers: int
     rate: float
@@ -57,7 +59,9 @@ GPUS = {
 
 
 def find_step(gpu: Gpu, encoder: EncoderConfig, rows: int) -> MeasuredStep | None:
-    """The measurement of this layout with the most crops that are no more than `rows`, else with the fewest; None without one."""
+    """The measurement of this layout with the most crops that are no more than `rows`, else with the fewest; None
+    without one.
+    """
     checkpointed = is_checkpointed(encoder)
     found = [
         step
@@ -75,7 +79,9 @@ def find_labelling(gpu: Gpu, workers: int) -> MeasuredLabelling:
 
 
 def is_checkpointed(encoder: EncoderConfig) -> tuple[bool, bool | int]:
-    """Whether front-end and transformer compute activations again in the backward pass; a number: every n-th layer of it."""
+    """Whether front-end and transformer compute activations again in the backward pass; a number: every n-th layer of
+    it.
+    """
     return getattr(encoder.frontend, "activation_checkpointing", False), encoder.transformer.activation_checkpointing
 
 

@@ -1,4 +1,6 @@
-"""A model's bytes without a GPU and without its memory: weights on the meta device, activations from fake CUDA tensors."""
+"""A model's bytes without a GPU and without its memory: weights on the meta device, activations from
+fake CUDA tensors.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +24,8 @@ STEP_BYTES = 4  # AdamW's count of steps, of each parameter
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Counts of a model: parameters, of them the encoder's, those of a layer (a mean), and those that are trained (and their tensors);
-    bytes of the weights.
+    """Counts of a model: parameters, of them the encoder's, those of a layer (a mean), and those that are trained (and
+    their tensors); bytes of the weights.
     """
 
     parameters: int
@@ -77,8 +79,9 @@ def measure_activations(
 ) -> int:
     """Bytes that the forward pass of `rows` crops of `samples` samples keeps for the backward pass on a GPU.
 
-    A layer that is computed again in the backward pass keeps its input alone; those of one layer at a time are added, since that one is
-    computed again while the others' inputs are there. What layers keep is the difference that one more layer makes.
+    A layer that is computed again in the backward pass keeps its input alone; those of one layer at a time are added,
+    since that one is computed again while the others' inputs are there. What layers keep is the difference that one
+    more layer makes.
     """
     every = int(encoder.transformer.activation_checkpointing)
 
@@ -110,7 +113,8 @@ def _measure_kept(
     """What the forward pass of a model that computes nothing again keeps.
 
     Every storage that autograd saves counts once, but for the fp32 weights; copies of weights in bf16 count. Nothing is
-    computed: tensors are fake, with the shapes, types and kernels that CUDA would have. Layer drop is off, as on its largest step.
+    computed: tensors are fake, with the shapes, types and kernels that CUDA would have. Layer drop is off, as on its
+    largest step.
     """
     transformer = encoder.transformer.model_copy(update={"layer_drop": 0.0})
     encoder = encoder.model_copy(update={"transformer": transformer})
@@ -170,7 +174,9 @@ class _Features(nn.Module):
 
 
 class _FlashAttention(TorchFunctionMode):
-    """The fused attention that CUDA takes; of fake tensors torch would take the plain one, which keeps whole attention maps."""
+    """The fused attention that CUDA takes; of fake tensors torch would take the plain one, which keeps whole attention
+    maps.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -180,7 +186,8 @@ class _FlashAttention(TorchFunctionMode):
         dropout = kwargs.get("dropout_p", 0.0)
         if query.dtype == torch.bfloat16:
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout)[0]
-        # In fp32 CUDA takes the memory-efficient one; its arguments: bias, whether to keep the row sums for the backward pass.
+        # In fp32 CUDA takes the memory-efficient one; its arguments: bias, whether to keep the row sums for the
+        # backward pass.
         attend = torch.ops.aten._scaled_dot_product_efficient_attention
         return attend(query, key, value, None, True, dropout)[0]
 

@@ -76,7 +76,8 @@ def measured_flac(sample: FlacSample) -> FlacRate:
         "flac_bytes / flac_seconds",
         sample.bytes / sample.seconds,
         "measured",
-        f"FLAC measured on {sample.tracks} track{'s' if sample.tracks > 1 else ''}, {sample.seconds / 60:.1f} minutes; {spread}",
+        f"FLAC measured on {sample.tracks} track{'s' if sample.tracks > 1 else ''}, {sample.seconds / 60:.1f} minutes;"
+        f" {spread}",
     )
 
 

@@ -67,7 +67,8 @@ def check_run(run: PlannedRun, splits: Sequence[str], place: str) -> None:
     """Raise ValueError for a run that `mert pretrain` would refuse on these shards; `splits`: those with examples."""
     if run.config.encoder.frontend.input_name != "audio":
         raise ValueError(
-            f"encoder.frontend.kind is {run.config.encoder.frontend.kind}, for shards of text alone; runs on audio are planned"
+            f"encoder.frontend.kind is {run.config.encoder.frontend.kind}, for shards of text alone; runs on audio are"
+            " planned"
         )
     check_sizes(run.config, run.targets, SAMPLE_RATE, HOP, run.gpus)
     check_splits(run.config, splits, place)
@@ -88,8 +89,8 @@ def run_figures(run: PlannedRun) -> Iterator[Line]:
     yield figure(RUN, "crops at once on each GPU", "", formula, share, "counted")
     crop: dict[str, float] = {"kept_frames": kept, "examples": run.examples, "frame_rate": FRAME_RATE}
     note = (
-        "kept_frames: what all examples give once; one that is shorter than the crop gives itself and is padded; segments that a longer"
-        " crop joins are not counted"
+        "kept_frames: what all examples give once; one that is shorter than the crop gives itself and is padded;"
+        " segments that a longer crop joins are not counted"
     )
     formula = "kept_frames / examples / frame_rate"
     yield figure(RUN, "audio of a crop, on average", "s", formula, crop, "counted", note)
@@ -164,8 +165,8 @@ def operation_figures(run: PlannedRun) -> Iterator[Line]:
         "predicted": 1.0 if config.objective.unmasked_weight else masked_share(mask, frames),
     }
     note = (
-        "multiplications and additions of matrix products and convolutions, forward and for both gradients, without what checkpointing"
-        " repeats (model/objective/operations.py); predicted: share of the frames"
+        "multiplications and additions of matrix products and convolutions, forward and for both gradients, without"
+        " what checkpointing repeats (model/objective/operations.py); predicted: share of the frames"
     )
     formula = "batch_size * (of_row + frames * predicted * of_predicted_frame) / 1e12"
     yield figure(TIME, "operations of a step", "T", formula, inputs, "counted", note)
@@ -210,8 +211,8 @@ def _measured_rate(run: PlannedRun, gpu: str | None) -> tuple[float, Basis, str]
     if isinstance(step, str):
         return f"{step} was not measured on {gpu}"
     note = (
-        f"{SOURCE}: the bench's step of {step.layout}, bf16, {step.batch} crops of 5 s; this run has {run.rows} at once."
-        " A real run of 95m on one H100 did 60 to 70 % of it"
+        f"{SOURCE}: the bench's step of {step.layout}, bf16, {step.batch} crops of 5 s; this run has {run.rows} at"
+        " once. A real run of 95m on one H100 did 60 to 70 % of it"
     )
     return step.rate, "measured", note
 
@@ -278,15 +279,16 @@ def _memory_lines(run: PlannedRun, activations: int, bf16: bool, gpu: str | None
     )
     yield figure(MEMORY, "activations", "B", "activations", {"activations": activations}, "counted", kept)
     note = (
-        f"{kept}; gradients are there at the end of a forward pass only with several GPUs or accumulation; average: on rank"
-        " 0. Temporaries are left out: eight peaks measured on an H100 were 1 to 6 % higher (docs/measurements.md)"
+        f"{kept}; gradients are there at the end of a forward pass only with several GPUs or accumulation; average: on"
+        " rank 0. Temporaries are left out: eight peaks measured on an H100 were 1 to 6 % higher"
+        " (docs/measurements.md)"
     )
     if trainer.compile:
         note += "; trainer.compile needs less, by a fifth for 330m"
     if "shards" in inputs:
         note += (
-            "; shards: GPUs that divide a model; each has the weights of two layers whole, and of what is no layer (others). No such run was"
-            " measured"
+            "; shards: GPUs that divide a model; each has the weights of two layers whole, and of what is no layer"
+            " (others). No such run was measured"
         )
     if trainer_checkpoints := int(run.config.encoder.transformer.activation_checkpointing):
         note += f"; every layer of {trainer_checkpoints} keeps its input alone, and one is computed again at a time"

@@ -24,7 +24,8 @@ def read_initial(config: PretrainConfig, out: Path, mixture: SetMixture, rank: i
     """What a run that begins takes its first weights from; None for random ones, or when there are checkpoints.
 
     Raises:
-        ValueError: no such folder or one of another kind, audio of another rate than the shards', or only incomplete checkpoints.
+        ValueError: no such folder or one of another kind, audio of another rate than the shards', or only incomplete
+            checkpoints.
     """
     if config.initial is None:
         return None
@@ -86,10 +87,11 @@ def merge(values: dict, changes: dict) -> dict:
 
 
 def load_initial_weights(model: PretrainModel, initial: StoredModel, fingerprints: dict[str, str]) -> str:
-    """Load the encoder, the heads that fit (the same target of the same teacher), and a memory that fits (of the same tokenizer).
+    """Load the encoder, the heads that fit (the same target of the same teacher), and a memory that fits (of the same
+    tokenizer).
 
-    `fingerprints`: of teachers by target, and of the tokenizer. Says what stays new. Raises ValueError for an encoder over tokens of another
-    tokenizer.
+    `fingerprints`: of teachers by target, and of the tokenizer. Says what stays new. Raises ValueError for an encoder
+    over tokens of another tokenizer.
     """
     read = model.encoder.input_name
     if read in fingerprints and initial.fingerprints.get(read) != fingerprints[read]:

@@ -101,10 +101,11 @@ class ProbeProcess:
 def probing(
     config: PretrainConfig, out: Path, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Probe a run's checkpoints beside it, if its config asks for it; gives what is to be called with each record of the run.
+    """Probe a run's checkpoints beside it, if its config asks for it; gives what is to be called with each record of
+    the run.
 
-    When the run's last record and its last checkpoint are there, the end waits for the probe of that; else the probe is ended.
-    Raises as `ProbeProcess`.
+    When the run's last record and its last checkpoint are there, the end waits for the probe of that; else the probe is
+    ended. Raises as `ProbeProcess`.
     """
     if config.trainer.probe_every is None:
         yield lambda record: None

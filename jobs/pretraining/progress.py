@@ -86,7 +86,10 @@ class TrainingReport:
             case "older_checkpoint_stays" | "metrics_not_written":
                 return f"WARNING: {record['error']}"
             case "stage":
-                return f"from step {record['step']} on: batches of {record['batch_size']} crops of {record['crop_samples']} samples"
+                return (
+                    f"from step {record['step']} on: batches of {record['batch_size']} crops of"
+                    f" {record['crop_samples']} samples"
+                )
             case "spike":
                 return describe_spike(record)
             case "rewind":
@@ -101,7 +104,9 @@ class TrainingReport:
 
 
 def describe_spike(record: dict[str, Any]) -> str:
-    """What was beyond which limit, and the examples of the rank with the largest share; metrics.jsonl has those of all."""
+    """What was beyond which limit, and the examples of the rank with the largest share; metrics.jsonl
+    has those of all.
+    """
     beyond = [
         f"{name.replace('_', ' ')} {record[name]:.4g} (median {limits['median']:.4g}, limit {limits['limit']:.4g})"
         for name, limits in record["beyond"].items()
@@ -141,8 +146,8 @@ def describe_pace(record: dict[str, Any]) -> str:
 def describe_losses(record: dict[str, Any], trivial: TrivialScores | None) -> str:
     """The loss, its parts and the accuracies, each beside what a constant reaches where that is known.
 
-    Such as `loss 41.6; codes 5.10 nats a codebook (unigram 6.60, 22.7% explained), cqt 0.218 (mean 0.295, 26.1% explained);
-    codes accuracy 3.12% (most frequent code 2.20%)`.
+    Such as `loss 41.6; codes 5.10 nats a codebook (unigram 6.60, 22.7% explained), cqt 0.218 (mean 0.295, 26.1%
+    explained); codes accuracy 3.12% (most frequent code 2.20%)`.
     """
     scores = trivial.on(record["kind"]) if trivial else {}
     shares = explained_shares(record["losses"], scores)

@@ -1,4 +1,6 @@
-"""What a pre-training run is: its resolved config, heads and data, saved beside the run and compared when it goes on."""
+"""What a pre-training run is: its resolved config, heads and data, saved beside the run and compared
+when it goes on.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -54,23 +56,26 @@ class PretrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shards: Shards = Field(
-        description="Shard folder, a local path or fsspec URL; or several to draw from: [{path: A, weight: 2}, {path: B, weight: 1}]"
+        description="Shard folder, a local path or fsspec URL; or several to draw from:"
+        " [{path: A, weight: 2}, {path: B, weight: 1}]"
     )
     mixing_temperature: float = Field(
         default=1.0,
         gt=0.0,
         allow_inf_nan=False,
-        description="Several sets without weights have hours^(1/T) of the rows: 1 by hours, 2 by their root, large: alike",
+        description="Several sets without weights have hours^(1/T) of the rows: 1 by hours, 2 by their root, large:"
+        " alike",
     )
     missing_targets: MissingTargets = Field(
         default="stop",
-        description="stop: several sets must have the same targets; mask: rows of a set without a target do not count in its loss",
+        description="stop: several sets must have the same targets; mask: rows of a set without a target do not count"
+        " in its loss",
     )
     out: str = Field(description="Run folder, local")
     initial: str | None = Field(
         default=None,
-        description="First weights: a local folder of mert import or mert export, a run, a checkpoint, RUN@ema, or foundry-encoder;"
-        " null: random",
+        description="First weights: a local folder of mert import or mert export, a run, a checkpoint, RUN@ema, or"
+        " foundry-encoder; null: random",
     )
     seed: int = Field(default=0, ge=0, description="Seed of weights, order, crops, masks, mixture and dropout")
     train_split: str = Field(default="train", description="Split to train on")
@@ -103,8 +108,8 @@ class PretrainConfig(BaseModel):
         deadline, patience = self.trainer.step_deadline, self.stream.patience
         if deadline is not None and deadline <= patience:
             raise ValueError(
-                f"trainer.step_deadline is {deadline:g} s, stream.patience {patience:g} s: a wait for the object store would pass for"
-                " a hang; raise the one or lower the other"
+                f"trainer.step_deadline is {deadline:g} s, stream.patience {patience:g} s: a wait for the object store"
+                " would pass for a hang; raise the one or lower the other"
             )
         return self
 
@@ -146,14 +151,17 @@ def heads_of(targets: Sequence[TargetSpec], partial: Collection[str] = ()) -> li
 
 
 def in_earlier_order(heads: Sequence[HeadSpec], out: Path) -> list[HeadSpec]:
-    """Heads in the order of the run that goes on, which the optimiser's state follows; raises ValueError when it had others."""
+    """Heads in the order of the run that goes on, which the optimiser's state follows; raises ValueError when it had
+    others.
+    """
     if not (out / RUN_CONFIG).exists() or not list_checkpoints(out / CHECKPOINTS):
         return list(heads)
     earlier = [spec.name for spec in read_description(out).heads]
     named = {spec.name: spec for spec in heads}
     if sorted(named) != sorted(earlier):
         raise ValueError(
-            f"{out / RUN_CONFIG}: targets were {', '.join(earlier)} in this run, they are {', '.join(named)} now; use another out folder"
+            f"{out / RUN_CONFIG}: targets were {', '.join(earlier)} in this run, they are {', '.join(named)} now; use"
+            " another out folder"
         )
     return [named[name] for name in earlier]
 
@@ -176,12 +184,15 @@ def check_fit(config: PretrainConfig, mixture: SetMixture, world_size: int) -> N
 
 
 def check_input(config: PretrainConfig, mixture: SetMixture) -> None:
-    """Raise ValueError when the front-end reads what the sets do not have, or settings are for audio and there is none."""
+    """Raise ValueError when the front-end reads what the sets do not have, or settings are for audio
+    and there is none.
+    """
     frontend, folder = config.encoder.frontend, mixture.sets[0].folder
     if mixture.has_audio != (frontend.input_name == "audio"):
         there = "has audio" if mixture.has_audio else "is text alone"
         raise ValueError(
-            f"{folder} {there}, but encoder.frontend.kind is {frontend.kind}; embedding is for text alone, and nothing else is"
+            f"{folder} {there}, but encoder.frontend.kind is {frontend.kind}; embedding is for text alone, and nothing"
+            " else is"
         )
     if mixture.has_audio:
         return
@@ -205,14 +216,18 @@ def check_input(config: PretrainConfig, mixture: SetMixture) -> None:
 
 
 def with_vocabulary(config: PretrainConfig, mixture: SetMixture) -> PretrainConfig:
-    """With the size of the shards' vocabulary in the front-end that embeds tokens. Raises ValueError when it says another one."""
+    """With the size of the shards' vocabulary in the front-end that embeds tokens.
+
+    Raises ValueError when it says another one.
+    """
     frontend = config.encoder.frontend
     if frontend.kind != "embedding" or mixture.has_audio:
         return config
     folder, found = mixture.sets[0].folder, mixture.targets[0].codebook_size
     if frontend.vocabulary_size not in (None, found):
         raise ValueError(
-            f"encoder.frontend.vocabulary_size is {frontend.vocabulary_size}, the tokenizer of {folder} has {found} tokens"
+            f"encoder.frontend.vocabulary_size is {frontend.vocabulary_size}, the tokenizer of {folder} has {found}"
+            " tokens"
         )
     known = frontend.model_copy(update={"vocabulary_size": found})
     return config.model_copy(update={"encoder": config.encoder.model_copy(update={"frontend": known})})
@@ -221,7 +236,9 @@ def with_vocabulary(config: PretrainConfig, mixture: SetMixture) -> PretrainConf
 def check_sizes(
     config: PretrainConfig, targets: Sequence[TargetSpec], sample_rate: int, hop: int, world_size: int
 ) -> None:
-    """Raise ValueError when targets, encoder and ranks do not fit each other; `sample_rate` (Hz) and `hop` are the shards'."""
+    """Raise ValueError when targets, encoder and ranks do not fit each other; `sample_rate` (Hz) and `hop` are the
+    shards'.
+    """
     frontend = config.encoder.frontend
     if frontend.sample_rate not in (None, sample_rate):
         raise ValueError(f"the front-end is for audio at {frontend.sample_rate} Hz, the shards are at {sample_rate} Hz")
@@ -242,8 +259,8 @@ def _check_batch(stream: StreamConfig, when: str, accumulation: int, world_size:
         raise ValueError(f"{batch} is not a multiple of the {world_size} ranks")
     if stream.visits % world_size:
         raise ValueError(
-            f"{batch} has {stream.visits} visits of stream.crops_per_visit {stream.crops_per_visit} crops, which is not a"
-            f" multiple of the {world_size} ranks"
+            f"{batch} has {stream.visits} visits of stream.crops_per_visit {stream.crops_per_visit} crops, which is"
+            f" not a multiple of the {world_size} ranks"
         )
     rows = stream.batch_size // world_size
     if rows < accumulation:

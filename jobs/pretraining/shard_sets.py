@@ -38,7 +38,9 @@ Shards = Annotated[
 
 
 def check_weights(shards: str | Sequence[WeightedShards], temperature: float) -> None:
-    """Raise ValueError for no set, for weights of some sets only, and for a temperature beside weights or a single folder."""
+    """Raise ValueError for no set, for weights of some sets only, and for a temperature beside weights or a single
+    folder.
+    """
     if isinstance(shards, str):
         if temperature != 1.0:
             raise ValueError(f"mixing_temperature is {temperature:g}, but shards is one folder, {shards}")
@@ -58,7 +60,10 @@ def check_weights(shards: str | Sequence[WeightedShards], temperature: float) ->
 def load_mixture(
     shards: str | Sequence[WeightedShards], temperature: float, split: str, missing_targets: MissingTargets = "stop"
 ) -> SetMixture:
-    """The sets with their weights; those without one have hours^(1 / temperature) of `split`. Raises as `load_index` and `SetMixture`."""
+    """The sets with their weights; those without one have hours^(1 / temperature) of `split`.
+
+    Raises as `load_index` and `SetMixture`.
+    """
     if isinstance(shards, str):
         return SetMixture([ShardSet(shards, load_index(shards))])
     sets = [ShardSet(each.path, load_index(each.path)) for each in shards]
@@ -76,7 +81,10 @@ def _weights_by_hours(sets: Sequence[ShardSet], temperature: float, split: str) 
 
 
 def describe_sets(mixture: SetMixture, with_text: bool = False) -> dict[str, Any]:
-    """What a run keeps of its data. One set stands there by itself, several in a list. `with_text`: the tokenizer among the teachers."""
+    """What a run keeps of its data.
+
+    One set stands there by itself, several in a list. `with_text`: the tokenizer among the teachers.
+    """
     described = [_describe_set(each.index) for each in mixture.sets]
     shared: dict[str, Any] = {
         "sample_rate": mixture.sample_rate,
@@ -107,7 +115,9 @@ def _describe_set(index: ShardIndex) -> dict[str, Any]:
 
 
 def find_exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """The data of a run that goes on must hold a set that it had, and no other set at the path of one: else key, old, new digest."""
+    """The data of a run that goes on must hold a set that it had, and no other set at the path of one: else key, old,
+    new digest.
+    """
     old, new = _digests(before), _digests(now)
     if set(old.values()) == set(new.values()):
         return None  # also when folders have changed their names
@@ -120,7 +130,10 @@ def find_exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
 
 
 def find_other_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """A target that another teacher labels than before: key, old and new fingerprint. A head trained on one must not go on with the other."""
+    """A target that another teacher labels than before: key, old and new fingerprint.
+
+    A head trained on one must not go on with the other.
+    """
     for name, teacher in now["teachers"].items():
         old, new = before["teachers"].get(name, teacher)["fingerprint"], teacher["fingerprint"]
         if old != new:

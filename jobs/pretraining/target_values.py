@@ -39,7 +39,8 @@ def sample_values(config: PretrainConfig, mixture: SetMixture) -> Sampled:
     """Moments over encoder frames of each continuous target that has another scale or frame rate than its records.
 
     Of the logarithms where `objective.value_scale` takes them. Nothing is read when there is no such target.
-    Raises ValueError when a logarithm is asked for and a target has no companding, or a split's sample has no encoder frame.
+    Raises ValueError when a logarithm is asked for and a target has no companding, or a split's sample has no encoder
+    frame.
     """
     splits = [split for split in (config.train_split, config.valid_split) if split is not None]
     hop = config.encoder.frontend.hop
@@ -51,7 +52,8 @@ def sample_values(config: PretrainConfig, mixture: SetMixture) -> Sampled:
             logarithmic = scale in LOGARITHMIC
             if logarithmic and spec.companding is None:
                 raise ValueError(
-                    f"objective.value_scale is {scale}, but target {spec.name} has no companding that says how small values count"
+                    f"objective.value_scale is {scale}, but target {spec.name} has no companding that says how small"
+                    " values count"
                 )
             sampled[spec.name] = {
                 split: _mix(
@@ -68,7 +70,9 @@ def sample_values(config: PretrainConfig, mixture: SetMixture) -> Sampled:
 
 
 def row_shares(config: PretrainConfig, mixture: SetMixture, split: str, target: str) -> list[float]:
-    """The share of each set that has split and target: by weights where it is trained on, by frames where it is validated on."""
+    """The share of each set that has split and target: by weights where it is trained on, by frames where it is
+    validated on.
+    """
     having = mixture.having(split, target)
     trains = split == config.train_split
     counts = [each.weight if trains else each.num_frames(split) for each in having]
@@ -117,8 +121,9 @@ def scaled_heads(
 ) -> list[HeadSpec]:
     """One head for each target, in the scale that the objective asks for.
 
-    A run that goes on keeps the scales it began with, to the last bit; on another machine sums may end in another digit.
-    A run that begins from a head of the same teacher keeps that head's scale, for which its weights were trained.
+    A run that goes on keeps the scales it began with, to the last bit; on another machine sums may end in another
+    digit. A run that begins from a head of the same teacher keeps that head's scale, for which its weights were
+    trained.
     """
     if config.objective.value_scale == "raw":
         return heads_of(mixture.targets, mixture.partial_targets)
@@ -153,7 +158,9 @@ def stored_scales(initial: StoredModel, mixture: SetMixture, name: ValueScaleNam
 
 
 def scale_of(moments: ValueMoments, name: ValueScaleName) -> ValueScale:
-    """The scale of this name: means by bin, and components or deviations by bin, as `standardising_deviation` has them."""
+    """The scale of this name: means by bin, and components or deviations by bin, as
+    `standardising_deviation` has them.
+    """
     mean = _six_digits(moments.mean)
     if name == "decorrelated":
         return ValueScale(logarithmic=True, mean=mean, components=decorrelating_components(moments.covariance))

@@ -22,8 +22,8 @@ def measure_trivial(
 ) -> TrivialScores:
     """The constants of the training split, scored on that split and on the one to validate on, in the scale of `heads`.
 
-    index.json has sums over all splits only, so the records are read: at most `MOST_SHARDS` of a split, at even distances.
-    Several sets count as their weights have it on the training split, by their frames on the other.
+    index.json has sums over all splits only, so the records are read: at most `MOST_SHARDS` of a split, at even
+    distances. Several sets count as their weights have it on the training split, by their frames on the other.
     Sums are over all frames; a run scores masked frames of crops. Targets in `sampled` are scored by the examples
     that were read for it. Raises as `load_listed_record`.
     """
@@ -44,7 +44,10 @@ def measure_trivial(
 
 
 def sum_split(config: PretrainConfig, mixture: SetMixture, split: str) -> tuple[Mapping[str, Partial], str]:
-    """Sums by target over a split of all sets, by their shares, and which shards they are of. Raises as `load_listed_record`."""
+    """Sums by target over a split of all sets, by their shares, and which shards they are of.
+
+    Raises as `load_listed_record`.
+    """
     sets = mixture.having(split)
     filled = [[entry for entry in each.index.shards(split) if entry.nsamples] for each in sets]
     sums, counts = [], []

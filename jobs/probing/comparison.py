@@ -1,4 +1,6 @@
-"""What a probe says of a trained encoder beside an untrained one: a table and a sentence, both read from the report alone."""
+"""What a probe says of a trained encoder beside an untrained one: a table and a sentence, both read from the report
+alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ class Verdict:
 
 
 def comparison_table(report: ProbeReport, models: Sequence[str], trained: str) -> Table:
-    """A row for each task by its first metric: chance, a column for each model, and trained minus what the report compares with."""
+    """A row for each task by its first metric: chance, a column for each model, and trained minus what the report
+    compares with.
+    """
     differences = _differences(report, trained)
     rows: list[list[Cell]] = []
     for task in report.tasks:
@@ -67,12 +71,18 @@ def comparison_sentence(report: ProbeReport, trained: str) -> str:
 def _meaning(verdict: Verdict) -> str:
     tasks = len(verdict.ahead) + len(verdict.behind) + len(verdict.open)
     if not verdict.ahead and not verdict.behind:
-        return "so few clips do not show whether training taught it anything that its architecture does not hear untrained."
+        return (
+            "so few clips do not show whether training taught it anything that its architecture does not hear"
+            " untrained."
+        )
     if len(verdict.behind) >= len(verdict.ahead):
         return "training has cost it at least as much of what these heads can read as it has added."
     if 2 * len(verdict.ahead) > tasks:
         return "training without a label has taught it more about music than its architecture hears untrained."
-    return "training without a label has taught it something that its architecture does not hear untrained, in part of the tasks."
+    return (
+        "training without a label has taught it something that its architecture does not hear untrained, in part"
+        " of the tasks."
+    )
 
 
 def _differences(report: ProbeReport, trained: str) -> dict[str, DifferenceRow]:

@@ -1,4 +1,6 @@
-"""Features of a task's clips: clips are cut to length, features are extracted once for each model and read back by clip."""
+"""Features of a task's clips: clips are cut to length, features are extracted once for each model and read back by
+clip.
+"""
 
 import json
 import os
@@ -162,7 +164,9 @@ def read_frames(probed: ProbedTask, table: FeatureTable) -> FrameFeatures:
 
 
 def drop_faults(probed: ProbedTask, tables: Sequence[FeatureTable]) -> tuple[ProbedTask, list[FeatureTable]]:
-    """Drop a clip for all models when one of them has no features for it, so that all models are scored on the same clips."""
+    """Drop a clip for all models when one of them has no features for it, so that all models are scored on the same
+    clips.
+    """
     faults = {number: reason for table in tables for number, reason in table.faults().items()}
     rows = np.array([number for number in range(len(probed.labelled.clips)) if number not in faults])
     return probed.without(faults), [replace(table, rows=rows) for table in tables]

@@ -34,8 +34,8 @@ def follow(run: Path, config: ProbeConfig) -> int:
     """Probe the checkpoints of a run as they appear, until that of its last step; returns how many were probed.
 
     Each one, or those at multiples of the run's `trainer.probe_every` and the last.
-    Raises UsageError for settings that do not fit, ValueError when the checkpoint of the last step was removed, and as `run_probe`
-    and `hold_checkpoint`.
+    Raises UsageError for settings that do not fit, ValueError when the checkpoint of the last step was removed, and as
+    `run_probe` and `hold_checkpoint`.
     """
     check_settings(config)
     last, every = steps_to_probe(run)
@@ -123,9 +123,11 @@ def steps_to_probe(run: Path) -> tuple[int, int]:
 
 
 def new_checkpoints(run: Path, known: set[int], last: int, every: int) -> Iterator[Path]:
-    """Whole checkpoints at multiples of `every` in the order of their steps, waiting for the next until that of the last step.
+    """Whole checkpoints at multiples of `every` in the order of their steps, waiting for the next until that of the
+    last step.
 
-    Damaged ones are named and passed over. It also ends, and says so, where the run is past the last step without a checkpoint of it.
+    Damaged ones are named and passed over. It also ends, and says so, where the run is past the last step without a
+    checkpoint of it.
     """
     known = set(known)
     damaged: dict[Path, int] = {}
@@ -144,7 +146,9 @@ def new_checkpoints(run: Path, known: set[int], last: int, every: int) -> Iterat
 
 
 def is_whole(checkpoint: Path, damaged: dict[Path, int]) -> bool:
-    """Whether a checkpoint is whole. One that is damaged is hashed and named once, until something of it is written again.
+    """Whether a checkpoint is whole.
+
+    One that is damaged is hashed and named once, until something of it is written again.
 
     damaged: when each that was found damaged was last written; it is added to.
     """

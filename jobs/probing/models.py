@@ -22,8 +22,8 @@ from mert_foundry.model.runs.checkpoint import (
 class ProbedModel:
     """A model of the report.
 
-    name: in the report. location: the `model` of `mert extract`. step: optimiser steps of the checkpoint, if every checkpoint of
-    a run is probed. is_baseline: whether the settings list it under `baselines`.
+    name: in the report. location: the `model` of `mert extract`. step: optimiser steps of the checkpoint, if every
+    checkpoint of a run is probed. is_baseline: whether the settings list it under `baselines`.
     """
 
     name: str
@@ -33,7 +33,10 @@ class ProbedModel:
 
     @property
     def is_spectrum(self) -> bool:
-        """Whether it is a baseline that computes spectra. The mean of a spectrum alone would say little about a clip."""
+        """Whether it is a baseline that computes spectra.
+
+        The mean of a spectrum alone would say little about a clip.
+        """
         return self.location in SPECTRA
 
     @property

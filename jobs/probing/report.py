@@ -115,6 +115,9 @@ class ProbeReport(BaseModel):
 
 
 def read_report(folder: Path) -> ProbeReport:
-    """The report of a probe folder. Raises FileNotFoundError, and ValueError naming the file and the first key that is wrong."""
+    """The report of a probe folder.
+
+    Raises FileNotFoundError, and ValueError naming the file and the first key that is wrong.
+    """
     path = folder / REPORT
     return parse_model(str(path), path.read_bytes(), ProbeReport)

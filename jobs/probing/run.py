@@ -50,11 +50,14 @@ class ProbeFindings:
 
 
 def run_probe(config: ProbeConfig, models: list[ProbedModel]) -> ProbeReport:
-    """Probe every model on every task. A result that is there already for the same data, model and protocol is read instead.
+    """Probe every model on every task.
+
+    A result that is there already for the same data, model and protocol is read instead.
 
     If a model's features do not fit a task, the report says why, and the other models are scored.
 
-    Raises as `load_tasks`, `cut_to_length`, `extract` and `probe`, and UsageError when `compare_with` is not among the models.
+    Raises as `load_tasks`, `cut_to_length`, `extract` and `probe`, and UsageError when `compare_with` is not among the
+    models.
     """
     compared = compared_model(config, models)
     for model in models:

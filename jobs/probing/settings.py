@@ -16,8 +16,9 @@ class ProbeConfig(BaseModel):
 
     model: str | list[str] | dict[str, str] = Field(
         default=[],
-        description="Encoders: a run, a checkpoint, a folder of mert export or import, a Hugging Face folder, foundry-encoder, or"
-        " the name of a baseline; several as a list, or as a mapping from the name in the report to the encoder",
+        description="Encoders: a run, a checkpoint, a folder of mert export or import, a Hugging Face folder,"
+        " foundry-encoder, or the name of a baseline; several as a list, or as a mapping from the name in the report"
+        " to the encoder",
     )
     baselines: list[str] = Field(
         default=["log_mel", "cqt", "chroma", "mfcc", "codec:foundry-small"],
@@ -35,8 +36,8 @@ class ProbeConfig(BaseModel):
     )
     pooling: Literal["mean", "mean_std"] = Field(
         default="mean",
-        description="What a head sees of a clip: the mean over its frames (as published), or mean and standard deviation;"
-        " baselines of spectra always give both",
+        description="What a head sees of a clip: the mean over its frames (as published), or mean and standard"
+        " deviation; baselines of spectra always give both",
     )
     score: Literal["test", "valid"] = Field(
         default="test", description="Split that is scored; valid leaves the test clips untouched"

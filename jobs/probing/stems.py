@@ -1,4 +1,7 @@
-"""The audio of the mixtures and stems of a separation task. It goes into a temporary file, since 10 hours of it are 17 GB."""
+"""The audio of the mixtures and stems of a separation task.
+
+It goes into a temporary file, since 10 hours of it are 17 GB.
+"""
 
 from pathlib import Path
 from typing import IO

@@ -40,7 +40,8 @@ def result_fingerprint(features: dict[str, Any], labelled: LabelledSet, config: 
     """SHA-256 over all inputs of a result.
 
     Args:
-        features: the attributes of the feature store, which say when the clips' files changed last. Stems have no features.
+        features: the attributes of the feature store, which say when the clips' files changed last. Stems have no
+            features.
     """
     is_separation = labelled.task.kind == "separation"
     stems = [path for clip in labelled.clips for path in paths_of(clip)] if is_separation else []

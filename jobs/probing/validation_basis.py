@@ -8,7 +8,9 @@ HELD_OUT = 8  # one in this many training groups is used for validation
 
 
 def on_validation(labelled: LabelledSet) -> LabelledSet:
-    """The task without its test clips. Its validation clips are scored, and one in 8 training groups is used for validation instead.
+    """The task without its test clips.
+
+    Its validation clips are scored, and one in 8 training groups is used for validation instead.
 
     A hash of the names chooses the groups, so that they are the same for every model and every checkpoint.
 

@@ -25,7 +25,8 @@ class CodecBaseline(StreamModel):
         codec = load_codec(weights)
         if (codec.sample_rate, codec.encoder.hop_length) != (SAMPLE_RATE, HOP):
             raise ValueError(
-                f"codec {weights}: {codec.sample_rate} Hz and hop {codec.encoder.hop_length}, {SAMPLE_RATE} and {HOP} are needed"
+                f"codec {weights}: {codec.sample_rate} Hz and hop {codec.encoder.hop_length}, {SAMPLE_RATE} and {HOP}"
+                " are needed"
             )
         # A copy as they are stored, since the next line folds the weight norm in place.
         stored = {

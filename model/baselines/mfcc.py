@@ -18,7 +18,8 @@ class MfccBaseline(StreamModel):
     def __init__(self, device: torch.device, layers: Sequence[int] | None = None):
         spectrum = {"n_fft": WINDOW_LENGTH, "hop_length": HOP, "n_mels": BANDS, "pad_mode": "constant"}
         self.transform = MFCC(SAMPLE_RATE, COEFFICIENTS, melkwargs=spectrum).to(device)
-        # torchaudio's default limits values relative to the loudest one of its input, so a frame would depend on its window.
+        # torchaudio's default limits values relative to the loudest one of its input, so a frame would depend on its
+        # window.
         self.transform.amplitude_to_DB.top_db = None
         self.device = device
         settings: dict[str, object] = {

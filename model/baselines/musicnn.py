@@ -1,7 +1,8 @@
 """musicnn: a tagger of music with convolutions shaped by musical ideas (Pons and Serra 2019, arXiv 1909.06654).
 
-The network of https://github.com/jordipons/musicnn, trained on MagnaTagATune (MTT_musicnn), in torch. Its weights lie beside
-this in float16 with their licence (ISC); tests/data/musicnn/convert.py made them of the published TensorFlow checkpoint.
+The network of https://github.com/jordipons/musicnn, trained on MagnaTagATune (MTT_musicnn), in torch. Its weights lie
+beside this in float16 with their licence (ISC); tests/data/musicnn/convert.py made them of the published TensorFlow
+checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ TEMPORAL = ("conv2d_2", "conv2d_3", "conv2d_4")  # 128, 64 and 32 spectra long
 class MusicnnBaseline:
     """The 200 values before musicnn's output layer, one frame for every 3 s; a `FeatureModel` with layer 0.
 
-    Audio goes through patches of 187 log-mel spectra, one after the other, as in the published extractor. The last frame of a
-    track may be of a shorter patch, of at least half a second.
+    Audio goes through patches of 187 log-mel spectra, one after the other, as in the published extractor. The last
+    frame of a track may be of a shorter patch, of at least half a second.
 
     Raises:
         ValueError: another layer is asked for.

@@ -15,7 +15,8 @@ from mert_foundry.pipeline.frames import SAMPLE_RATE
 
 
 class UntrainedEncoder(FeatureEncoder):
-    """The encoder of a config of mert pretrain (its section `encoder`, without one MERT 95M) with the weights of a seed.
+    """The encoder of a config of mert pretrain (its section `encoder`, without one MERT 95M) with the weights of a
+    seed.
 
     Raises:
         ValueError: naming the file and the first thing wrong in it.

@@ -1,4 +1,6 @@
-"""Hidden states of any encoder for a feature store: chosen layers, a stated precision, rows of several lengths together."""
+"""Hidden states of any encoder for a feature store: chosen layers, a stated precision, rows of several lengths
+together.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,9 +32,9 @@ class FeatureEncoder:
         precision: fp32; tf32: fp32 with matrix products of 10-bit mantissas (CUDA); bf16: autocast.
         layers: which hidden states; None: all.
 
-    tokenizer: of an encoder over tokens, the fingerprint of the tokenizer that they are of, empty where it is not known; None: it reads
-    audio. architecture: settings that differ from MERT 95M's, by dotted key. weights: float32, on the CPU, by name; the
-    same for a checkpoint and its exports.
+    tokenizer: of an encoder over tokens, the fingerprint of the tokenizer that they are of, empty where it is not
+    known; None: it reads audio. architecture: settings that differ from MERT 95M's, by dotted key. weights: float32, on
+    the CPU, by name; the same for a checkpoint and its exports.
 
     Raises:
         ValueError: no such layer.
@@ -73,8 +75,9 @@ class FeatureEncoder:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
-        """See FeatureModel; of an encoder over tokens, `audio` is tokens [B, T], int64. A row does not depend on the lengths of the others: no frame attends to padding, and
-        model/features/padded_frontend.py keeps front-ends from seeing it.
+        """See FeatureModel; of an encoder over tokens, `audio` is tokens [B, T], int64. A row does not depend on the
+        lengths of the others: no frame attends to padding, and model/features/padded_frontend.py keeps front-ends from
+        seeing it.
         """
         if (self.tokenizer is None) != audio.is_floating_point():
             raise ValueError(f"the encoder reads {self.encoder.input_name}, it was given {audio.dtype}")
@@ -93,7 +96,9 @@ class FeatureEncoder:
         return torch.stack([states[layer].float() for layer in self.layers], dim=2)
 
     def _padded(self, audio: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
-        """Hidden states of rows of several lengths, padded to one of few lengths, since oneDNN compiles for each length."""
+        """Hidden states of rows of several lengths, padded to one of few lengths, since oneDNN compiles for each
+        length.
+        """
         step = (1 if self.tokenizer is not None else self.geometry.hop) * PADDED_TO_FRAMES
         audio = nn.functional.pad(audio, (0, -audio.shape[1] % step))
         hidden = self.encoder.projection(padded_features(self.encoder, self._inputs(audio), lengths))
@@ -125,7 +130,9 @@ def identity(architecture: Mapping[str, object], sample_rate: int, normalised: b
 
 
 def normalise(audio: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Each row's first samples to mean 0 and variance 1, as transformers' Wav2Vec2FeatureExtractor; zeros after them."""
+    """Each row's first samples to mean 0 and variance 1, as transformers' Wav2Vec2FeatureExtractor;
+    zeros after them.
+    """
     result = torch.zeros_like(audio)
     for row, length in enumerate(lengths):
         own = audio[row, :length]

@@ -37,14 +37,17 @@ class FeatureModel(Protocol):
         Args:
             num_samples: samples of each row; after them it holds zeros. None: all rows have T.
 
-        The first `geometry.num_frames(num_samples[i])` frames of row i are its own, and do not depend on the other rows or
-        on T (up to rounding); frames after them are padding.
+        The first `geometry.num_frames(num_samples[i])` frames of row i are its own, and do not depend on the other rows
+        or on T (up to rounding); frames after them are padding.
         """
         ...
 
 
 def check_layers(layers: Sequence[int] | None, num_layers: int, name: str) -> tuple[int, ...]:
-    """The chosen layers; None chooses all. Raises ValueError for a layer that the model does not have, or that is listed twice."""
+    """The chosen layers; None chooses all.
+
+    Raises ValueError for a layer that the model does not have, or that is listed twice.
+    """
     chosen = tuple(range(num_layers + 1)) if layers is None else tuple(layers)
     unknown = [layer for layer in chosen if not 0 <= layer <= num_layers]
     if unknown or not chosen or len(set(chosen)) < len(chosen):

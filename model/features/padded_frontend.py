@@ -14,8 +14,8 @@ from mert_foundry.model.frontend.convolution import ConvFrontend
 
 
 def padded_features(encoder: MertEncoder, audio: Tensor, num_samples: Sequence[int]) -> Tensor:
-    """Output of the encoder's front-end, [B, T] -> [B, F, C]; the first frames of a row, as many as its samples make, are its
-    own.
+    """Output of the encoder's front-end, [B, T] -> [B, F, C]; the first frames of a row, as many as its samples make,
+    are its own.
 
     Args:
         num_samples: samples of each row, with zeros after them.

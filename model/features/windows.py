@@ -39,7 +39,9 @@ class WindowConfig(BaseModel):
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """Where an encoder's frames lie: frame i begins at sample i * hop; the first frame needs `receptive_field` samples."""
+    """Where an encoder's frames lie: frame i begins at sample i * hop; the first frame needs
+    `receptive_field` samples.
+    """
 
     hop: int
     receptive_field: int

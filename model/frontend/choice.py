@@ -1,8 +1,9 @@
 """The front-ends to choose from by `kind`: audio [B, T] samples, or tokens [B, 1, T] -> features [B, F, C] frames.
 
-Each config tells `input_name` (what of a batch it reads: audio, or tokens), `hop` (samples a frame), `width` (C), `learned_width` (how many of them, the first ones, weights
-make), `sample_rate` (Hz it is made for, None: any) and `padding_invariant` (whether zeros after a row leave its frames
-as they are); each module tells `num_frames(T)` and `operations(T)`. Their frame i begins at sample i * hop.
+Each config tells `input_name` (what of a batch it reads: audio, or tokens), `hop` (samples a frame), `width` (C),
+`learned_width` (how many of them, the first ones, weights make), `sample_rate` (Hz it is made for, None: any) and
+`padding_invariant` (whether zeros after a row leave its frames as they are); each module tells `num_frames(T)` and
+`operations(T)`. Their frame i begins at sample i * hop.
 """
 
 from collections.abc import Callable

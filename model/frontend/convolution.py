@@ -116,9 +116,9 @@ class ConvLayer(nn.Module):
 def _normalised(weight: Tensor, norm: nn.GroupNorm, windows: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [B, C, K] and biases [B, C] that give a row's frames convolved and normalised over its own frames.
 
-    A channel is w . x over the windows x of a row, so its mean over time is w . mean(x) and its variance w S w, with S the
-    K x K covariance of the windows: statistics of ten numbers, where the frames have 512 times 24,000. In float64, since w can
-    be a high-pass filter and nearly all of x below it. The convolution's own bias is a part of the mean.
+    A channel is w . x over the windows x of a row, so its mean over time is w . mean(x) and its variance w S w, with S
+    the K x K covariance of the windows: statistics of ten numbers, where the frames have 512 times 24,000. In float64,
+    since w can be a high-pass filter and nearly all of x below it. The convolution's own bias is a part of the mean.
     """
     with without_autocast(windows.device):
         taps = weight.double()
@@ -142,7 +142,8 @@ def _moments(windows: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
 def _product_of_windows(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Windows [B, P, K], weight [C, K] or [B, C, K], bias [C] or [B, C] -> [B, P, C].
 
-    The bias is one tap more, over ones. Zeros fill the taps up to a multiple of 8, which matrix units of GPUs need in bf16.
+    The bias is one tap more, over ones. Zeros fill the taps up to a multiple of 8, which matrix units of GPUs need in
+    bf16.
     """
     kernel = weight.shape[-1]
     taps = nn.functional.pad(weight, (0, 1)) if bias is None else torch.cat([weight, bias[..., None]], dim=-1)
@@ -154,12 +155,12 @@ def _product_of_windows(windows: Tensor, weight: Tensor, bias: Tensor | None) ->
 class ConvFrontend(nn.Module):
     """Audio [B, T] samples -> features [B, F, C] frames; frame i sees the samples from i * hop on.
 
-    Group norm takes its statistics over the whole row, padding included unless `num_samples` tells which part is audio: padded
-    rows give slightly other features than the same audio alone. With layer norm a frame depends on the samples it sees and on
-    nothing else.
+    Group norm takes its statistics over the whole row, padding included unless `num_samples` tells which part is audio:
+    padded rows give slightly other features than the same audio alone. With layer norm a frame depends on the samples
+    it sees and on nothing else.
 
-    The rows of a batch go through as one long row of frames, each filled up so that the frames of the next one begin where a
-    stride begins. Frames whose kernel reaches beyond their row come out too, and are cut off at the end.
+    The rows of a batch go through as one long row of frames, each filled up so that the frames of the next one begin
+    where a stride begins. Frames whose kernel reaches beyond their row come out too, and are cut off at the end.
     """
 
     def __init__(self, config: FrontendConfig):
@@ -193,8 +194,8 @@ class ConvFrontend(nn.Module):
         """Audio [B, T] -> features [B, F, C].
 
         Args:
-            num_samples: samples of each row, with zeros after them, for rows of several lengths: the first frames of a row, as
-                many as its samples make, are as if it were alone. None: all T samples are the row's.
+            num_samples: samples of each row, with zeros after them, for rows of several lengths: the first frames of a
+                row, as many as its samples make, are as if it were alone. None: all T samples are the row's.
 
         Raises ValueError when T is too short for one frame.
         """

@@ -36,7 +36,9 @@ class CqtConfig(BaseModel):
 
     @property
     def kernel(self) -> int:
-        """Samples that each kernel is stored with: the next power of two after the lowest bin's, whose length is Q periods."""
+        """Samples that each kernel is stored with: the next power of two after the lowest bin's, whose length is Q
+        periods.
+        """
         quality = 1 / (2 ** (1 / self.bins_per_octave) - 1)
         return 1 << (math.ceil(quality * self.sample_rate / self.lowest_frequency) - 1).bit_length()
 
@@ -95,7 +97,9 @@ class ConvCqtFrontend(nn.Module):
         return self.convolution.num_frames(num_samples)
 
     def operations(self, num_samples: int) -> float:
-        """Of a training step, on a row of `num_samples` samples; nothing learns from the spectra, whose kernels are complex."""
+        """Of a training step, on a row of `num_samples` samples; nothing learns from the spectra, whose kernels are
+        complex.
+        """
         frames = num_samples // self.config.hop + 1
         products = 2 * frames * self.config.cqt.bins * self.config.cqt.kernel
         return self.convolution.operations(num_samples) + layer_operations(products, False, False)

@@ -76,7 +76,9 @@ class LogMelFrontend(nn.Module):
         return num_samples // self.config.hop
 
     def operations(self, num_samples: int) -> float:
-        """Of a training step, on a row of `num_samples` samples: spectra with the mel filters, from which nothing learns."""
+        """Of a training step, on a row of `num_samples` samples: spectra with the mel filters, from which nothing
+        learns.
+        """
         _, groups = _window_and_filters(self.config, torch.device("cpu"))
         spectra = self.num_frames(num_samples) * self.config.spectra_per_frame
         return layer_operations(spectra * sum(taps.numel() for _, taps in groups), False, False)
@@ -106,8 +108,8 @@ def _power(windows: Tensor) -> Tensor:
 def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> tuple[Tensor, list[tuple[int, Tensor]]]:
     """Hann window [window], scaled to give a sine of amplitude 1 the peak 1, and mel filters.
 
-    A filter is zero at nearly all frequencies. So neighbouring ones go together, as the first frequency that they need and
-    their taps [frequencies, bands] from there on.
+    A filter is zero at nearly all frequencies. So neighbouring ones go together, as the first frequency that they need
+    and their taps [frequencies, bands] from there on.
 
     They follow from the config, so they are no weights: made at the first use on a device, they cannot be lost on the
     meta device or on a load path.
@@ -124,6 +126,8 @@ def _window_and_filters(config: LogMelFrontendConfig, device: torch.device) -> t
 
 
 def _needed(filters: Tensor) -> tuple[int, Tensor]:
-    """The first frequency at which one of the filters [bands, frequencies] is not zero, and their taps up to the last."""
+    """The first frequency at which one of the filters [bands, frequencies] is not zero, and their taps
+    up to the last.
+    """
     needed = filters.any(dim=0).nonzero().flatten().tolist() or [0]
     return needed[0], filters[:, needed[0] : needed[-1] + 1].T.contiguous()

@@ -1,7 +1,7 @@
 """A strided convolution over frames as matrix products, without copying windows.
 
-Frames of C channels lie one after another, so `stride` frames side by side are one row of a matrix [N, stride * C] that is
-there already. A kernel covers one such row and the beginning of the next ones: for 3 taps at stride 2,
+Frames of C channels lie one after another, so `stride` frames side by side are one row of a matrix [N, stride * C] that
+is there already. A kernel covers one such row and the beginning of the next ones: for 3 taps at stride 2,
 
     output[n] = row[n] @ taps_0_and_1 + (first half of row[n + 1]) @ tap_2
 
@@ -20,8 +20,8 @@ from mert_foundry.model.linear import add_product, matrix_product
 def strided_convolution(frames: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Frames [M, C], convolved with weight [D, C, K] -> [M / stride, D]; M is a multiple of `stride`.
 
-    Output n sees the K frames from n * stride on; behind the last frame there is zero. Under autocast the product and its
-    result have autocast's type.
+    Output n sees the K frames from n * stride on; behind the last frame there is zero. Under autocast the product and
+    its result have autocast's type.
     """
     rows = frames.reshape(-1, stride * frames.shape[1])
     parts = [weight[:, :, first : first + stride] for first in range(0, weight.shape[2], stride)]

@@ -1,16 +1,18 @@
-"""A trained encoder as a folder: native Hugging Face `hubert` where HubertModel can be the same, our own class elsewhere.
+"""A trained encoder as a folder: native Hugging Face `hubert` where HubertModel can be the same, our own class
+elsewhere.
 
     config.json, model.safetensors     native: HubertModel's layout, opened by `transformers.AutoModel`, no remote code
                                        own: model_type `mert_foundry`, the encoder's config, weights by its own names
     preprocessor_config.json           native only: Wav2Vec2FeatureExtractor at the training rate
     heads.safetensors                  the pre-training heads if there are any, with their specs in the metadata
-    memory.safetensors                 the text memory if there is one, with its settings and its tokenizer's fingerprint in the metadata
+    memory.safetensors                 the text memory if there is one, with its settings and its tokenizer's
+                                       fingerprint in the metadata
     README.md                          model card
 
-`model.interop.load.load_encoder` opens both. HubertModel of transformers 5 and the last 4.x hold the positional convolution
-under parametrised weight-norm names (`parametrizations.weight.original0/1`), which are torch's own and are written as
-they stand. `last_hidden_state` and hidden states equal MertEncoder's; with Pre-LN, transformers 4.x puts the normed
-output in the last hidden state.
+`model.interop.load.load_encoder` opens both. HubertModel of transformers 5 and the last 4.x hold the positional
+convolution under parametrised weight-norm names (`parametrizations.weight.original0/1`), which are torch's own and are
+written as they stand. `last_hidden_state` and hidden states equal MertEncoder's; with Pre-LN, transformers 4.x puts the
+normed output in the last hidden state.
 """
 
 import json

@@ -48,7 +48,8 @@ DEFAULTS = {
     "activation_dropout": 0.1,
     "layerdrop": 0.1,
 }
-# Keys of the encoder's config, and those of config.json with the same meaning; all but `norm` with values of the same form.
+# Keys of the encoder's config, and those of config.json with the same meaning; all but `norm` with values of the same
+# form.
 FRONTEND_KEYS = {
     "kernels": "conv_kernel",
     "strides": "conv_stride",
@@ -72,7 +73,8 @@ TRANSFORMER_KEYS = {
 }
 # Beginnings of keys that say nothing about the encoder: masking, CTC, tokens, classifiers, bookkeeping.
 WITHOUT_MEANING = (
-    "_", "architectures", "attn_implementation", "auto_map", "apply_spec_augment", "bos_token", "chunk_size", "classifier_",
+    "_", "architectures", "attn_implementation", "auto_map", "apply_spec_augment", "bos_token", "chunk_size",
+    "classifier_",
     "ctc_", "dtype", "eos_token", "feat_extract_dropout", "feature_extractor_cqt_bins", "final_dropout", "gradient_",
     "hidden_dropout_prob", "id2label", "initializer_", "is_encoder_decoder", "label2id", "mask_", "model_type",
     "num_feat_extract_layers", "output_", "pad_token", "problem_type", "return_dict", "sample_rate", "tokenizer_",

@@ -151,7 +151,9 @@ def _settings(checkpoint: Mapping[str, Any], path: Path) -> tuple[Mapping[str, A
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as they are; of others only the type, since deeply nested ones take very long to compare or print."""
+    """Plain values as they are; of others only the type, since deeply nested ones take very long to
+    compare or print.
+    """
     plain = str | int | float | bool | None
     return {key: value if isinstance(value, plain) else type(value) for key, value in settings.items()}
 

@@ -110,7 +110,10 @@ def fit_weights(
 
 
 def one_rate(stated: Mapping[str, int | None], given: int | None, source: Path) -> int:
-    """The sample rate, Hz. Raises ValueError when none is known, one is no rate or two differ, naming where each stands."""
+    """The sample rate, Hz.
+
+    Raises ValueError when none is known, one is no rate or two differ, naming where each stands.
+    """
     rates = {origin: rate for origin, rate in {**stated, "--sample-rate": given}.items() if rate is not None}
     for origin, rate in rates.items():
         if not isinstance(rate, int | float) or rate < 1 or rate != int(rate):

@@ -4,8 +4,9 @@
     encoder, sample_rate = load_encoder("FOLDER")
 
 FOLDER: what `mert export` or `mert import` wrote, in either form; a run folder (its newest whole checkpoint) or one of
-its checkpoints; a Hugging Face folder of Hubert or MERT. `FOLDER@ema` takes the averaged weights of a run or checkpoint.
-`foundry-encoder` is the small encoder in model/interop/shipped; with a folder of your own by that name beside it, that name alone is
+its checkpoints; a Hugging Face folder of Hubert or MERT. `FOLDER@ema` takes the averaged weights of a run or
+checkpoint. `foundry-encoder` is the small encoder in model/interop/shipped; with a folder of your own by that name
+beside it, that name alone is
 refused: write `./foundry-encoder` for yours, or rename it.
 """
 
@@ -41,7 +42,8 @@ def shipped_encoders() -> list[str]:
 
 
 def model_folder(name: str) -> str:
-    """Where the model of a name lies: the folder of an encoder that ships with this package, else the name as it stands.
+    """Where the model of a name lies: the folder of an encoder that ships with this package, else the name as it
+    stands.
 
     Raises ValueError when the working folder has a folder of the name of an encoder that ships with this package.
     """
@@ -50,8 +52,8 @@ def model_folder(name: str) -> str:
         return name
     if Path(plain).exists():
         raise ValueError(
-            f"{name}: {plain} is an encoder that ships with this package, and a folder of that name lies in {Path.cwd()};"
-            f" write ./{name} for the folder, or rename the folder to have the encoder"
+            f"{name}: {plain} is an encoder that ships with this package, and a folder of that name lies in"
+            f" {Path.cwd()}; write ./{name} for the folder, or rename the folder to have the encoder"
         )
     return str(SHIPPED_ENCODERS / name)
 

@@ -14,7 +14,8 @@ OWN_MODEL_TYPE = "mert_foundry"  # `model_type` in config.json of a folder that 
 
 @dataclass(frozen=True)
 class StoredMemory:
-    """The text memory that an encoder was trained with: its settings, weights by names of TextMemory, and the vocabulary.
+    """The text memory that an encoder was trained with: its settings, weights by names of TextMemory, and the
+    vocabulary.
 
     fingerprint: of the tokenizer that made the tokens.
     """

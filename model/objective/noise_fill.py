@@ -16,7 +16,8 @@ NOISE_DEVIATION = 0.1  # MuQ's, of full scale
 
 
 def fill_with_noise(audio: Tensor, noised: Tensor, hop: int, seed: int, step: int, keys: Sequence[str]) -> Tensor:
-    """Audio [B, T] with the samples of frames in `noised` [B, F] bool, on the CPU, drawn from N(0, 0.1^2); the rest as it was.
+    """Audio [B, T] with the samples of frames in `noised` [B, F] bool, on the CPU, drawn from N(0, 0.1^2); the rest as
+    it was.
 
     Each row's noise is a pure function of (seed, step, key) and its mask, drawn on the CPU: so it does not depend on
     the device, on the number of ranks, or on how a batch is split.

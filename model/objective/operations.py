@@ -1,8 +1,9 @@
 """Operations of a training step, counted from the shapes of a model: what the model needs, whatever computes it.
 
-Multiplications and additions of matrix products and convolutions. A forward pass counts once, and each of its gradients, to the inputs and
-to the weights, once more where something learns from it. What activation checkpointing or a fused attention computes again is not the
-model's, nor are zeros that fill a tile. Norms, activations and Fourier transforms are left out, as torch's FlopCounterMode leaves them.
+Multiplications and additions of matrix products and convolutions. A forward pass counts once, and each of its
+gradients, to the inputs and to the weights, once more where something learns from it. What activation checkpointing or
+a fused attention computes again is not the model's, nor are zeros that fill a tile. Norms, activations and Fourier
+transforms are left out, as torch's FlopCounterMode leaves them.
 """
 
 from collections.abc import Iterator

@@ -50,9 +50,9 @@ class ObjectiveConfig(BaseModel):
     learnable_temperature: bool = Field(False, description="each codebook learns its temperature, from 0.01 up")
     value_scale: ValueScaleName = Field(
         "raw",
-        description="what continuous heads predict: raw: values as stored; standardised: each bin less its mean, over its"
-        " standard deviation; log: the same of the logarithm that the target's companding follows; decorrelated: that logarithm's"
-        " principal components, each over its standard deviation, so that pitch counts beside level",
+        description="what continuous heads predict: raw: values as stored; standardised: each bin less its mean, over"
+        " its standard deviation; log: the same of the logarithm that the target's companding follows; decorrelated:"
+        " that logarithm's principal components, each over its standard deviation, so that pitch counts beside level",
     )
     codebooks_per_step: int | None = Field(
         None, ge=1, description="codebooks of each discrete target that a training step draws; null: all"
@@ -92,7 +92,9 @@ class PretrainModel(nn.Module):
         objective: ObjectiveConfig,
         memory: TextMemory | None = None,
     ):
-        """Raises ValueError when heads and objective do not fit each other, a target's hop not the encoder's, or a memory not the encoder."""
+        """Raises ValueError when heads and objective do not fit each other, a target's hop not the encoder's, or a
+        memory not the encoder.
+        """
         super().__init__()
         _check_heads(heads, objective)
         if memory is not None:
@@ -113,19 +115,22 @@ class PretrainModel(nn.Module):
     def forward(
         self, batch: Mapping[str, Tensor], mask: Tensor | Masking, codebooks: Codebooks | None = None
     ) -> dict[str, Tensor]:
-        """Sums over a batch in its device form (model/training/device_batch.py), to be added up by name and then divided.
+        """Sums over a batch in its device form (model/training/device_batch.py), to be added up by name and then
+        divided.
 
         `mask` is [B, F] bool, or a Masking, with F the encoder's frames, and must lie inside `valid`. Logits are
         computed on masked frames only, and on the other valid ones if they have a weight. `codebooks` leaves
         codebooks of discrete targets out (`draw_codebooks`). Returns, with gradient where it is a loss:
 
         loss/{target}            codes: cross-entropy over codebooks and masked frames, times codebooks / codebooks
-                                 used; values, in their head's scale: squared error over masked frames, mean over bins; scalars
+                                 used; values, in their head's scale: squared error over masked frames, mean over bins;
+                                 scalars
         loss/unmasked/{target}   the same over valid frames that are not masked; if unmasked_weight is above 0
         loss/feature_penalty     mean square of the front-end's learned features over valid frames; scalar; if it learns
         correct/{target}         masked frames with the right code, per codebook [K] (NaN where it was left out);
                                  discrete targets only
-        masked_frames, valid_frames     what the sums are divided by (`count_frames`); for a partial target /{target} of both
+        masked_frames, valid_frames     what the sums are divided by (`count_frames`); for a partial target /{target} of
+                                        both
         """
         masking = as_masking(mask)
         masked = masking.predicted
@@ -160,7 +165,9 @@ class PretrainModel(nn.Module):
         frames: Tensor,
         codebooks: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's at `places` [S] of all rows' frames in turn."""
+        """Loss and right codes [K] of one target; `frames` [S, D] are the encoder's at `places` [S] of all rows' frames
+        in turn.
+        """
         stride, num_frames = self._strides[spec.name], self.encoder.num_frames(batch[self.encoder.input_name].shape[-1])
         if spec.partial:
             present = batch[PRESENT + spec.name].expand(-1, num_frames).flatten()[places]
@@ -180,7 +187,9 @@ class PretrainModel(nn.Module):
         return code_cross_entropy(logits, codes) * (spec.size / len(codebooks)), correct
 
     def count_frames(self, batch: Mapping[str, Tensor], masked: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """What losses are divided by: masked and valid frames of a batch, [B, F] bool; for a partial target those of the rows with it."""
+        """What losses are divided by: masked and valid frames of a batch, [B, F] bool; for a partial target those of
+        the rows with it.
+        """
         counts = {"masked_frames": masked.sum(), "valid_frames": valid.sum()}
         for name in self._partial_targets():
             present = batch[PRESENT + name]
@@ -266,8 +275,9 @@ class PretrainModel(nn.Module):
     def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, Any]:
         """Plain numbers from the sums of all ranks.
 
-        loss: weighted sum. losses: mean per frame of each term, without those of a target that no row had. accuracy: share of
-        right codes per codebook, a list for each discrete target; NaN for a codebook that was left out, or without a frame.
+        loss: weighted sum. losses: mean per frame of each term, without those of a target that no row had. accuracy:
+        share of right codes per codebook, a list for each discrete target; NaN for a codebook that was left out, or
+        without a frame.
         """
         means = self.mean_losses(totals, totals)
         return {
@@ -309,8 +319,8 @@ def check_memory(memory: TextMemoryConfig, encoder: EncoderConfig) -> None:
     """Raise ValueError when the encoder does not read a memory of this width, naming both."""
     if memory.width != encoder.transformer.memory_width:
         raise ValueError(
-            f"memory.width is {memory.width}, encoder.transformer.memory_width {encoder.transformer.memory_width}: they must be"
-            " the same, and some layers have reads_memory"
+            f"memory.width is {memory.width}, encoder.transformer.memory_width {encoder.transformer.memory_width}:"
+            " they must be the same, and some layers have reads_memory"
         )
 
 

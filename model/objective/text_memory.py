@@ -28,7 +28,8 @@ class TextMemoryConfig(BaseModel):
         0.5,
         ge=0.0,
         le=1.0,
-        description="probability that a training step takes the whole text of an example away, so that the encoder works without any",
+        description="probability that a training step takes the whole text of an example away, so that the encoder"
+        " works without any",
     )
 
     @model_validator(mode="after")
@@ -37,7 +38,10 @@ class TextMemoryConfig(BaseModel):
         return self
 
     def transformer(self) -> TransformerConfig:
-        """Settings of the transformer. It draws nothing at random: the encoder's dropout is what it would be without text."""
+        """Settings of the transformer.
+
+        It draws nothing at random: the encoder's dropout is what it would be without text.
+        """
         return TransformerConfig(
             layers=self.layers,
             width=self.width,

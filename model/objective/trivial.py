@@ -1,7 +1,9 @@
-"""What predictors that look at nothing reach: the loss of the best constant for each target, beside which a loss can be read.
+"""What predictors that look at nothing reach: the loss of the best constant for each target, beside which a loss can be
+read.
 
-Codes: the training split's distribution of codes, the same for every frame. Values: the training split's mean of each bin,
-in the scale of the head. Both are scored in the unit and with the reduction of the loss terms (`PretrainModel.summarise`), before any weight.
+Codes: the training split's distribution of codes, the same for every frame. Values: the training split's mean of each
+bin, in the scale of the head. Both are scored in the unit and with the reduction of the loss terms
+(`PretrainModel.summarise`), before any weight.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mert_foundry.model.objective.pretrain_model import UNMASKED
 
-UNSEEN = 0.5  # added to every count (Krichevsky and Trofimov, 1981), so that a code that training never saw costs a finite loss
+# Added to every count (Krichevsky and Trofimov, 1981), so that a code that training never saw costs a finite loss.
+UNSEEN = 0.5
 
 
 class TrivialScore(BaseModel):

@@ -1,11 +1,12 @@
 """In which scale a head predicts a continuous target, so that small values teach as much as large ones.
 
-The squared error of raw magnitudes is the error of a few loud bins, and it is small beside the nats of codes. Standardised
-by bin, every bin counts alike and a constant has a loss of 1; in the logarithm, quiet notes count as loud ones do.
+The squared error of raw magnitudes is the error of a few loud bins, and it is small beside the nats of codes.
+Standardised by bin, every bin counts alike and a constant has a loss of 1; in the logarithm, quiet notes count as loud
+ones do.
 
-Bins of a spectrum rise and fall together: half of the variance of log-CQT frames lies along one direction, their level, and an
-encoder that knows level and colour has most of that error gone before it knows a pitch; its features then vary in few
-directions (docs/experiments.md). Decorrelated, the logarithm is predicted along its principal components, each
+Bins of a spectrum rise and fall together: half of the variance of log-CQT frames lies along one direction, their level,
+and an encoder that knows level and colour has most of that error gone before it knows a pitch; its features then vary
+in few directions (docs/experiments.md). Decorrelated, the logarithm is predicted along its principal components, each
 over its own standard deviation (ridge whitening): what tells one pitch from another counts beside the level.
 """
 
@@ -31,7 +32,8 @@ from mert_foundry.model.autocast import without_autocast
 
 ValueScaleName = Literal["raw", "standardised", "log", "decorrelated"]
 LOGARITHMIC = ("log", "decorrelated")
-# Of log-CQT frames of rendered music, 64 components hold 93 % of the variance; the sixteenth has a hundredth of the first's.
+# Of log-CQT frames of rendered music, 64 components hold 93 % of the variance; the sixteenth has a hundredth of the
+# first's.
 MOST_COMPONENTS = 64
 # Share of the largest variance that is added to each, so that components of noise count less than those of music.
 RIDGE = 0.01
@@ -66,8 +68,8 @@ class Companding(BaseModel):
 class ValueScale(BaseModel):
     """The scale of one target's head, with x the value or its `Companding.logarithm`.
 
-    (x - mean) / deviation by bin, or, with components, (x - mean) times the matrix of components. Older runs have deviations beside
-    components; they do not count.
+    (x - mean) / deviation by bin, or, with components, (x - mean) times the matrix of components. Older runs have
+    deviations beside components; they do not count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -122,8 +124,8 @@ class ValueScale(BaseModel):
 def decorrelating_components(covariance: np.ndarray) -> str:
     """`ValueScale.components` for values with this covariance [bins, bins]: at most MOST_COMPONENTS, the largest first.
 
-    Column k is the k-th eigenvector over the root of its eigenvalue plus RIDGE of the largest and LEAST_VARIANCE. Its largest entry is positive, so
-    that the sign does not depend on the machine.
+    Column k is the k-th eigenvector over the root of its eigenvalue plus RIDGE of the largest and LEAST_VARIANCE. Its
+    largest entry is positive, so that the sign does not depend on the machine.
     """
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = variances[::-1][:MOST_COMPONENTS].clip(0), directions[:, ::-1][:, :MOST_COMPONENTS]

@@ -25,7 +25,9 @@ class Scaling:
 
     @classmethod
     def fitted(cls, values: FloatArray, rows: IntArray) -> "Scaling":
-        """Brings these rows of `values` [.., layers, dim] to mean 0 and standard deviation 1; constant dimensions become 0."""
+        """Brings these rows of `values` [.., layers, dim] to mean 0 and standard deviation 1; constant dimensions
+        become 0.
+        """
         total = np.zeros(values.shape[1:], dtype=np.float64)
         for part in _parts(rows):
             total += values[part].sum(axis=0, dtype=np.float64)
@@ -57,8 +59,8 @@ def _parts(rows: IntArray) -> list[IntArray]:
 class BatchSource:
     """Batches of training clips, and a score on validation clips; see `TrainingSource`.
 
-    With `frames` a batch has `frames_per_clip` frames of each of its clips, drawn for every batch. A head sees one frame at a
-    time, so frames from anywhere in a clip serve it as well as consecutive ones, and they differ more.
+    With `frames` a batch has `frames_per_clip` frames of each of its clips, drawn for every batch. A head sees one
+    frame at a time, so frames from anywhere in a clip serve it as well as consecutive ones, and they differ more.
 
     Attributes:
         values: float32 [N, layers, dim]: of all clips, or of the frames of all clips.

@@ -1,15 +1,17 @@
 """Beats from the probability of a beat in each frame: the best path of beats with a slowly changing period.
 
-madmom's DBN, which MARBLE uses, does not build on Python 3.11. This is the same idea as a dynamic program over beats: a state is
-(frame of a beat, period since the beat before). A path scores, for each of its beats, the log likelihood ratio of beat against
-no beat in its frame, plus the log probability of its period p after a period q:
+madmom's DBN, which MARBLE uses, does not build on Python 3.11. This is the same idea as a dynamic program over beats: a
+state is (frame of a beat, period since the beat before). A path scores, for each of its beats, the log likelihood ratio
+of beat against no beat in its frame, plus the log probability of its period p after a period q:
 
-    score(t, p) = evidence(t) + max over q of [score(t - p, q) + log P(p | q)],  P(p | q) ~ exp(-tightness * log(p / q)^2)
+    score(t, p) = evidence(t) + max over q of [score(t - p, q) + log P(p | q)],  P(p | q) ~ exp(-tightness * log(p /
+    q)^2)
 
-P sums to 1 over p. So each beat pays for the choice of its position, and a path at twice the tempo, which has twice the choices in
-which to find noise, gains nothing by it. The first beat lies within one period of the start, the last within one period of the end, so a path has no gaps. The squared
-log ratio is Ellis' price (Beat Tracking by Dynamic Programming, JNMR 2007); there it is taken against one global tempo, here
-against the period before, so that phase and tempo are found together and the tempo may drift.
+P sums to 1 over p. So each beat pays for the choice of its position, and a path at twice the tempo, which has twice the
+choices in which to find noise, gains nothing by it. The first beat lies within one period of the start, the last within
+one period of the end, so a path has no gaps. The squared log ratio is Ellis' price (Beat Tracking by Dynamic
+Programming, JNMR 2007); there it is taken against one global tempo, here against the period before, so that phase and
+tempo are found together and the tempo may drift.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ import numpy as np
 from mert_foundry.model.probing.features import FloatArray, IntArray
 
 SLOWEST, FASTEST = 55.0, 215.0  # beats per minute, the range of madmom's DBN
-# A period differs from the one before by 5 % (standard deviation, 1 / sqrt(2 * 200)); at 200 bpm and 75 Hz a frame is 4.4 %.
+# A period differs from the one before by 5 % (standard deviation, 1 / sqrt(2 * 200)); at 200 bpm and 75 Hz a frame is
+# 4.4 %.
 TIGHTNESS = 200.0
 # A probability is believed to within this: one frame alone neither makes nor forbids a beat.
 LEAST_PROBABILITY = 0.01
@@ -30,8 +33,8 @@ _UNREACHED = -1e30
 def decode_beats(probability: Sequence[FloatArray], frame_rate: float) -> list[FloatArray]:
     """Times of the beats of each excerpt, seconds from its first frame's start; a beat lies in the middle of its frame.
 
-    Excerpts of equal length are decoded side by side, some at a time. Where frames are so long that no period from 55 to 215
-    beats per minute is a whole number of them, such as musicnn's of 3 s, there are no beats to find.
+    Excerpts of equal length are decoded side by side, some at a time. Where frames are so long that no period from 55
+    to 215 beats per minute is a whole number of them, such as musicnn's of 3 s, there are no beats to find.
 
     Args:
         probability: of a beat, [frames] for each excerpt, values in 0 to 1.
@@ -71,7 +74,8 @@ def _best_paths(probability: FloatArray, frame_rate: float) -> list[IntArray]:
     change = -TIGHTNESS * np.log(periods[:, None] / periods) ** 2  # [period, period before]
     change -= np.log(np.exp(-TIGHTNESS * np.log(every[:, None] / periods) ** 2).sum(axis=0))
     evidence = _evidence(probability)
-    # Of a path whose last beat is at t, with period p: its score; and the best that a beat of period p after it can follow.
+    # Of a path whose last beat is at t, with period p: its score; and the best that a beat of period p after it can
+    # follow.
     score = np.full((frames, excerpts, len(periods)), _UNREACHED)
     best_before = np.full((frames, excerpts, len(periods)), _UNREACHED)
     before = np.full((frames, excerpts, len(periods)), -1, dtype=np.int16)
@@ -91,8 +95,8 @@ def _best_paths(probability: FloatArray, frame_rate: float) -> list[IntArray]:
 def _evidence(probability: FloatArray) -> FloatArray:
     """[N, frames]: log of P(frame | beat) / P(frame | no beat).
 
-    By Bayes that is the log odds of the probability minus those of the prior, for which the excerpt's mean stands. So a head
-    that is sure of nothing, but surer on beats than elsewhere, still speaks for its beats.
+    By Bayes that is the log odds of the probability minus those of the prior, for which the excerpt's mean stands. So a
+    head that is sure of nothing, but surer on beats than elsewhere, still speaks for its beats.
     """
     clipped = np.clip(probability.astype(np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     prior = clipped.mean(axis=1, keepdims=True)

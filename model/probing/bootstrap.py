@@ -1,9 +1,9 @@
 """Intervals over groups and seeds, and paired differences.
 
 A draw takes as many groups as there are, with replacement, and all tracks of each; and as many seeds as there are, with
-replacement. Its score is the mean over the drawn seeds of their scores on the drawn groups. The interval holds the middle share
-of the draws' scores (percentile bootstrap). Groups stand for the pieces that might have been tested, seeds for the heads that
-might have been trained.
+replacement. Its score is the mean over the drawn seeds of their scores on the drawn groups. The interval holds the
+middle share of the draws' scores (percentile bootstrap). Groups stand for the pieces that might have been tested, seeds
+for the heads that might have been trained.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,9 @@ def drawn_scores(scores: FloatArray, shares: FloatArray) -> FloatArray:
 
 
 def interval(scores: FloatArray, confidence: float) -> Interval:
-    """The middle `confidence` (0 to 1) of the draws' scores [draws]; draws that could not be scored (NaN) do not count."""
+    """The middle `confidence` (0 to 1) of the draws' scores [draws]; draws that could not be scored
+    (NaN) do not count.
+    """
     known = scores[~np.isnan(scores)]
     if not len(known):
         return Interval(float("nan"), float("nan"))

@@ -12,7 +12,9 @@ from mert_foundry.pipeline.probe_sets.task import Metric
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Expected score of guesses drawn at random, and the score of the best constant answer that training labels suggest."""
+    """Expected score of guesses drawn at random, and the score of the best constant answer that training labels
+    suggest.
+    """
 
     chance: float
     constant: float
@@ -31,9 +33,9 @@ def reference_scores(
         truth: test labels, [N] or [N, classes].
         training: labels of training clips or frames in the same form.
 
-    Guesses are uniform over the classes. For AUC and AP they are random scores, and a constant score is worth the same: 0.5,
-    and the mean prevalence of the scored classes. For R2 a guess is the label of a training clip drawn at random, the constant
-    is the training mean.
+    Guesses are uniform over the classes. For AUC and AP they are random scores, and a constant score is worth the same:
+    0.5, and the mean prevalence of the scored classes. For R2 a guess is the label of a training clip drawn at random,
+    the constant is the training mean.
     """
     if metric in ("roc_auc", "frame_roc_auc"):
         return ReferenceScores(0.5, 0.5)

@@ -19,8 +19,8 @@ class PooledFeatures:
     """One vector a layer for each clip.
 
     Attributes:
-        labelled: the task and its clips, as a reader of `pipeline.probe_sets` gives them; its kind is multiclass, multilabel
-            or regression.
+        labelled: the task and its clips, as a reader of `pipeline.probe_sets` gives them; its kind is multiclass,
+            multilabel or regression.
         values: float32 [clips, layers, dim], clip i being `labelled.clips[i]`; may be memory-mapped.
     """
 
@@ -40,8 +40,8 @@ class FrameFeatures:
     Frame i of a clip covers the seconds [i / frame_rate, (i + 1) / frame_rate) from the clip's start.
 
     Attributes:
-        labelled: the task and its clips, as a reader of `pipeline.probe_sets` gives them; its kind is frame_classes, beats or
-            separation.
+        labelled: the task and its clips, as a reader of `pipeline.probe_sets` gives them; its kind is frame_classes,
+            beats or separation.
         values: float32 [frames of all clips, layers, dim], one clip after the other; may be memory-mapped.
         lengths: int [clips], frames of each clip, clip i being `labelled.clips[i]`.
         frame_rate: Hz.

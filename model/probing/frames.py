@@ -1,8 +1,9 @@
 """Probe frames: classes over time (chords, activity), and beats.
 
-The head is that of pooled features, on one frame at a time. The epoch of a head is chosen on frames that are drawn once from the
-validation clips: by the first metric (frame classes), or by the cross-entropy (beats), since decoding beats after each epoch would take longer
-than the training. Learning rate and layer are chosen by the first metric on all validation frames.
+The head is that of pooled features, on one frame at a time. The epoch of a head is chosen on frames that are drawn once
+from the validation clips: by the first metric (frame classes), or by the cross-entropy (beats), since decoding beats
+after each epoch would take longer than the training. Learning rate and layer are chosen by the first metric on all
+validation frames.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,9 @@ _FRAMES_AT_ONCE = 8192
 def probe_frames(features: FrameFeatures, protocol: ProbeProtocol, device: torch.device | str = "cpu") -> ProbeResult:
     """Probe frame features of a frame_classes or beats task.
 
-    Frames under no segment neither train nor count. Beats are decoded for each clip by `decode_beats`; hits, found and true beats
-    of all clips are counted together, as in MARBLE, so F is not a mean over tracks. A clip's tempo is that of its decoded beats.
+    Frames under no segment neither train nor count. Beats are decoded for each clip by `decode_beats`; hits, found and
+    true beats of all clips are counted together, as in MARBLE, so F is not a mean over tracks. A clip's tempo is that
+    of its decoded beats.
 
     Raises:
         ValueError: labels, splits or folds that cannot be probed; the message names the task.
@@ -235,7 +237,10 @@ class _Beats(_Frames):
         return np.array(beats, dtype=np.float64)
 
     def _found(self, logits: FloatArray, clips: IntArray) -> FloatArray:
-        """What `Predictions` keeps, [H, clips, 4], of logits [H, frames of these clips, 1]. A head that diverged finds nothing."""
+        """What `Predictions` keeps, [H, clips, 4], of logits [H, frames of these clips, 1].
+
+        A head that diverged finds nothing.
+        """
         probability = torch.from_numpy(logits[:, :, 0]).sigmoid().nan_to_num(0.0).numpy()
         cuts = np.cumsum(self.features.lengths[clips])[:-1]
         excerpts = [excerpt for head in probability for excerpt in np.split(head, cuts)]

@@ -164,7 +164,9 @@ class _Block:
         return ((drawn >= rate) / (1 - rate)).to(rows.device)[rows]
 
     def _adam(self) -> torch.optim.Adam:
-        """Adam without weight decay over each head's slices of the stacked weights, in groups with rates of their own."""
+        """Adam without weight decay over each head's slices of the stacked weights, in groups with
+        rates of their own.
+        """
         for weight in self.heads.weights.values():
             weight.requires_grad_(True)
         self.leaves = {name: weight.detach().unbind() for name, weight in self.heads.weights.items()}

@@ -1,9 +1,10 @@
 """Many heads as one batched problem: their weights stacked, one matrix product for all.
 
-A head is a multilayer perceptron with one hidden layer of ReLU units and dropout, or a linear map. It sees one layer of the
-encoder, or the sum of all layers weighted by the softmax of a learnt vector that starts at zeros (MARBLE, arXiv 2306.10548,
-constrained track). Heads of the same seed start from the same values, see the batches in the same order, and drop the same
-hidden units, whichever layer and learning rate they have: as if each had been run alone with that seed.
+A head is a multilayer perceptron with one hidden layer of ReLU units and dropout, or a linear map. It sees one layer of
+the encoder, or the sum of all layers weighted by the softmax of a learnt vector that starts at zeros (MARBLE, arXiv
+2306.10548, constrained track). Heads of the same seed start from the same values, see the batches in the same order,
+and drop the same hidden units, whichever layer and learning rate they have: as if each had been run alone with that
+seed.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Scores by scikit-learn and mir_eval, what chance reaches, and the same scores of resampled tracks.
 
-`library_score` calls the libraries once. A bootstrap needs a score thousands of times, so `weighted_scores` computes the same
-scores with a weight for each track, for many heads and many draws at once; tests hold them equal to the libraries'.
+`library_score` calls the libraries once. A bootstrap needs a score thousands of times, so `weighted_scores` computes
+the same scores with a weight for each track, for many heads and many draws at once; tests hold them equal to the
+libraries'.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ REFERENCE_BEATS, REFERENCE_TEMPO = range(2)
 
 @dataclass(frozen=True)
 class LibraryScore:
-    """A score, and of how many classes it is the mean (all that could be scored); 0 where it is no mean over classes."""
+    """A score, and of how many classes it is the mean (all that could be scored); 0 where it is no mean
+    over classes.
+    """
 
     value: float
     classes: int = 0
@@ -95,7 +98,8 @@ def _ranked(metric: Metric, outputs: FloatArray, truth: Labels) -> tuple[FloatAr
     if metric != "frame_roc_auc":
         return outputs, truth > 0.5
     shifted = outputs - outputs.max(axis=2, keepdims=True)
-    # The log of one class's probability against all others': it ranks frames as the probability does, without ties at 1.
+    # The log of one class's probability against all others': it ranks frames as the probability does, without ties at
+    # 1.
     exponentials = np.exp(shifted)
     others = exponentials.sum(axis=2, keepdims=True) - exponentials
     tiny = np.finfo(exponentials.dtype).tiny
@@ -117,7 +121,8 @@ def weighted_scores(
         weights: [B, N], how often each of the N is drawn.
         of: only this value of a regression, or stem of a separation.
 
-    A draw in which nothing can be scored gives NaN. A class without a positive or a negative in a draw does not count in it.
+    A draw in which nothing can be scored gives NaN. A class without a positive or a negative in a draw does not count
+    in it.
     """
     if metric in ("accuracy", "frame_accuracy", "weighted_key_score", "octave_free_accuracy"):
         return _mean(agreement(metric, classes)[truth, outputs.argmax(axis=2)], weights)
@@ -158,7 +163,9 @@ def _nanmean(values: FloatArray) -> FloatArray:
 
 
 def _r2(outputs: FloatArray, truth: FloatArray, weights: FloatArray) -> FloatArray:
-    """[H, B] of outputs [H, N] and truth [N]: 1 - sum w (y - p)^2 / sum w (y - mean)^2, the mean being that of the draw."""
+    """[H, B] of outputs [H, N] and truth [N]: 1 - sum w (y - p)^2 / sum w (y - mean)^2, the mean being that of the
+    draw.
+    """
     truth = truth.astype(np.float64)
     centred = truth - truth.mean()
     variance = _mean(centred[None] ** 2, weights) - _mean(centred[None], weights) ** 2
@@ -197,7 +204,9 @@ def _macro_ranking_scores(
 
 
 def _roc_auc_by_ranks(values: FloatArray, positive: NDArray[np.bool_]) -> FloatArray:
-    """[H]: the area is the Mann-Whitney statistic, the share of pairs of a positive and a negative in the right order."""
+    """[H]: the area is the Mann-Whitney statistic, the share of pairs of a positive and a negative in
+    the right order.
+    """
     scored = positive.any(axis=0) & ~positive.all(axis=0)
     if not scored.any():
         return np.full(len(values), np.nan)

@@ -56,9 +56,9 @@ class FoldResult:
 def probe(features: PooledFeatures, protocol: ProbeProtocol, device: torch.device | str = "cpu") -> ProbeResult:
     """Probe pooled features of a multiclass, multilabel or regression task.
 
-    Validation alone chooses: for each head its epoch, for each layer its learning rate (by the mean over seeds), then the layer
-    or weighted sum. In a task with folds each fold chooses on its own, and the predictions of all folds are scored together.
-    Outputs of a track's clips are averaged before any softmax or sigmoid, in validation and test.
+    Validation alone chooses: for each head its epoch, for each layer its learning rate (by the mean over seeds), then
+    the layer or weighted sum. In a task with folds each fold chooses on its own, and the predictions of all folds are
+    scored together. Outputs of a track's clips are averaged before any softmax or sigmoid, in validation and test.
 
     Raises:
         ValueError: labels, splits or folds that cannot be probed; the message names the task.
@@ -180,8 +180,8 @@ def combine_folds(
     for fold in folds:
         if not any(np.isfinite(choice.validation) for choice in fold.choices):
             raise ValueError(
-                f"task {task.name}: {task.metrics[0]} is undefined on the validation clips for every head; they need more"
-                " clips or other labels"
+                f"task {task.name}: {task.metrics[0]} is undefined on the validation clips for every head; they need"
+                " more clips or other labels"
             )
     chosen = tuple(max(fold.choices, key=lambda choice: choice.validation).heads for fold in folds)
     names = [choice.heads for choice in folds[0].choices]
@@ -206,7 +206,9 @@ def combine_folds(
 
 @dataclass(frozen=True)
 class TargetScaling:
-    """Values of a regression are learnt at mean 0 and standard deviation 1 over training clips, and predicted in their own unit."""
+    """Values of a regression are learnt at mean 0 and standard deviation 1 over training clips, and predicted in their
+    own unit.
+    """
 
     mean: FloatArray | float = 0.0
     std: FloatArray | float = 1.0

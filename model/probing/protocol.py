@@ -9,7 +9,8 @@ WEIGHTED_SUM = "weighted_sum"  # in place of the number of a layer
 
 
 class ProbeProtocol(BaseModel):
-    """MARBLE's constrained track (arXiv 2306.10548, appendix A): frozen features, a small head, everything chosen on validation.
+    """MARBLE's constrained track (arXiv 2306.10548, appendix A): frozen features, a small head, everything chosen on
+    validation.
 
     Two things are ours, for all models alike: features are standardised, and there are several seeds and intervals.
     """
@@ -20,7 +21,8 @@ class ProbeProtocol(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of the hidden units")
     standardise: bool = Field(
         True,
-        description="Shift and scale each dimension of each layer by its mean and standard deviation over training clips",
+        description="Shift and scale each dimension of each layer by its mean and standard deviation over training"
+        " clips",
     )
     rates: tuple[float, ...] = Field(
         (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2), min_length=1, description="Learning rates; validation chooses one"

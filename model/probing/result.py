@@ -26,8 +26,8 @@ class Predictions:
 
     Attributes:
         outputs: float [seeds, items, n]. n classes, before softmax or sigmoid; values in their own unit (regression);
-            beats found within 70 and within 20 ms, beats estimated, tempo in beats per minute (beats); SDR of each stem in dB
-            (separation).
+            beats found within 70 and within 20 ms, beats estimated, tempo in beats per minute (beats); SDR of each stem
+            in dB (separation).
         truth: [items] class numbers, or [items, n]; of beats: their number and the tempo (NaN: not known).
         track: int [items], number of the item's track.
         tracks, groups: name and group of each track.
@@ -89,7 +89,8 @@ class Score:
         chance, constant: scores of random guesses and of the best constant answer; NaN where there is none.
         seeds: the score of each seed.
         tracks, groups: how many were tested.
-        classes: how many classes could be scored (AUC, AP, macro accuracy, R2); 0 where the score is no mean over classes.
+        classes: how many classes could be scored (AUC, AP, macro accuracy, R2); 0 where the score is no mean over
+            classes.
     """
 
     __pydantic_config__ = _AS_JSON
@@ -224,7 +225,8 @@ class PairedDifference:
 def paired_difference(
     task: ProbeTask, metric: Metric, ours: Predictions, baseline: Predictions, protocol: ProbeProtocol
 ) -> PairedDifference:
-    """Ours minus baseline on the same test items: each draw takes the same groups for both, and seeds for each on their own.
+    """Ours minus baseline on the same test items: each draw takes the same groups for both, and seeds for each on their
+    own.
 
     Raises:
         ValueError: the two were not tested on the same tracks, or a draw count of 0.

@@ -1,11 +1,12 @@
 """Probe source separation: from an encoder's frames to the magnitude of a stem's spectrogram, scored by SDR.
 
-The network is MARBLE's, after Open-Unmix (JOSS 2019): a linear layer to 512 units with batch norm and tanh, a 3-layer LSTM with
-dropout 0.4, its output beside its input, a linear layer with batch norm and ReLU, and one to the bins of the spectrogram. The
-result is a mask: times the magnitude of the mixture it is the stem's, learnt by mean squared error. The stem is the inverse
-transform of that magnitude with the phase of the mixture. MARBLE also applies one iteration of a multichannel Wiener filter, and
-makes new mixtures of stems of several songs in training. Features are computed beforehand here, so new mixtures are not possible,
-and neither is done: compare values between models probed here, not with MARBLE's table.
+The network is MARBLE's, after Open-Unmix (JOSS 2019): a linear layer to 512 units with batch norm and tanh, a 3-layer
+LSTM with dropout 0.4, its output beside its input, a linear layer with batch norm and ReLU, and one to the bins of the
+spectrogram. The result is a mask: times the magnitude of the mixture it is the stem's, learnt by mean squared error.
+The stem is the inverse transform of that magnitude with the phase of the mixture. MARBLE also applies one iteration of
+a multichannel Wiener filter, and makes new mixtures of stems of several songs in training. Features are computed
+beforehand here, so new mixtures are not possible, and neither is done: compare values between models probed here, not
+with MARBLE's table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,9 @@ BINS = FFT // 2 + 1
 
 
 class SeparationProtocol(BaseModel):
-    """How separation is learnt, beside the choices of `ProbeProtocol` (of which rates, seeds, epochs and patience count)."""
+    """How separation is learnt, beside the choices of `ProbeProtocol` (of which rates, seeds, epochs and patience
+    count).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -120,9 +123,9 @@ def probe_separation(
 ) -> ProbeResult:
     """One network a stem, rate and seed; validation error chooses epoch and rate; test SDR in dB over whole clips.
 
-    The SDR is global, 10 log10 of the energy of the stem over that of the error, by torchmetrics (`signal_noise_ratio`), for each
-    clip and stem. Clips and stems count alike, but a silent stem has no SDR and does not count. Chance is a uniformly random mask; the
-    constant answer is the mixture itself.
+    The SDR is global, 10 log10 of the energy of the stem over that of the error, by torchmetrics
+    (`signal_noise_ratio`), for each clip and stem. Clips and stems count alike, but a silent stem has no SDR and does
+    not count. Chance is a uniformly random mask; the constant answer is the mixture itself.
 
     Raises:
         ValueError: a kind, frame rate or audio that does not fit; the message names the task.
@@ -221,7 +224,9 @@ class _Separation:
     def _train_all(
         self, rate: float, scaling: Scaling, train: IntArray, valid: IntArray
     ) -> tuple[list[list[SeparationHead]], list[tuple[float, ...]]]:
-        """By seed: the heads of all stems, and the mean over stems of minus their validation errors after each epoch."""
+        """By seed: the heads of all stems, and the mean over stems of minus their validation errors
+        after each epoch.
+        """
         heads, curves = [], []
         for seed in range(self.protocol.seeds):
             pairs = [self._train(rate, seed, stem, scaling, train, valid) for stem in range(len(self._stems))]

@@ -38,8 +38,8 @@ class CheckpointState:
     """What a resume needs beside weights and optimiser.
 
     step: optimiser steps done. position: the stream's, opaque. seed: of the run. world_size: ranks that wrote it.
-    skipped_steps: steps so far that moved no weight, non-finite or skipped as spikes. consecutive_skips: those at the end of
-    the run so far. spikes: what SpikeWatch knows.
+    skipped_steps: steps so far that moved no weight, non-finite or skipped as spikes. consecutive_skips: those at the
+    end of the run so far. spikes: what SpikeWatch knows.
     samples: of audio heard so far, by all ranks; None in a run that an older program began.
     """
 
@@ -62,7 +62,9 @@ def save_checkpoint(
     average: Mapping[str, Tensor] | None = None,
     for_good: bool = False,
 ) -> Path:
-    """Publish `folder/step_{n}`. `average`: of the weights, if there is one. `for_good`: it is marked as one that stays.
+    """Publish `folder/step_{n}`.
+
+    `average`: of the weights, if there is one. `for_good`: it is marked as one that stays.
 
     An incomplete folder under the same name is replaced. Returns the folder written.
     """
@@ -86,8 +88,8 @@ def save_checkpoint(
 
 
 def reasons_to_keep(paths: Sequence[Path], keep: int, every: int | None) -> dict[Path, list[str]]:
-    """Why each checkpoint stays: it is one of the newest `keep`, its step is a multiple of `every`, or it is marked as one that stays,
-    by an `every` that the run had when it was written. No reason, and it goes.
+    """Why each checkpoint stays: it is one of the newest `keep`, its step is a multiple of `every`, or it is marked as
+    one that stays, by an `every` that the run had when it was written. No reason, and it goes.
     """
     newest = sorted(map(checkpoint_step, paths), reverse=True)[:keep]
     return {path: ["newest"] * (checkpoint_step(path) in newest) + _reason_for_good(path, every) for path in paths}
@@ -100,7 +102,9 @@ def _reason_for_good(path: Path, every: int | None) -> list[str]:
 
 
 def retire_checkpoints(folder: Path, step: int, keep: int, every: int | None = None) -> None:
-    """Remove checkpoints up to a step, that of the newest whole one, but the newest `keep` and those of every `every` steps."""
+    """Remove checkpoints up to a step, that of the newest whole one, but the newest `keep` and those of every `every`
+    steps.
+    """
     # One of a later step is incomplete, or this run would have gone on from it: it must not push out a whole one.
     until_now = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step]
     for old, reasons in reasons_to_keep(until_now, keep, every).items():
@@ -146,7 +150,8 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
-    """The newest whole checkpoint of a run folder, or the checkpoint folder itself, and the faults of incomplete ones passed over.
+    """The newest whole checkpoint of a run folder, or the checkpoint folder itself, and the faults of incomplete ones
+    passed over.
 
     Raises ValueError when the source is neither, or has only incomplete checkpoints.
     """
@@ -157,7 +162,8 @@ def find_checkpoint(source: Path) -> tuple[Path, list[str]]:
         return checkpoint, faults
     if not (source / CHECKSUMS).is_file():
         raise ValueError(
-            f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no {CHECKPOINTS}/, {CHECKSUMS} or config.json"
+            f"{source} is neither a run folder nor a whole checkpoint nor an exported one: no {CHECKPOINTS}/,"
+            f" {CHECKSUMS} or config.json"
         )
     fault = find_fault(source)
     if fault:
@@ -205,7 +211,9 @@ def split_average(name: Path | str) -> tuple[Path, bool]:
 
 
 def load_optimizer_state(path: Path) -> dict[str, Any]:
-    """The optimiser's state dict, on the CPU; its tensors are read from the file as they are used, and not after it is gone."""
+    """The optimiser's state dict, on the CPU; its tensors are read from the file as they are used, and not after it is
+    gone.
+    """
     return torch.load(str(path / "optimizer.pt"), map_location="cpu", weights_only=True, mmap=True)
 
 

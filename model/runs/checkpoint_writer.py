@@ -25,11 +25,14 @@ class OlderCheckpointStays(OSError):
 
 
 class CheckpointWriter:
-    """Writes checkpoints into a run's `checkpoints` folder. Use it as a context manager: leaving it waits for the current write.
+    """Writes checkpoints into a run's `checkpoints` folder.
+
+    Use it as a context manager: leaving it waits for the current write.
 
     Args:
-        folder: where all checkpoints of the run are. run_config: the resolved config, saved with each checkpoint. keep: how many of
-            the newest checkpoints stay. every: those of multiples of this step stay for good; None: none do.
+        folder: where all checkpoints of the run are. run_config: the resolved config, saved with each checkpoint. keep:
+            how many of the newest checkpoints stay. every: those of multiples of this step stay for good; None: none
+            do.
     """
 
     def __init__(self, folder: Path, run_config: dict[str, Any], keep: int, every: int | None = None):
@@ -61,7 +64,10 @@ class CheckpointWriter:
         optimizer_state: dict[str, Any],
         average: Mapping[str, Tensor] | None,
     ) -> None:
-        """Start to write a checkpoint. Call `wait` for the one before first; nothing may change these tensors from now on."""
+        """Start to write a checkpoint.
+
+        Call `wait` for the one before first; nothing may change these tensors from now on.
+        """
         assert self._writing is None, "the write before was waited for"
         self._writing = self._threads.submit(self._write, state, weights, optimizer_state, average)
 
@@ -99,7 +105,9 @@ class CheckpointWriter:
 
 
 def check_room(folder: Path, values: Any) -> None:
-    """Raise OSError when nested tensors take more bytes than are free: a write that must fail does not fill the disk of others first."""
+    """Raise OSError when nested tensors take more bytes than are free: a write that must fail does not fill the disk of
+    others first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = _bytes_of(values), shutil.disk_usage(folder).free
     if needed > free:

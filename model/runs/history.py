@@ -120,7 +120,9 @@ class RunHistory:
         return [record for record in self.records if record["kind"] == kind]
 
     def trivial(self, kind: str, target: str) -> dict[str, Any]:
-        """What the constant for a target reaches beside records of a kind: `loss`, `most_frequent`; empty if not recorded."""
+        """What the constant for a target reaches beside records of a kind: `loss`, `most_frequent`; empty if not
+        recorded.
+        """
         scores = (self.config.get("trivial") or {}).get(kind, {})
         return scores.get(target, {})
 
@@ -137,7 +139,9 @@ def read_probes(folder: Path) -> list[dict[str, Any]]:
 
 
 def forget_probes_after(folder: Path, step: int) -> None:
-    """Remove the probes of later steps and the best if it is of one: a run that goes on from this one will do them again."""
+    """Remove the probes of later steps and the best if it is of one: a run that goes on from this one will do them
+    again.
+    """
     forget_best_after(folder / BEST_BY_PROBE, step)  # first: after a kill the next call does the rest
     probes = read_probes(folder)
     kept = [record for record in probes if record["step"] <= step]
@@ -146,7 +150,9 @@ def forget_probes_after(folder: Path, step: int) -> None:
 
 
 def find_best_probe(folder: Path) -> BestProbe | None:
-    """The probe of the checkpoint that `mert probe --follow` keeps as the best of a run; None where it keeps none that can be read."""
+    """The probe of the checkpoint that `mert probe --follow` keeps as the best of a run; None where it keeps none that
+    can be read.
+    """
     step = step_of_best(folder / BEST_BY_PROBE)
     probes = [record for record in read_probes(folder) if record["step"] == step and record["mean"] is not None]
     if not probes:
@@ -164,7 +170,8 @@ def describe_best_probe(best: BestProbe) -> str:
 def load_run(folder: Path) -> RunHistory:
     """Read a run folder.
 
-    Raises FileNotFoundError for a folder that is no run, ValueError without any record, or for a config.yaml that is not a mapping.
+    Raises FileNotFoundError for a folder that is no run, ValueError without any record, or for a config.yaml that is
+    not a mapping.
     """
     try:
         lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines()
@@ -310,7 +317,9 @@ def _level_line(steps: list[int], value: float) -> Curve:
 
 
 def _diagnostics(history: RunHistory) -> dict[str, dict[str, Curve]]:
-    """Every number of the diagnostics records (model/training/diagnostics.py): a plot a field, a line a part or layer."""
+    """Every number of the diagnostics records (model/training/diagnostics.py): a plot a field, a line a
+    part or layer.
+    """
     plots: dict[str, dict[str, Curve]] = {}
     for record in history.of_kind("diagnostics"):
         for name, value in record.items():

@@ -1,4 +1,5 @@
-"""Which checkpoints of a run stay, and why: the newest, every n-th for good, and copies of the best by validation and by probe.
+"""Which checkpoints of a run stay, and why: the newest, every n-th for good, and copies of the best by validation and
+by probe.
 
 RUN/checkpoints/step_{n}/      the newest `trainer.keep_checkpoints`, and those of every `trainer.keep_every` steps
 RUN/best_by_validation/        the checkpoint with the smallest validation loss (written by the trainer)
@@ -29,7 +30,8 @@ VALIDATION = "validation.json"  # in the best by validation: what it is the best
 
 
 def hold_checkpoint(checkpoint: Path, target: Path) -> Path | None:
-    """Hard links to a checkpoint's files, which take no room on disk, or copies on a disk without them; None when it is gone meanwhile.
+    """Hard links to a checkpoint's files, which take no room on disk, or copies on a disk without them; None when it is
+    gone meanwhile.
 
     Raises OSError when the files can neither be linked nor copied.
     """
@@ -84,10 +86,11 @@ def check_begins_anew(run: Path) -> None:
 
 
 def keep_best_by_validation(run: Path, step: int, found: Mapping[str, Any]) -> Path | None:
-    """Keep the checkpoint of a step that was just validated, unless the one that is kept has a smaller loss of the same terms and sets.
+    """Keep the checkpoint of a step that was just validated, unless the one that is kept has a smaller loss of the same
+    terms and sets.
 
-    `found`: the summary of the validation. Returns the folder that has the checkpoint now; None when it is not the best, or has no
-    checkpoint. Raises OSError when it cannot be kept.
+    `found`: the summary of the validation. Returns the folder that has the checkpoint now; None when it is not the
+    best, or has no checkpoint. Raises OSError when it cannot be kept.
     """
     checkpoint, best = run / CHECKPOINTS / f"step_{step}", run / BEST_BY_VALIDATION
     if not _is_number(found["loss"]) or not checkpoint.is_dir():

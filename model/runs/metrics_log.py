@@ -30,8 +30,8 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; it needs `kind` and `step`. Nested mappings become `a/b` in TensorBoard.
 
-        What a full disk does not take is kept, and written with the records that follow once it does; `fault` says why it was not, or
-        why TensorBoard lacks it.
+        What a full disk does not take is kept, and written with the records that follow once it does; `fault` says why
+        it was not, or why TensorBoard lacks it.
         """
         self._pending += json.dumps(_finite_or_null(record)).encode() + b"\n"
         self.fault = self._append()
@@ -62,7 +62,10 @@ class MetricsLog:
 
 
 def _forget_after(path: Path, step: int) -> set[tuple[str, int]]:
-    """Keep whole lines up to `step`; the last line of a killed run may be cut off. Returns kind and step of those kept."""
+    """Keep whole lines up to `step`; the last line of a killed run may be cut off.
+
+    Returns kind and step of those kept.
+    """
     if not path.exists():
         return set()
     parsed = [(line, _parse(line)) for line in path.read_text().splitlines()]

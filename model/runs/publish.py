@@ -18,7 +18,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder to write to, and make it `target` when the block ends well; on an error, remove it.
 
     `target` must not exist, or be an empty folder. A kill leaves a folder `.partial-<name>`; the next call for
-    the same target, or `remove_leftovers`, removes it. The error of a full disk gets a note with the space that was left.
+    the same target, or `remove_leftovers`, removes it. The error of a full disk gets a note with the space that was
+    left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / (TEMPORARY_PREFIX + target.name)
@@ -41,7 +42,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 
 def system_error(error: BaseException) -> int | None:
-    """The number (errno) of what the operating system refused, in an error or one that it came from; None if it refused nothing.
+    """The number (errno) of what the operating system refused, in an error or one that it came from; None if it refused
+    nothing.
 
     torch hides it behind an error of its own; safetensors, written in Rust, has it in its text.
     """

@@ -1,7 +1,8 @@
-"""Rewinds of a run: from which step it went back to which checkpoint, and where its stream goes on from there, in `rewinds.json`.
+"""Rewinds of a run: from which step it went back to which checkpoint, and where its stream goes on from there, in
+`rewinds.json`.
 
-Written before anything else of a rewind is done. A run that goes on from that checkpoint, at once or after a kill, takes the stream's
-position from here, not from the checkpoint: it passes over the batches between.
+Written before anything else of a rewind is done. A run that goes on from that checkpoint, at once or after a kill,
+takes the stream's position from here, not from the checkpoint: it passes over the batches between.
 """
 
 import json
@@ -16,13 +17,17 @@ REWINDS = "rewinds.json"
 
 
 def read_rewinds(run: Path) -> list[dict[str, Any]]:
-    """`checkpoint`: the step gone back to; `spike`: the step gone back from; `position`: of the stream after that step's batch."""
+    """`checkpoint`: the step gone back to; `spike`: the step gone back from; `position`: of the stream after that
+    step's batch.
+    """
     path = run / REWINDS
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def position_after(run: Path, step: int, position: Any) -> Any:
-    """The position from which a run goes on at a checkpoint: that of the last rewind to it, else the checkpoint's own, which is given."""
+    """The position from which a run goes on at a checkpoint: that of the last rewind to it, else the checkpoint's own,
+    which is given.
+    """
     found = [each["position"] for each in read_rewinds(run) if each["checkpoint"] == step]
     return found[-1] if found else position
 
@@ -34,7 +39,10 @@ def find_target(run: Path, step: int) -> int:
 
 
 def rewind(run: Path, checkpoint: int, spike: int, position: Any) -> int:
-    """Note a rewind, and remove the checkpoints after the one gone back to. Returns how many rewinds to it there have been."""
+    """Note a rewind, and remove the checkpoints after the one gone back to.
+
+    Returns how many rewinds to it there have been.
+    """
     rewinds = [*read_rewinds(run), {"checkpoint": checkpoint, "spike": spike, "position": position}]
     _write(run, rewinds)
     for path in list_checkpoints(run / CHECKPOINTS):

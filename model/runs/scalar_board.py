@@ -10,7 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 class ScalarBoard:
     """Events in a folder, from `step` on: later ones that an earlier start wrote are hidden.
 
-    TensorBoard's writer fails for good when one write fails. A new one, with a file of its own, then takes its place at the next call.
+    TensorBoard's writer fails for good when one write fails. A new one, with a file of its own, then takes its place at
+    the next call.
     """
 
     def __init__(self, folder: Path, step: int):

@@ -15,7 +15,8 @@ def read_run_config(path: Path) -> Any:
 def present_names(document: Any, parent: str = "") -> Any:
     """A stored document with older names of settings replaced by present ones.
 
-    Until November 2026 `attention.learnable_temperature`, of all layers or within `overrides`, was `attention.temperature`.
+    Until November 2026 `attention.learnable_temperature`, of all layers or within `overrides`, was
+    `attention.temperature`.
     """
     if not isinstance(document, Mapping):
         return document

@@ -1,7 +1,9 @@
-"""A trained encoder as teacher: codes of a hidden layer, the second iteration of HuBERT (arXiv 2106.07447, section 4.3) and MuQ.
+"""A trained encoder as teacher: codes of a hidden layer, the second iteration of HuBERT (arXiv 2106.07447, section 4.3)
+and MuQ.
 
-Shards hold 75 frames per second. An encoder with a longer hop, such as 960 samples (25 Hz), gives each of its codes to all frames
-that its frame stands for; a student with the same hop takes the middle one, and so exactly the codes of its teacher.
+Shards hold 75 frames per second. An encoder with a longer hop, such as 960 samples (25 Hz), gives each of its codes to
+all frames that its frame stands for; a student with the same hop takes the middle one, and so exactly the codes of its
+teacher.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,11 +35,12 @@ class EncoderTeacherConfig(BaseModel):
 
 
 class EncoderTeacher:
-    """Codes uint16 `[codebooks, frames]`, 75 frames per second; frame i is that of the encoder's hop in which sample 320 i lies.
+    """Codes uint16 `[codebooks, frames]`, 75 frames per second; frame i is that of the encoder's hop in which sample
+    320 i lies.
 
     Raises:
-        FolderError, FileNotFoundError, ValueError: as `load_residual` and `read_encoder`, or the codebooks were fitted to another
-            encoder.
+        FolderError, FileNotFoundError, ValueError: as `load_residual` and `read_encoder`, or the codebooks were fitted
+            to another encoder.
     """
 
     def __init__(self, config: EncoderTeacherConfig, device: torch.device):

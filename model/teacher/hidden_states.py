@@ -37,7 +37,8 @@ def read_encoder(config: LayerConfig) -> tuple[StoredModel, dict[str, str | int 
 
     Raises:
         FolderError: a folder of another kind.
-        ValueError: the folder holds no encoder, there is no such layer, or the encoder's rate or hop does not fit shards.
+        ValueError: the folder holds no encoder, there is no such layer, or the encoder's rate or hop does not fit
+            shards.
     """
     folder = model_folder(config.model)
     check_input(str(split_average(folder)[0]), RUN, CHECKPOINT, MODEL)
@@ -62,7 +63,8 @@ def read_encoder(config: LayerConfig) -> tuple[StoredModel, dict[str, str | int 
 
 
 class HiddenStates:
-    """Audio to the states of a layer, `[frames, size]`, a frame for each hop of the encoder, the last one begun included.
+    """Audio to the states of a layer, `[frames, size]`, a frame for each hop of the encoder, the last one begun
+    included.
 
     repeats: target frames (75 per second) that a frame stands for. settings: what the states depend on.
 

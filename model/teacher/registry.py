@@ -1,6 +1,7 @@
 """Every teacher that a label config may name: those of `pipeline/teachers/registry.py`, and an encoder.
 
-The data side does not know the learned side, so the encoder joins its teachers here, and commands hand all of them to it.
+The data side does not know the learned side, so the encoder joins its teachers here, and commands hand all of them to
+it.
 """
 
 from typing import Annotated

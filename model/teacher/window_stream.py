@@ -1,7 +1,7 @@
 """The windows of a track of unknown length as a stream, those of `model/features/windows.py`.
 
-The track is first extended with silence, by less than a receptive field, to as many frames as it has begun hops, so that every
-hop of it has a frame of its own.
+The track is first extended with silence, by less than a receptive field, to as many frames as it has begun hops, so
+that every hop of it has a frame of its own.
 """
 
 from collections.abc import Iterable, Iterator

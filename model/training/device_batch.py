@@ -2,9 +2,10 @@
 
 As the stream gives it (stored dtypes, CPU):  audio int16 or float32 [B, T]; discrete targets integer [B, K, F'];
 continuous targets float or companded uint8 [B, F', bins], F' frames at the target's own frame rate; valid bool
-[B, F] at 75 Hz; present/{target} bool [B, 1] of a partial target, the rows that have it; key list of B str; row int64 [B], index in the global batch.
-Of text alone there is no audio; its target `tokens` is what the encoder reads. With a text memory also tokens int64 [B, n] and tokens_valid bool [B, n].
-As the model takes it: audio float32 in [-1, 1), codes int64, values float32, on the device.
+[B, F] at 75 Hz; present/{target} bool [B, 1] of a partial target, the rows that have it; key list of B str; row int64
+[B], index in the global batch. Of text alone there is no audio; its target `tokens` is what the encoder reads. With a
+text memory also tokens int64 [B, n] and tokens_valid bool [B, n]. As the model takes it: audio float32 in [-1, 1),
+codes int64, values float32, on the device.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,8 @@ from mert_foundry.model.objective.target_alignment import FRAME_RATE, align_vali
 def check_batch(batch: Mapping[str, Any], heads: Sequence[HeadSpec], num_frames: int, hop: int) -> None:
     """Refuse a batch the model cannot learn from, naming the key and both values (ValueError).
 
-    `num_frames` is what an encoder of `hop` samples a frame returns for what it reads of the batch; targets may be longer,
-    never shorter.
+    `num_frames` is what an encoder of `hop` samples a frame returns for what it reads of the batch; targets may be
+    longer, never shorter.
     """
     rows, target_frames = batch["valid"].shape
     enough = target_frames // target_stride("valid", FRAME_RATE, hop)
@@ -74,7 +75,10 @@ def to_device(batch: Mapping[str, Any], heads: Sequence[HeadSpec], device: torch
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device. On its way to a GPU it is pinned, so that the host does not wait for what the GPU does now."""
+    """A tensor of the CPU on a device.
+
+    On its way to a GPU it is pinned, so that the host does not wait for what the GPU does now.
+    """
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

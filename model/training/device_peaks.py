@@ -4,8 +4,8 @@ import re
 
 import torch
 
-# Operations per second by a pattern in the device's name; the first that fits counts. Those that end a name keep out its variants: an L40 is
-# no L4, and an RTX 3090 Ti no RTX 3090.
+# Operations per second by a pattern in the device's name; the first that fits counts. Those that end a name keep out
+# its variants: an L40 is no L4, and an RTX 3090 Ti no RTX 3090.
 PEAKS = (
     (r"\bB200$", 2.25e15),
     (r"\bH200$", 989e12),

@@ -51,15 +51,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: object) -> None:
-    """Load copies of the moments of a saved state dict, by the names of their parameters; the settings of the groups stay the optimiser's own.
+    """Load copies of the moments of a saved state dict, by the names of their parameters; the settings of the groups
+    stay the optimiser's own.
 
-    So the groups, and the order of parameters in them, may be others than when it was saved. Raises ValueError naming `source` when the
-    state belongs to parameters of other names, or has no names (as before learning-rate multipliers).
+    So the groups, and the order of parameters in them, may be others than when it was saved. Raises ValueError naming
+    `source` when the state belongs to parameters of other names, or has no names (as before learning-rate multipliers).
     """
     own = optimizer.state_dict()["param_groups"]
     if not all("param_names" in group for group in state["param_groups"]):
         raise ValueError(
-            f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its weights"
+            f"{source}: its optimiser state has no names of weights, an older program wrote it; initial= takes its"
+            " weights"
         )
     found, expected = _indices_by_name(state["param_groups"]), _indices_by_name(own)
     if other := sorted(found.keys() ^ expected.keys()):
@@ -87,7 +89,9 @@ def _indices_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _own_moment(parameter: Tensor, value: Tensor) -> Tensor:
-    """What this rank holds of a moment, on its parameter's device, in memory of its own: the value may lie in a file."""
+    """What this rank holds of a moment, on its parameter's device, in memory of its own: the value may
+    lie in a file.
+    """
     part = shard_like(parameter, value)
     return part.to(parameter.device, copy=True) if part is value else part
 
@@ -127,8 +131,8 @@ class ScheduleConfig(BaseModel):
     total_steps: int = Field(400_000, ge=1, description="optimiser steps in all; the rate is 0 at the last")
     decay: Literal["linear", "cosine", "wsd"] = Field(
         "linear",
-        description="how the rate falls after the warm-up: linear, cosine, or wsd (constant, then linear over the last decay_steps;"
-        " such a run can be made longer until then)",
+        description="how the rate falls after the warm-up: linear, cosine, or wsd (constant, then linear over the"
+        " last decay_steps; such a run can be made longer until then)",
     )
     decay_steps: int | None = Field(None, ge=1, description="optimiser steps of the fall, with decay: wsd alone")
 
@@ -138,11 +142,13 @@ class ScheduleConfig(BaseModel):
             raise ValueError(f"warmup_steps {self.warmup_steps} is not below total_steps {self.total_steps}")
         if (self.decay == "wsd") != (self.decay_steps is not None):
             raise ValueError(
-                f"decay is {self.decay}, decay_steps {self.decay_steps}: wsd needs decay_steps, linear and cosine take none"
+                f"decay is {self.decay}, decay_steps {self.decay_steps}: wsd needs decay_steps, linear and cosine take"
+                " none"
             )
         if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.total_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} are more than total_steps {self.total_steps}"
+                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} are more than total_steps"
+                f" {self.total_steps}"
             )
         return self
 

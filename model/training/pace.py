@@ -1,4 +1,6 @@
-"""How fast a run goes: its audio or tokens, where the time of a step goes, the used share of the devices, who is slow, and when it will end."""
+"""How fast a run goes: its audio or tokens, where the time of a step goes, the used share of the devices, who is slow,
+and when it will end.
+"""
 
 import functools
 import time
@@ -21,7 +23,9 @@ BEHIND = 0.1  # of a step: a rank that the others wait so long for is named
 
 
 class Amount(NamedTuple):
-    """How a record names what the encoder reads: by the second, in units of `per_rate`, and in all, in units of `per_total`."""
+    """How a record names what the encoder reads: by the second, in units of `per_rate`, and in all, in units of
+    `per_total`.
+    """
 
     rate: str
     per_rate: int
@@ -59,7 +63,8 @@ class Pace:
         step: from which the run goes on. total_steps: where it ends.
         peak: operations per second that one device can do at most; None where it is not known.
         clock: gives seconds; tests have their own.
-        stages: of the whole run, from which the time left is told where steps differ in size; none: all steps are alike.
+        stages: of the whole run, from which the time left is told where steps differ in size; none: all steps are
+            alike.
     """
 
     def __init__(
@@ -108,11 +113,13 @@ class Pace:
     def read(self, heard: int | None, memory: Tensor) -> dict[str, Any]:
         """What a record says of the steps since the last reading, which start again.
 
-        heard: samples, or tokens, so far, of all ranks; None where they were not counted. memory: bytes at most, by rank.
+        heard: samples, or tokens, so far, of all ranks; None where they were not counted. memory: bytes at most, by
+        rank.
 
-        seconds: of a step, and of its parts (step_clock.py), means over ranks. mfu: operations (model/objective/operations.py) over what all
-        devices can do at most. slowest: the rank that the others wait for, and how long, as a share of a step; from 10 % on. eta_seconds:
-        until the last step, at the operations a second since the second step of this start, with validations and checkpoints.
+        seconds: of a step, and of its parts (step_clock.py), means over ranks. mfu: operations
+        (model/objective/operations.py) over what all devices can do at most. slowest: the rank that the others wait
+        for, and how long, as a share of a step; from 10 % on. eta_seconds: until the last step, at the operations a
+        second since the second step of this start, with validations and checkpoints.
         """
         sums, self._sums = self._sums, _Sums(self._clock())
         elapsed = max(self._sums.begin - sums.begin, 1e-9)

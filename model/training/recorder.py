@@ -83,7 +83,10 @@ class Recorder:
         self._write({"kind": "validation", "step": step, **summary, **self._explained("validation", summary)})
 
     def keep_best(self, step: int, summary: dict[str, Any]) -> None:
-        """Keep the checkpoint of a validation that is to be recorded, if it is the best. One that cannot be kept is reported."""
+        """Keep the checkpoint of a validation that is to be recorded, if it is the best.
+
+        One that cannot be kept is reported.
+        """
         if self._log is None:
             return
         try:
@@ -102,7 +105,10 @@ class Recorder:
         self._write({"kind": "spike", "step": step, **found})
 
     def rewind(self, step: int, spike_step: int, found: dict[str, Any]) -> None:
-        """Record that the run goes back to a step, from that of a spike. It stands at the earlier step: later records are forgotten."""
+        """Record that the run goes back to a step, from that of a spike.
+
+        It stands at the earlier step: later records are forgotten.
+        """
         self._write({"kind": "rewind", "step": step, "spike_step": spike_step, **found})
 
     def fault(self, kind: str, step: int, error: str) -> None:

@@ -1,4 +1,6 @@
-"""The checkpoints of a run as it goes on: copied by all ranks, written by a thread of rank 0, and what happens when one cannot be written."""
+"""The checkpoints of a run as it goes on: copied by all ranks, written by a thread of rank 0, and what happens when one
+cannot be written.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ from mert_foundry.model.training.weight_average import WeightAverage
 
 
 class Saving:
-    """Saves a run. A checkpoint that cannot be written is reported, and the run goes on with the one before as its newest.
+    """Saves a run.
+
+    A checkpoint that cannot be written is reported, and the run goes on with the one before as its newest.
 
     Args:
         newest: the checkpoint that the run goes on from; None for one that begins.
@@ -31,7 +35,10 @@ class Saving:
         self._failures = 0
 
     def start(self, state: CheckpointState, trainee: TrainStep, average: WeightAverage | None) -> None:
-        """Rank 0 takes a copy of everything and begins to write it; the write before must be done. All ranks call it together."""
+        """Rank 0 takes a copy of everything and begins to write it; the write before must be done.
+
+        All ranks call it together.
+        """
         with self._recorder.paused():
             held = (trainee.model.state_dict(), trainee.optimizer.state_dict(), average.weights if average else None)
             weights, moments, averaged = (copy_to_rank_zero(values) for values in held)
@@ -44,7 +51,10 @@ class Saving:
         self._take(self._writer.poll)
 
     def finish(self, last: bool = False) -> None:
-        """On rank 0, wait for the write under way, if there is one. Raises as `poll`; with `last`, when this one has failed."""
+        """On rank 0, wait for the write under way, if there is one.
+
+        Raises as `poll`; with `last`, when this one has failed.
+        """
         with self._recorder.paused():
             self._take(self._writer.wait, last)
 

@@ -1,12 +1,15 @@
 """A model whose weights, gradients and moments are sharded over the ranks, by torch's FSDP2 (`fully_shard`).
 
 ddp     Each rank holds the whole model.
-fsdp    Each rank holds its shard of each weight, cut along the first axis. Before a layer computes, the ranks gather its weights.
-hsdp    The ranks form replicas of the whole model. Within a replica they shard it as in fsdp; replicas average their gradients.
+fsdp    Each rank holds its shard of each weight, cut along the first axis. Before a layer computes, the ranks gather
+        its weights.
+hsdp    The ranks form replicas of the whole model. Within a replica they shard it as in fsdp; replicas average their
+        gradients.
 
-The ranks gather the weights of one transformer layer together, and all weights outside the layers together. They hold and gather
-weights in fp32, and sum gradients in fp32. With bf16, autocast casts the gathered weights, as it does for ddp. If weights were
-gathered in bf16, norms, gates and temperatures would be rounded too, which autocast leaves in fp32.
+The ranks gather the weights of one transformer layer together, and all weights outside the layers together. They hold
+and gather weights in fp32, and sum gradients in fp32. With bf16, autocast casts the gathered weights, as it does for
+ddp. If weights were gathered in bf16, norms, gates and temperatures would be rounded too, which autocast leaves in
+fp32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +35,10 @@ def check_replicas(replicas: int | None, ranks: int) -> None:
 
 
 def resolve_replicas(parallel: Literal["fsdp", "hsdp"], replicas: int | None, ranks: int) -> int:
-    """How many groups of ranks hold the whole model each. Raises ValueError when hsdp does not say, and as `check_replicas`."""
+    """How many groups of ranks hold the whole model each.
+
+    Raises ValueError when hsdp does not say, and as `check_replicas`.
+    """
     if parallel == "fsdp":
         return 1
     if replicas is None:
@@ -47,15 +53,17 @@ def is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
 
 
 def holds_own_shard(model: nn.Module) -> bool:
-    """Whether this rank has work of its own on the weights: rank 0 always, each other rank when the model is sharded."""
+    """Whether this rank has work of its own on the weights: rank 0 always, each other rank when the
+    model is sharded.
+    """
     return rank() == 0 or is_sharded(model)
 
 
 def shard(model: nn.Module, replicas: int, device: torch.device) -> None:
     """Shard a model in place; each rank of a replica keeps its shard, on `device`. A single rank keeps the whole model.
 
-    Rank 0 gives the weights. On other ranks the model may be on the meta device, so that it takes no memory there. Build
-    optimisers afterwards, since the parameters are other objects then. `replicas` must divide the ranks.
+    Rank 0 gives the weights. On other ranks the model may be on the meta device, so that it takes no memory there.
+    Build optimisers afterwards, since the parameters are other objects then. `replicas` must divide the ranks.
     """
     if world_size() == 1:
         return
@@ -71,12 +79,14 @@ def _shard_over(model: nn.Module, mesh: DeviceMesh) -> None:
     layers: list[FSDPModule] = []
     for module in [module for module in model.modules() if isinstance(module, TransformerLayer)]:
         layers.append(fully_shard(module, mesh=mesh, mp_policy=policy))
-        # Each rank decides for itself which layers it drops, but a rank that skips a layer must still gather it with the others.
+        # Each rank decides for itself which layers it drops, but a rank that skips a layer must still gather it with
+        # the others.
         register_fsdp_forward_method(module, "skip")
     root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for layer, below in zip(layers, [root, *layers]):
-        # Without this order torch prefetches in the order of the forward passes it has seen. After a validation with different
-        # numbers of batches per rank, the ranks would gather different layers. The root's weights are still gathered by then.
+        # Without this order torch prefetches in the order of the forward passes it has seen. After a validation with
+        # different numbers of batches per rank, the ranks would gather different layers. The root's weights are still
+        # gathered by then.
         layer.set_modules_to_backward_prefetch([below])
     root.set_modules_to_backward_prefetch(layers[-1:])
 
@@ -101,9 +111,11 @@ def _mesh(replicas: int, device: torch.device) -> DeviceMesh:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank holds all weights, so that forward passes exchange nothing and each rank may make any number of them.
+    """Inside, every rank holds all weights, so that forward passes exchange nothing and each rank may make any number
+    of them.
 
-    All ranks must enter and leave together. For forward passes without gradient. A model that is not sharded stays as it is.
+    All ranks must enter and leave together. For forward passes without gradient. A model that is not sharded stays as
+    it is.
     """
     modules = [module for module in model.modules() if is_sharded(module)]
     for module in modules:
@@ -123,7 +135,9 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def copy_to_rank_zero(values: Any) -> Any:
-    """Nested mappings whose tensors rank 0 gets whole, as copies on its CPU. Other ranks must call it too, and get None instead."""
+    """Nested mappings whose tensors rank 0 gets whole, as copies on its CPU. Other ranks must call it too, and get None
+    instead.
+    """
     if isinstance(values, Mapping):
         return {key: copy_to_rank_zero(value) for key, value in values.items()}
     if not isinstance(values, Tensor):
@@ -133,7 +147,10 @@ def copy_to_rank_zero(values: Any) -> Any:
 
 
 def shard_like(own: Tensor, value: Tensor) -> Tensor:
-    """This rank's shard of `value`, a whole tensor that every rank has, sharded as `own` is. `value` itself if `own` is not sharded."""
+    """This rank's shard of `value`, a whole tensor that every rank has, sharded as `own` is.
+
+    `value` itself if `own` is not sharded.
+    """
     if not isinstance(own, DTensor):
         return value
     on_device = value.to(own.device, own.dtype)

@@ -1,4 +1,6 @@
-"""Spikes: steps whose loss or gradient norm lies far above those of the steps before, and the examples that they were made of."""
+"""Spikes: steps whose loss or gradient norm lies far above those of the steps before, and the examples that they were
+made of.
+"""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,9 @@ LEAST_SPREAD = 0.01  # of the median: values that hardly change would make a spi
 class SpikeWatch:
     """Knows the losses and gradient norms of the last `WINDOW` steps; judges none before it has so many.
 
-    A value is a spike above median + band x spread; spread is 1.4826 x median |value - median|, a robust standard deviation, and at least 1 %
-    of the median. A spike counts among the last steps too, since the median bears it, so that a lasting change is soon no spike.
+    A value is a spike above median + band x spread; spread is 1.4826 x median |value - median|, a robust standard
+    deviation, and at least 1 % of the median. A spike counts among the last steps too, since the median bears it, so
+    that a lasting change is soon no spike.
 
     Args:
         band: the factor on the spread; None: nothing is a spike.
@@ -44,7 +47,9 @@ class SpikeWatch:
         return {name: limits for name, value in values.items() if (limits := self._exceeded(name, value))}
 
     def look(self, result: StepResult, keys: Sequence[str]) -> dict[str, Any] | None:
-        """What to record of a step that is a spike, with the example keys of each rank; None for another. All ranks call it together.
+        """What to record of a step that is a spike, with the example keys of each rank; None for another.
+
+        All ranks call it together.
 
         `rank`: the one whose rows have the largest share in the loss. `beyond`: median and limit of what was a spike.
         """

@@ -1,9 +1,11 @@
-"""How long the parts of a step take: what the host does by its own clock, what a GPU does by events in its queue, which nothing waits for.
+"""How long the parts of a step take: what the host does by its own clock, what a GPU does by events in its queue, which
+nothing waits for.
 
 wait        for the next batch of the stream
 prepare     masks, and the batch's way to the device
 forward, backward
-exchange    with other ranks: sums, and under DDP the wait for gradients after this rank has its own. A sharded model exchanges
+exchange    with other ranks: sums, and under DDP the wait for gradients after this rank has its own. A sharded model
+            exchanges
             weights within forward and backward, where it cannot be told apart
 optimizer   gradient clipping and AdamW
 save        the copy of a checkpoint, and the wait for the write before

@@ -1,9 +1,9 @@
 """A step that hangs ends its process, with what every thread of it was doing in the log.
 
-When one rank hangs (in the stream, in a collective), the others wait for it in that step, so the deadline passes on all of them at almost
-the same time. A thread writes the stacks of all threads to standard error, and waits some seconds before it ends the process: the end
-of one rank breaks the connections of others, who would end without theirs. Where a hang keeps Python's lock, so that this
-thread cannot run, faulthandler's own does the same a little later.
+When one rank hangs (in the stream, in a collective), the others wait for it in that step, so the deadline passes on all
+of them at almost the same time. A thread writes the stacks of all threads to standard error, and waits some seconds
+before it ends the process: the end of one rank breaks the connections of others, who would end without theirs. Where a
+hang keeps Python's lock, so that this thread cannot run, faulthandler's own does the same a little later.
 """
 
 import faulthandler
@@ -67,8 +67,9 @@ class StepDeadline:
     def _describe(self) -> str:
         """Each line begins with the rank, since those of several ranks may be mixed."""
         head = (
-            f"step {self._step} has taken more than trainer.step_deadline, {self._seconds:g} seconds; this rank of {world_size()} ends"
-            f" with exit code 1 in {GRACE:g} seconds, and a restart goes on from the newest checkpoint. It was here:\n"
+            f"step {self._step} has taken more than trainer.step_deadline, {self._seconds:g} seconds; this rank of"
+            f" {world_size()} ends with exit code 1 in {GRACE:g} seconds, and a restart goes on from the newest"
+            " checkpoint. It was here:\n"
         )
         lines = (head + stacks()).splitlines()
         return "".join(f"[rank {rank()}] {line}\n" for line in lines)

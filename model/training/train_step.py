@@ -1,8 +1,8 @@
 """One optimiser step over one rank's batch, and the forward pass it shares with validation.
 
-A step has three parts, so that the host can work while a GPU does: `prepare` draws masks and brings a batch to the device,
-`begin` starts forward and backward pass there, and `finish`, the only part that waits for the device, moves the optimiser.
-Between `begin` and `finish` the host prepares the next batch.
+A step has three parts, so that the host can work while a GPU does: `prepare` draws masks and brings a batch to the
+device, `begin` starts forward and backward pass there, and `finish`, the only part that waits for the device, moves the
+optimiser. Between `begin` and `finish` the host prepares the next batch.
 
 The loss is normalised by the frame counts of all ranks and micro-batches, so its gradient does not depend on how a
 global batch is split. All randomness is seeded at the start of the step, so there is no generator state to keep.
@@ -40,9 +40,10 @@ VALIDATION_STEP = 0  # the step that validation masks are drawn for: training st
 class PreparedBatch:
     """This rank's rows of a global batch, ready for a step.
 
-    inputs: as in model/training/device_batch.py, mixed and filled as the settings ask for; on the device, as `masking` is.
-    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU. heard: samples of audio, or tokens,
-    without those that pad the rows.
+    inputs: as in model/training/device_batch.py, mixed and filled as the settings ask for; on the device, as `masking`
+    is.
+    counts: frames of all ranks that the losses are divided by (PretrainModel.count_frames), on the CPU. heard: samples
+    of audio, or tokens, without those that pad the rows.
     """
 
     step: int
@@ -56,7 +57,8 @@ class PreparedBatch:
 class Gradients:
     """A step whose backward pass is under way on the device: its clipped gradients are the model's.
 
-    sums: this rank's (PretrainModel.forward). norm: before clipping. diagnosed: their norms by part, if they were asked for.
+    sums: this rank's (PretrainModel.forward). norm: before clipping. diagnosed: their norms by part, if they were asked
+    for.
     """
 
     batch: PreparedBatch
@@ -69,10 +71,11 @@ class Gradients:
 class StepResult:
     """What all ranks know after a step.
 
-    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether both are, on
-    every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of audio, or tokens), those of them
-    `heard` (that do not pad) and the caller's extras.
-    share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked for, on rank 0 alone.
+    summary: loss, losses and accuracy (PretrainModel.summarise). gradient_norm: before clipping. finite: whether both
+    are, on every rank. moved: whether the optimiser moved. totals: every named sum over ranks, with `samples` (of
+    audio, or tokens), those of them `heard` (that do not pad) and the caller's extras.
+    share: of the loss, that of this rank's rows. diagnostics: as in model/training/diagnostics.py if they were asked
+    for, on rank 0 alone.
     """
 
     summary: dict[str, Any]
@@ -85,7 +88,9 @@ class StepResult:
 
 
 class TrainStep:
-    """Trains a model; holds the optimiser and, when there are several ranks and the model is not sharded, its DDP wrapper."""
+    """Trains a model; holds the optimiser and, when there are several ranks and the model is not sharded, its DDP
+    wrapper.
+    """
 
     def __init__(
         self,
@@ -122,7 +127,9 @@ class TrainStep:
         return self.finish(self.begin(self.prepare(batch, step), diagnosed), rate, extras)
 
     def prepare(self, batch: Mapping[str, Any], step: int) -> PreparedBatch:
-        """This rank's rows of the global batch of step number `step` (from 1), ready for it. All ranks call it together.
+        """This rank's rows of the global batch of step number `step` (from 1), ready for it.
+
+        All ranks call it together.
 
         Raises ValueError for a batch that does not fit the model.
         """
@@ -149,7 +156,8 @@ class TrainStep:
         torch.manual_seed(derive_seed(self.seed, batch.step, "dropout", rank()))
         self.model.train()
         sums = self._backward(batch, self.model.draw_codebooks(self.seed, batch.step))
-        # All ranks have the same gradients, so rank 0 reports them; each rank of a sharded model has a shard, so all take part.
+        # All ranks have the same gradients, so rank 0 reports them; each rank of a sharded model has a shard, so all
+        # take part.
         diagnosed = diagnosed and holds_own_shard(self.model)
         diagnostics = {"gradient_norms": gradient_norms(self.model)} if diagnosed else None
         with self.clock.device("optimizer"):
@@ -165,8 +173,9 @@ class TrainStep:
     ) -> StepResult:
         """Wait for the gradients and move the optimiser at learning rate `rate`. All ranks call it together.
 
-        `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any rank
-        moves no rank's optimiser, nor does one that `skips` says True of, from loss and gradient norm, which all ranks have alike.
+        `extras` are numbers the caller wants summed over ranks in the same exchange. A step that is not finite on any
+        rank moves no rank's optimiser, nor does one that `skips` says True of, from loss and gradient norm, which all
+        ranks have alike.
         """
         batch, sums, norm = gradients.batch, gradients.sums, gradients.norm
         # A loss can be broken on one rank only; gradients, once averaged, are broken on all or none.
@@ -234,7 +243,9 @@ class TrainStep:
         return mix_batch(audio, self._lengths(batch), batch["row"].tolist(), mixture, self.seed, step)
 
     def _fill(self, inputs: dict[str, Tensor], masking: Masking, keys: Sequence[str], step: int) -> None:
-        """Noise in the masked stretches of the audio, where the mask asks for it; mixed audio lies under it, so it comes last."""
+        """Noise in the masked stretches of the audio, where the mask asks for it; mixed audio lies under it, so it
+        comes last.
+        """
         if masking.noised is not None:
             hop = self.model.encoder.hop
             inputs["audio"] = fill_with_noise(inputs["audio"], masking.noised, hop, self.seed, step, keys)
@@ -264,8 +275,8 @@ class TrainStep:
         return total
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
-        """DDP exchanges gradients on the last micro-batch only. A sharded model reduces them on each, and keeps this rank's shard
-        alone to save memory; its replicas exchange theirs on the last.
+        """DDP exchanges gradients on the last micro-batch only. A sharded model reduces them on each, and keeps this
+        rank's shard alone to save memory; its replicas exchange theirs on the last.
         """
         if is_sharded(self.model):
             self.model.set_requires_all_reduce(last)
@@ -282,8 +293,8 @@ class TrainStep:
     def _count_wait_for_gradients(self, backward: float) -> None:
         """Count as exchange the seconds in which this rank had its own gradients and waited for those of other ranks.
 
-        backward: seconds of the backward pass before, in which DDP exchanged gradients. DDP says how long the rank itself computed in it,
-        from the next forward pass with an exchange on.
+        backward: seconds of the backward pass before, in which DDP exchanged gradients. DDP says how long the rank
+        itself computed in it, from the next forward pass with an exchange on.
         """
         if isinstance(self._parallel, DistributedDataParallel):
             computed = self._parallel._get_ddp_logging_data().get("backward_compute_time", 0) / 1e9

@@ -4,10 +4,10 @@
 initialised. A run killed at any time goes on from its newest whole checkpoint as if nothing had been: on a CPU, with
 the same number of ranks, its losses are bit for bit the same.
 
-Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on (saving.py); a run ends when the last
-is there. A validation begins when no write is under way, and where a checkpoint is due at the same step, it
-comes first: a validation that fails on any rank costs no training. A start makes up for the validation that is due at the step it goes on from, if
-metrics.jsonl does not hold it.
+Rank 0 copies what a checkpoint holds to the CPU, and a thread of it writes while training goes on (saving.py); a run
+ends when the last is there. A validation begins when no write is under way, and where a checkpoint is due at the same
+step, it comes first: a validation that fails on any rank costs no training. A start makes up for the validation that is
+due at the step it goes on from, if metrics.jsonl does not hold it.
 """
 
 import dataclasses
@@ -87,7 +87,8 @@ class TrainingData:
             in model/training/device_batch.py. The position of rank 0 is stored, unread, as JSON.
         validation: a fresh iterable of this rank's validation batches at each call; ranks may have different
             numbers of them. None: no validation.
-        validation_sets: names of what is validated on apart too, beside the whole: `set` of each of its batches is one of them.
+        validation_sets: names of what is validated on apart too, beside the whole: `set` of each of its batches is one
+            of them.
         sample_rate: of the audio, Hz; for throughput, and for mask spans in seconds.
         stages: of the whole run, where the stream's batches change in rows or samples; none: they do not.
     """
@@ -116,15 +117,15 @@ def train(
     Args:
         model: on any device; it is moved to `device`.
         run_config: the resolved config, saved with each checkpoint.
-        stop: polled at each step, and again before a checkpoint in between is copied, which may have waited for the one before;
-            when any rank says True, all write a checkpoint and return.
+        stop: polled at each step, and again before a checkpoint in between is copied, which may have waited for the one
+            before; when any rank says True, all write a checkpoint and return.
         report: called on rank 0 with each record, as written to metrics.jsonl, and with `checkpoint` and
             `resume` events, which are not.
         trivial: what constants reach, for the share that each loss explains; needed on rank 0 only.
 
     Raises:
-        ValueError: the checkpoint does not fit the model or the seed; tf32 without a GPU; a mask span that is no whole number of
-            frames; the stream ends early or gives a batch that does not fit.
+        ValueError: the checkpoint does not fit the model or the seed; tf32 without a GPU; a mask span that is no whole
+            number of frames; the stream ends early or gives a batch that does not fit.
         OSError: the last checkpoint, or `max_failed_checkpoints` in a row, could not be written.
         FloatingPointError: too many steps in a row that moved no weight, or rewinds to one checkpoint.
     """
@@ -194,7 +195,9 @@ class _Run:
     spike: dict[str, Any] | None = None  # of the last step, if it was one
 
     def go_on(self, state: CheckpointState, stop: Callable[[], bool]) -> TrainResult | None:
-        """Train from a state to the last step, or until a stop is asked for; None when it is to go on from an earlier checkpoint."""
+        """Train from a state to the last step, or until a stop is asked for; None when it is to go on from an earlier
+        checkpoint.
+        """
         total_steps = self.config.schedule.total_steps
         known = agree_on_rank_zero(self.recorder.has_validation(state.step), self.trainee.device)
         if not known:
@@ -216,7 +219,8 @@ class _Run:
             if stopping or self._checkpoint_is_due(state.step):
                 with self.trainee.clock.host("save"):
                     self.saving.finish()
-                # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not three.
+                # Asked for during the wait, a stop is content with this checkpoint: a grace period is two writes, not
+                # three.
                 stopping = stopping or done or self._any_rank(stop())
                 with self.trainee.clock.host("save"):
                     self.saving.start(state, self.trainee, self.average)
@@ -247,8 +251,8 @@ class _Run:
     ) -> tuple[CheckpointState, _NextBatch | None, bool]:
         """One step, recorded; the state after it, the batch that comes next, and whether any rank was asked to stop.
 
-        That batch is made ready while a GPU is busy with this one's gradients. Before a checkpoint there is none: what is wrong
-        with it must not cost the steps before it.
+        That batch is made ready while a GPU is busy with this one's gradients. Before a checkpoint there is none: what
+        is wrong with it must not cost the steps before it.
         """
         config, step = self.config, state.step + 1
         rate = learning_rate(config.schedule, step)
@@ -276,8 +280,8 @@ class _Run:
     def _goes_back(self, state: CheckpointState) -> bool:
         """Whether the last step was a spike from which the run goes back; then all is ready for that, on every rank.
 
-        Where no checkpoint is old enough, the spike is skipped, and the run goes on. Raises FloatingPointError when the same
-        checkpoint was gone back to too often.
+        Where no checkpoint is old enough, the spike is skipped, and the run goes on. Raises FloatingPointError when the
+        same checkpoint was gone back to too often.
         """
         if self.config.on_spike != "rewind" or self.spike is None:
             return False
@@ -307,7 +311,8 @@ class _Run:
         self.recorder.validation(step, self.validated)
 
     def _validate(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Summary (PretrainModel.summarise) over the validation batches of all ranks; `sets` in it has that of each set.
+        """Summary (PretrainModel.summarise) over the validation batches of all ranks; `sets` in it has that of each
+        set.
 
         Raises ValueError when no rank has a batch.
         """

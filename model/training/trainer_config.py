@@ -35,8 +35,8 @@ class TrainerConfig(BaseModel):
     )
     parallel: Parallel = Field(
         "ddp",
-        description="ddp: every rank holds the whole model; fsdp: the ranks divide weights, gradients and moments; hsdp: they"
-        " divide them within a replica; may be switched when a run goes on",
+        description="ddp: every rank holds the whole model; fsdp: the ranks divide weights, gradients and moments;"
+        " hsdp: they divide them within a replica; may be switched when a run goes on",
     )
     replicas: int | None = Field(
         None, ge=1, description="with hsdp: groups of ranks that hold the whole model each; null: every node is one"
@@ -45,8 +45,8 @@ class TrainerConfig(BaseModel):
         None,
         gt=0.0,
         allow_inf_nan=False,
-        description="operations per second of one device at most; the log says which share of them is used (MFU); null: as known of"
-        " some GPUs in bf16 (model/training/device_peaks.py)",
+        description="operations per second of one device at most; the log says which share of them is used (MFU);"
+        " null: as known of some GPUs in bf16 (model/training/device_peaks.py)",
     )
     log_every: int = Field(50, ge=1, description="steps between training records")
     validate_every: int = Field(5_000, ge=1, description="steps between validations")
@@ -61,7 +61,8 @@ class TrainerConfig(BaseModel):
     max_failed_checkpoints: int = Field(
         3,
         ge=1,
-        description="failed writes of a checkpoint in a row that end training, as on a full disk; after fewer it goes on",
+        description="failed writes of a checkpoint in a row that end training, as on a full disk; after fewer it goes"
+        " on",
     )
     probe_every: int | None = Field(
         None,
@@ -73,20 +74,20 @@ class TrainerConfig(BaseModel):
         1_800.0,
         gt=0.0,
         allow_inf_nan=False,
-        description="seconds that a step may take, the wait for its batch included, before the run ends with every rank's stacks in the"
-        " log; longer than stream.patience, and than the first step with compile; null: any time",
+        description="seconds that a step may take, the wait for its batch included, before the run ends with every"
+        " rank's stacks in the log; longer than stream.patience, and than the first step with compile; null: any time",
     )
     spike_band: float | None = Field(
         10.0,
         gt=0.0,
-        description="robust standard deviations above the median of the last 200 steps beyond which a loss or gradient norm is a spike: the"
-        " step is recorded with its examples; null: none is",
+        description="robust standard deviations above the median of the last 200 steps beyond which a loss or"
+        " gradient norm is a spike: the step is recorded with its examples; null: none is",
     )
     on_spike: Literal["record", "skip", "rewind"] = Field(
         "record",
-        description="record: a step that is a spike is taken and recorded; skip: it is recorded, and the optimiser does not move by it;"
-        " rewind: the run goes back to the newest checkpoint that is rewind_steps or more before, and passes over all batches from there"
-        " to the spike's",
+        description="record: a step that is a spike is taken and recorded; skip: it is recorded, and the optimiser"
+        " does not move by it; rewind: the run goes back to the newest checkpoint that is rewind_steps or more"
+        " before, and passes over all batches from there to the spike's",
     )
     rewind_steps: int = Field(
         100, ge=1, description="with on_spike: rewind: steps from the checkpoint to the spike, at least"

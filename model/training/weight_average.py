@@ -15,7 +15,8 @@ RAMP = 10  # steps: the decay is (1 + step) / (RAMP + step) until that reaches t
 def decay_at(decay: float, step: int) -> float:
     """The share of the average that stays at optimiser step `step`, counted from 1.
 
-    It rises, so that the random first weights do not weigh on a short run: at 0.999 they would still be 37 % of it after 1,000 steps.
+    It rises, so that the random first weights do not weigh on a short run: at 0.999 they would still be 37 % of it
+    after 1,000 steps.
     """
     return min(decay, (1 + step) / (RAMP + step))
 
@@ -23,8 +24,8 @@ def decay_at(decay: float, step: int) -> float:
 class WeightAverage:
     """average = decay x average + (1 - decay) x weight after each step, in fp32, for every weight of the model.
 
-    It takes as much memory as the weights, 4 bytes each on their device: on rank 0 alone where all ranks have the same weights, on
-    each its part where they are divided.
+    It takes as much memory as the weights, 4 bytes each on their device: on rank 0 alone where all ranks have the same
+    weights, on each its part where they are divided.
     """
 
     def __init__(self, model: nn.Module, decay: float):

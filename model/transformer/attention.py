@@ -37,7 +37,8 @@ class MultiheadAttentionExtend(nn.Module):
     Args:
         width: D. heads: H; D must be a multiple of it (ValueError).
         dropout: probability on the attention weights, in training only.
-        options: window, learnable_temperature, gate, relaxation. A window masks; it does not make the fused call cheaper.
+        options: window, learnable_temperature, gate, relaxation. A window masks; it does not make the fused call
+            cheaper.
         rotary: turn queries and keys by their frame (RoPE).
         norm: over D, before the output projection (Sub-LN); None: none.
         source_width: features of `source` in forward; None: D.

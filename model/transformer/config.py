@@ -63,8 +63,8 @@ class TransformerConfig(LayerConfig):
     memory_width: int | None = Field(None, ge=1, description="features D_m of the memory; null: no memory")
     activation_checkpointing: bool | Annotated[int, Field(ge=2)] = Field(
         False,
-        description="compute each layer again in the backward pass instead of keeping its activations; a number n: every"
-        " n-th layer",
+        description="compute each layer again in the backward pass instead of keeping its activations; a number n:"
+        " every n-th layer",
     )
     overrides: dict[str, dict[str, Any]] = Field(
         {}, description="fields of LayerConfig by layer (from 0) or range, as in {0-3: {attention: {window: 32}}}"

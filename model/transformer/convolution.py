@@ -1,7 +1,7 @@
 """The convolution part of a Conformer layer (arXiv 2005.08100, section 2.2): [B, F, D] -> [B, F, D].
 
-Pointwise map to 2 D, gated linear unit, depthwise convolution over frames, norm, swish, pointwise map. The paper's batch
-norm is the transformer's own norm here, so that a frame depends neither on the other rows nor on padding.
+Pointwise map to 2 D, gated linear unit, depthwise convolution over frames, norm, swish, pointwise map. The paper's
+batch norm is the transformer's own norm here, so that a frame depends neither on the other rows nor on padding.
 """
 
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ class ConvolutionPart(nn.Module):
         self.outer = Linear(width, width)
 
     def forward(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
-        """hidden [B, F, D]; valid [B, F] bool, None: all. Invalid frames are 0 to the convolution, as what lies beyond a row."""
+        """hidden [B, F, D]; valid [B, F] bool, None: all.
+
+        Invalid frames are 0 to the convolution, as what lies beyond a row.
+        """
         gated = nn.functional.glu(self.inner(hidden), dim=2)
         if valid is not None:
             gated = gated.masked_fill(~valid[:, :, None], 0.0)

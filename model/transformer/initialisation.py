@@ -6,7 +6,8 @@ linear maps              normal, standard deviation 0.02 (BERT); biases 0
                          maps and feed-forward with the gain of model/transformer/norm.py
 norms                    weight 1, bias 0
 convolutions             Kaiming normal; biases 0
-positional convolution   normal, standard deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias 0
+positional convolution   normal, standard deviation sqrt(4 / (kernel * D)), which its weight-norm gain makes exact; bias
+                         0
 per-head temperature     1, as its logarithm 0
 per-head gate            1
 gate of a memory         0
@@ -26,7 +27,10 @@ from mert_foundry.model.transformer.position import PositionalConvolution
 
 @torch.no_grad()
 def initialise(root: nn.Module) -> None:
-    """Draw all weights within a module afresh, as described above. On the meta device, where there are none, nothing happens."""
+    """Draw all weights within a module afresh, as described above.
+
+    On the meta device, where there are none, nothing happens.
+    """
     if any(weight.is_meta for weight in root.parameters()):  # torch would take a second to import what draws them there
         return
     modules = list(root.modules())

@@ -1,4 +1,6 @@
-"""One layer of the transformer: attention, convolution and memory where it has them, feed-forward, each joined to the residual."""
+"""One layer of the transformer: attention, convolution and memory where it has them, feed-forward, each joined to the
+residual.
+"""
 
 import functools
 from collections.abc import Callable

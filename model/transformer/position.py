@@ -11,7 +11,9 @@ ROTARY_BASE = 10_000.0  # the slowest pair of features turns once in 2 pi x this
 
 
 class PositionalConvolution(nn.Module):
-    """Adds a grouped convolution over frames, weight-normed per kernel tap (arXiv 2006.11477): [B, F, D] -> [B, F, D]."""
+    """Adds a grouped convolution over frames, weight-normed per kernel tap (arXiv 2006.11477): [B, F,
+    D] -> [B, F, D].
+    """
 
     def __init__(self, width: int, kernel: int, groups: int):
         super().__init__()
@@ -29,16 +31,17 @@ class PositionalConvolution(nn.Module):
 
 
 def correlate_by_fft(signal: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `conv1d(signal, weight, bias, padding=K // 2, groups=D / C)` gives for its first F frames, computed in fp32, or with products
-    in tf32 where these are allowed; in the dtype of `signal`.
+    """What `conv1d(signal, weight, bias, padding=K // 2, groups=D / C)` gives for its first F frames, computed in fp32,
+    or with products in tf32 where these are allowed; in the dtype of `signal`.
 
-    In bf16 cuDNN has no fast kernel for so long a kernel in groups: for 64 crops of 5 s at 95M, forward and backward take 25 ms
-    of a step of 149 on an H100, this 3 (docs/measurements.md).
+    In bf16 cuDNN has no fast kernel for so long a kernel in groups: for 64 crops of 5 s at 95M, forward and backward
+    take 25 ms of a step of 149 on an H100, this 3 (docs/measurements.md).
 
-    Position f of a correlation is sum over k of weight[k] signal[f + k - K // 2]. With K // 2 zeros before the signal, the
-    product of its spectrum and the conjugate of the kernel's gives these sums at f, circular with the length of the
-    transform: F + K - 1 are enough for no sum to reach round the end. On a CPU a long signal is cut: the spectra of D * C kernels
-    of its length would take longer than the signal's. Each piece holds the K - 1 samples that it shares with the next.
+    Position f of a correlation is sum over k of weight[k] signal[f + k - K // 2]. With K // 2 zeros before the signal,
+    the product of its spectrum and the conjugate of the kernel's gives these sums at f, circular with the length of the
+    transform: F + K - 1 are enough for no sum to reach round the end. On a CPU a long signal is cut: the spectra of D *
+    C kernels of its length would take longer than the signal's. Each piece holds the K - 1 samples that it shares with
+    the next.
 
     Shape:
         signal [B, D, F], weight [D, C, K], bias [D] -> [B, D, F], D a multiple of C

@@ -19,9 +19,9 @@ Ranges = Sequence[tuple[int, int]]  # bytes [start, stop)
 class AudioHeader:
     """What the container claims.
 
-    `num_samples`: samples per channel, None where it states no length or ffmpeg guessed it. `slack`: samples by which the
-    decoded length may differ from it, None where the setting `length_tolerance_seconds` applies. `stream`: which of several streams this
-    is, empty when there is one. `notes`: `repaired` or `joined`.
+    `num_samples`: samples per channel, None where it states no length or ffmpeg guessed it. `slack`: samples by which
+    the decoded length may differ from it, None where the setting `length_tolerance_seconds` applies. `stream`: which of
+    several streams this is, empty when there is one. `notes`: `repaired` or `joined`.
 
     Raises DecodeError for an impossible rate or number of channels.
     """
@@ -59,7 +59,8 @@ class AudioFile(ABC):
         """Yield float32 `[channels, n]` blocks in order, any n, in [-1, 1) for integer samples.
 
         Raises:
-            DecodeError: `unreadable` on damage or when there is no audio, `truncated` when the container ends too early.
+            DecodeError: `unreadable` on damage or when there is no audio, `truncated` when the container ends too
+                early.
             OSError: the file can no longer be read.
         """
 
@@ -74,10 +75,8 @@ class JoinedFile(AudioFile):
             found = file.header
             if (found.sample_rate, found.channels) != (first.sample_rate, first.channels):
                 self.close()
-                raise DecodeError(
-                    "unreadable",
-                    f"joined of {first.sample_rate} Hz x {first.channels} and {found.sample_rate} Hz x {found.channels}",
-                )
+                rates = [f"{each.sample_rate} Hz x {each.channels}" for each in (first, found)]
+                raise DecodeError("unreadable", f"joined of {' and '.join(rates)}")
         claimed = [file.header.num_samples for file in files if file.header.num_samples is not None]
         self.header = replace(
             first, num_samples=sum(claimed) if len(claimed) == len(files) else None, notes=("joined",)

@@ -1,4 +1,6 @@
-"""Samples as float and as 16 bits, and streams of blocks cut to other lengths, so that memory is bounded for any track."""
+"""Samples as float and as 16 bits, and streams of blocks cut to other lengths, so that memory is
+bounded for any track.
+"""
 
 import math
 from collections.abc import Iterable, Iterator

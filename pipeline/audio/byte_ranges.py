@@ -12,8 +12,8 @@ from typing import Any, Protocol
 class ByteRanges(io.RawIOBase):
     """Bytes [start, stop) of a local file, one range after the other, read only.
 
-    A read error looks like the end of the file, since a library written in C would lose an exception. The error is kept: call
-    `check` at the end.
+    A read error looks like the end of the file, since a library written in C would lose an exception. The error is
+    kept: call `check` at the end.
 
     Raises:
         OSError: as `open`.

@@ -1,4 +1,6 @@
-"""Truncated containers of compressed audio, which libraries read without an error: sizes that reach beyond the end of the file."""
+"""Truncated containers of compressed audio, which libraries read without an error: sizes that reach beyond the end of
+the file.
+"""
 
 import os
 import struct
@@ -92,7 +94,9 @@ def _ebml_size(file: Seekable, offset: int) -> tuple[int, int | None]:
 
 
 def _voc_blocks(file: Seekable, length: int) -> Iterator[tuple[int, int]]:
-    """Type and end of the blocks up to the end mark, or to bytes that are no block: some writers (SoX) state a few bytes less than they write."""
+    """Type and end of the blocks up to the end mark, or to bytes that are no block: some writers (SoX) state a few
+    bytes less than they write.
+    """
     offset = int.from_bytes(read_at(file, 20, 2), "little")
     while 20 < offset < length and 0 < (kind := read_at(file, offset, 1)[0]) <= LAST_VOC_BLOCK:
         offset += 4 + int.from_bytes(read_at(file, offset + 1, 3), "little")
@@ -100,7 +104,9 @@ def _voc_blocks(file: Seekable, length: int) -> Iterator[tuple[int, int]]:
 
 
 def check_voc(file: Seekable) -> None:
-    """Raise DecodeError when the samples of a VOC file lie in several blocks: libsndfile would take their heads for samples."""
+    """Raise DecodeError when the samples of a VOC file lie in several blocks: libsndfile would take their heads for
+    samples.
+    """
     length = file.seek(0, os.SEEK_END)
     blocks = sum(kind in VOC_SAMPLES for kind, _ in _voc_blocks(file, length))
     if blocks != 1:
@@ -109,7 +115,9 @@ def check_voc(file: Seekable) -> None:
 
 @dataclass(frozen=True)
 class ClaimedAlac:
-    """Hz, samples per channel by the packet table, and how many fewer there may be: ffmpeg counts the last packet as full."""
+    """Hz, samples per channel by the packet table, and how many fewer there may be: ffmpeg counts the last packet as
+    full.
+    """
 
     sample_rate: float
     num_samples: int

@@ -1,7 +1,7 @@
 """Audio file to float32 blocks at the file's own rate: which library reads it, and what is checked as well.
 
-README.md in this folder lists which library reads what. The length of a track is the decoded one; the header's is kept too,
-so that a wrong header shows.
+README.md in this folder lists which library reads what. The length of a track is the decoded one; the header's is kept
+too, so that a wrong header shows.
 """
 
 import hashlib
@@ -38,7 +38,8 @@ def open_audio(path: Path) -> AudioFile:
     Raises:
         DecodeError: `not_audio` when it is no audio, neither by content nor by name; `unreadable` when it
             cannot be parsed or a checksum of Ogg is wrong; `truncated` when the end is missing;
-            `length_mismatch` when a file of PCM holds more audio than its header claims, or an MP3 more frames than it counts.
+            `length_mismatch` when a file of PCM holds more audio than its header claims, or an MP3 more frames than it
+            counts.
         OSError: the file cannot be read.
     """
     with decoder_faults():
@@ -63,7 +64,9 @@ def _open(path: Path) -> AudioFile:
 
 
 def _open_known(path: Path, start: int, audio: Ranges, content: ByteRanges) -> AudioFile | None:
-    """Open a file of a kind that ffmpeg alone reads wrongly, by its bytes from `start` on, `content`; None for other kinds."""
+    """Open a file of a kind that ffmpeg alone reads wrongly, by its bytes from `start` on, `content`; None for other
+    kinds.
+    """
     head = content.read(32)
     if head[:4] == b"OggS":
         return _open_ogg(path, start)
@@ -131,7 +134,9 @@ def _holds_coded_audio(path: Path, start: int, layout: PcmLayout) -> bool:
 
 @contextmanager
 def decoder_faults() -> Iterator[None]:
-    """Turn any error that a library raises about a file into a DecodeError, so that work on other files goes on; OSErrors pass."""
+    """Turn any error that a library raises about a file into a DecodeError, so that work on other files goes on;
+    OSErrors pass.
+    """
     try:
         yield
     except (DecodeError, OSError):
@@ -164,7 +169,9 @@ class SampleCount:
 
 
 class AudioDigest(SampleCount):
-    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the same music in another container has the same one."""
+    """SHA-256 of rate, channels and interleaved PCM rounded to 16 bits: the same music in another container has the
+    same one.
+    """
 
     def __init__(self, header: AudioHeader):
         self._digest = hashlib.sha256(f"{header.sample_rate} {header.channels}\n".encode())
@@ -178,7 +185,9 @@ class AudioDigest(SampleCount):
 
 
 def check_length(header: AudioHeader, decoded: int, tolerance_seconds: float) -> None:
-    """Compare the decoded length with the header's. Lossless formats state it exactly, so only lossy ones have a tolerance.
+    """Compare the decoded length with the header's.
+
+    Lossless formats state it exactly, so only lossy ones have a tolerance.
 
     Raises:
         DecodeError: `truncated` when audio is missing, `length_mismatch` when there is more than claimed.

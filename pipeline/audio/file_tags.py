@@ -13,8 +13,9 @@ LYRICS = "lyrics"
 def read_tags(path: Path, names: Collection[str]) -> dict[str, str]:
     """Those of the tags `names` (lower case) that a local file has, as text; none of a file that ffmpeg cannot open.
 
-    ffmpeg gives the tags of ID3, Vorbis comments, MP4, RIFF INFO and APEv2 the same names (title, artist, album, genre, comment, date,
-    ...) and puts their language behind lyrics. Tags of the whole file count before those of its first audio stream, where Ogg has them.
+    ffmpeg gives the tags of ID3, Vorbis comments, MP4, RIFF INFO and APEv2 the same names (title, artist, album, genre,
+    comment, date, ...) and puts their language behind lyrics. Tags of the whole file count before those of its first
+    audio stream, where Ogg has them.
     """
     try:
         with av.open(
@@ -39,7 +40,9 @@ def _texts(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _as_unicode(value: str) -> str:
-    """ffmpeg hands on the bytes of ID3v1 and RIFF INFO as they are: where they are no UTF-8, they are Latin-1, as ID3v1 says."""
+    """ffmpeg hands on the bytes of ID3v1 and RIFF INFO as they are: where they are no UTF-8, they are Latin-1, as ID3v1
+    says.
+    """
     raw = value.encode("utf-8", "surrogateescape")
     try:
         return raw.decode("utf-8")

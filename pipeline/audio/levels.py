@@ -28,7 +28,9 @@ class Levels:
         self._graph.configure()
 
     def follow_mix(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass the mono mix `[n]` through at the file's own rate, counting samples beyond full scale by more than 1 dB."""
+        """Pass the mono mix `[n]` through at the file's own rate, counting samples beyond full scale by
+        more than 1 dB.
+        """
         for block in blocks:
             self._clipped += int(np.count_nonzero(np.abs(block) > OVERSHOOT))
             self._mixed += len(block)

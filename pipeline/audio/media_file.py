@@ -20,14 +20,14 @@ from mert_foundry.pipeline.audio.byte_ranges import ByteRanges
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 
 DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flac,iff,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,mpegts,nistsphere,ogg,tak,"
-    "tta,voc,w64,wav,wv"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flac,iff,matroska,webm,mov,mp4,m4a,mp3,mpc,mpc8,mpegts,nistsphere,"
+    "ogg,tak,tta,voc,w64,wav,wv"
 )
 # Their headers state a length in samples; of an ADTS or transport stream ffmpeg can only guess one.
 EXACT_HEADERS = {"aiff", "wav", "w64", "au", "tta", "ape", "wv", "tak", "mov"}
 AUDIO_EXTENSIONS = set(
-    "aac ac3 aif aifc aiff amr ape au avi caf dff dsf flac m4a m4b mka mkv mov mp2 mp3 mp4 mpc oga ogg opus snd sph spx tak ts"
-    " tta voc w64 wav webm wma wv".split()
+    "aac ac3 aif aifc aiff amr ape au avi caf dff dsf flac m4a m4b mka mkv mov mp2 mp3 mp4 mpc oga ogg opus snd sph"
+    " spx tak ts tta voc w64 wav webm wma wv".split()
 )
 # Their frames carry checksums, which ffmpeg checks only when asked to.
 CHECKSUM_CODECS = {"ac3", "ape", "eac3", "flac", "tak", "tta", "wavpack"}
@@ -48,7 +48,8 @@ class MediaFile(AudioFile):
     """
 
     def __init__(
-        self, path: Path, ranges: Ranges, claimed: int | None = None, slack: int | None = None, notes: tuple[str, ...] = (),
+        self, path: Path, ranges: Ranges, claimed: int | None = None, slack: int | None = None,
+        notes: tuple[str, ...] = (),
         surplus: int = 0,
     ):  # fmt: skip
         self._bytes = ByteRanges(path, ranges)
@@ -157,9 +158,9 @@ class MediaFile(AudioFile):
     def _frames(self) -> Iterator[av.AudioFrame]:
         """The decoded frames, all of one rate, number of channels and sample format, without a gap.
 
-        In a stream without a container a packet that cannot be decoded before the first or after the last good one (a tag,
-        padding) is skipped; between good ones, and in a container, it is damage. ffmpeg drops a damaged FLAC frame without an
-        error, which shows by the position of the next one.
+        In a stream without a container a packet that cannot be decoded before the first or after the last good one (a
+        tag, padding) is skipped; between good ones, and in a container, it is damage. ffmpeg drops a damaged FLAC frame
+        without an error, which shows by the position of the next one.
         """
         expected = None
         is_flac = self.header.format == "flac/flac"
@@ -193,8 +194,8 @@ class MediaFile(AudioFile):
     def _packets(self) -> Iterator[av.Packet]:
         """The packets of the stream.
 
-        If a container states its length, packets after its last sample are no audio. Raises DecodeError `truncated` when the
-        container fails earlier.
+        If a container states its length, packets after its last sample are no audio. Raises DecodeError `truncated`
+        when the container fails earlier.
         """
         packets = 0
         try:

@@ -1,7 +1,7 @@
 """The frames of an MPEG audio file (MP1, MP2, MP3), counted without decoding: what the file claims, and what is there.
 
-The header of a frame: ISO 11172-3, section 2.4.1.3, and http://www.mp3-tech.org/programmer/frame_header.html. The count of
-frames in the first one, which holds no audio: http://gabriel.mp3-tech.org/mp3infotag.html.
+The header of a frame: ISO 11172-3, section 2.4.1.3, and http://www.mp3-tech.org/programmer/frame_header.html. The count
+of frames in the first one, which holds no audio: http://gabriel.mp3-tech.org/mp3infotag.html.
 """
 
 import re
@@ -46,9 +46,9 @@ class FrameHeader(NamedTuple):
 class MpegPart:
     """Frames that belong together, bytes [start, stop).
 
-    `samples`: of a frame, per channel. `claimed`: frames by the count in the first one, None without one. `found`: frames that
-    are there. `delay`, `padding`: samples that a decoder cuts at start and end. `is_partial`: whether the file ends within the
-    next frame.
+    `samples`: of a frame, per channel. `claimed`: frames by the count in the first one, None without one. `found`:
+    frames that are there. `delay`, `padding`: samples that a decoder cuts at start and end. `is_partial`: whether the
+    file ends within the next frame.
     """
 
     start: int
@@ -72,8 +72,8 @@ def read_mpeg_parts(path: Path, start: int, stop: int) -> list[MpegPart]:
     Empty where there is no frame, as in a file of the free bit rate, whose frames cannot be counted.
 
     Raises:
-        DecodeError: `truncated` or `length_mismatch` when a part has fewer or more frames than it counts; `unreadable` when
-            other bytes stand between its frames.
+        DecodeError: `truncated` or `length_mismatch` when a part has fewer or more frames than it counts; `unreadable`
+            when other bytes stand between its frames.
     """
     with open(path, "rb", buffering=BUFFER_BYTES) as file:
         parts: list[MpegPart] = []
@@ -137,7 +137,9 @@ def read_header(head: bytes) -> FrameHeader | None:
 def _add_frame(
     parts: list[MpegPart], offset: int, header: FrameHeader, frame: bytes, gap: int | None, is_tag: bool
 ) -> None:
-    """Count a frame. A new part begins when the frame holds a count, follows tags, or follows all frames that the part claims.
+    """Count a frame.
+
+    A new part begins when the frame holds a count, follows tags, or follows all frames that the part claims.
 
     `gap`: where the last frame ended, when it was not here; `is_tag`: whether only tags lie between. Raises DecodeError
     `unreadable` for any other gap.
@@ -158,7 +160,9 @@ def _add_frame(
 
 
 def _read_count(part: MpegPart, header: FrameHeader, frame: bytes) -> bool:
-    """Whether a frame holds a count of frames instead of audio, which makes it the first of a part; its claim goes there."""
+    """Whether a frame holds a count of frames instead of audio, which makes it the first of a part; its claim goes
+    there.
+    """
     if header.layer != 3:
         return False
     side = {(True, 1): 17, (True, 2): 32, (False, 1): 9, (False, 2): 17}[header.is_mpeg1, header.channels]

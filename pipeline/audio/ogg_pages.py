@@ -30,9 +30,9 @@ COUNTED = {"vorbis", "opus", "flac", "speex"}  # their positions are samples
 class OggPages:
     """What the pages of a file are.
 
-    `streams`: the codec of each, in their order; empty for one that is not known. `ranges`: the bytes [start, stop) with
-    pages. `is_repaired`: whether there are bytes between them, or no last page. `opus_samples`: samples per channel at 48 kHz
-    of the only stream, when it is Opus.
+    `streams`: the codec of each, in their order; empty for one that is not known. `ranges`: the bytes [start, stop)
+    with pages. `is_repaired`: whether there are bytes between them, or no last page. `opus_samples`: samples per
+    channel at 48 kHz of the only stream, when it is Opus.
     """
 
     streams: list[str] = field(default_factory=list)

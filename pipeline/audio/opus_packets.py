@@ -1,4 +1,6 @@
-"""The length of an Opus stream by its packets and by the positions its pages state (RFC 6716, section 3.1; RFC 7845)."""
+"""The length of an Opus stream by its packets and by the positions its pages state (RFC 6716, section
+3.1; RFC 7845).
+"""
 
 from mert_foundry.pipeline.audio.decode_error import DecodeError
 

@@ -1,13 +1,16 @@
-"""Plain PCM in WAV, RF64, W64, AIFF, AU, CAF and NIST SPHERE: where its samples lie and how they are stored, from the container alone.
+"""Plain PCM in WAV, RF64, W64, AIFF, AU, CAF and NIST SPHERE: where its samples lie and how they are stored, from the
+container alone.
 
-Libraries read the same headers in different ways: ffmpeg takes the big-endian samples of RIFX for little-endian ones and
-counts the padding of an odd AIFF chunk; libsndfile finds no sample where a streaming writer left a size of 0, and refuses
-CAF without a length; neither reports a file that ends early. So this module finds the samples, and libsndfile gets only
-them.
+Libraries read the same headers in different ways: ffmpeg takes the big-endian samples of RIFX for little-endian ones
+and counts the padding of an odd AIFF chunk; libsndfile finds no sample where a streaming writer left a size of 0, and
+refuses CAF without a length; neither reports a file that ends early. So this module finds the samples, and libsndfile
+gets only them.
 
 Sources: WAV and RIFX http://soundfile.sapp.org/doc/WaveFormat/, RF64 https://tech.ebu.ch/docs/tech/tech3306v1_1.pdf,
-W64 https://www.ambisonia.com/Members/mleese/sony_wave64.pdf, AIFF-C https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/AIFF/AIFF.html,
-AU https://pubs.opengroup.org/external/auformat.html, CAF https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec.
+W64 https://www.ambisonia.com/Members/mleese/sony_wave64.pdf, AIFF-C
+https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/AIFF/AIFF.html, AU
+https://pubs.opengroup.org/external/auformat.html, CAF
+https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec.
 """
 
 import os
@@ -27,16 +30,19 @@ AIFC_ENCODINGS = {  # compression type: encoding, byte order, bytes of a sample 
     b"NONE": ("int", ">", 0), b"twos": ("int", ">", 0), b"sowt": ("int", "<", 0), b"in16": ("int", ">", 2),
     b"in24": ("int", ">", 3), b"in32": ("int", ">", 4), b"42ni": ("int", "<", 3), b"23ni": ("int", "<", 4),
     b"fl32": ("float", ">", 4), b"FL32": ("float", ">", 4), b"fl64": ("float", ">", 8), b"FL64": ("float", ">", 8),
-    b"raw ": ("int", ">", 1), b"alaw": ("alaw", ">", 1), b"ALAW": ("alaw", ">", 1), b"ulaw": ("mulaw", ">", 1), b"ULAW": ("mulaw", ">", 1),
+    b"raw ": ("int", ">", 1), b"alaw": ("alaw", ">", 1), b"ALAW": ("alaw", ">", 1), b"ulaw": ("mulaw", ">", 1),
+    b"ULAW": ("mulaw", ">", 1),
 }  # fmt: skip
 AU_ENCODINGS = {
-    1: ("mulaw", 1), 2: ("int", 1), 3: ("int", 2), 4: ("int", 3), 5: ("int", 4), 6: ("float", 4), 7: ("float", 8), 27: ("alaw", 1),
+    1: ("mulaw", 1), 2: ("int", 1), 3: ("int", 2), 4: ("int", 3), 5: ("int", 4), 6: ("float", 4), 7: ("float", 8),
+    27: ("alaw", 1),
 }  # fmt: skip
 # Sizes that a streaming writer leaves when it does not know them: 0, or a number close to a multiple of 2^31, as
 # 0x7FFFFFFF (LAME), 0x7FFFF000 (SoX), 0x80000000 (arecord) and 0xFFFFFFFF (ffmpeg) less the size of a header.
 PLACEHOLDER_STEP, PLACEHOLDER_WIDTH = 1 << 31, 1 << 16
 SOX_PLACEHOLDER = 0x7F000000  # of AIFF
-# Most unknown bytes after the samples that are taken for junk, where no outer size tells whether they are uncounted samples.
+# Most unknown bytes after the samples that are taken for junk, where no outer size tells whether they are uncounted
+# samples.
 MOST_JUNK_BYTES, MOST_JUNK_SHARE = 1 << 16, 0.1
 
 
@@ -44,7 +50,8 @@ MOST_JUNK_BYTES, MOST_JUNK_SHARE = 1 << 16, 0.1
 class PcmForm:
     """How interleaved samples are stored.
 
-    `encoding`: int, float, alaw or mulaw. `byte_order`: < or >. `is_unsigned`: of one-byte integers, in WAV and AIFF-C `raw `.
+    `encoding`: int, float, alaw or mulaw. `byte_order`: < or >. `is_unsigned`: of one-byte integers, in WAV and AIFF-C
+    `raw `.
 
     Raises DecodeError for samples that libsndfile does not know.
     """

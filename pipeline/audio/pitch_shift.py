@@ -1,9 +1,9 @@
 """The mono mix of a track shifted in pitch, at its own tempo, in a stream.
 
-Sound that is played f times as fast is f times as high and 1/f as long. So the mix is first stretched to f times its length at
-its own pitch, by ffmpeg's `atempo` (overlap-add of similar waveforms, WSOLA: Verhelst and Roelands, ICASSP 1993). The result
-is then taken for audio of f times its rate, and resampled to 24 kHz, as audio that is to be stored is anyway. So a shift down
-brings what the file has above 12 kHz into the band, and no other filter is needed.
+Sound that is played f times as fast is f times as high and 1/f as long. So the mix is first stretched to f times its
+length at its own pitch, by ffmpeg's `atempo` (overlap-add of similar waveforms, WSOLA: Verhelst and Roelands, ICASSP
+1993). The result is then taken for audio of f times its rate, and resampled to 24 kHz, as audio that is to be stored is
+anyway. So a shift down brings what the file has above 12 kHz into the band, and no other filter is needed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,10 +19,11 @@ from mert_foundry.pipeline.audio.blocks import fixed_blocks
 from mert_foundry.pipeline.audio.resample import mono_to_int16
 from mert_foundry.pipeline.frames import nearest_rate, resampled_length
 
-# Of the resampling filters of one rate and shift: 8 MB. The rate with so few is within 2 cents of the one meant, for files of
-# 16 kHz and more.
+# Of the resampling filters of one rate and shift: 8 MB. The rate with so few is within 2 cents of the one meant, for
+# files of 16 kHz and more.
 MOST_TAPS = 1 << 18
-# `atempo` is given blocks of one size, however the file was decoded: after small first blocks its first samples are others.
+# `atempo` is given blocks of one size, however the file was decoded: after small first blocks its first samples are
+# others.
 BLOCK_SAMPLES = 1 << 16
 WINDOWS_AFTER = 4  # of silence after the end, by which `atempo` gives all that comes before
 
@@ -49,7 +50,8 @@ def shift_to_int16(
 
 
 def stretch(mono: Iterable[np.ndarray], sample_rate: int, factor: float) -> Iterator[np.ndarray]:
-    """Blocks `[n]` of any sizes to blocks that last `factor` times as long, of the same pitch; more than 0.5, at most 2.
+    """Blocks `[n]` of any sizes to blocks that last `factor` times as long, of the same pitch; more than 0.5, at most
+    2.
 
     What is at a time t is at `factor` * t, give or take half a window. Some silence follows the end.
     """

@@ -6,8 +6,8 @@ computed in bands, each a matrix product over the inputs that it needs.
 
 The products are exact: with samples a multiple of 2^-23 and at most 4.0, and taps a multiple of 2^-26, every sum is a
 multiple of 2^-49 that float64 holds. So neither the order of summation, nor the library, nor the cutting into blocks
-changes anything. Rounding samples of up to 1.0 and taps in this way changes the result by less than 1e-6. (Samples above 4.0, as of a
-float file that holds integers, are resampled to the rounding error of float64.)
+changes anything. Rounding samples of up to 1.0 and taps in this way changes the result by less than 1e-6. (Samples
+above 4.0, as of a float file that holds integers, are resampled to the rounding error of float64.)
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,8 @@ from mert_foundry.pipeline.frames import HOP, SAMPLE_RATE, nearest_rate, resampl
 
 BLOCK_SECONDS = 5
 SAMPLE_STEPS = 2.0**23  # in 1.0: the resolution of 24-bit files
-# In 1.0. With samples up to 4.0, and taps whose magnitudes sum to less than 4, a sum stays within the 53 bits of float64.
+# In 1.0. With samples up to 4.0, and taps whose magnitudes sum to less than 4, a sum stays within the 53 bits of
+# float64.
 TAP_STEPS = 2.0**26
 BAND = 24  # outputs of one matrix product, about
 
@@ -58,7 +59,8 @@ class Resampler:
         """All whole rows of outputs that samples have.
 
         Shape:
-            float32 `[receptive_field + (rows - 1) * stride]`, or up to stride - 1 more, on the device -> float64 `[rows * row]`.
+            float32 `[receptive_field + (rows - 1) * stride]`, or up to stride - 1 more, on the device -> float64 `[rows
+            * row]`.
         """
         steps = (samples * SAMPLE_STEPS).round_().double()
         rows = (len(steps) - self.receptive_field) // self.stride + 1

@@ -29,7 +29,8 @@ class SecondReading:
 
 
 def read_again(path: Path, format: str, notes: Sequence[str]) -> SecondReading | None:
-    """Open a file of a manifest's `format` and `notes` with another library; None where no other library reads such a file correctly.
+    """Open a file of a manifest's `format` and `notes` with another library; None where no other library reads such a
+    file correctly.
 
     Raises:
         DecodeError: `unreadable` when the other library does not read it; its blocks raise the same on damage.

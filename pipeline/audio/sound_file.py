@@ -14,7 +14,8 @@ from mert_foundry.pipeline.audio.pcm_layout import PcmLayout
 BLOCK_FRAMES = 1 << 18
 # libsndfile's names of samples.
 SUBTYPES = {
-    "pcm_s8": "PCM_S8", "pcm_u8": "PCM_U8", "pcm_s16": "PCM_16", "pcm_s24": "PCM_24", "pcm_s32": "PCM_32", "pcm_f32": "FLOAT",
+    "pcm_s8": "PCM_S8", "pcm_u8": "PCM_U8", "pcm_s16": "PCM_16", "pcm_s24": "PCM_24", "pcm_s32": "PCM_32",
+    "pcm_f32": "FLOAT",
     "pcm_f64": "DOUBLE", "pcm_alaw": "ALAW", "pcm_mulaw": "ULAW",
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Where the audio of a file begins and ends, without the tags before and after it.
 
-ID3v2 (https://id3.org/id3v2.4.0-structure) and APEv2 (https://wiki.hydrogenaud.io/index.php?title=APEv2_specification) before it;
-ID3v1, its "enhanced" form, APEv2, Lyrics3 (https://id3.org/Lyrics3v2) and ID3v2 with a footer after it, in any order.
+ID3v2 (https://id3.org/id3v2.4.0-structure) and APEv2 (https://wiki.hydrogenaud.io/index.php?title=APEv2_specification)
+before it; ID3v1, its "enhanced" form, APEv2, Lyrics3 (https://id3.org/Lyrics3v2) and ID3v2 with a footer after it, in
+any order.
 """
 
 import os
@@ -38,7 +39,9 @@ def leading_tag(file: Seekable, offset: int) -> int:
 
 
 def tag_size(file: Seekable, offset: int, stop: int) -> int:
-    """Bytes of the tag that begins at `offset`, of any kind, as between files that were joined; 0 when there is none."""
+    """Bytes of the tag that begins at `offset`, of any kind, as between files that were joined; 0 when
+    there is none.
+    """
     if size := leading_tag(file, offset):
         return size
     head = read_at(file, offset, LONGEST_LYRICS)
@@ -74,7 +77,9 @@ def _trailing_tag(file: Seekable, start: int, stop: int) -> int:
 
 
 def _begins_with(file: Seekable, offset: int, mark: bytes | None) -> bool:
-    """Whether a tag begins with its mark, or (None) with an item of APEv2: size, flags, and a key of printable letters."""
+    """Whether a tag begins with its mark, or (None) with an item of APEv2: size, flags, and a key of
+    printable letters.
+    """
     if mark is not None:
         return read_at(file, offset, len(mark)) == mark
     return re.fullmatch(rb".{8}[ -~]{2,255}\0.*", read_at(file, offset, 270), re.DOTALL) is not None

@@ -1,4 +1,5 @@
-"""A track decoded once, into memory if it is short, else into a temporary file, so that memory is bounded for any length.
+"""A track decoded once, into memory if it is short, else into a temporary file, so that memory is bounded for any
+length.
 
 Each teacher and the shard writer then read it at their own speed: an hour of 16 bits at 24 kHz takes 173 MB of disk.
 """

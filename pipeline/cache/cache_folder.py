@@ -1,16 +1,18 @@
 """The folder of a shard cache. The processes of one machine share it.
 
     {shard}.tar, .json             A shard and its record, complete and verified.
-    {shard}.kept, .json            A shard that earlier processes left behind. It must be verified again before it is used.
+    {shard}.kept, .json            A shard that earlier processes left behind. It must be verified again before it is
+                                   used.
     {shard}.bad                    Why the shard is corrupt in the store. The first process to start later deletes it.
     .{shard}.{owner}.tmp           A shard that a process is fetching. The file has its full size from the start.
     .{owner}.lock                  One process, which holds this lock for as long as it lives.
     .{owner}.needs                 The shards that this process uses, and the window of shards that it has reached.
-    .cache_lock                    A process holds this lock while it decides what to fetch or delete: one decides at a time.
+    .cache_lock                    A process holds this lock while it decides what to fetch or delete: one decides at a
+                                   time.
 
-{shard} is the name of the shard, then the first 16 hexadecimal digits of the SHA-256 of its tar, then those of its record.
-A process that can take another process's lock knows that the other has ended, and removes the files of the other.
-Files with other names are never touched.
+{shard} is the name of the shard, then the first 16 hexadecimal digits of the SHA-256 of its tar, then those of its
+record. A process that can take another process's lock knows that the other has ended, and removes the files of the
+other. Files with other names are never touched.
 """
 
 import os
@@ -62,7 +64,10 @@ class Claim(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Which file this is. An inode's number is used again after the file is deleted, so the time of the last write (ns) belongs to it."""
+    """Which file this is.
+
+    An inode's number is used again after the file is deleted, so the time of the last write (ns) belongs to it.
+    """
 
     inode: int
     written: int
@@ -116,7 +121,9 @@ class CacheFolder:
             self._write_needs()
 
     def claim(self, shard: str, size: int, window: int, next_use: NextUse) -> Claim | NotNow:
-        """Claim a file of `size` bytes, to fetch a shard to that is needed in `window`. Shards that are needed later make room for it.
+        """Claim a file of `size` bytes, to fetch a shard to that is needed in `window`.
+
+        Shards that are needed later make room for it.
 
         Raises OSError when the disk is full.
         """
@@ -149,7 +156,10 @@ class CacheFolder:
             self._make_room(0, BEFORE_ALL_WINDOWS, next_use)
 
     def publish(self, shard: str, partial: Path, record: bytes) -> None:
-        """Give a fetched and verified shard its name. It is not synced to the disk, since the next start verifies it again."""
+        """Give a fetched and verified shard its name.
+
+        It is not synced to the disk, since the next start verifies it again.
+        """
         with self._decision():
             self._write(self.record(shard), record)
             os.replace(partial, self.tar(shard))
@@ -195,7 +205,8 @@ class CacheFolder:
     def _make_room(self, size: int, window: int, next_use: NextUse) -> bool:
         """Delete shards that are needed later than `window` until `size` bytes fit; returns whether they fit."""
         others = self._sweep()
-        # The slowest process decides when a shard is needed next: one that is ahead must not delete what others still wait for.
+        # The slowest process decides when a shard is needed next: one that is ahead must not delete what others still
+        # wait for.
         slowest = min([self._needs.window, *(need.window for need in others if need.order == self._needs.order)])
         cached = {name: CachedShard(path.stat().st_size, next_use(name, slowest)) for name, path in self._tars()}
         fetched = sum(path.stat().st_size for _, path in self._partials())
@@ -273,7 +284,10 @@ class CacheFolder:
         self._lock_of(owner).unlink(missing_ok=True)
 
     def _require_verification(self) -> None:
-        """Mark all tars as not verified, and forget which shards were corrupt in the store. For the first process that starts."""
+        """Mark all tars as not verified, and forget which shards were corrupt in the store.
+
+        For the first process that starts.
+        """
         for path in list(self._folder.iterdir()):
             if not (found := SHARD.fullmatch(path.name)):
                 continue

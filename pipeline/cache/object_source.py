@@ -1,4 +1,5 @@
-"""Ranges of one object to a file: of S3 by obstore, which takes less than half the CPU time of s3fs, of others by fsspec.
+"""Ranges of one object to a file: of S3 by obstore, which takes less than half the CPU time of s3fs, of others by
+fsspec.
 
 Endpoint, region, credentials and whether requests are anonymous or paid for are those that fsspec was configured with.
 """

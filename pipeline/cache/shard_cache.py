@@ -2,8 +2,8 @@
 
     open windows and the next ones -> threads verify the copy on disk, else fetch -> folder -> readers wait for a shard
 
-A window is open while its shards are read. The processes of one machine use the shards in the same order, so what one of them
-fetches serves all.
+A window is open while its shards are read. The processes of one machine use the shards in the same order, so what one
+of them fetches serves all.
 """
 
 import logging
@@ -45,8 +45,8 @@ def check_limit(config: CacheConfig, sets: Sequence[tuple[Sequence[ShardEntry], 
     sizes = [size for shards, most in sets for size in sorted((each.filesize for each in shards), reverse=True)[:most]]
     if sum(sizes) > config.bytes:
         raise ValueError(
-            f"stream.cache.bytes is {int(config.bytes)}, but {sum(sizes)} bytes are needed: with a shuffle window of {window}"
-            f" shards and the batches made ahead, {len(sizes)} shards can be at work at once"
+            f"stream.cache.bytes is {int(config.bytes)}, but {sum(sizes)} bytes are needed: with a shuffle window of"
+            f" {window} shards and the batches made ahead, {len(sizes)} shards can be at work at once"
         )
 
 
@@ -113,7 +113,10 @@ class ShardCache:
         return self._folder.tar(name), self._folder.record(name)
 
     def find_fault(self, shard: int) -> str:
-        """Why a shard of an open window is corrupt in the store; empty if it is not. Waits for it. Raises OSError as `wait_for`."""
+        """Why a shard of an open window is corrupt in the store; empty if it is not.
+
+        Waits for it. Raises OSError as `wait_for`.
+        """
         try:
             self.wait_for(shard)
         except ValueError as error:
@@ -123,7 +126,8 @@ class ShardCache:
     def discard_damaged(self, shard: int) -> bool:
         """Throw away the copy of a shard if it is damaged; whether a reader that met damage may open the shard anew.
 
-        Another reader may have done so before: then the copy is sound, while the file of this reader is the deleted one.
+        Another reader may have done so before: then the copy is sound, while the file of this reader is the deleted
+        one.
         """
         name = self._uses.name(shard)
         tar = self._folder.tar(name)

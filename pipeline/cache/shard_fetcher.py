@@ -26,7 +26,9 @@ class ShardFetcher:
         self._threads = ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="fetch_range")
 
     def obtain(self, name: str, entry: ShardEntry, claim: Claim) -> None:
-        """Publish a shard under `name`: the copy of earlier processes if it is sound, else the shard as fetched. Or mark it as corrupt.
+        """Publish a shard under `name`: the copy of earlier processes if it is sound, else the shard as fetched.
+
+        Or mark it as corrupt.
 
         Raises OSError when the store or the disk fails.
         """

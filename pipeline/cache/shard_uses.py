@@ -8,7 +8,10 @@ from mert_foundry.pipeline.shards.index import ShardEntry
 
 
 class ShardOrder(Protocol):
-    """The order in which shards are used: one window of shards after another. Windows are numbered through all epochs."""
+    """The order in which shards are used: one window of shards after another.
+
+    Windows are numbered through all epochs.
+    """
 
     def shards_of(self, window: int) -> list[int]:
         """The shards of a window."""
@@ -26,7 +29,10 @@ class ShardUses:
         self._numbers = {self.name(number): number for number in range(len(shards))}
 
     def name(self, shard: int) -> str:
-        """Name of a shard in the cache folder. It holds digests of tar and record, so shards that were labelled again get other names."""
+        """Name of a shard in the cache folder.
+
+        It holds digests of tar and record, so shards that were labelled again get other names.
+        """
         entry = self.shards[shard]
         return f"{entry.name}-{entry.sha256[:16]}-{entry.record_sha256[:16]}"
 

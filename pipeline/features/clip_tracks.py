@@ -31,7 +31,10 @@ class ClipTracks:
 
 
 def decode_clip_file(path: Path) -> TrackAudio:
-    """A local file as it is stored: mono, 24 kHz, 16 bits. Raises as `open_audio`, `SampleCount.follow`, `TrackAudio` and `check_length`."""
+    """A local file as it is stored: mono, 24 kHz, 16 bits.
+
+    Raises as `open_audio`, `SampleCount.follow`, `TrackAudio` and `check_length`.
+    """
     if path.exists() and not path.is_file():
         raise DecodeError("not_audio", "no file, but a folder, pipe or device")
     with open_audio(path) as file:

@@ -1,7 +1,7 @@
 """Every file of a folder, or of a list, decoded once for its true length; results are there for the next run.
 
-They lie in a hidden file in the feature store, as known_files.py of the manifest has it. The file is no output: it may be deleted
-at any time.
+They lie in a hidden file in the feature store, as known_files.py of the manifest has it. The file is no output: it may
+be deleted at any time.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,9 @@ CACHE = ".scan.jsonl.gz"
 
 
 class ScanFile(KnownFiles):
-    """Results in one file, which is written as a whole: the ranks of an extraction scan the same files at the same time."""
+    """Results in one file, which is written as a whole: the ranks of an extraction scan the same files at the same
+    time.
+    """
 
     def __init__(self, location: str, version: dict):
         super().__init__(version)
@@ -40,7 +42,8 @@ def scan_files(
     report: Callable[[ScanProgress], None] = lambda progress: None,
     examine_all: ExamineAll = examine_in_threads,
 ) -> tuple[list[Track], list[Reject]]:
-    """Tracks, sorted by key, and files that are no usable audio, by path: of all files below a folder, or of `paths` below it.
+    """Tracks, sorted by key, and files that are no usable audio, by path: of all files below a folder, or of `paths`
+    below it.
 
     Short, silent and clipped files and duplicates are tracks too: a manifest decides about these.
 

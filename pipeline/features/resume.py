@@ -48,7 +48,8 @@ def refuse_other_folder(location: str) -> None:
 
 
 def description_as_stored(location: str, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description in the names of the store that is there, if that says the same in older names; else `description`.
+    """The description in the names of the store that is there, if that says the same in older names; else
+    `description`.
 
     Raises as `refuse_other_folder`.
     """
@@ -90,7 +91,8 @@ def prepare_store(location: str, description: Mapping[str, Any], overwrite: bool
         return
     if not overwrite:
         raise ValueError(f"{location}: made with {difference}; overwrite=true throws it away")
-    # Until its content is removed the store keeps its old description, so that a kill leaves no old parts in a new store.
+    # Until its content is removed the store keeps its old description, so that a kill leaves no old parts in a new
+    # store.
     _publish_root(location, {**before, "complete": False})
     _remove_content(location)
     _publish_root(location, {**description, "complete": False})

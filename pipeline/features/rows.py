@@ -44,7 +44,9 @@ class FrameRows:
 
 
 class PooledRows:
-    """A track is a row: mean and, where the layout has it, standard deviation over its frames, summed in float64 on the device of the states."""
+    """A track is a row: mean and, where the layout has it, standard deviation over its frames, summed in float64 on the
+    device of the states.
+    """
 
     def __init__(self, part: Part, layout: StoreLayout):
         self._part = part

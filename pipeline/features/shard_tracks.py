@@ -1,4 +1,6 @@
-"""The tracks of a shard set, their audio, or their tokens, put together again from its segments; no decoder of files is needed."""
+"""The tracks of a shard set, their audio, or their tokens, put together again from its segments; no decoder of files is
+needed.
+"""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -120,7 +122,9 @@ class SegmentedTokens(SegmentedAudio):
     """A document in a shard of text alone: its tokens, uint16, read segment by segment."""
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """The tokens that stand for samples [start, start + count), whole frames of 320, as many of them as there are."""
+        """The tokens that stand for samples [start, start + count), whole frames of 320, as many of
+        them as there are.
+        """
         stop = min((start + count) // HOP, int(self._starts[-1]))
         return np.concatenate([np.zeros(0, np.uint16), *self._read_frames(start // HOP, stop)])
 

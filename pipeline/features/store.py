@@ -181,7 +181,9 @@ def _create_column(group: zarr.Group, name: str, dimension: str, kind: type | st
 
 
 def _unicode(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file name that are none, such as Latin-1's, and halves of pairs, as escapes."""
+    """Text that UTF-8 can hold: bytes of a file name that are none, such as Latin-1's, and halves of
+    pairs, as escapes.
+    """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

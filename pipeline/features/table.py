@@ -123,7 +123,7 @@ def _texts(table: ClipTable, name: str) -> list[str]:
 def _one_kind(values: list[JsonValue]) -> list:
     """A column of one type: booleans, integers, floats (NaN for an absent value), else text."""
     kinds = {type(value) for value in values}
-    if kinds in ({bool}, {str}) or (kinds == {int} and all(-MOST_INT <= value < MOST_INT for value in values)):  # type: ignore[operator]
+    if kinds in ({bool}, {str}) or (kinds == {int} and all(-MOST_INT <= value < MOST_INT for value in values)):  # type: ignore[operator]  # noqa: E501
         return values
     if kinds <= {int, float, type(None)} and kinds != {type(None)}:
         return [math.nan if value is None else float(value) for value in values]  # type: ignore[arg-type]
@@ -156,7 +156,10 @@ def _seconds(where: str, value: JsonValue) -> float | None:
 
 
 def _with_stamps(root: str, clips: list[ClipPlace]) -> list[ClipPlace]:
-    """The clips with size and time of change of their files. Raises FileNotFoundError when none of the files is there."""
+    """The clips with size and time of change of their files.
+
+    Raises FileNotFoundError when none of the files is there.
+    """
     paths = list(dict.fromkeys(clip.path for clip in clips))
     filesystem, folder = files.open_filesystem(root)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -168,7 +171,8 @@ def _with_stamps(root: str, clips: list[ClipPlace]) -> list[ClipPlace]:
 
 
 def _stamp(filesystem: AbstractFileSystem, path: str) -> tuple[int | None, str | None]:
-    """Size and time of change of a file as stores have them; none when the file system states no time, or has no such file.
+    """Size and time of change of a file as stores have them; none when the file system states no time, or has no such
+    file.
 
     Not the stamp of a scan, which says more than older stores hold.
     """

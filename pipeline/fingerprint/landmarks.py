@@ -1,8 +1,9 @@
-"""Landmarks of a recording: pairs of spectral peaks, hashed (Wang, An industrial-strength audio search algorithm, ISMIR 2003).
+"""Landmarks of a recording: pairs of spectral peaks, hashed (Wang, An industrial-strength audio search algorithm, ISMIR
+2003).
 
-A peak is the loudest point of its neighbourhood in a spectrogram. Codecs keep it, a gain moves none, and trimming moves all by
-the same time. A pair is hashed from the pitch of its first peak, the step in pitch and the step in time, so a hash says
-nothing about when it is, and the same music gives the same hashes at another time.
+A peak is the loudest point of its neighbourhood in a spectrogram. Codecs keep it, a gain moves none, and trimming moves
+all by the same time. A pair is hashed from the pitch of its first peak, the step in pitch and the step in time, so a
+hash says nothing about when it is, and the same music gives the same hashes at another time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,9 @@ def landmarks(blocks: Iterable[np.ndarray]) -> Iterator[Landmarks]:
 
 
 def thin_out(found: Landmarks, most: int) -> Landmarks:
-    """About `most` landmarks of a stretch that has more: those whose hash a divisor divides, so the same ones of every copy."""
+    """About `most` landmarks of a stretch that has more: those whose hash a divisor divides, so the same ones of every
+    copy.
+    """
     hashes, frames = found
     divisor = -(-len(hashes) // most)
     if divisor <= 1:

@@ -1,8 +1,8 @@
 """Pairs of recordings that are copies of each other, encoded anew, trimmed or scaled, among any number of them.
 
-Pairs that share a few rare keys come from an index of these, and are then compared sketch by sketch. The index links each rare key of a recording
-to the next few recordings that have it, so work grows with the number of recordings, also where thousands share a key: copies of
-one recording share many keys, and are linked by some of them.
+Pairs that share a few rare keys come from an index of these, and are then compared sketch by sketch. The index links
+each rare key of a recording to the next few recordings that have it, so work grows with the number of recordings, also
+where thousands share a key: copies of one recording share many keys, and are linked by some of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from mert_foundry.pipeline.fingerprint.sketch import Sketch
 NEIGHBOURS = 16  # recordings to which a rare key links; of a million, five have it by chance
 BLOCK = 50_000  # recordings whose links are counted together, for less memory
 FEWEST_SHARED = 2  # rare keys of a pair that is compared
-# Of a near duplicate: keys that agree on a shift in time, their share of those where both overlap, and the share of the shorter recording that
-# lies in windows with such keys. Between 45 s of 25 different tracks of game music 3 of 5,000 agreed at most; of copies 6 % at
-# least (docs/measurements.md).
+# Of a near duplicate: keys that agree on a shift in time, their share of those where both overlap, and the share of the
+# shorter recording that lies in windows with such keys. Between 45 s of 25 different tracks of game music 3 of 5,000
+# agreed at most; of copies 6 % at least (docs/measurements.md).
 FEWEST_VOTES, SMALLEST_SHARE, SHORTER_SHARE = 6, 0.02, 0.5
 WINDOW_SECONDS = 10.0
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from mert_foundry.pipeline.fingerprint.landmarks import FRAMES_PER_SECOND, Landmarks
 
-# Landmarks that must agree, and their share of the known stretch's where both overlap. Among 100 tracks of game music and 80
-# stretches of others 8 agreed by chance, or 4 % where a motif came again; of copies nearly all had 15 % (docs/measurements.md).
+# Landmarks that must agree, and their share of the known stretch's where both overlap. Among 100 tracks of game music
+# and 80 stretches of others 8 agreed by chance, or 4 % where a motif came again; of copies nearly all had 15 %
+# (docs/measurements.md).
 FEWEST_VOTES, SMALLEST_SHARE = 12, 0.08
 SHIFTS = 1 << 24  # frames of shift told apart, 99 hours
 MOST_SHIFTS = 1 << 22
@@ -28,8 +29,8 @@ class Known:
 class Match:
     """A known stretch that a recording holds.
 
-    start: seconds of the recording at which the stretch begins; negative where its beginning is cut off. votes: landmarks
-    that agree. share: of those of the stretch where both overlap.
+    start: seconds of the recording at which the stretch begins; negative where its beginning is cut off. votes:
+    landmarks that agree. share: of those of the stretch where both overlap.
     """
 
     name: str

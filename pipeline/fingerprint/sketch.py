@@ -1,9 +1,9 @@
 """A sketch of a whole recording: rare keys, a few a second, of which all its copies have many in common.
 
-A landmark is one of 4 million, and a million recordings share each of them. A key joins two landmarks that begin at one peak, 35 bits;
-a rare key joins three, 48 bits, and a copy keeps fewer of those. Keys tell how alike two recordings are, rare keys which of a
-million to compare. All copies of a recording keep the same keys, as a hash of the key says which; how many are kept
-follows from their number, in powers of two, so that what a long copy keeps a short one keeps too.
+A landmark is one of 4 million, and a million recordings share each of them. A key joins two landmarks that begin at one
+peak, 35 bits; a rare key joins three, 48 bits, and a copy keeps fewer of those. Keys tell how alike two recordings are,
+rare keys which of a million to compare. All copies of a recording keep the same keys, as a hash of the key says which;
+how many are kept follows from their number, in powers of two, so that what a long copy keeps a short one keeps too.
 """
 
 from collections.abc import Iterable
@@ -73,7 +73,9 @@ def is_kept(keys: np.ndarray, divisor: int) -> np.ndarray:
 
 
 def _keys(hashes: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of all pairs of landmarks that begin at the same peak, and their frames; a peak's landmarks follow each other."""
+    """Keys of all pairs of landmarks that begin at the same peak, and their frames; a peak's landmarks follow each
+    other.
+    """
     keys, at = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
     for second in (1, 2, 3):  # a peak begins four landmarks at most
         first = _begin_together(hashes, frames, second)

@@ -1,12 +1,12 @@
 """One codebook: k-means by mini-batches (Sculley 2010, https://doi.org/10.1145/1772690.1772862) from random frames.
 
-Entries that are rarely chosen move to random frames, so that all are in use. scikit-learn's `MiniBatchKMeans` does too, but
-compares with the most chosen entry and takes any frame: where one frame, such as silence, makes up much of the music, that
-empties the codebook (10 of 50 entries in use when 9 of 10 frames are the same). Here an entry is rare by the mean use, and
-well coded frames revive none.
+Entries that are rarely chosen move to random frames, so that all are in use. scikit-learn's `MiniBatchKMeans` does too,
+but compares with the most chosen entry and takes any frame: where one frame, such as silence, makes up much of the
+music, that empties the codebook (10 of 50 entries in use when 9 of 10 frames are the same). Here an entry is rare by
+the mean use, and well coded frames revive none.
 
-HuBERT's script, which MERT refers to (https://github.com/facebookresearch/fairseq, examples/hubert, simple_kmeans), takes the
-best of 20 starts. One start leaves the same error (docs/measurements.md, "Fitting codebooks").
+HuBERT's script, which MERT refers to (https://github.com/facebookresearch/fairseq, examples/hubert, simple_kmeans),
+takes the best of 20 starts. One start leaves the same error (docs/measurements.md, "Fitting codebooks").
 """
 
 from collections.abc import Callable
@@ -24,7 +24,8 @@ LevelReport = Callable[[int, int, float], None]  # of codebook n, from 0: steps 
 
 
 def fit_codebook(sample: np.ndarray, entries: int, seed: int, report: Report) -> np.ndarray:
-    """Entries float32 `[entries, size]` for frames `[frames, size]`; of the same machine and number of threads, the same bytes.
+    """Entries float32 `[entries, size]` for frames `[frames, size]`; of the same machine and number of threads, the
+    same bytes.
 
     Raises:
         ValueError: there are fewer frames than entries.

@@ -12,8 +12,8 @@ def codebook_quality(parts: Iterable[tuple[np.ndarray, np.ndarray]], codebooks: 
     """Relative error after each codebook, and entries in use and perplexity of each, over frames.
 
     Args:
-        parts: float32 frames `[frames, size]`, and what is coded of each, `[frames, dimensions]`: the frame itself or its
-            projection onto orthonormal directions.
+        parts: float32 frames `[frames, size]`, and what is coded of each, `[frames, dimensions]`: the frame itself or
+            its projection onto orthonormal directions.
         codebooks: float32 `[levels, entries, dimensions]`.
 
     Returns `frames`, and by level `relative_error` (of the frames' variance), `used` and `perplexity`.

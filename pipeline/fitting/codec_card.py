@@ -35,7 +35,10 @@ class Sample:
 def render_card(
     settings: Mapping[str, Any], trained: Mapping[str, Any], untrained: Mapping[str, Any], train: Sample, valid: Sample
 ) -> str:
-    """Markdown. `settings`: of the training; `trained`, `untrained`: what `evaluate_codec` says of the codec after and before."""
+    """Markdown.
+
+    `settings`: of the training; `trained`, `untrained`: what `evaluate_codec` says of the codec after and before.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

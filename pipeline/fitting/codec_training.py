@@ -74,7 +74,8 @@ class CodecTrainingConfig(BaseModel):
 
 
 def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) -> list[np.ndarray]:
-    """Decode tracks under `root` to int16 `[T]` at 24 kHz each, whole frames; `report` is given the seconds decoded so far.
+    """Decode tracks under `root` to int16 `[T]` at 24 kHz each, whole frames; `report` is given the seconds decoded so
+    far.
 
     Raises:
         ValueError, OSError: as `whole_track`.
@@ -96,7 +97,8 @@ def load_audio(root: str, tracks: list[Track], report: Callable[[float], None]) 
 class Crops(Iterator[Tensor]):
     """Endless batches `[B, 1, T]` of int16 tracks `[T]`; batch n (from 0) is a pure function of (seed, n).
 
-    `taken` counts the batches given, those before the first included. Raises ValueError when no track is as long as a crop.
+    `taken` counts the batches given, those before the first included. Raises ValueError when no track is as long as a
+    crop.
     """
 
     def __init__(self, tracks: list[np.ndarray], config: CodecTrainingConfig, taken: int = 0):
@@ -128,9 +130,9 @@ def train_codec(
 ) -> EncodecModel:
     """Train on int16 tracks `[T]`, from the start or from a state of the same settings and tracks.
 
-    `report` is called after every step with its number (from 1), its losses and the model; then `checkpoint` with the state,
-    every `checkpoint_every` steps and after the last. From such a state, and with the same number of threads, the steps that
-    follow are the same bit for bit.
+    `report` is called after every step with its number (from 1), its losses and the model; then `checkpoint` with the
+    state, every `checkpoint_every` steps and after the last. From such a state, and with the same number of threads,
+    the steps that follow are the same bit for bit.
     """
     training = CodecTraining(config, tracks, begin)
     while training.step < config.steps:

@@ -1,9 +1,9 @@
 """Fit residual codebooks of log-mel, for the Mel-RVQ teacher.
 
-MuQ learns a projection and a codebook of 16 dimensions for every level by gradient. Here there is one projection, onto the principal
-components of the standardised frames, and every codebook is k-means over what those before it leave: as good, in a tenth of the
-time and deterministic (docs/measurements.md, "Fitting codebooks"). 16 dimensions lose most of their error in the projection; 32 are
-as good as 64 in the first codebooks, which matter most, and half as large.
+MuQ learns a projection and a codebook of 16 dimensions for every level by gradient. Here there is one projection, onto
+the principal components of the standardised frames, and every codebook is k-means over what those before it leave: as
+good, in a tenth of the time and deterministic (docs/measurements.md, "Fitting codebooks"). 16 dimensions lose most of
+their error in the projection; 32 are as good as 64 in the first codebooks, which matter most, and half as large.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """Fit residual codebooks to features: principal components of the standardised frames, then k-means over and over.
 
-The projection keeps the directions in which frames differ most, so that codebooks are small and fitting is fast; the weights
-are those of `pipeline.teachers.residual_kmeans.ResidualKmeans`.
+The projection keeps the directions in which frames differ most, so that codebooks are small and fitting is fast; the
+weights are those of `pipeline.teachers.residual_kmeans.ResidualKmeans`.
 """
 
 from pathlib import Path
@@ -83,7 +83,9 @@ def fit_residual(
 def _principal_components(
     sample: np.ndarray, mean: np.ndarray, deviation: np.ndarray, dimensions: int
 ) -> tuple[np.ndarray, float]:
-    """The orthonormal directions of largest variance, largest first, float32 `[size, dimensions]`; variance of all in sum."""
+    """The orthonormal directions of largest variance, largest first, float32 `[size, dimensions]`; variance of all in
+    sum.
+    """
     covariance = np.zeros((len(mean), len(mean)))
     for part in batches(sample, BATCH_FRAMES):
         standardised = ((part - mean) / deviation).astype(np.float64)

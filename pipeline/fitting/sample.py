@@ -67,7 +67,10 @@ def choose_crops(manifest: Manifest, frames: int, crop_seconds: float, seed: int
 
 
 def hold_out(crops: list[Crops], seed: int) -> tuple[list[Crops], list[Crops]]:
-    """The crops to fit to, and those of the tenth of the tracks (at least one) to judge by. A single track is not held out."""
+    """The crops to fit to, and those of the tenth of the tracks (at least one) to judge by.
+
+    A single track is not held out.
+    """
     count = min(len(crops) - 1, max(1, round(HELD_OUT_SHARE * len(crops))))
     held = set(np.random.default_rng([seed, 1]).permutation(len(crops))[:count].tolist())
     fitted = [drawn for number, drawn in enumerate(crops) if number not in held]

@@ -198,7 +198,8 @@ def _describe_tokens(spec: TextSpec, tokens: np.ndarray) -> dict[str, Any]:
 
 
 def export_example(example: Example, members: dict[str, bytes], out: Path) -> list[Path]:
-    """Write `{key}.flac` or `.wav`, `{key}.{target}.npy`, text where there is some, and `{key}.json` into the folder `out`.
+    """Write `{key}.flac` or `.wav`, `{key}.{target}.npy`, text where there is some, and `{key}.json` into the folder
+    `out`.
 
     Members are written as they are stored, but for PCM, which becomes a WAV file. Nothing is overwritten.
 

@@ -57,8 +57,8 @@ class ManifestSummary(Document):
 class ManifestFolder:
     """A manifest folder in figures.
 
-    totals: by what (split, format, sample_rate, group) and by name. values: by field of a track, of the tracks that have it;
-    older manifests have no levels. config, streams_and_notes: as in manifest.yaml.
+    totals: by what (split, format, sample_rate, group) and by name. values: by field of a track, of the tracks that
+    have it; older manifests have no levels. config, streams_and_notes: as in manifest.yaml.
     """
 
     folder: str
@@ -72,7 +72,10 @@ class ManifestFolder:
 
 
 def load_manifest_folder(folder: str) -> ManifestFolder:
-    """Read the three files, track by track. Raises as `load_manifest`, and ValueError naming a line that is no reject."""
+    """Read the three files, track by track.
+
+    Raises as `load_manifest`, and ValueError naming a line that is no reject.
+    """
     summary = read_summary(folder)
     sums: dict[str, dict[str, list[float]]] = {what: {} for what in ("split", "format", "sample_rate", "group")}
     values: dict[str, array] = {name: array("d") for name in SPREAD_OVER}

@@ -113,7 +113,8 @@ class ShardSummary(Document):
 class ShardSet:
     """A shard folder, with the records read: what the summary and the plots are made from.
 
-    `example_lengths` and `track_lengths` `[n]`: seconds, or tokens of text alone; `partials` sums per target over the records read.
+    `example_lengths` and `track_lengths` `[n]`: seconds, or tokens of text alone; `partials` sums per target over the
+    records read.
     """
 
     folder: str

@@ -1,7 +1,7 @@
 """Source files decoded again by another library, and compared with the audio in the shards that were made of them.
 
-A file that one library reads wrongly without a word (noise for music, a dull copy, a lost end) is labelled and verified like
-any other: only a second reader can tell.
+A file that one library reads wrongly without a word (noise for music, a dull copy, a lost end) is labelled and verified
+like any other: only a second reader can tell.
 """
 
 import random
@@ -21,11 +21,12 @@ from mert_foundry.pipeline.labelling.verify import Fault
 from mert_foundry.pipeline.manifest.rows import Manifest, Track
 from mert_foundry.pipeline.storage import files
 
-# Steps of 16 bits. Two lossless decoders give the same samples, whose mean over the channels may round the other way; Vorbis
-# is defined but for rounding.
+# Steps of 16 bits. Two lossless decoders give the same samples, whose mean over the channels may round the other way;
+# Vorbis is defined but for rounding.
 MOST_STEPS = {"ogg/vorbis": 2}
 OTHER_STEPS = 1
-# Samples at 24 kHz at the end that the second reader may not give: ffmpeg leaves out up to half of Vorbis' longest block.
+# Samples at 24 kHz at the end that the second reader may not give: ffmpeg leaves out up to half of Vorbis' longest
+# block.
 LOST_BY_READER = {"ogg/vorbis": 4096}
 LOSSY = {"mp3/mp3float", "ogg/opus"}
 COMPARED_SAMPLES = 1 << 22

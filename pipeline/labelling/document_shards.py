@@ -87,7 +87,8 @@ def target_of(tokenizer: TextTokenizer) -> TargetSpec:
     """The one target of text alone. Raises ValueError naming the tokenizer when its tokens do not fit in 16 bits."""
     if tokenizer.vocabulary_size > MOST_TOKENS:
         raise ValueError(
-            f"{tokenizer.location}: vocabulary of {tokenizer.vocabulary_size} tokens, text alone takes {MOST_TOKENS} at most"
+            f"{tokenizer.location}: vocabulary of {tokenizer.vocabulary_size} tokens, text alone takes {MOST_TOKENS}"
+            " at most"
         )
     return token_target(tokenizer.vocabulary_size, tokenizer.fingerprint)
 
@@ -95,8 +96,8 @@ def target_of(tokenizer: TextTokenizer) -> TargetSpec:
 def write_document_shard(task: DocumentTask, root: str, out: str, tokenizer: TextTokenizer) -> ShardRecord:
     """Tokenise the documents of one shard and publish it in the folder `out`.
 
-    Raises OSError when a document or the folder cannot be reached, and ValueError for a document that has changed since it was
-    found, or that the tokenizer cannot encode.
+    Raises OSError when a document or the folder cannot be reached, and ValueError for a document that has changed since
+    it was found, or that the tokenizer cannot encode.
     """
     return write_shard(
         out,

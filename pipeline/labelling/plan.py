@@ -35,12 +35,14 @@ class SegmentConfig(BaseModel):
     shortest_seconds: float = Field(
         default=5.0,
         gt=0,
-        description="A shorter remainder of a track joins its last segment; a shorter track is dropped, whatever the manifest's min_seconds; seconds",
+        description="A shorter remainder of a track joins its last segment; a shorter track is dropped, whatever the"
+        " manifest's min_seconds; seconds",
     )
     examples_per_shard: int = Field(default=128, gt=0, description="A shard is full from here on; tracks stay whole")
     drop_silent: bool = Field(
         default=True,
-        description=f"Drop segments that are silent (peak below {SILENCE_DBFS:g} dB full scale) though their track is not",
+        description=f"Drop segments that are silent (peak below {SILENCE_DBFS:g} dB full scale) though their track is"
+        " not",
     )
     audio: AudioMember = Field(default="flac", description="How audio is stored: flac, or pcm.npy for speed")
 
@@ -99,9 +101,9 @@ def choose_tracks(manifest: Manifest, selection: Selection, augment: Augment = N
 
     Only train is copied: a validation loss is to be that of the music as it is, and comparable with and without copies.
 
-    Limited hours are shared among the splits by their hours in the manifest. A split gives its tracks in the order of its
-    shards until it has its share, so what a smaller limit takes is the beginning of what a larger one takes. Copies come on
-    top of limited hours.
+    Limited hours are shared among the splits by their hours in the manifest. A split gives its tracks in the order of
+    its shards until it has its share, so what a smaller limit takes is the beginning of what a larger one takes. Copies
+    come on top of limited hours.
 
     Raises:
         ValueError: a split that the manifest does not have (those it has are named), or no track to copy.

@@ -29,8 +29,8 @@ class PlannedShard:
     """What a shard will hold.
 
     lengths: examples by their number of frames. info_bytes, info_padding: of all `{key}.json`, and to whole tar blocks.
-    short_tracks: tracks that are shorter than the shortest segment, and give no example. text, text_padding: of the members with text, by
-    suffix, if there are any.
+    short_tracks: tracks that are shorter than the shortest segment, and give no example. text, text_padding: of the
+    members with text, by suffix, if there are any.
     """
 
     split: str

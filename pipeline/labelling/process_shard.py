@@ -29,10 +29,11 @@ from mert_foundry.pipeline.shards.text import Text
 from mert_foundry.pipeline.teachers.teacher import Teacher, label_tracks
 from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 
-# Threads of one process share an interpreter, which takes a part of the decoding: 16 of them decoded MP3 at half the speed of
-# one, on 16 cores (docs/measurements.md). More processes decode more.
+# Threads of one process share an interpreter, which takes a part of the decoding: 16 of them decoded MP3 at half the
+# speed of one, on 16 cores (docs/measurements.md). More processes decode more.
 DECODE_THREADS = 2
-# Processes that share a GPU, no more than its share of the cores: each decodes for itself, and needs about 1.5 GB there.
+# Processes that share a GPU, no more than its share of the cores: each decodes for itself, and needs about 1.5 GB
+# there.
 LABELLERS_PER_GPU = 8
 
 NONE_REFUSED: Mapping[str, DecodeError] = MappingProxyType({})
@@ -54,9 +55,9 @@ def process_shard(
     """Label one shard and publish it in the folder `out`.
 
     A track or segment that cannot be used is dropped under a reason; a file that cannot be reached is an error, since
-    another run may reach it. `device` is where tracks are resampled, with the same result on any. `refused` has tracks by key
-    that are not to be opened, and why. `report` is called with the seconds of each example handed to the writer and of each
-    dropped track or segment.
+    another run may reach it. `device` is where tracks are resampled, with the same result on any. `refused` has tracks
+    by key that are not to be opened, and why. `report` is called with the seconds of each example handed to the writer
+    and of each dropped track or segment.
 
     Raises:
         OSError: a file of the manifest, or the output folder, cannot be reached.
@@ -84,8 +85,8 @@ def _outcomes(
     tokenizer: TextTokenizer | None,
     report: Callable[[float], None],
 ) -> Generator[Outcome, None, None]:
-    """What the shard's tracks come to, in the order of the task. They are decoded ahead; at most as many as there are threads wait for
-    the teacher that is furthest ahead."""
+    """What the shard's tracks come to, in the order of the task. They are decoded ahead; at most as many as there are
+    threads wait for the teacher that is furthest ahead."""
     with closing(decoded):
         # Each teacher has its own view of the tracks: one that labels several at once reads ahead, at most to the end.
         tracks, *views = tee(decoded, 1 + len(teachers))

@@ -44,12 +44,13 @@ def find_unfinished(
 ) -> list[Task]:
     """The tasks without a valid record and a tar of the recorded size; writes and removes nothing.
 
-    With `overwrite`, stale shards count as unfinished (each stays until its successor is published). `catalogue` is of the
-    folder as it is now, where one is at hand; else it is read.
+    With `overwrite`, stale shards count as unfinished (each stays until its successor is published). `catalogue` is of
+    the folder as it is now, where one is at hand; else it is read.
 
     Raises:
         FolderError: a file under the name of a shard or the index that `mert label` did not write.
-        ValueError: without `overwrite`, a shard of another plan, teacher, tokenizer or audio member; both values are named.
+        ValueError: without `overwrite`, a shard of another plan, teacher, tokenizer or audio member; both values are
+            named.
     """
     catalogue = read_catalogue(folder) if catalogue is None else catalogue
     refuse_foreign_files(catalogue)
@@ -78,7 +79,8 @@ def find_unplanned(catalogue: Catalogue, tasks: Sequence[Planned]) -> list[str]:
 
 
 def refuse_foreign_files(catalogue: Catalogue) -> None:
-    """Look at the index and at the header of every tar that no record tells to be ours, where they have the names of ours.
+    """Look at the index and at the header of every tar that no record tells to be ours, where they have the names of
+    ours.
 
     Raises:
         FolderError: one that `mert label` did not write; it is named with the reason.

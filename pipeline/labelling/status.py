@@ -1,4 +1,6 @@
-"""How far a labelling job is, from its folder alone: what it planned, what is finished, and when each record was written."""
+"""How far a labelling job is, from its folder alone: what it planned, what is finished, and when each record was
+written.
+"""
 
 from collections import Counter
 

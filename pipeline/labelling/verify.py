@@ -272,7 +272,9 @@ def compare_with_manifest(folder: str, index: ShardIndex, manifest: Manifest) ->
 
 
 def _track_difference(track: Track | None, split: str, frames: int | None) -> str:
-    """How a track in a shard differs from its row of the manifest, or an empty string; `frames` None: it was dropped."""
+    """How a track in a shard differs from its row of the manifest, or an empty string; `frames` None:
+    it was dropped.
+    """
     if track is None or track.split != split:
         return f"split {split}, the manifest says {track.split if track else None}"
     planned = whole_frames(resampled_length(track.num_samples, track.sample_rate))

@@ -70,7 +70,9 @@ class Labeller:
         return self._label(task, {})
 
     def run_carefully(self, task: ShardTask) -> RecordSums:
-        """As `run`, for a shard that processes have died of: a track that ends a process of its own, twice, is dropped."""
+        """As `run`, for a shard that processes have died of: a track that ends a process of its own,
+        twice, is dropped.
+        """
         refused = {}
         for track in task.tracks:
             alone = task.model_copy(update={"tracks": [track]})
@@ -104,7 +106,9 @@ class Labeller:
 
 
 def label_alone(order: WorkOrder, teachers: Teachers, task: ShardTask) -> None:
-    """Label a shard of one track in a process of its own, for nobody: its memory is limited, and what it makes is thrown away."""
+    """Label a shard of one track in a process of its own, for nobody: its memory is limited, and what it makes is
+    thrown away.
+    """
     with tempfile.TemporaryDirectory(prefix="mert-") as folder:
         labeller = Labeller(replace(order, out=folder), teachers)
         limit_memory()

@@ -12,10 +12,12 @@ from mert_foundry.pipeline.storage.documents import file_sha256
 
 
 def decode_track(track: Track, root: str, device: str = "cpu") -> TrackAudio:
-    """Decode a track of the manifest, and shift it if it is a `ShiftedTrack`; `device` resamples it, to the same samples on any.
+    """Decode a track of the manifest, and shift it if it is a `ShiftedTrack`; `device` resamples it, to the same
+    samples on any.
 
     Raises:
-        DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `source_file` and `decode_file`.
+        DecodeError: `changed` when the decoded audio is not the one the manifest knows, or as `source_file` and
+            `decode_file`.
         OSError: as `source_file`, naming key and file.
     """
     with source_file(root, track.path, f"track {track.key}: ") as path:

@@ -27,7 +27,8 @@ from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.documents import file_sha256
 from mert_foundry.pipeline.storage.patience import Patience
 
-# Raise this number when the same file gets another row or reject although AUDIO_VERSION stays: earlier results are then not used.
+# Raise this number when the same file gets another row or reject although AUDIO_VERSION stays: earlier results are then
+# not used.
 ROW_VERSION = 1
 NO_MEMORY = "can't allocate memory"  # how torch says it, in a RuntimeError
 
@@ -36,8 +37,8 @@ NO_MEMORY = "can't allocate memory"  # how torch says it, in a RuntimeError
 class Examined:
     """The result of a file.
 
-    is_lasting: whether the result holds until the file changes; it does not when the storage failed. sha256: of the file's bytes;
-    empty when they were not read.
+    is_lasting: whether the result holds until the file changes; it does not when the storage failed. sha256: of the
+    file's bytes; empty when they were not read.
     """
 
     result: Track | Reject
@@ -54,13 +55,19 @@ ExamineAll = Callable[[Callable[[str], Examined], list[str], int], Iterable[Exam
 
 
 def examine_in_threads(examine: Callable[[str], Examined], paths: list[str], workers: int) -> Iterator[Examined]:
-    """The result of each path, in order. A decoder that crashes ends this process, so commands use other processes instead."""
+    """The result of each path, in order.
+
+    A decoder that crashes ends this process, so commands use other processes instead.
+    """
     with ThreadPoolExecutor(workers) as threads:
         yield from threads.map(examine, paths)
 
 
 def result_version(config: ManifestConfig) -> dict:
-    """Everything but the file and its path that a result of an `Examiner` depends on. (Group and split are for `place` to say.)"""
+    """Everything but the file and its path that a result of an `Examiner` depends on.
+
+    (Group and split are for `place` to say.)
+    """
     settings = ("max_seconds", "length_tolerance_seconds")
     libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     return {
@@ -75,10 +82,12 @@ def result_version(config: ManifestConfig) -> dict:
 
 
 class Examiner:
-    """Decodes and describes one file after another, or says why a file is rejected. Whether a track is of use is for `judge` to say.
+    """Decodes and describes one file after another, or says why a file is rejected.
 
-    When the storage fails to give a file, it is asked again for `patience` seconds. If that was in vain, each next file is asked for
-    only once, until the storage gives one.
+    Whether a track is of use is for `judge` to say.
+
+    When the storage fails to give a file, it is asked again for `patience` seconds. If that was in vain, each next file
+    is asked for only once, until the storage gives one.
     """
 
     def __init__(self, config: ManifestConfig):
@@ -87,7 +96,10 @@ class Examiner:
         self._storage_fails = False
 
     def __call__(self, path: str) -> Examined:
-        """The result of a file, whose path is relative to the root. Raises AssertionError for a fault of this program."""
+        """The result of a file, whose path is relative to the root.
+
+        Raises AssertionError for a fault of this program.
+        """
         patience = Patience(0.0 if self._storage_fails else self._config.patience)
         try:
             examined = patience.read(files.join(self._config.root, path), partial(_attempt, path, self._config))
@@ -134,7 +146,9 @@ def _state(local: Path) -> tuple[int, int, int, int]:
 
 
 def read_sha256(path: str, config: ManifestConfig) -> str | None:
-    """SHA-256 of a file (path relative to the root); None when it cannot be read now, for which an `Examiner` finds the reason."""
+    """SHA-256 of a file (path relative to the root); None when it cannot be read now, for which an `Examiner` finds the
+    reason.
+    """
 
     def attempt() -> str | None:
         with files.local_copy(config.root, path) as local:
@@ -149,8 +163,8 @@ def read_sha256(path: str, config: ManifestConfig) -> str | None:
 def is_own_fault(error: Exception, filesystem: AbstractFileSystem) -> bool:
     """Whether the file or folder itself is at fault, so that asking again is of no use.
 
-    So it is when a local disk finds a broken link or a file of somebody else. An object store also refuses files that are there, when
-    the credentials have expired.
+    So it is when a local disk finds a broken link or a file of somebody else. An object store also refuses files that
+    are there, when the credentials have expired.
     """
     return isinstance(filesystem, LocalFileSystem) and files.is_fault_of_file(error)
 
@@ -174,7 +188,10 @@ def lost(path: str, message: str) -> Examined:
 
 
 def reject_storage(path: str, error: Exception) -> Reject:
-    """The reject of a file that the storage did not give. `error` may be that of `Patience`, whose cause is then named."""
+    """The reject of a file that the storage did not give.
+
+    `error` may be that of `Patience`, whose cause is then named.
+    """
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     reason: Reason = "unreadable" if isinstance(cause, FileNotFoundError) else "unreachable"
     return Reject(path=path, reason=reason, detail=_detail(cause))
@@ -185,7 +202,10 @@ def _detail(error: Exception) -> str:
 
 
 def crashed(path: str) -> Examined:
-    """The result of a file whose decoding ended the process. Something else may have ended it, so the next scan tries again."""
+    """The result of a file whose decoding ended the process.
+
+    Something else may have ended it, so the next scan tries again.
+    """
     detail = "the decoder crashed: its process died, also when it had this file alone"
     return Examined(Reject(path=path, reason="unreadable", detail=detail), is_lasting=False)
 
@@ -238,7 +258,10 @@ def _size(local: Path) -> int:
 
 
 def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: ManifestConfig) -> Iterator[np.ndarray]:
-    """Pass blocks `[channels, n]` on. Raises DecodeError `too_long` as soon as the track is known to be, without decoding the rest."""
+    """Pass blocks `[channels, n]` on.
+
+    Raises DecodeError `too_long` as soon as the track is known to be, without decoding the rest.
+    """
     seconds = (header.num_samples or 0) / header.sample_rate
     if seconds > config.max_seconds:
         raise DecodeError("too_long", f"{seconds:.3f} s by its header, at most {config.max_seconds} s are asked for")
@@ -251,7 +274,10 @@ def _not_too_long(blocks: Iterable[np.ndarray], header: AudioHeader, config: Man
 
 
 def judge(result: Track | Reject, config: ManifestConfig) -> Track | Reject:
-    """The track, or its reject when the settings exclude it, naming both values. This uses measured values and decodes nothing."""
+    """The track, or its reject when the settings exclude it, naming both values.
+
+    This uses measured values and decodes nothing.
+    """
     if isinstance(result, Reject):
         return result
     assert result.peak_dbfs is not None and result.clipped_share is not None, "examine measures them"

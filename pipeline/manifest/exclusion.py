@@ -1,8 +1,8 @@
 """Test clips of probe sets kept out of a manifest: by the hash of the decoded audio, and by an acoustic fingerprint.
 
-The hash finds the same decoded audio. The fingerprint finds a test clip in a track that was encoded anew, trimmed, scaled, or
-that holds the clip as a part; not one that was transposed or played at another speed. A clip with fewer landmarks than must
-agree, such as a steady tone, is found by its hash alone.
+The hash finds the same decoded audio. The fingerprint finds a test clip in a track that was encoded anew, trimmed,
+scaled, or that holds the clip as a part; not one that was transposed or played at another speed. A clip with fewer
+landmarks than must agree, such as a steady tone, is found by its hash alone.
 """
 
 import tempfile
@@ -42,7 +42,9 @@ class MapAll(Protocol):
 
 @dataclass(frozen=True)
 class ProbeFile:
-    """An audio file with test clips. stretches: name, start and end of each, seconds; no end stands for that of the file."""
+    """An audio file with test clips. stretches: name, start and end of each, seconds; no end stands for that of the
+    file.
+    """
 
     path: str
     stretches: tuple[tuple[str, float, float | None], ...]
@@ -61,8 +63,8 @@ class Heard:
 class Exclusion:
     """Result of the exclusion.
 
-    results: rows and rejects, those that hold a test clip among the rejects. clips: test clips looked for. plain: those with too
-    few landmarks for a fingerprint. faults: files with test clips that could not be decoded, and why.
+    results: rows and rejects, those that hold a test clip among the rejects. clips: test clips looked for. plain: those
+    with too few landmarks for a fingerprint. faults: files with test clips that could not be decoded, and why.
     """
 
     results: list[Track | Reject]
@@ -119,7 +121,8 @@ def _index(files: list[ProbeFile], heard: list[Heard]) -> Known:
 
 
 def probe_files(data: str) -> list[ProbeFile]:
-    """Files with test clips of all tasks that `load_tasks` finds, by path; in a task with folds each clip is one of test.
+    """Files with test clips of all tasks that `load_tasks` finds, by path; in a task with folds each clip is one of
+    test.
 
     Raises:
         ValueError: the probe sets cannot be read.
@@ -172,8 +175,8 @@ def _search_track(track: Track, root: str, folder: str) -> Track | Reject:
     if match is None:
         return track
     detail = (
-        f"holds test clip {match.name} from {match.start} s on: {match.votes} landmarks agree, {match.share:.0%} of those"
-        " in reach"
+        f"holds test clip {match.name} from {match.start} s on: {match.votes} landmarks agree, {match.share:.0%} of"
+        " those in reach"
     )
     return Reject(path=track.path, reason="excluded", detail=detail)
 

@@ -1,4 +1,6 @@
-"""The user's own list of files: which ones to scan, in which group and split they belong, and what else is known of them."""
+"""The user's own list of files: which ones to scan, in which group and split they belong, and what else is known of
+them.
+"""
 
 import posixpath
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ class FileListRow:
 
 
 def read_file_list(config: ManifestConfig) -> dict[str, FileListRow]:
-    """The files of the list that the settings name, by path, sorted. Without group or split, these follow from the settings.
+    """The files of the list that the settings name, by path, sorted.
+
+    Without group or split, these follow from the settings.
 
     Raises:
         FileNotFoundError: there is no such list.

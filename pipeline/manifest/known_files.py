@@ -1,8 +1,8 @@
 """What scans have found of files, so that no file is decoded twice.
 
-A result is used again without a look at the file when its stamp is the same, else when its bytes are. Results lie in gzip files of
-JSON lines: a header with all that decides about results beside the files, then a line a file with its path, its stamp, the digest
-of its bytes and its result. A gzip file with another header, or a damaged one, is not used.
+A result is used again without a look at the file when its stamp is the same, else when its bytes are. Results lie in
+gzip files of JSON lines: a header with all that decides about results beside the files, then a line a file with its
+path, its stamp, the digest of its bytes and its result. A gzip file with another header, or a damaged one, is not used.
 """
 
 import gzip

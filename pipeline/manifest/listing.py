@@ -17,8 +17,8 @@ from mert_foundry.pipeline.storage import files
 from mert_foundry.pipeline.storage.patience import Patience
 
 THREADS = 16  # folders that are listed at once: an object store takes 30 ms and more for each
-# Seconds: a file that changed so shortly before it was listed may change again with the same time of change (2 s on FAT).
-# Such a file has no stamp.
+# Seconds: a file that changed so shortly before it was listed may change again with the same time of change (2 s on
+# FAT). Such a file has no stamp.
 SETTLED = 2.0
 
 
@@ -26,9 +26,10 @@ SETTLED = 2.0
 class FoundFiles:
     """The files below a root.
 
-    stamps: by path relative to the root, sorted, what changes when the file does: the root, the file's size and its entity tag or
-    time of change; for a local file its number (inode) and the time of its last change of any kind (ctime) too, which no program
-    can set back. None where a file system tells neither, or the file has just changed. unlisted: folders that could not be listed.
+    stamps: by path relative to the root, sorted, what changes when the file does: the root, the file's size and its
+    entity tag or time of change; for a local file its number (inode) and the time of its last change of any kind
+    (ctime) too, which no program can set back. None where a file system tells neither, or the file has just changed.
+    unlisted: folders that could not be listed.
     """
 
     stamps: dict[str, str | None]
@@ -36,10 +37,11 @@ class FoundFiles:
 
 
 def list_files(root: str, patience: float = 0.0) -> FoundFiles:
-    """All files below a root, a folder or fsspec URL. (fsspec's own walk leaves out without a word what it cannot list.)
+    """All files below a root, a folder or fsspec URL. (fsspec's own walk leaves out without a word what it cannot
+    list.)
 
-    `patience` is how long the storage is asked again when it does not answer, seconds. Raises OSError when the root cannot be
-    listed.
+    `patience` is how long the storage is asked again when it does not answer, seconds. Raises OSError when the root
+    cannot be listed.
     """
     filesystem, top = files.open_filesystem(root)
     top = top.rstrip("/")
@@ -91,7 +93,8 @@ def stamp_files(root: str, paths: Iterable[str], patience: float) -> FoundFiles:
 
 
 def check_folder(root: str, patience: float, name: str = "root") -> None:
-    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience` seconds.
+    """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience`
+    seconds.
 
     `name` is the setting that names the root, for the message.
     """

@@ -1,4 +1,6 @@
-"""Near duplicates within a manifest: found by their sketches, reported in clusters, kept together, or all but one of each recording dropped."""
+"""Near duplicates within a manifest: found by their sketches, reported in clusters, kept together, or all but one of
+each recording dropped.
+"""
 
 import json
 from collections import defaultdict
@@ -50,7 +52,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Resolved:
-    """Rows and rejects, with clusters in one group each and what is dropped among the rejects; and the clusters, by name."""
+    """Rows and rejects, with clusters in one group each and what is dropped among the rejects; and the clusters, by
+    name.
+    """
 
     results: list[Track | Reject]
     clusters: list[Cluster]
@@ -59,8 +63,9 @@ class Resolved:
 def resolve(results: Sequence[Track | Reject], sketches: Mapping[str, Sketch], keep: Keep) -> Resolved:
     """Find the near duplicates and decide what happens to them. The order of `results` stays, and changes nothing.
 
-    A cluster takes one group: that of its first track by key, one in train before others, so that nothing that was trained on gets into another split
-    by a copy. A track is dropped when one that is preferred and kept has at least half of it.
+    A cluster takes one group: that of its first track by key, one in train before others, so that nothing that was
+    trained on gets into another split by a copy. A track is dropped when one that is preferred and kept has at least
+    half of it.
 
     Args:
         sketches: by the SHA-256 of the decoded audio.

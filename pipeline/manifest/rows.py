@@ -67,7 +67,8 @@ class Track(Row, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False
     notes: Annotated[
         tuple[str, ...],
         Meta(
-            description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has no filter"
+            description="repaired (Ogg), joined (MP3), or the rate as which the track is resampled when its own has"
+            " no filter"
         ),
     ] = ()
     extra: Annotated[
@@ -265,7 +266,10 @@ def read_blocks(location: str) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_lines(where: str, number: int, block: bytes, kind: type[AnyStruct]) -> list[AnyStruct]:
-    """Rows of JSON lines. Raises ValueError that begins with `where` and the line's number, of which the first is `number`."""
+    """Rows of JSON lines.
+
+    Raises ValueError that begins with `where` and the line's number, of which the first is `number`.
+    """
     try:
         rows = msgspec.json.Decoder(kind).decode_lines(block)
     except (

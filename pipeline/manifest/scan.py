@@ -45,7 +45,9 @@ from mert_foundry.pipeline.storage import files
 
 @dataclass(frozen=True)
 class ScanProgress:
-    """Where a scan stands: files known before, files decoded of those to decode, seconds of audio decoded, rejects so far."""
+    """Where a scan stands: files known before, files decoded of those to decode, seconds of audio decoded, rejects so
+    far.
+    """
 
     known: int
     decoded: int
@@ -65,7 +67,8 @@ def scan(
     Args:
         report: called when it is known what is to decode, and after each file that is decoded.
         examine_all: how the files are spread.
-        parts: what earlier scans found, which is not decoded again; what is found is added. Without, all files are decoded.
+        parts: what earlier scans found, which is not decoded again; what is found is added. Without, all files are
+            decoded.
 
     Raises as `check_folders`, and OSError when the root cannot be listed.
     """
@@ -83,7 +86,8 @@ def scan(
 
 
 def check_machine(config: ManifestConfig, version: dict) -> None:
-    """Check that a machine of a cluster finds what the one finds that began the scan; `version` is `result_version` there.
+    """Check that a machine of a cluster finds what the one finds that began the scan; `version` is `result_version`
+    there.
 
     Raises:
         FileNotFoundError: this machine does not see the root.
@@ -118,7 +122,9 @@ def find_or_examine(
     examine_all: ExamineAll,
     known: KnownFiles | None,
 ) -> Iterator[Track | Reject]:
-    """The result of every file that was found below the root, those that are known first; what is examined is added to `known`."""
+    """The result of every file that was found below the root, those that are known first; what is examined is added to
+    `known`.
+    """
     before = _find_known(config, found, known) if known else {}
     yield from before.values()
     missing = [path for path in found.stamps if path not in before]
@@ -151,7 +157,9 @@ def _find_known(config: ManifestConfig, found: FoundFiles, known: KnownFiles) ->
 def _find_by_bytes(
     config: ManifestConfig, found: FoundFiles, paths: list[str], known: KnownFiles
 ) -> dict[str, Track | Reject]:
-    """Results of files that look changed, or lie elsewhere now, and hold the bytes they held; these are read, not decoded."""
+    """Results of files that look changed, or lie elsewhere now, and hold the bytes they held; these are read, not
+    decoded.
+    """
     as_before = {path: before for path in paths if (before := known.find_bytes(path))}
     same: dict[str, Track | Reject] = {}
     threads = ThreadPoolExecutor(config.workers or os.cpu_count() or 1)
@@ -169,7 +177,9 @@ def _find_by_bytes(
 
 
 def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, FileListRow]) -> Track | Reject:
-    """A track in the group and split that the list gives it, or the settings; its tags beside the list's columns, which count before them."""
+    """A track in the group and split that the list gives it, or the settings; its tags beside the list's columns, which
+    count before them.
+    """
     if isinstance(result, Reject):
         return result
     own = listed.get(result.path)

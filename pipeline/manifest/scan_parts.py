@@ -1,8 +1,8 @@
 """What scans have found so far, in parts beside the manifest, so that no file is decoded twice.
 
-A part is a gzip file as in known_files.py, published while the scan goes on. What was found of files that are gone stays until a
-recheck, as they may come back: a disk was not mounted. Parts are no output: they may be deleted at any time, and the next scan
-decodes every file.
+A part is a gzip file as in known_files.py, published while the scan goes on. What was found of files that are gone
+stays until a recheck, as they may come back: a disk was not mounted. Parts are no output: they may be deleted at any
+time, and the next scan decodes every file.
 """
 
 import logging
@@ -65,7 +65,9 @@ class ScanParts(KnownFiles):
         super().publish()
 
     def finish(self) -> None:
-        """Remove parts of no use, and put the others together when they are many, or half of their lines are of no use."""
+        """Remove parts of no use, and put the others together when they are many, or half of their
+        lines are of no use.
+        """
         self.publish()
         wanted = list(self._known.values())
         if len(self._used) > MOST_PARTS + len(wanted) // MOST_LINES or self._num_lines > 2 * len(wanted):

@@ -17,8 +17,8 @@ class NearDuplicateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep: Keep = Field(
-        description="What is kept of near duplicates: all; the best, of the highest sample rate, then bytes a second, then length; or the"
-        " first by key. All stay in one group"
+        description="What is kept of near duplicates: all; the best, of the highest sample rate, then bytes a second,"
+        " then length; or the first by key. All stay in one group"
     )
 
 
@@ -31,13 +31,13 @@ class ManifestConfig(BaseModel):
     out: str = Field(description="Folder or fsspec URL for manifest.jsonl, rejected.jsonl, manifest.yaml")
     files: str = Field(
         default="",
-        description="CSV or JSON lines with a column path, relative to root: these files alone are scanned. Columns group and split"
-        " say where they belong, others are carried along in the manifest as extra",
+        description="CSV or JSON lines with a column path, relative to root: these files alone are scanned. Columns"
+        " group and split say where they belong, others are carried along in the manifest as extra",
     )
     tags: list[str] = Field(
         default=[],
-        description="Tags of the files, such as [title, artist, album, genre, comment, lyrics], that go into the manifest as extra; a column"
-        " of files with the same name counts before the tag",
+        description="Tags of the files, such as [title, artist, album, genre, comment, lyrics], that go into the"
+        " manifest as extra; a column of files with the same name counts before the tag",
     )
     seed: int = Field(default=0, description="Seed of the split")
     splits: dict[str, float] = Field(
@@ -65,7 +65,8 @@ class ManifestConfig(BaseModel):
     )
     exclude: str = Field(
         default="",
-        description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are rejected",
+        description="Data folder of probe sets, or one task.yaml: tracks that hold one of their test clips are"
+        " rejected",
     )
     near_duplicates: NearDuplicateConfig | None = Field(
         default=None, description="Look for near duplicates, by a fingerprint of each track; null: do not"
@@ -78,12 +79,13 @@ class ManifestConfig(BaseModel):
     wait_for_nodes: float = Field(
         default=3600.0,
         ge=60,
-        description="On Ray: how long to wait when no worker is left, as when all nodes have gone, before the command ends, seconds",
+        description="On Ray: how long to wait when no worker is left, as when all nodes have gone, before the command"
+        " ends, seconds",
     )
     address: str | None = Field(
         default=None,
-        description="'local' (Ray on this machine), or the address of a running Ray cluster; null: RAY_ADDRESS, else processes of"
-        " this machine",
+        description="'local' (Ray on this machine), or the address of a running Ray cluster; null: RAY_ADDRESS, else"
+        " processes of this machine",
     )
     patience: float = Field(
         default=60.0,
@@ -111,7 +113,9 @@ class ManifestConfig(BaseModel):
 
 
 def check_shares(splits: dict[str, float]) -> None:
-    """Raise ValueError naming a split that cannot have this name, or shares that leave nothing for the split of the rest."""
+    """Raise ValueError naming a split that cannot have this name, or shares that leave nothing for the split of the
+    rest.
+    """
     for name in splits:
         if not re.fullmatch(r"[a-z][a-z0-9]*", name) or name == REST_SPLIT:
             raise ValueError(

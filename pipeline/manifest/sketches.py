@@ -1,7 +1,8 @@
-"""Sketches of all tracks of a manifest, kept in parts beside those of the scan, so that no track is decoded for one twice.
+"""Sketches of all tracks of a manifest, kept in parts beside those of the scan, so that no track is decoded for one
+twice.
 
-A sketch follows from the decoded audio alone, whose SHA-256 is its name: another path, seed or split needs none anew. A part is an npz file
-without pickles. Parts are no output: they may be deleted at any time.
+A sketch follows from the decoded audio alone, whose SHA-256 is its name: another path, seed or split needs none anew. A
+part is an npz file without pickles. Parts are no output: they may be deleted at any time.
 """
 
 import io
@@ -49,7 +50,8 @@ def find_sketches(
     """Sketches of tracks: those kept in the manifest folder `out`, and others made now, which are kept.
 
     Args:
-        sketch_all: calls its first argument with each track, or the third where the process of one dies; gives results in any order.
+        sketch_all: calls its first argument with each track, or the third where the process of one dies; gives results
+            in any order.
         report: called with the seconds of the tracks that were sketched now, and how many of how many they are.
     """
     folder = files.join(out, FOLDER)

@@ -17,8 +17,8 @@ def source_file(root: str, path: str, name: str = "", may_be_missing: bool = Fal
         may_be_missing: whether a file that is not there is a fault of its own.
 
     Raises, also for what happens while it is in use:
-        DecodeError: `unreadable` for a fault of the file's own: another run cannot reach it either (a link to itself, too
-            long a name).
+        DecodeError: `unreadable` for a fault of the file's own: another run cannot reach it either (a link to itself,
+            too long a name).
         OSError: the file cannot be reached, naming it, or there is no room for what is made of it.
     """
     try:

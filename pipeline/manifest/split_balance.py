@@ -1,8 +1,9 @@
 """Whether the splits have the hours that were asked for, which group stands in the way, and a seed that comes nearer.
 
-A split cannot be balanced and hold still at once. That adding files moves no track means: whatever the corpus grows to, a
-group stays where it was when its first file stood alone. So the split can depend on nothing but the name of the group and the
-settings, and not on hours. What is left is to see the imbalance, and to choose another seed before anything is trained.
+A split cannot be balanced and hold still at once. That adding files moves no track means: whatever the corpus grows to,
+a group stays where it was when its first file stood alone. So the split can depend on nothing but the name of the group
+and the settings, and not on hours. What is left is to see the imbalance, and to choose another seed before anything is
+trained.
 """
 
 import math
@@ -59,7 +60,9 @@ def find_imbalances(tracks: Iterable[Track], config: ManifestConfig) -> list[Imb
 
 
 def find_better_seed(tracks: Iterable[Track], config: ManifestConfig) -> tuple[int, dict[str, float]] | None:
-    """The seed below 100 that comes nearest to the shares wanted, and the hours by split with it; None if none comes nearer."""
+    """The seed below 100 that comes nearest to the shares wanted, and the hours by split with it; None if none comes
+    nearer.
+    """
     groups: dict[str, float] = defaultdict(float)
     for (name, _), hours in _hours_by_group(tracks).items():
         groups[name] += hours

@@ -35,9 +35,9 @@ def check_clips(task: ProbeTask, clips: Sequence[ProbeClip], locate: Callable[[i
         locate: what names the clip of an index in a message, such as a file and a line.
 
     Raises:
-        ValueError: a label that does not fit the task, a path out of the set's folder, a clip without a split, a stretch listed
-            twice, a group in two splits, a track in two groups or with two labels, a condition outside the test split, a
-            split without clips.
+        ValueError: a label that does not fit the task, a path out of the set's folder, a clip without a split, a
+            stretch listed twice, a group in two splits, a track in two groups or with two labels, a condition outside
+            the test split, a split without clips.
     """
     stretches: dict[Hashable, int] = {}
     groups: dict[Hashable, int] = {}
@@ -80,7 +80,10 @@ def paths_of(clip: ProbeClip) -> list[str]:
 
 
 def check_audio(root: Path, clips: Sequence[ProbeClip], locate: Callable[[int], str]) -> None:
-    """Refuse a set whose audio is not all there; each folder is listed once. Raises FolderError naming the first file."""
+    """Refuse a set whose audio is not all there; each folder is listed once.
+
+    Raises FolderError naming the first file.
+    """
     listings: dict[str, set[str]] = {}
     missing: list[tuple[int, str]] = []
     wanted: set[str] = set()

@@ -1,7 +1,8 @@
 """Chord labels (Harte and others, ISMIR 2005) as one of 25 classes: major, minor, no chord.
 
-A chord with the notes of a major triad counts as major, one with those of a minor triad as minor; sevenths and the bass note are
-notes of the chord too. A chord with neither (suspended, diminished) or with both is not scored. MARBLE does the same for Chords1217.
+A chord with the notes of a major triad counts as major, one with those of a minor triad as minor; sevenths and the bass
+note are notes of the chord too. A chord with neither (suspended, diminished) or with both is not scored. MARBLE does
+the same for Chords1217.
 """
 
 import re
@@ -31,7 +32,10 @@ LABEL = re.compile(
 
 
 def chord_class(label: str) -> str | None:
-    """One of CHORDS, or None for a chord that is not scored, such as `X`. Raises ValueError for text that is no chord label."""
+    """One of CHORDS, or None for a chord that is not scored, such as `X`.
+
+    Raises ValueError for text that is no chord label.
+    """
     if label in (NO_CHORD, "X"):
         return NO_CHORD if label == NO_CHORD else None
     match = LABEL.fullmatch(label)

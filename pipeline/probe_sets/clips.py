@@ -14,8 +14,8 @@ LEAST_BYTES_PER_SECOND = 100
 def files_to_measure(labelled: LabelledSet) -> list[str]:
     """Paths, sorted, of the files whose length must be known before clips are cut.
 
-    These are files of a stretch that is cut and runs to the end of its file, of a stretch that does not begin at the start
-    of its file, and of a stretch that ends later than a file of that size can.
+    These are files of a stretch that is cut and runs to the end of its file, of a stretch that does not begin at the
+    start of its file, and of a stretch that ends later than a file of that size can.
     """
     return sorted({clip.path for clip in labelled.clips if _must_be_measured(labelled, clip)})
 

@@ -1,10 +1,11 @@
 """EmoMusic (Soleymani and others, 2013): arousal and valence of 744 clips of 45 seconds.
 
-Test is the evaluation part of MediaEval 2013; the rest is split by SHA-1 of the artist's name, 8:2 (Castellon and others,
-jukemir, ISMIR 2021). 53 of the 409 artists are in the test part and in another, because it was published so. Values are standardised
-by mean and standard deviation of training and validation together.
+Test is the evaluation part of MediaEval 2013; the rest is split by SHA-1 of the artist's name, 8:2 (Castellon and
+others, jukemir, ISMIR 2021). 53 of the 409 artists are in the test part and in another, because it was published so.
+Values are standardised by mean and standard deviation of training and validation together.
 
-The first 30 seconds of each clip are used, in windows of 5, as in the code of MARBLE v1 (its paper says 45). v2 takes 15.
+The first 30 seconds of each clip are used, in windows of 5, as in the code of MARBLE v1 (its paper says 45). v2 takes
+15.
 """
 
 from hashlib import sha1

@@ -1,12 +1,12 @@
 """GiantSteps key (Knees and others, ISMIR 2015): 24 keys of two-minute previews of electronic dance music.
 
-Training and validation come from the GiantSteps MTG key set (Faraldo), test is the GiantSteps key set. Of the first, tracks
-count whose annotator was sure (C = 2) of a single key (Korzeniowski and Widmer, 2018). The split by artists is Castellon's
-(jukemir, ISMIR 2021), which MARBLE took over: by SHA-1 of the artist's name, 100 train to 16 valid; who made a track with a
-valid artist is valid too, over two rounds.
+Training and validation come from the GiantSteps MTG key set (Faraldo), test is the GiantSteps key set. Of the first,
+tracks count whose annotator was sure (C = 2) of a single key (Korzeniowski and Widmer, 2018). The split by artists is
+Castellon's (jukemir, ISMIR 2021), which MARBLE took over: by SHA-1 of the artist's name, 100 train to 16 valid; who
+made a track with a valid artist is valid too, over two rounds.
 
-MARBLE picks for each model, on the validation split, the rule that joins the clips of a song (vote, maximum, mean logit, mean
-probability); here it is always the mean.
+MARBLE picks for each model, on the validation split, the rule that joins the clips of a song (vote, maximum, mean
+logit, mean probability); here it is always the mean.
 """
 
 from collections.abc import Iterable
@@ -93,7 +93,8 @@ TASKS = (
             published_as="MARBLE GS",
         ),
         folder="giantsteps_key",
-        page="https://github.com/GiantSteps/giantsteps-key-dataset and .../giantsteps-mtg-key-dataset, audio by audio_dl.sh",
+        page="https://github.com/GiantSteps/giantsteps-key-dataset and .../giantsteps-mtg-key-dataset, audio by"
+        " audio_dl.sh",
         files=(f"{TRAINING}*/annotations/annotations.txt", f"{TRAINING}*/audio/*.LOFI.mp3",
                f"{TEST}*/annotations/key/*.LOFI.key", f"{TEST}*/audio/*.LOFI.mp3"),
         split="MTG set: train and valid 100 to 16 by hash of artist; the other set: test",

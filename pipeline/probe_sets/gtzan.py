@@ -1,13 +1,14 @@
 """GTZAN: 10 genres (Tzanetakis and Cook, 2002), and the beats that GTZAN-Rhythm (Marchand and others, 2015) adds.
 
-The split is the "fault-filtered" one (Kereliuk, Sturm and Larsen, 2015) of 930 tracks: no artist lies in two splits, and
-exact copies and distorted tracks are excluded. The lists stand below, so files such as `train_filtered.txt` are not needed.
+The split is the "fault-filtered" one (Kereliuk, Sturm and Larsen, 2015) of 930 tracks: no artist lies in two splits,
+and exact copies and distorted tracks are excluded. The lists stand below, so files such as `train_filtered.txt` are not
+needed.
 
-Audio is `genres/GENRE/GENRE.00000.wav` or, in the first release, `.au`; other mirrors call the folder `genres_original`. In some
-of them jazz.00054 cannot be decoded; it is in the training split.
+Audio is `genres/GENRE/GENRE.00000.wav` or, in the first release, `.au`; other mirrors call the folder
+`genres_original`. In some of them jazz.00054 cannot be decoded; it is in the training split.
 
-Beats: the paper of MERT names a tolerance of 20 ms, both versions of MARBLE score with 70 ms; both are metrics here. MARBLE
-v1 trains on random crops of 10 s and tests on 30 s, v2 tests on 10 s too.
+Beats: the paper of MERT names a tolerance of 20 ms, both versions of MARBLE score with 70 ms; both are metrics here.
+MARBLE v1 trains on random crops of 10 s and tests on 30 s, v2 tests on 10 s too.
 """
 
 from pathlib import Path
@@ -163,7 +164,8 @@ TASKS = (
             published_as="MARBLE GTZANBT",
         ),
         folder="gtzan",
-        page=f"{PAGE}, and GTZAN-Rhythm_v2_ismir2015_lbd_2015-10-28 from http://anasynth.ircam.fr/home/media/GTZAN-rhythm",
+        page=f"{PAGE}, and GTZAN-Rhythm_v2_ismir2015_lbd_2015-10-28 from"
+        " http://anasynth.ircam.fr/home/media/GTZAN-rhythm",
         files=(AUDIO_PATTERN, "**/jams/*.jams"),
         split="fault-filtered, 930 tracks",
         counts=(443, 197, 290),

@@ -1,8 +1,8 @@
 """MagnaTagATune tagging (Law and others, ISMIR 2009): the 50 most frequent of 188 tags of 29-second clips.
 
-The split is that of the folders (van den Oord and others, 2014): 0 to b train, c valid, d to f test. No song lies in two of
-them, but artists do. Clips without any of the 50 tags stay in, as in MARBLE. Three MP3s are published as empty files and
-are skipped. `no vocal` and `no vocals` are two classes, as are other synonyms, because it was published so.
+The split is that of the folders (van den Oord and others, 2014): 0 to b train, c valid, d to f test. No song lies in
+two of them, but artists do. Clips without any of the 50 tags stay in, as in MARBLE. Three MP3s are published as empty
+files and are skipped. `no vocal` and `no vocals` are two classes, as are other synonyms, because it was published so.
 """
 
 import re

@@ -1,9 +1,10 @@
 """Any set in the JSONL of MARBLE v2: `NAME.train.jsonl`, `NAME.val.jsonl`, `NAME.test.jsonl`, one line a file.
 
-A line has `audio_path`, `label`, `num_samples`, `sample_rate`, and `ori_uid` where several files are of one song. Paths begin at
-the folder that MARBLE is started in (`data/GTZAN/...`), so leading folders are removed until the first file is found below the
-set's own folder. Names, classes and lengths of clips of MARBLE's own sets stand below; of another set the form of the labels
-tells the kind, and the labels of all three files are its classes. The task is called `marble_` and the name in small letters.
+A line has `audio_path`, `label`, `num_samples`, `sample_rate`, and `ori_uid` where several files are of one song. Paths
+begin at the folder that MARBLE is started in (`data/GTZAN/...`), so leading folders are removed until the first file is
+found below the set's own folder. Names, classes and lengths of clips of MARBLE's own sets stand below; of another set
+the form of the labels tells the kind, and the labels of all three files are its classes. The task is called `marble_`
+and the name in small letters.
 
 The split is taken as it is: whether a song or an artist lies in two of them is not looked at.
 """
@@ -53,8 +54,8 @@ SAME_SECTION = {
 class MarbleSet:
     """One of MARBLE's own sets: what its lines do not say.
 
-    drops: lines with labels outside the classes are skipped, not refused. same: labels that count as another. joins: predictions of
-    files with the same `ori_uid` are averaged; elsewhere they are one piece, but each has its own label.
+    drops: lines with labels outside the classes are skipped, not refused. same: labels that count as another. joins:
+    predictions of files with the same `ori_uid` are averaged; elsewhere they are one piece, but each has its own label.
     """
 
     kind: Kind

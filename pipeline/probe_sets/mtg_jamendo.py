@@ -1,7 +1,8 @@
-"""MTG-Jamendo tagging (Bogdanov and others, 2019): instruments, moods, genres and the top 50 tags of 55,525 full tracks.
+"""MTG-Jamendo tagging (Bogdanov and others, 2019): instruments, moods, genres and the top 50 tags of 55,525 full
+tracks.
 
-Split 0 of the five published ones, as in MARBLE; no artist lies in two of its splits. A few tags are in none of the split
-lists, which is why there are 40, 56 and 87 classes where papers say 41, 59 and 95.
+Split 0 of the five published ones, as in MARBLE; no artist lies in two of its splits. A few tags are in none of the
+split lists, which is why there are 40, 56 and 87 classes where papers say 41, 59 and 95.
 """
 
 from functools import partial
@@ -49,7 +50,8 @@ COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
 
 
 def read_clips(root: Path, subset: str) -> list[ProbeClip]:
-    """Tracks of `autotagging_SUBSET-SPLIT.tsv`; audio is `audio-low/41/241.low.mp3`, or `audio/41/241.mp3` without the first.
+    """Tracks of `autotagging_SUBSET-SPLIT.tsv`; audio is `audio-low/41/241.low.mp3`, or `audio/41/241.mp3` without the
+    first.
 
     Raises ValueError for a line that is not of the published form.
     """

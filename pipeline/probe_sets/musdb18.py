@@ -1,8 +1,8 @@
 """MUSDB18 source separation (Rafii and others, 2017): four stems of 150 songs, by magnitudes of frames.
 
 The layout is that of MUSDB18-HQ: `train` and `test`, a folder a song, in it `mixture.wav` and the four stems. The 14
-validation songs are those of the `musdb` package. Songs are not cut here. MARBLE trains on 64 random excerpts of 6 s a song,
-each a new mixture of stems of several songs, and tests on excerpts of 90 s.
+validation songs are those of the `musdb` package. Songs are not cut here. MARBLE trains on 64 random excerpts of 6 s a
+song, each a new mixture of stems of several songs, and tests on excerpts of 90 s.
 """
 
 from pathlib import Path

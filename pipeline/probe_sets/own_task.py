@@ -1,12 +1,15 @@
-"""A task of one's own: `task.yaml` beside a CSV or JSONL file of clips. The suite that `mert suite` renders has this form.
+"""A task of one's own: `task.yaml` beside a CSV or JSONL file of clips.
 
-`task.yaml` holds the fields of `ProbeTask`, and `clips: FILE`. Paths of audio are relative to its folder; in a folder of
-several tasks they may lead to a neighbour (`../audio/a.wav`), but not out of that folder.
+The suite that `mert suite` renders has this form.
 
-A CSV has the columns `path,label[,split,fold,group,track,start,end,condition]`. Classes of a multilabel task and values of a
-regression are separated by `|`. Each line of a JSONL file is an object of the same names, where a label may have any form that
-`ProbeClip` knows. Without `split` (or `fold`) it is drawn by hash of the group: 70 % train, 10 % valid, 20 % test, whatever
-else is listed. Without `group` a file is a group of its own; without `track` a stretch is a track of its own.
+`task.yaml` holds the fields of `ProbeTask`, and `clips: FILE`. Paths of audio are relative to its folder; in a folder
+of several tasks they may lead to a neighbour (`../audio/a.wav`), but not out of that folder.
+
+A CSV has the columns `path,label[,split,fold,group,track,start,end,condition]`. Classes of a multilabel task and values
+of a regression are separated by `|`. Each line of a JSONL file is an object of the same names, where a label may have
+any form that `ProbeClip` knows. Without `split` (or `fold`) it is drawn by hash of the group: 70 % train, 10 % valid,
+20 % test, whatever else is listed. Without `group` a file is a group of its own; without `track` a stretch is a track
+of its own.
 """
 
 import os

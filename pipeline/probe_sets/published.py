@@ -15,8 +15,9 @@ class PublishedTask:
     """One task of a published set.
 
     folder: the set's folder within the data folder. page: where to download it. files: what is looked for, as patterns
-    (`A or B` where either will do); a folder with something for each of them offers the task. split: the published split, in words. counts: train, valid
-    and test tracks of the whole set. read_clips: from the set's folder to its clips.
+    (`A or B` where either will do); a folder with something for each of them offers the task. split: the published
+    split, in words. counts: train, valid and test tracks of the whole set. read_clips: from the set's folder to its
+    clips.
     """
 
     task: ProbeTask

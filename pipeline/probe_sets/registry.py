@@ -30,8 +30,8 @@ def load_tasks(data: str, names: list[str]) -> list[LabelledSet]:
     """Read tasks with their clips.
 
     Args:
-        data: a folder of published sets (sub-folders as in README.md), of tasks with a `task.yaml` each, or of both; the
-            folder of one task, or its `task.yaml`.
+        data: a folder of published sets (sub-folders as in README.md), of tasks with a `task.yaml` each, or of both;
+            the folder of one task, or its `task.yaml`.
         names: which tasks; empty for all that are there.
 
     Raises:

@@ -26,7 +26,10 @@ def find_clone(root: Path, name: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark. Raises ValueError naming it when it is in another encoding."""
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises ValueError naming it when it is in another encoding.
+    """
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -34,7 +37,10 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[tuple[int, Row]]:
-    """Rows of a table with the numbers of their lines; values without white space around them. Raises as `parse_csv`."""
+    """Rows of a table with the numbers of their lines; values without white space around them.
+
+    Raises as `parse_csv`.
+    """
     yield from parse_csv(str(path), read_text(path), columns, delimiter, clean=str.strip)
 
 

@@ -122,7 +122,8 @@ class ProbeTask(BaseModel):
     folds: int = Field(
         default=0,
         ge=0,
-        description="Folds of a cross-validated task, at least 3: one is tested, one validates, the others train; 0: the splits of the clips",
+        description="Folds of a cross-validated task, at least 3: one is tested, one validates, the others train; 0:"
+        " the splits of the clips",
     )
     published_as: str = Field(default="", description="The published task that this is, or resembles")
 

@@ -1,13 +1,13 @@
 """VocalSet (Wilkins and others, ISMIR 2018): 10 vocal techniques and 20 singers.
 
-Two layouts are read. As published: `FULL/SINGER/CONTEXT/TECHNIQUE/*.wav`, where the file's name begins with the singer. As
-MARBLE v1 prepares it: chunks of 3 s in `audio/TECHNIQUE/`, and lists `train_t.txt`, `valid_t.txt`, `test_t.txt` for technique
-and `_s` for singer, which are then taken as the split.
+Two layouts are read. As published: `FULL/SINGER/CONTEXT/TECHNIQUE/*.wav`, where the file's name begins with the singer.
+As MARBLE v1 prepares it: chunks of 3 s in `audio/TECHNIQUE/`, and lists `train_t.txt`, `valid_t.txt`, `test_t.txt` for
+technique and `_s` for singer, which are then taken as the split.
 
-Technique: the five test singers are published. The paper says 9 singers train and 6 validate, but names none; MARBLE draws
-validation at random over file numbers, so that training singers are in it. Here, in the published layout, six of the 15 are
-taken by hash. Singer: no split is published but its sizes, 48:32:20 of the recordings; by hash here. Both differ from the
-lists that MARBLE draws, so scores are to be compared with care.
+Technique: the five test singers are published. The paper says 9 singers train and 6 validate, but names none; MARBLE
+draws validation at random over file numbers, so that training singers are in it. Here, in the published layout, six of
+the 15 are taken by hash. Singer: no split is published but its sizes, 48:32:20 of the recordings; by hash here. Both
+differ from the lists that MARBLE draws, so scores are to be compared with care.
 
 MARBLE also cuts leading silence (VAD) and scales each chunk to mean 0 and variance 1; here neither is done.
 """

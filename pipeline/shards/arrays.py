@@ -22,8 +22,8 @@ def encode_array(array: np.ndarray) -> bytes:
 def decode_array(name: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """A read-only view of a `.npy` member that must have this dtype and shape.
 
-    Most members begin with the very header that `encode_array` writes: comparing its bytes takes a hundredth of the time
-    of parsing. Another header is read before any allocation, so that a damaged shape costs no memory. Raises
+    Most members begin with the very header that `encode_array` writes: comparing its bytes takes a hundredth of the
+    time of parsing. Another header is read before any allocation, so that a damaged shape costs no memory. Raises
     ValueError naming the member and both values.
     """
     header, little = _expected_header(dtype, shape)

@@ -1,7 +1,7 @@
 """Which shards of a folder are finished, and what their records say, from one listing and a few documents.
 
-To read 150,000 records of 130 KB from an object store takes hours. So what they say is kept in `.records/`, up to a thousand shards a
-document. A record that is in none is read, in threads: deleting the folder loses nothing but time.
+To read 150,000 records of 130 KB from an object store takes hours. So what they say is kept in `.records/`, up to a
+thousand shards a document. A record that is in none is read, in threads: deleting the folder loses nothing but time.
 """
 
 import hashlib
@@ -85,7 +85,9 @@ class Catalogue:
         self.read_records(sorted(others))
 
     def publish(self) -> None:
-        """Write what is in no document yet, with what is in documents that have room; those it replaces go afterwards."""
+        """Write what is in no document yet, with what is in documents that have room; those it replaces
+        go afterwards.
+        """
         folder = files.join(self.folder, RECORD_SUMS)
         if self.unpublished:
             replaced = {name: sums for name, sums in self.documents.items() if len(sums.shards) < MOST_SHARDS}

@@ -11,10 +11,11 @@ An example is one segment of a track. Its members, in the order they stand in th
 with `key` = `{track}-{segment:05d}` and T = 320 F exactly, so audio and every target agree to the
 frame.
 
-A set of text alone has no audio member. One token is one frame: a track is a document, its one target `tokens` holds the codes
-uint16 [1, F]. Lengths stand on the same grid as those of audio, 320 samples and 1/75 of a second a frame, so that all that counts
-frames works alike; for such a set seconds mean nothing else, and nobody is shown them. Names and layout follow WebDataset (https://github.com/webdataset/webdataset): members of
-one example are adjacent and share what stands before the first dot.
+A set of text alone has no audio member. One token is one frame: a track is a document, its one target `tokens` holds
+the codes uint16 [1, F]. Lengths stand on the same grid as those of audio, 320 samples and 1/75 of a second a frame, so
+that all that counts frames works alike; for such a set seconds mean nothing else, and nobody is shown them. Names and
+layout follow WebDataset (https://github.com/webdataset/webdataset): members of one example are adjacent and share what
+stands before the first dot.
 """
 
 import io
@@ -95,7 +96,8 @@ class SegmentInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Example:
-    """One segment in memory: `audio` int16 `[T]`, `targets` by name in the shape of their spec, its text if the set has any.
+    """One segment in memory: `audio` int16 `[T]`, `targets` by name in the shape of their spec, its text if the set has
+    any.
 
     In a set without audio, `audio` has no sample.
     """
@@ -260,7 +262,8 @@ def decode_flac(name: str, data: bytes, num_samples: int, start: int, count: int
 
 
 def decode_intact_flac(name: str, data: bytes, num_samples: int, places: Sequence[tuple[int, np.ndarray]]) -> None:
-    """What `decode_flac` gives from each sample on, into its array, int16 `[count]`, in half the time, by dr_flac (in miniaudio).
+    """What `decode_flac` gives from each sample on, into its array, int16 `[count]`, in half the time, by dr_flac (in
+    miniaudio).
 
     The caller has checked the CRC-32 of `data`: dr_flac passes over a damaged frame without a word and goes on with the
     next, so that the samples would be those of a later time. Without that package libsndfile decodes, to the same bits.
@@ -281,7 +284,9 @@ def decode_intact_flac(name: str, data: bytes, num_samples: int, places: Sequenc
 
 
 def _decode_in_order(name: str, flac: Any, places: Sequence[tuple[int, np.ndarray]]) -> None:
-    """Arrays in the order of their first samples; `position` is the decoder's, where the last but longest array ended."""
+    """Arrays in the order of their first samples; `position` is the decoder's, where the last but
+    longest array ended.
+    """
     position, last_start, last = 0, 0, np.empty(0, np.int16)
     for start, audio in places:
         known = min(max(0, position - start), len(audio))

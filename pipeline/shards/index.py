@@ -94,8 +94,8 @@ class Augment(Document):
 
     semitones: list[Annotated[int, Field(ge=-11, le=11)]] = Field(
         default=[],
-        description="One copy of each track of the split train for each of these: shifted in pitch by so many semitones (-11 to"
-        " 11, not 0) at its own tempo, and labelled from the shifted sound",
+        description="One copy of each track of the split train for each of these: shifted in pitch by so many"
+        " semitones (-11 to 11, not 0) at its own tempo, and labelled from the shifted sound",
     )
 
     @field_validator("semitones")

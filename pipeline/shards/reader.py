@@ -38,7 +38,9 @@ FindCopy = Callable[[int], tuple[Path, Path]]  # of a shard: tar and record
 
 @dataclass(frozen=True)
 class Clip:
-    """A frame range of an example: `audio` int16 `[320 n]`, of no sample in a set without audio, targets `[K, n]` or `[n, bins]`."""
+    """A frame range of an example: `audio` int16 `[320 n]`, of no sample in a set without audio, targets `[K, n]` or
+    `[n, bins]`.
+    """
 
     key: str
     audio: np.ndarray
@@ -46,7 +48,8 @@ class Clip:
 
 
 class Cut(NamedTuple):
-    """The frames of an example that fill `arrays`: `audio`, where the set has any, and every target, in a clip's shapes and dtypes.
+    """The frames of an example that fill `arrays`: `audio`, where the set has any, and every target, in a clip's shapes
+    and dtypes.
 
     The arrays are contiguous but for those of discrete targets.
     """
@@ -122,7 +125,8 @@ class ShardReader:
         return Clip(entry.key, arrays.get(AUDIO, NO_AUDIO), {spec.name: arrays[spec.name] for spec in self._specs})
 
     def read_cuts(self, shard: int, example: int, cuts: Sequence[Cut]) -> None:
-        """Read cuts of an example into their arrays: what is stored in one piece is read, and its start decoded, once for all.
+        """Read cuts of an example into their arrays: what is stored in one piece is read, and its start decoded, once
+        for all.
 
         Raises:
             OSError: no tar or record, or the storage failed; names the file, or shard and key.
@@ -133,7 +137,8 @@ class ShardReader:
         for start, frames in ((cut.start_frame, cut.num_frames) for cut in cuts):
             if start < 0 or frames < 1 or start + frames > entry.num_frames:
                 raise ValueError(
-                    f"{opened.url}: {entry.key}: frames {start} to {start + frames} asked for, it has {entry.num_frames}"
+                    f"{opened.url}: {entry.key}: frames {start} to {start + frames} asked for, it has"
+                    f" {entry.num_frames}"
                 )
         parts: list[_Part] = []
         if self._audio_member:

@@ -149,7 +149,9 @@ def find_misfits(
 
 
 def find_other_teachers(labelled: Mapping[str, str], specs: Sequence[TargetSpec]) -> Iterator[str]:
-    """The targets that other teachers made (`labelled`: name to fingerprint) than those of the specs, a line for each."""
+    """The targets that other teachers made (`labelled`: name to fingerprint) than those of the specs, a
+    line for each.
+    """
     for spec in specs:
         found = labelled.get(spec.name)
         if found != spec.fingerprint:

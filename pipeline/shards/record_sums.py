@@ -1,7 +1,8 @@
-"""What resuming and the index must know of finished shards, of many shards in one document: a hundredth of their records.
+"""What resuming and the index must know of finished shards, of many shards in one document: a hundredth of their
+records.
 
-Counts of codes are added up, which is exact in any order. Sums of values are kept by shard, so that the index adds them in the order
-of the shards, whatever order they were finished in.
+Counts of codes are added up, which is exact in any order. Sums of values are kept by shard, so that the index adds them
+in the order of the shards, whatever order they were finished in.
 """
 
 import hashlib
@@ -21,7 +22,9 @@ STORED = np.dtype("<f8")
 
 
 class ShardState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One finished shard; `sums` by continuous target: float64 [3 + 2 bins], count, minimum, maximum, sums, sums of squares."""
+    """One finished shard; `sums` by continuous target: float64 [3 + 2 bins], count, minimum, maximum, sums, sums of
+    squares.
+    """
 
     name: Annotated[str, Meta(pattern=NAME_PATTERN + "$")]
     tar_bytes: int
@@ -47,7 +50,9 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class RecordSums:
-    """Finished shards with the same teachers and audio member; `counts` int64 [codebooks, entries] by discrete target, of all."""
+    """Finished shards with the same teachers and audio member; `counts` int64 [codebooks, entries] by discrete target,
+    of all.
+    """
 
     teachers: Mapping[str, str]
     audio_member: str | None

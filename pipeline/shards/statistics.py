@@ -109,7 +109,8 @@ def merge_values(first: ContinuousSums, second: ContinuousSums) -> ContinuousSum
 def agree(first: Mapping[str, Partial | Summary], second: Mapping[str, Partial | Summary]) -> bool:
     """Whether statistics by target are equal: counts exactly, sums and what is made of them but for rounding.
 
-    A sum over the values of uint8 levels differs in its last bits between CPUs: where there is AVX-512, numpy's expm1 is another one.
+    A sum over the values of uint8 levels differs in its last bits between CPUs: where there is AVX-512, numpy's expm1
+    is another one.
     """
     return first.keys() == second.keys() and all(
         dict(first[name]).keys() == dict(second[name]).keys()
@@ -182,7 +183,9 @@ def mean_and_variance(sums: ContinuousSums) -> tuple[np.ndarray, np.ndarray]:
 
 
 def standardising_deviation(variance: np.ndarray) -> np.ndarray:
-    """What to divide by, per bin: the deviation, but not below `LEAST_DEVIATION` of the largest, and 1 where all are 0."""
+    """What to divide by, per bin: the deviation, but not below `LEAST_DEVIATION` of the largest, and 1
+    where all are 0.
+    """
     deviation = np.sqrt(variance)
     return np.maximum(deviation, LEAST_DEVIATION * deviation.max() or 1.0)
 

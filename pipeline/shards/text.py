@@ -1,7 +1,7 @@
 """Text beside audio: the members `{key}.txt` and `{key}.tokens.npy` of shards whose index.json has a `text`.
 
-All segments of a track have its text. An example without text has a `txt` of no bytes and an array of no tokens, so that all
-examples of a set have the same members.
+All segments of a track have its text. An example without text has a `txt` of no bytes and an array of no tokens, so
+that all examples of a set have the same members.
 
 In a set of text alone there is no text beside anything: its target `tokens` is the text (format.py).
 """
@@ -40,7 +40,10 @@ class TextSpec(Document):
 
 
 def token_target(vocabulary_size: int, fingerprint: str) -> TargetSpec:
-    """The target of a set of text alone: a token a frame. `fingerprint` is the SHA-256 of tokenizer.json, which lies beside index.json."""
+    """The target of a set of text alone: a token a frame.
+
+    `fingerprint` is the SHA-256 of tokenizer.json, which lies beside index.json.
+    """
     return TargetSpec(
         name=TOKENS,
         kind="discrete",
@@ -54,7 +57,9 @@ def token_target(vocabulary_size: int, fingerprint: str) -> TargetSpec:
 
 
 class Text(NamedTuple):
-    """The text of an example and its tokens, uint16 or uint32 `[n]`; of no characters and no tokens where there is none."""
+    """The text of an example and its tokens, uint16 or uint32 `[n]`; of no characters and no tokens where there is
+    none.
+    """
 
     text: str
     tokens: np.ndarray
@@ -110,7 +115,9 @@ def summarise_tokens(counts: DiscreteCounts) -> DiscreteSummary:
 
 
 def find_other_tokenizer(labelled: Mapping[str, str], spec: TextSpec | None) -> str:
-    """How the text of shards (`labelled`: teachers by target) differs from a set's with this text; empty when it does not."""
+    """How the text of shards (`labelled`: teachers by target) differs from a set's with this text; empty when it does
+    not.
+    """
     found, wanted = labelled.get(OF_TEXT), spec.fingerprint if spec else None
     if found == wanted:
         return ""

@@ -78,7 +78,9 @@ def list_sizes(folder: str) -> dict[str, int]:
 
 
 def list_times(folder: str) -> dict[str, float]:
-    """When the files right in a folder were last written, in seconds since 1970, as `list_sizes`; without those of which it is not known."""
+    """When the files right in a folder were last written, in seconds since 1970, as `list_sizes`; without those of
+    which it is not known.
+    """
     times = {}
     for name, entry in _list_entries(folder):
         written = next((entry[key] for key in WRITTEN_AT if entry.get(key) is not None), None)
@@ -133,8 +135,8 @@ def publish_bytes(location: str, content: bytes) -> None:
 def publishing(location: str) -> Iterator[Path]:
     """Give a local path to write to; on a clean exit the file appears under `location`, whole.
 
-    On an error nothing appears and the temporary file is removed; that of a full disk names the file. A killed process leaves a file
-    whose name begins with a dot, which `sweep_temporary` deletes.
+    On an error nothing appears and the temporary file is removed; that of a full disk names the file. A killed process
+    leaves a file whose name begins with a dot, which `sweep_temporary` deletes.
     """
     filesystem, path = open_filesystem(location)
     if isinstance(filesystem, LocalFileSystem):
@@ -159,7 +161,9 @@ def publishing(location: str) -> Iterator[Path]:
 
 
 def move_into_place(temporary: Path, target: Path) -> None:
-    """Give a local file or folder its name in the same folder once its bytes are on the disk, in place of what had the name."""
+    """Give a local file or folder its name in the same folder once its bytes are on the disk, in place of what had the
+    name.
+    """
     sync(temporary)
     os.replace(temporary, target)
     sync(target.parent)

@@ -92,7 +92,9 @@ def check_input(location: str, *kinds: FolderKind) -> FolderKind | None:
 
 
 def explain_missing(location: str, kind: FolderKind) -> FolderError | FileNotFoundError:
-    """The error to raise when the marker of a folder to read is not there: why that is, another kind or no folder at all."""
+    """The error to raise when the marker of a folder to read is not there: why that is, another kind or no folder at
+    all.
+    """
     try:
         check_input(location, kind)
     except FolderError as error:

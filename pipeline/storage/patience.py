@@ -75,7 +75,8 @@ class Patience:
         """What `attempt` gives, in the end.
 
         Raises:
-            OSError: naming `name` and the last error, when patience has ended or what is asked for is missing or refused.
+            OSError: naming `name` and the last error, when patience has ended or what is asked for is missing or
+                refused.
             ShortRead: again and again fewer bytes came; the object is likely to be shorter.
             ValueError: as `attempt` does, at once.
         """
@@ -121,7 +122,8 @@ class Patience:
         error = state.outcome.exception()
         assert error is not None, "only a failed attempt is repeated"
         logging.getLogger(__name__).warning(
-            f"waiting for the storage: {name}: {_explain(error)}; {passed:.0f} s so far, for {self.seconds:.0f} s at most"
+            f"waiting for the storage: {name}: {_explain(error)}; {passed:.0f} s so far, for {self.seconds:.0f} s at"
+            " most"
         )
 
 

@@ -22,7 +22,8 @@ def parse_csv(
         clean: applied to every name and value, such as `str.strip`.
 
     Raises:
-        ValueError: a column of `columns` is missing, a name stands twice, or a line has more or fewer fields than the header.
+        ValueError: a column of `columns` is missing, a name stands twice, or a line has more or fewer fields than the
+            header.
     """
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

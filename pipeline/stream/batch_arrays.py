@@ -1,7 +1,8 @@
-"""Memory of batches, used again once nobody looks at a batch: fresh memory costs a page fault and zeroing for each 4 kB.
+"""Memory of batches, used again once nobody looks at a batch: fresh memory costs a page fault and zeroing for each 4
+kB.
 
-That is as much time as reading the crops of PCM takes. What comes back is a batch that no tensor, array or view refers to,
-so whoever keeps a batch, or a part of it, keeps its content.
+That is as much time as reading the crops of PCM takes. What comes back is a batch that no tensor, array or view refers
+to, so whoever keeps a batch, or a part of it, keeps its content.
 """
 
 import mmap

@@ -1,9 +1,10 @@
 """Endless batches: examples in their order, read and cropped by threads, each batch with its position.
 
-    set of each visit (RowSchedule) -> its next place (SampleOrder) -> its crops -> rows of a batch, filled by threads -> (batch, position)
+    set of each visit (RowSchedule) -> its next place (SampleOrder) -> its crops -> rows of a batch, filled by threads
+    -> (batch, position)
 
-A visit is to one example, and gives one crop, or `crops_per_visit`, which are rows that follow one another in the same batch. Positions,
-schedule and order count visits; what they call a row is a visit.
+A visit is to one example, and gives one crop, or `crops_per_visit`, which are rows that follow one another in the same
+batch. Positions, schedule and order count visits; what they call a row is a visit.
 Global batch b is the stretch [b B, (b + 1) B) of the rows, the same for every world size
 that divides B and any number of threads; rank r of W takes rows [r B / W, (r + 1) B / W) of it.
 The position after a batch is one count of examples for each set; a batch may lie across the end of an epoch.
@@ -15,11 +16,13 @@ A batch is a dict, in the form the shards hold (the device converts):
     valid  bool [b, F]         False where there is less than a crop, and the row is padded with zeros
     key    list of b str, of the example visited, with +n for its further crops
     row    int64 [b], the row in the global batch
-    present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose values are 0
+    present/{target}  bool [b, 1], of a target that a set of a mixture lacks: False where the row's set does, whose
+                      values are 0
 
 and, where text is asked for, with n tokens in the longest text of this rank's rows, at least 1:
 
-    tokens  int64 [b, n]       tokens_valid  bool [b, n]    False beyond the end of a text; in a row without text everywhere
+    tokens  int64 [b, n]       tokens_valid  bool [b, n]    False beyond the end of a text; in a row without text
+    everywhere
 """
 
 import weakref
@@ -56,8 +59,8 @@ class MixtureStream:
 
     Raises:
         ValueError: a batch size the world size does not divide, a position of other sets only, of another
-            split, seed, window or order version, or a cache that is too small (naming both values); when text is asked for,
-            sets of different tokenizers or without any.
+            split, seed, window or order version, or a cache that is too small (naming both values); when text is asked
+            for, sets of different tokenizers or without any.
 
     Iterating raises what the reader raises, naming shard and key, and closes the stream.
     """
@@ -128,7 +131,10 @@ class MixtureStream:
 
 
 class BatchStream(MixtureStream):
-    """This rank's endless batches of one set: its folder and its index, as `load_index` gives it. The rest is as in `MixtureStream`."""
+    """This rank's endless batches of one set: its folder and its index, as `load_index` gives it.
+
+    The rest is as in `MixtureStream`.
+    """
 
     def __init__(
         self,
@@ -170,7 +176,8 @@ def validation_batches(
     mixture: SetMixture | None = None,
     with_text: bool = False,
 ) -> Iterator[Batch]:
-    """One pass over a split in the order of its shards, centre crops, every example once; with the targets of `mixture`, if given.
+    """One pass over a split in the order of its shards, centre crops, every example once; with the targets of
+    `mixture`, if given.
 
     Global batches are cut and shared as in `BatchStream`; the last may be smaller, so a rank may
     get a smaller last batch, or one batch less than another: sum over ranks, do not pair batches.
@@ -198,8 +205,8 @@ def _rank_visits(config: StreamConfig, rank: int, world_size: int) -> range:
     rows = _rank_rows(config.batch_size, rank, world_size)
     if len(rows) % config.crops_per_visit:
         raise ValueError(
-            f"batch size {config.batch_size} gives each of {world_size} ranks {len(rows)} rows, no multiple of crops_per_visit"
-            f" {config.crops_per_visit}"
+            f"batch size {config.batch_size} gives each of {world_size} ranks {len(rows)} rows, no multiple of"
+            f" crops_per_visit {config.crops_per_visit}"
         )
     return range(rows.start // config.crops_per_visit, rows.stop // config.crops_per_visit)
 

@@ -1,10 +1,11 @@
 """Which parts of examples a batch takes: whole frames, so audio and targets stay aligned.
 
-An example that is visited gives one crop or several. They lie in its stretch: the example alone, or, where a crop is longer than a
-whole segment of the set, all segments of its track that lie around it without a gap. The frames where a crop of a stretch can start are
-shared out evenly, in order, among all crops that the visits to its examples give in an epoch. So the crops of an epoch are spread over
-the track, and differ as long as there are enough starts. Which start of its share a crop takes is uniform, and a pure function of
-(seed, epoch, key). A stretch shorter than the crop is taken whole; the batch pads it.
+An example that is visited gives one crop or several. They lie in its stretch: the example alone, or, where a crop is
+longer than a whole segment of the set, all segments of its track that lie around it without a gap. The frames where a
+crop of a stretch can start are shared out evenly, in order, among all crops that the visits to its examples give in an
+epoch. So the crops of an epoch are spread over the track, and differ as long as there are enough starts. Which start of
+its share a crop takes is uniform, and a pure function of (seed, epoch, key). A stretch shorter than the crop is taken
+whole; the batch pads it.
 """
 
 import hashlib
@@ -31,7 +32,9 @@ class Piece(NamedTuple):
 
 
 class RowCrop(NamedTuple):
-    """What a row is filled from: pieces that follow one another, and a key: of the example visited, with `+n` for its further crops."""
+    """What a row is filled from: pieces that follow one another, and a key: of the example visited, with `+n` for its
+    further crops.
+    """
 
     key: str
     pieces: list[Piece]
@@ -57,7 +60,9 @@ class CropRule:
         self._seed = seed
 
     def visit(self, epoch: int, entries: Sequence[ExampleEntry], example: int, segment_frames: int) -> list[RowCrop]:
-        """The crops of the visit of an epoch to an example, of a shard that has `entries` and a set of segments of `segment_frames`."""
+        """The crops of the visit of an epoch to an example, of a shard that has `entries` and a set of segments of
+        `segment_frames`.
+        """
         joins = self.frames > segment_frames
         stretch = find_stretch(entries, example) if joins else range(example, example + 1)
         length = sum(entries[number].num_frames for number in stretch)
@@ -82,7 +87,9 @@ def crop_frames(crop_samples: int) -> int:
 
 
 def random_crop(seed: int, epoch: int, key: str, num_frames: int, frames: int, number: int = 0, count: int = 1) -> Crop:
-    """The crop of `frames` frames that `key` gives in this epoch, `number` of `count` in a stretch of `num_frames` frames."""
+    """The crop of `frames` frames that `key` gives in this epoch, `number` of `count` in a stretch of `num_frames`
+    frames.
+    """
     starts = _share_of_starts(num_frames, frames, number, count)
     if len(starts) == 1:
         return Crop(starts[0], min(num_frames, frames))
@@ -113,7 +120,9 @@ def _follows(entry: ExampleEntry, other: ExampleEntry) -> bool:
 
 
 def _share_of_starts(num_frames: int, frames: int, number: int, count: int) -> range:
-    """Part `number` of `count` of the frames where a crop can start, by size alike to one frame; at least one of them."""
+    """Part `number` of `count` of the frames where a crop can start, by size alike to one frame; at
+    least one of them.
+    """
     starts = max(1, num_frames - frames + 1)
     first = number * starts // count
     return range(first, max(first + 1, (number + 1) * starts // count))

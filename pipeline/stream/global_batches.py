@@ -1,4 +1,6 @@
-"""What each global batch is made of: rows of all sets as their weights have it, from each set the next examples of its order."""
+"""What each global batch is made of: rows of all sets as their weights have it, from each set the next examples of its
+order.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,7 +11,9 @@ from mert_foundry.pipeline.stream.set_source import SetSource
 
 
 class Mark(NamedTuple):
-    """Where the stream is after a batch: rows so far; for each set the examples consumed, and the shards passed over."""
+    """Where the stream is after a batch: rows so far; for each set the examples consumed, and the
+    shards passed over.
+    """
 
     rows: int
     consumed: tuple[int, ...]

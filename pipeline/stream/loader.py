@@ -31,7 +31,9 @@ Tag = TypeVar("Tag")
 
 
 class FilledRow(NamedTuple):
-    """What a row of a batch has beside its place in the arrays: `tokens` `[n]` as stored, where its set has text and it is asked for."""
+    """What a row of a batch has beside its place in the arrays: `tokens` `[n]` as stored, where its set has text and it
+    is asked for.
+    """
 
     key: str
     tokens: np.ndarray | None
@@ -109,7 +111,10 @@ class Loader:
         return batch | (_pad_tokens(filled) if self._with_text else {}), tag
 
     def _wait_for(self, future: Future[list[FilledRow]]) -> list[FilledRow]:
-        """The rows of a task. Says once a minute that it waits, unless a read does: the client of a store may bear a stall in silence."""
+        """The rows of a task.
+
+        Says once a minute that it waits, unless a read does: the client of a store may bear a stall in silence.
+        """
         for minutes in count(1):
             if wait([future], WARN_EVERY).done:
                 break
@@ -120,7 +125,9 @@ class Loader:
         return future.result()
 
     def _submit(self, arrays: Arrays, places: list[Place]) -> list[Future[list[FilledRow]]]:
-        """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's codes."""
+        """Have threads fill a batch, several rows a task, as handing over a task costs as much as filling a row's
+        codes.
+        """
         visits = max(1, ROWS_A_TASK // self._rule.per_visit)
         visits = min(visits, max(1, len(places) * self._prefetch // self._thread_count))
         return [

@@ -50,10 +50,11 @@ class OrderedSet:
 def open_caches(
     parts: Sequence[OrderedSet], schedule: RowSchedule, config: StreamConfig, mark: Mark
 ) -> Iterator[ShardCache | None]:
-    """The cache of each set, already fetching, all in one folder; none for a folder of this machine, which is read in place.
+    """The cache of each set, already fetching, all in one folder; none for a folder of this machine, which is read in
+    place.
 
-    A cache does not know when shards of another set are needed. With room for all, none is evicted for another set; with less, two
-    sets would delete each other's read-ahead without end.
+    A cache does not know when shards of another set are needed. With room for all, none is evicted for another set;
+    with less, two sets would delete each other's read-ahead without end.
     Raises ValueError.
     """
     if config.cache is None:
@@ -65,8 +66,8 @@ def open_caches(
             raise ValueError(
                 f"{part.set.folder}: stream.on_bad_shard is skip, but shards of this machine are read in place"
             )
-    # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that. The largest batch to come counts, so that a cache
-    # too small for it is refused now, not days later.
+    # A rank may be a batch ahead of the others, and makes `prefetch` ahead of that. The largest batch to come counts,
+    # so that a cache too small for it is refused now, not days later.
     ahead = schedule.most_rows((config.prefetch + 2) * config.most_visits)
     needed = {part.digest: part.order.most_shards(rows) for part, rows in zip(parts, ahead)}
     if len(remote) > 1:
@@ -95,8 +96,8 @@ def allow_open_files(parts: Sequence[OrderedSet], window: int) -> None:
     needed = shards + OTHER_FILES
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ValueError(
-            f"{len(parts)} sets with stream.shuffle_window {window} can have {shards} shards open at once, and this process may"
-            f" open {hard} files (ulimit -n)"
+            f"{len(parts)} sets with stream.shuffle_window {window} can have {shards} shards open at once, and this"
+            f" process may open {hard} files (ulimit -n)"
         )
     if soft != resource.RLIM_INFINITY and needed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

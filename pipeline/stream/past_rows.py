@@ -1,8 +1,8 @@
 """What a run has drawn, from the positions it kept and the indexes of its sets: no example is read.
 
-Between two positions the rows follow from the order: a phase says where each set began and with which weights, the schedule says
-which set each row comes from, and the set's sample order which example that is. So the examples of any step can be named, and each position can be checked
-against what it must be.
+Between two positions the rows follow from the order: a phase says where each set began and with which weights, the
+schedule says which set each row comes from, and the set's sample order which example that is. So the examples of any
+step can be named, and each position can be checked against what it must be.
 """
 
 from bisect import bisect_left
@@ -43,13 +43,14 @@ class PastRows:
     Args:
         sets: the sets that can be read now; others that the run had may be missing.
         positions: stored positions by step.
-        sizes: (step, rows) in rising steps from 1: from that step on a step has so many rows, as the run has it now. A row, as
-            positions count them, is a visit to an example.
+        sizes: (step, rows) in rising steps from 1: from that step on a step has so many rows, as the run has it now. A
+            row, as positions count them, is a visit to an example.
 
-    known: the positions, but those of sets that are all missing. left_out: the steps of these; later positions tell their rows.
+    known: the positions, but those of sets that are all missing. left_out: the steps of these; later positions tell
+    their rows.
 
-    Raises ValueError, naming the step, for what is no position, for positions that differ in seed, split, window or order version,
-    and where all are of sets that are missing.
+    Raises ValueError, naming the step, for what is no position, for positions that differ in seed, split, window or
+    order version, and where all are of sets that are missing.
     """
 
     def __init__(
@@ -91,8 +92,8 @@ class PastRows:
         change = _Change(0, size, size) if size else self._find_change(place)
         if change is None:
             raise ValueError(
-                f"step {step}: {rows} rows were drawn in the {steps} steps after step {before.step}, stream.batch_size is"
-                f" {self._scheduled_size(step)}: it was changed among them, and nothing says where"
+                f"step {step}: {rows} rows were drawn in the {steps} steps after step {before.step}, stream.batch_size"
+                f" is {self._scheduled_size(step)}: it was changed among them, and nothing says where"
             )
         starts = [before.rows + change.rows_after(done) for done in (step - 1 - before.step, step - before.step)]
         return range(*starts)
@@ -109,7 +110,10 @@ class PastRows:
         )
 
     def places_of(self, step: int) -> list[PastRow]:
-        """The examples of a step, in the order of its rows. Raises as `rows_of`, and ValueError for a set that is missing."""
+        """The examples of a step, in the order of its rows.
+
+        Raises as `rows_of`, and ValueError for a set that is missing.
+        """
         rows = self.rows_of(step)
         position = self.known[bisect_left([known.step for known in self.known], step)].position
         if any(place.bad_shards for place in position.sets.values()):
@@ -136,10 +140,11 @@ class PastRows:
                 yield from (f"step {known.step}: {fault}" for fault in self._faults_of(phase, end, sets))
 
     def count_epochs(self, most: int) -> tuple[int, int]:
-        """Count through the order of the epochs begun, the newest of each set first, of at most `most` examples together.
+        """Count through the order of the epochs begun, the newest of each set first, of at most `most` examples
+        together.
 
-        Returns how many epochs and examples were counted. Raises ValueError naming set and epoch when one has an example twice
-        or not at all.
+        Returns how many epochs and examples were counted. Raises ValueError naming set and epoch when one has an
+        example twice or not at all.
         """
         epochs = examples = 0
         for digest in self.now.sets.keys() & self.sets.keys():
@@ -166,7 +171,8 @@ class PastRows:
     def _size_in(self, place: int) -> int | None:
         """Rows per step: the mean over the stretch; None where it cannot be trusted.
 
-        It is trusted if the stretch is one step, if it equals today's batch size, or if a neighbouring stretch has the same mean.
+        It is trusted if the stretch is one step, if it equals today's batch size, or if a neighbouring stretch has the
+        same mean.
         """
         before, steps, rows = self._stretch(place)
         if rows % steps:
@@ -178,7 +184,9 @@ class PastRows:
         return size if steps == 1 or of_now == {size} or size in means else None
 
     def _find_change(self, place: int) -> "_Change | None":
-        """Where the batch size of a stretch became that of the stretch after it, if that was changed once; None where it cannot be told."""
+        """Where the batch size of a stretch became that of the stretch after it, if that was changed once; None where
+        it cannot be told.
+        """
         last = place + 1 == len(self.known)
         former = self._size_in(place - 1) if place else None
         later = self._scheduled_size(self.known[place].step) if last else self._size_in(place + 1)

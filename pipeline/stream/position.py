@@ -1,6 +1,7 @@
 """Where a stream is, as checkpoints hold it: of each set what is consumed, and which weights held from which row on.
 
-A run that has only ever had one set has a `StreamPosition`. With the first other set comes a `MixturePosition`, which knows its own
+A run that has only ever had one set has a `StreamPosition`. With the first other set comes a `MixturePosition`, which
+knows its own
 past: so the row of any step can be told later, also after weights were changed or sets were added.
 """
 
@@ -111,7 +112,8 @@ def begin(split: str, seed: int, shuffle_window: int, weights: Mapping[str, int]
 def parse_position(position: Mapping[str, Any], epoch_sizes: Mapping[str, int]) -> MixturePosition:
     """A stored position. `epoch_sizes`: examples of each set at hand, by digest.
 
-    Raises ValueError for what is no position and for an offset beyond the end of an epoch, OtherSetsError for one of other sets only.
+    Raises ValueError for what is no position and for an offset beyond the end of an epoch, OtherSetsError for one of
+    other sets only.
     """
     if "sets" in position:
         given = parse_values("stream position", position, MixturePosition)

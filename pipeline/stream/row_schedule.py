@@ -1,11 +1,11 @@
 """Which set of a mixture each row comes from: the rows of every set lie at even distances.
 
-Let a set have the share s of all rows. Its row k (from 0) has the time (k + 1/2) / s, and the rows of all sets come in the order of
-these times, those at the same time in the order of the sets. So the set of row t is a pure function of (weights, t), and so is the
-number of rows of each set before it: nothing need be drawn again to begin at any row.
+Let a set have the share s of all rows. Its row k (from 0) has the time (k + 1/2) / s, and the rows of all sets come in
+the order of these times, those at the same time in the order of the sets. So the set of row t is a pure function of
+(weights, t), and so is the number of rows of each set before it: nothing need be drawn again to begin at any row.
 
-At time x a set has s x + e rows, |e| <= 1/2, and all sets together t = x + sum(e). So after t rows a set with the share s, of n sets,
-is at most (1 - s) / 2 + s (n - 1) / 2 = (1 + s (n - 2)) / 2 rows from s t: half a row of two sets.
+At time x a set has s x + e rows, |e| <= 1/2, and all sets together t = x + sum(e). So after t rows a set with the share
+s, of n sets, is at most (1 - s) / 2 + s (n - 1) / 2 = (1 + s (n - 2)) / 2 rows from s t: half a row of two sets.
 """
 
 import heapq

@@ -21,7 +21,9 @@ ORDER_VERSION = 1  # raise it when the same inputs give another order
 
 
 class Place(NamedTuple):
-    """One example of the stream: its epoch, its shard's number in the split, its number there; which set of a mixture it is of."""
+    """One example of the stream: its epoch, its shard's number in the split, its number there; which set of a mixture
+    it is of.
+    """
 
     epoch: int
     shard: int

@@ -49,11 +49,11 @@ class SetMixture:
 
     Args:
         sets: at least one.
-        missing_targets: stop: all sets have the same targets; mask: `targets` are those of any set, and batches say which rows lack
-            one of `partial_targets`.
+        missing_targets: stop: all sets have the same targets; mask: `targets` are those of any set, and batches say
+            which rows lack one of `partial_targets`.
 
-    Raises ValueError naming set and both values when a set is there twice, or sets differ in sample rate, hop, a target or whether they
-    have audio.
+    Raises ValueError naming set and both values when a set is there twice, or sets differ in sample rate, hop, a target
+    or whether they have audio.
     """
 
     def __init__(self, sets: Sequence[ShardSet], missing_targets: MissingTargets = "stop") -> None:
@@ -73,7 +73,8 @@ class SetMixture:
             name = min(self.partial_targets)
             with_it, without = (next(each for each in sets if each.has(name) is has) for has in (True, False))
             raise ValueError(
-                f"{without.folder} has no target {name}, which {with_it.folder} has; missing_targets=mask trains on it all the same"
+                f"{without.folder} has no target {name}, which {with_it.folder} has; missing_targets=mask trains on it"
+                " all the same"
             )
 
     @property
@@ -93,7 +94,8 @@ class SetMixture:
             theirs, ours = each.index.text, with_text[0].index.text
             if theirs and ours and theirs.fingerprint != ours.fingerprint:
                 raise ValueError(
-                    f"{each.folder}: text is of tokenizer {theirs.fingerprint}, that of {with_text[0].folder} of {ours.fingerprint}"
+                    f"{each.folder}: text is of tokenizer {theirs.fingerprint}, that of {with_text[0].folder} of"
+                    f" {ours.fingerprint}"
                 )
         return with_text[0].index.text if with_text else None
 

@@ -12,8 +12,8 @@ from mert_foundry.pipeline.stream.sample_order import Place, SampleOrder
 
 
 class OpenSet(NamedTuple):
-    """What examples of one set are read with: its folder, its targets, frames of a whole segment, a reader of its shards, and the cache
-    that this one reads from.
+    """What examples of one set are read with: its folder, its targets, frames of a whole segment, a reader of its
+    shards, and the cache that this one reads from.
     """
 
     folder: str
@@ -42,8 +42,9 @@ class SetSource:
     def draw(self, consumed: int, count: int, own: range) -> tuple[list[Place], int]:
         """Of the next `count` examples those of this rank, and what is consumed after all of them.
 
-        Where bad shards are looked for, their examples are missing, and the examples after them move up, on all ranks alike: every
-        rank waits for all shards of a global batch, so that all ranks know which of them are bad. Raises ValueError when all are.
+        Where bad shards are looked for, their examples are missing, and the examples after them move up, on all ranks
+        alike: every rank waits for all shards of a global batch, so that all ranks know which of them are bad. Raises
+        ValueError when all are.
         """
         if self.bad.are_looked_for:
             places, consumed = self._draw_sound(consumed, count)

@@ -1,8 +1,9 @@
-"""The batches of a run whose batch size or crops change by schedule: one stream a stage, each going on where the one before ended.
+"""The batches of a run whose batch size or crops change by schedule: one stream a stage, each going on where the one
+before ended.
 
-A stage change is a resume in place. The position counts visits to examples, not batches, so the order goes on from the first row of the
-stage's first step: as after a restart with another batch size, no example is missed or doubled. What a stream has read ahead beyond its
-stage is dropped and read again, a few batches a stage.
+A stage change is a resume in place. The position counts visits to examples, not batches, so the order goes on from the
+first row of the stage's first step: as after a restart with another batch size, no example is missed or doubled. What a
+stream has read ahead beyond its stage is dropped and read again, a few batches a stage.
 """
 
 from collections.abc import Callable, Generator

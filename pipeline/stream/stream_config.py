@@ -22,7 +22,8 @@ class StreamConfig(BaseModel):
     batch_size: int = Field(gt=0, description="Crops in a global batch, over all ranks")
     crop_samples: int = Field(
         default=120_000,
-        description="Samples of a crop, a multiple of 320; one longer than a segment of the set joins consecutive segments of a track",
+        description="Samples of a crop, a multiple of 320; one longer than a segment of the set joins consecutive"
+        " segments of a track",
     )
     batch_size_schedule: Schedule = Field(
         default=(), description="Later values of batch_size, [[step, value], ...]: from that training step on"
@@ -34,7 +35,8 @@ class StreamConfig(BaseModel):
     crops_per_visit: int = Field(
         default=1,
         ge=1,
-        description="Crops, all in one batch, that are taken of an example when it is read; divides the rows of a batch on each rank",
+        description="Crops, all in one batch, that are taken of an example when it is read; divides the rows of a"
+        " batch on each rank",
     )
     shuffle_window: int = Field(
         default=16, ge=1, le=256, description="Shards whose examples are shuffled together, and kept open"
@@ -52,8 +54,8 @@ class StreamConfig(BaseModel):
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
         default="stop",
-        description="stop: a shard that is corrupt in the object store ends the run; skip, with stream.cache and on one node: it is left"
-        " out and listed",
+        description="stop: a shard that is corrupt in the object store ends the run; skip, with stream.cache and on"
+        " one node: it is left out and listed",
     )
 
     @field_validator("crop_samples")
@@ -73,7 +75,9 @@ class StreamConfig(BaseModel):
         return max(stage.visits for stage in self.stages().values())
 
     def at_step(self, step: int) -> "StreamConfig":
-        """The same with `batch_size` and `crop_samples` as the schedules have them at a training step, counted from 1."""
+        """The same with `batch_size` and `crop_samples` as the schedules have them at a training step,
+        counted from 1.
+        """
         values = {
             "batch_size": value_at(self.batch_size, self.batch_size_schedule, step),
             "crop_samples": value_at(self.crop_samples, self.crop_samples_schedule, step),
@@ -81,7 +85,10 @@ class StreamConfig(BaseModel):
         return self.model_copy(update=values)
 
     def stages(self) -> dict[int, "StreamConfig"]:
-        """By its first step, the config of each stage: steps with the same batch size and crops. The first is from step 1."""
+        """By its first step, the config of each stage: steps with the same batch size and crops.
+
+        The first is from step 1.
+        """
         begins = sorted({1, *(step for step, _ in (*self.batch_size_schedule, *self.crop_samples_schedule))})
         return {step: self.at_step(step) for step in begins}
 

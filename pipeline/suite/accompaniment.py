@@ -19,8 +19,10 @@ LIBRARY = "usr/share/mma/lib/stdlib"
 # The style files of MMA's standard library with three or four beats a bar, by ear and name.
 STYLES = {
     "swing": "swing easyswing fastswing bigband charleston foxtrot jive quickstep dixie",
-    "modern_jazz": "bebop modernjazz jazzcombo jazzguitar mellowjazz nitejazz evansish slowjazz folkyjazz descendingjazz",
-    "latin": "beguine bolero chacha mambo merengue rhumba salsa son tango lighttango calypso jazzrhumba bossanova samba",
+    "modern_jazz": "bebop modernjazz jazzcombo jazzguitar mellowjazz nitejazz evansish slowjazz folkyjazz"
+    " descendingjazz",
+    "latin": "beguine bolero chacha mambo merengue rhumba salsa son tango lighttango calypso jazzrhumba bossanova"
+    " samba",
     "rock": "50srock 60srock basicrock bubblerock folkrock 8beat softrock twist rock-128 boneym",
     "blues": "blues blues128 countryblues fastblues slowblues boggiewoggie shuffleboggie",
     "country_folk": "bluegrass bluefolk folk hillcountry countryswing westernswing slowcountry zydeco",

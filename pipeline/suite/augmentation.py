@@ -1,4 +1,6 @@
-"""Room, noise, loudness and codec of every clip after it is rendered, so that neither level nor codec tells the label."""
+"""Room, noise, loudness and codec of every clip after it is rendered, so that neither level nor codec
+tells the label.
+"""
 
 import io
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""What a task family plans: clips with their labels, and recipes for their audio; chance that depends on the seed alone."""
+"""What a task family plans: clips with their labels, and recipes for their audio; chance that depends on the seed
+alone.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -70,7 +72,10 @@ def generator(seed: int, *parts: object) -> np.random.Generator:
 
 
 def make_audio(plan: AudioPlan, sources: Sources, seed: int) -> np.ndarray:
-    """The samples of one audio file, int16 `[T]` at 24 kHz. Raises ValueError naming the file when it cannot be made."""
+    """The samples of one audio file, int16 `[T]` at 24 kHz.
+
+    Raises ValueError naming the file when it cannot be made.
+    """
     random = generator(seed, "audio", plan.path)
     try:
         audio = finish(plan.recipe.render(sources, random), plan.finish, random)

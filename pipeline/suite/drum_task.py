@@ -23,7 +23,8 @@ LAYERS: dict[Size, int] = {"small": 1, "full": 8}  # strengths of one drum of a 
 RELATED = {"GMRockKit": "The Black Pearl 1.0", "HardElectro1": "Millo"}
 KITS = "usr/share/hydrogen/data/drumkits"
 SONIC_PI = "usr/share/sonic-pi/samples"
-# The first that matches the lower-case name of an instrument counts; what none matches is absent, since its name says nothing.
+# The first that matches the lower-case name of an instrument counts; what none matches is absent, since its name says
+# nothing.
 NAMES = {
     "clap": r"clap|snap",
     "stick": r"stick|rim ?click|clave|wood|click",
@@ -32,7 +33,7 @@ NAMES = {
     "hat": r"\bhat\b|hat |hh\b|hi[- ]?hat|drum_cymbal_(closed|pedal)",
     "cymbal": r"cymbal|crash|ride|splash|china|\bbell\b",
     "tom": r"\btom\b|\btom|_tom",
-    "other": r"cowbell|tambourine|maraca|shaker|conga|bongo|agogo|djembe|sangban|dununba|kenkeni|tabla|cajon|whistle|glass",
+    "other": r"cowbell|tambourine|maraca|shaker|conga|bongo|agogo|djembe|sangban|dununba|kenkeni|tabla|cajon|whistle|glass",  # noqa: E501
 }
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from mert_foundry.pipeline.probe_sets.task import Split
 from mert_foundry.pipeline.suite.sources import Sources
 
-# FluidR3 and MuseScore General share 334 samples, so they are in the same splits. TimGM6mb shares no sample name with either;
-# OPL3 holds recordings of FM synthesis.
+# FluidR3 and MuseScore General share 334 samples, so they are in the same splits. TimGM6mb shares no sample name with
+# either; OPL3 holds recordings of FM synthesis.
 FONTS = {
     "fluid": ("fluid-soundfont-gm", "usr/share/sounds/sf2/FluidR3_GM.sf2"),
     "musescore": ("musescore-general-soundfont", "usr/share/sounds/sf3/MuseScore_General_Full.sf3"),
@@ -41,14 +41,15 @@ INSTRUMENT_FAMILIES = {
     "ethnic": 13,
 }
 
-# Programs that sound at another pitch than written in one of the fonts (the highest sum of harmonics in the spectrum of every
-# fourth note): glockenspiel, tubular bells, the organs with a stop an octave below, guitar harmonics, timpani, orchestra
-# hit, whistle, fifths lead.
+# Programs that sound at another pitch than written in one of the fonts (the highest sum of harmonics in the spectrum of
+# every fourth note): glockenspiel, tubular bells, the organs with a stop an octave below, guitar harmonics, timpani,
+# orchestra hit, whistle, fifths lead.
 OFF_PITCH = frozenset({9, 14, 16, 17, 18, 31, 47, 55, 78, 86})
 # Programs that have no sample for some of the notes in one of the fonts: contrabass, tuba, baritone saxophone.
 WITHOUT_SOME_NOTES = frozenset({43, 58, 67})
 
-# Grand pianos that open a filter with the velocity by modulators, which TinySoundFont does not support: they come out 30 dB too soft.
+# Grand pianos that open a filter with the velocity by modulators, which TinySoundFont does not support: they come out
+# 30 dB too soft.
 FAINT = {"musescore": frozenset({0, 1, 3})}
 
 

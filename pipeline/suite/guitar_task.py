@@ -1,4 +1,6 @@
-"""Where a guitar plays: eight real songs whose guitar has a track of its own, muted at times; cross-validated over songs."""
+"""Where a guitar plays: eight real songs whose guitar has a track of its own, muted at times; cross-validated over
+songs.
+"""
 
 from dataclasses import dataclass
 

@@ -146,7 +146,8 @@ def written_parts(score) -> list[list[WrittenNote]]:  # noqa: ANN001
 class ScoreRecipe:
     """A window of a score or tune, transposed and played by General MIDI programs.
 
-    source: a path in the corpus, or a tune in ABC. rate: notes of the first part per second, on average, which sets the tempo.
+    source: a path in the corpus, or a tune in ABC. rate: notes of the first part per second, on average, which sets the
+    tempo.
     """
 
     font: str

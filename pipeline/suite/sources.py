@@ -59,7 +59,9 @@ class SourcePackage(Document):
 
 @dataclass(frozen=True)
 class Sources:
-    """The folder that holds each Debian package unpacked, in a folder of its name; .deb files may lie in `packages/`."""
+    """The folder that holds each Debian package unpacked, in a folder of its name; .deb files may lie
+    in `packages/`.
+    """
 
     folder: Path
 
@@ -71,7 +73,10 @@ class Sources:
         return path.joinpath(*names)
 
     def fetch(self, packages: Iterable[str], say: Callable[[str], None]) -> None:
-        """Download and unpack what is not there yet. Raises SourceError naming the first package that cannot be downloaded or unpacked."""
+        """Download and unpack what is not there yet.
+
+        Raises SourceError naming the first package that cannot be downloaded or unpacked.
+        """
         for package in packages:
             if package in PYPI:
                 check_installed(package)

@@ -128,7 +128,9 @@ def _draw_window(piece: GamePiece, split: Split, random: np.random.Generator) ->
 
 
 def find_tags(messages: list[TimedMessage], start: float) -> tuple[str, ...]:
-    """The families that play a tenth of a window's notes or more, in the order of CLASSES; none when it has few notes."""
+    """The families that play a tenth of a window's notes or more, in the order of CLASSES; none when it
+    has few notes.
+    """
     programs = [0] * 16
     counts = dict.fromkeys(CLASSES, 0)
     total = 0

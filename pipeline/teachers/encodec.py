@@ -28,7 +28,8 @@ class EncodecTeacherConfig(BaseModel):
     codebooks: int = Field(default=8, gt=0, description="Residual codebooks to keep (8 at 75 Hz: 6 kbps)")
     precision: Precision = Field(
         default="fp32",
-        description="Arithmetic of the convolutions; tf32 (on a GPU) and bf16 are faster and change codes, so there is no auto",
+        description="Arithmetic of the convolutions; tf32 (on a GPU) and bf16 are faster and change codes, so there"
+        " is no auto",
     )
     backend: Backend = Field(
         default="torch", description="What runs the convolutions; 'openvino' (an extra) is faster on a CPU"

@@ -1,4 +1,5 @@
-"""A folder of fitted weights: one safetensors file, and a card in YAML that has its digest; and the target made with them.
+"""A folder of fitted weights: one safetensors file, and a card in YAML that has its digest; and the target made with
+them.
 
 Same input, same bytes.
 """

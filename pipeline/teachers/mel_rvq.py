@@ -1,7 +1,8 @@
 """Mel-RVQ teacher: residual codes of log-mel, the targets of MuQ (arXiv 2501.01108, section 3.2). `mert fit` fits it.
 
-MuQ codes 40 ms of log-mel, 4 frames of 10 ms, 25 times per second. Here a frame of 13.3 ms is coded together with the one
-before it and the one after it, 40 ms too, 75 times per second; an encoder of 25 Hz learns every third of these codes.
+MuQ codes 40 ms of log-mel, 4 frames of 10 ms, 25 times per second. Here a frame of 13.3 ms is coded together with the
+one before it and the one after it, 40 ms too, 75 times per second; an encoder of 25 Hz learns every third of these
+codes.
 """
 
 from collections.abc import Iterable, Iterator

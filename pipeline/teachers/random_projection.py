@@ -3,12 +3,12 @@ for music MusicFM, arXiv 2311.03318).
 
 Every frame of 128-band log-mel is projected to 16 dimensions by a matrix drawn once; its code is the entry of a drawn
 codebook in the nearest direction. Both are functions of the seed. BEST-RQ warns that an input that is not of mean 0
-and standard deviation 1 leaves few codes in use. MusicFM takes one mean and one standard deviation of its corpus for all
-bands. That leaves the fall of music's spectrum towards high bands in every frame (perplexity about 140 of 8192 on game music), and
-falls apart for a corpus of another level (below 20 at -20 dB). Here the fall, a constant, is taken out, and each frame
-is brought to mean 0 and standard deviation 1 over its bands: codes do not depend on the level (perplexity about 1400 on the
-same pieces), and no corpus is needed. MusicFM stacks four frames of 10 ms for its rate of 25 Hz; a target
-frame here is one hop of the log-mel, so there is nothing to stack.
+and standard deviation 1 leaves few codes in use. MusicFM takes one mean and one standard deviation of its corpus for
+all bands. That leaves the fall of music's spectrum towards high bands in every frame (perplexity about 140 of 8192 on
+game music), and falls apart for a corpus of another level (below 20 at -20 dB). Here the fall, a constant, is taken
+out, and each frame is brought to mean 0 and standard deviation 1 over its bands: codes do not depend on the level
+(perplexity about 1400 on the same pieces), and no corpus is needed. MusicFM stacks four frames of 10 ms for its rate of
+25 Hz; a target frame here is one hop of the log-mel, so there is nothing to stack.
 """
 
 from collections.abc import Iterable, Iterator

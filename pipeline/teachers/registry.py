@@ -38,7 +38,8 @@ def check_device(configs: Sequence[BaseModel], device: str) -> None:
 
 
 def describe_targets(configs: Sequence[BaseModel], teachers: Teachers = TEACHERS) -> list[TargetSpec]:
-    """What the teachers will write, without loading their weights into anything; `teachers` may have more than those here.
+    """What the teachers will write, without loading their weights into anything; `teachers` may have more than those
+    here.
 
     Raises:
         ValueError: two targets have the same name; and as the teachers do.

@@ -1,4 +1,6 @@
-"""Features to residual codes: principal components of standardised features, then codebooks one after another; and their folder."""
+"""Features to residual codes: principal components of standardised features, then codebooks one after another; and
+their folder.
+"""
 
 from pathlib import Path
 from typing import Literal

@@ -14,8 +14,8 @@ from mert_foundry.pipeline.shards.target import TargetSpec
 
 
 class Teacher(Protocol):
-    """Labels whole tracks of any length. Building one, from its config and a device, loads its weights; `spec` says what it
-    writes.
+    """Labels whole tracks of any length. Building one, from its config and a device, loads its weights; `spec` says
+    what it writes.
 
     A teacher that can compute in several ways also has a `backend`, a mapping from its target's name to what
     computes it; the shard's record keeps it. One that labels several tracks at once has `label_tracks`, see the

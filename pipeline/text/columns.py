@@ -1,4 +1,6 @@
-"""The text of a track: columns of the manifest, from the user's own list of files or the files' tags, made into one text."""
+"""The text of a track: columns of the manifest, from the user's own list of files or the files' tags, made into one
+text.
+"""
 
 import string
 from collections.abc import Iterable
@@ -22,8 +24,8 @@ class TextColumns(BaseModel):
     )
     template: str | None = Field(
         default=None,
-        description="How they are joined, such as '{title}. {tags}'; a column that a track lacks is empty there. null: those a track"
-        " has, with commas",
+        description="How they are joined, such as '{title}. {tags}'; a column that a track lacks is empty there."
+        " null: those a track has, with commas",
     )
 
     @model_validator(mode="after")

@@ -115,7 +115,10 @@ def _examine(folder: DocumentFolder, path: str) -> DocumentRow | DocumentReject:
 
 
 def read_texts(root: str, rows: list[DocumentRow]) -> Iterator[str]:
-    """The text of each document, in order. Raises OSError, and ValueError for a file that has changed since it was found."""
+    """The text of each document, in order.
+
+    Raises OSError, and ValueError for a file that has changed since it was found.
+    """
     for row in rows:
         content = _read(root, row.path)
         if (digest := hashlib.sha256(content).hexdigest()) != row.sha256:

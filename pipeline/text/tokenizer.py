@@ -15,8 +15,9 @@ from mert_foundry.pipeline.text.columns import TextColumns
 class TextTokenizer:
     """Encodes text by the content of a tokenizer.json; the same text always gives the same tokens.
 
-    Padding that the file asks for is not done: the stream pads. Nor is the dropout of merges, which is random. Its truncation is.
-    Names of special tokens that stand in a text are text; those that the file's post-processor puts around a text are added.
+    Padding that the file asks for is not done: the stream pads. Nor is the dropout of merges, which is random. Its
+    truncation is. Names of special tokens that stand in a text are text; those that the file's post-processor puts
+    around a text are added.
 
     Raises ValueError naming `location` when the content is no tokenizer.
     """
@@ -54,7 +55,8 @@ class TextTokenizer:
     def encode(self, text: str) -> Text:
         """A text with its tokens, `[n]`; no tokens for an empty one.
 
-        Raises ValueError naming the tokenizer and the text that it cannot encode, as one of words without a token for unknown ones.
+        Raises ValueError naming the tokenizer and the text that it cannot encode, as one of words without a token for
+        unknown ones.
         """
         try:
             tokens = self._tokenizer.encode(text).ids if text else []
@@ -67,7 +69,9 @@ class TextTokenizer:
         return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
 
     def pieces(self, tokens: np.ndarray) -> list[str]:
-        """What each of `[n]` tokens stands for, as people can read it; bytes that are a part of a letter show as such."""
+        """What each of `[n]` tokens stands for, as people can read it; bytes that are a part of a
+        letter show as such.
+        """
         return [self._tokenizer.decode([int(token)], skip_special_tokens=False) for token in tokens]
 
 

@@ -13,7 +13,8 @@ SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + BYTES
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
-    """The content of a tokenizer.json of at most `vocabulary_size` tokens: special ones, bytes, then merges by how often they come.
+    """The content of a tokenizer.json of at most `vocabulary_size` tokens: special ones, bytes, then merges by how
+    often they come.
 
     It is a pure function of how often each text comes, not of their order.
     """

@@ -4,8 +4,8 @@ The network is that of the `encodec` package (Défossez et al. 2022, arXiv 2210.
 pad by reflection, LSTM layers with a skip connection, one last convolution. Reflection matters only at the start
 of a track. So the first few frames go through the package's own modules, and all that follows goes, without any
 padding, through windows of one length, each with the samples before it that its convolutions reach back to. The
-LSTM hands on its hidden state, the last convolution its last inputs. Memory is that of one chunk a slot, every array has
-one shape whatever the lengths of the tracks, and the latents are those of the whole track. On a GPU several tracks
+LSTM hands on its hidden state, the last convolution its last inputs. Memory is that of one chunk a slot, every array
+has one shape whatever the lengths of the tracks, and the latents are those of the whole track. On a GPU several tracks
 share a batch, see `BATCH_SLOTS`.
 """
 
@@ -32,8 +32,9 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 CHUNK_FRAMES = 300
 # Of these a window of the convolutions. Measured on a CPU: one second of activations still fits the cache.
 WINDOW_FRAMES = {"cpu": 75, "cuda": CHUNK_FRAMES}
-# Tracks side by side. On a CPU four make the LSTM 2.2 times faster, but one alone among four makes it 1.8 times slower. On a
-# GPU 64 are 1.2 times as fast as 16, with 3.7 times the memory, and few shards have 64 tracks (docs/measurements.md).
+# Tracks side by side. On a CPU four make the LSTM 2.2 times faster, but one alone among four makes it 1.8 times slower.
+# On a GPU 64 are 1.2 times as fast as 16, with 3.7 times the memory, and few shards have 64 tracks
+# (docs/measurements.md).
 BATCH_SLOTS = {"cpu": 1, "cuda": 16}
 
 
@@ -42,8 +43,8 @@ class EncodecEncoder:
 
     Args:
         encoder: the package's encoder with its weights; its weight norm is folded in place.
-        precision: of the convolutions; the LSTM, the last convolution, and those of the first frames, stay in fp32. tf32 is
-            fp32 with products of 10-bit mantissas, which a GPU alone computes.
+        precision: of the convolutions; the LSTM, the last convolution, and those of the first frames, stay in fp32.
+            tf32 is fp32 with products of 10-bit mantissas, which a GPU alone computes.
         backend: what runs the convolutions; all the rest runs in torch.
 
     Raises:
@@ -55,8 +56,8 @@ class EncodecEncoder:
     ):
         if backend == "openvino" and (device.type != "cpu" or precision == "tf32"):
             raise ValueError(
-                f"backend openvino runs on the CPU in fp32 or bf16, the device is {device} and the precision {precision}:"
-                " choose backend torch"
+                f"backend openvino runs on the CPU in fp32 or bf16, the device is {device} and the precision"
+                f" {precision}: choose backend torch"
             )
         self.device, self.precision = device, precision
         fold_weight_norm(encoder.to(device))
@@ -131,7 +132,9 @@ class EncodecEncoder:
         return self.padded_head(features).transpose(1, 2)
 
     def _advance(self, carried: "_Carried", longest: int) -> Tensor:
-        """Latents of a chunk in every slot, of which `longest` samples are wanted; what the next one needs stays there."""
+        """Latents of a chunk in every slot, of which `longest` samples are wanted; what the next one
+        needs stays there.
+        """
         features, carried.state = self._recur(self._windows(carried.samples, longest), carried.state)
         features = torch.cat([carried.tail, features], dim=2)
         carried.samples[:, : self.left_context] = carried.samples[:, -self.left_context :]
@@ -139,7 +142,9 @@ class EncodecEncoder:
         return self.head(features).transpose(1, 2)
 
     def _windows(self, samples: np.ndarray, longest: int) -> Tensor:
-        """Features `[slots, channels, CHUNK_FRAMES]` of chunks and the context before them, computed as far as `longest`."""
+        """Features `[slots, channels, CHUNK_FRAMES]` of chunks and the context before them, computed as far as
+        `longest`.
+        """
         step = self.window_frames * HOP
         windows = [
             self._convolve(self._tensor(samples[:, start : start + self.left_context + step]))
@@ -150,8 +155,8 @@ class EncodecEncoder:
 
     def _recur(self, features: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sequence = features.permute(2, 0, 1).contiguous()
-        # In fp32 whatever the precision: its small steps gain nothing from less. On an H100, 16 slots take 7.4 ms, in tf32 16.0
-        # and in bf16 15.7 (docs/measurements.md).
+        # In fp32 whatever the precision: its small steps gain nothing from less. On an H100, 16 slots take 7.4 ms, in
+        # tf32 16.0 and in bf16 15.7 (docs/measurements.md).
         with tf32_allowed("fp32"):
             output, state = self.lstm(sequence, state)
         if self.skip:
@@ -181,8 +186,8 @@ class EncodecEncoder:
 class _Carried:
     """What goes from chunk to chunk, in every slot; where a track has ended, it is anything.
 
-    samples: `[slots, left context + chunk]`, those before the chunk, then the chunk. tail: `[slots, channels, frames]`, the
-    last inputs of the last convolution. state: hidden and cell state of the LSTM, `[layers, slots, channels]` each.
+    samples: `[slots, left context + chunk]`, those before the chunk, then the chunk. tail: `[slots, channels, frames]`,
+    the last inputs of the last convolution. state: hidden and cell state of the LSTM, `[layers, slots, channels]` each.
     """
 
     samples: np.ndarray

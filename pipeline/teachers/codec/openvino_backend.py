@@ -18,7 +18,8 @@ VERSION = openvino.__version__.split("-")[0]
 
 
 class OpenvinoConvolutions:
-    """Samples fp32 `[slots, 1, window_samples]` to features fp32 `[slots, channels, frames]`, in torch's number of threads.
+    """Samples fp32 `[slots, 1, window_samples]` to features fp32 `[slots, channels, frames]`, in torch's number of
+    threads.
 
     Args:
         network: an unpadded one of `without_padding`, in fp32 on the CPU.

@@ -32,8 +32,9 @@ def without_padding(layers: nn.Module) -> nn.Module:
 def left_context(layers: nn.Module) -> int:
     """How many input samples before a frame's own the causal convolutions of `layers` see.
 
-    Each convolution sees (kernel - 1) * dilation - (stride - 1) of its own inputs before those of the frame. The shortcut of
-    a residual block has kernel 1 and sees none of them, so the blocks' convolutions count as if they stood in line.
+    Each convolution sees (kernel - 1) * dilation - (stride - 1) of its own inputs before those of the frame. The
+    shortcut of a residual block has kernel 1 and sees none of them, so the blocks' convolutions count as if they stood
+    in line.
     """
     context, jump = 0, 1
     for module in layers.modules():

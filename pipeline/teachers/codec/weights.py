@@ -166,7 +166,8 @@ def check_official(path: Path) -> None:
 def load_folder(folder: Path) -> EncodecModel:
     """A codec of our own training.
 
-    Raises FolderError for another kind of folder, FileNotFoundError, or ValueError naming what does not fit or is untrained.
+    Raises FolderError for another kind of folder, FileNotFoundError, or ValueError naming what does not fit or is
+    untrained.
     """
     model = build_codec(_read_sizes(folder))
     try:

@@ -5,8 +5,8 @@ Log-mel: window (2048 samples), HTK mel scale, power and decibels are those of M
 and Frames (arXiv 1710.11153), from where the 229 bands of MERT-v0's log-mel teacher are known.
 
 Chroma, spectral power folded onto one octave: the filters are those of `librosa.feature.chroma_stft` without its tuning
-estimate, which needs the whole track: each Fourier bin feeds the chroma bins near its pitch, octaves around 880 Hz weigh most
-(D. Ellis 2007, https://www.ee.columbia.edu/~dpwe/resources/matlab/chroma-ansyn/). MERT's team computes its
+estimate, which needs the whole track: each Fourier bin feeds the chroma bins near its pitch, octaves around 880 Hz
+weigh most (D. Ellis 2007, https://www.ee.columbia.edu/~dpwe/resources/matlab/chroma-ansyn/). MERT's team computes its
 264-dimensional chroma by that function, 22 bins per semitone, with a window of 512 samples at 16 kHz
 (https://github.com/a43992899/MARBLE-Benchmark, hand-crafted features); so short a window cannot part semitones
 below about 500 Hz, so ours is 171 ms long.
@@ -91,7 +91,9 @@ class LogMel:
         }
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
-        """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, bands]`, frame i centred on sample 320 i."""
+        """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, bands]`, frame i centred
+        on sample 320 i.
+        """
         for power in power_spectra(blocks, MEL_WINDOW, self.device):
             yield 10 * torch.log10((power @ self.filters).clamp_min(LEAST_POWER))
 
@@ -124,7 +126,9 @@ class Chroma:
         }
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
-        """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, bins]`, frame i centred on sample 320 i."""
+        """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, bins]`, frame i centred
+        on sample 320 i.
+        """
         for power in power_spectra(blocks, CHROMA_WINDOW, self.device):
             chroma = power @ self.filters
             yield chroma / chroma.amax(dim=1, keepdim=True).clamp_min(LEAST_POWER)

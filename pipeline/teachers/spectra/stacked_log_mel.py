@@ -12,7 +12,8 @@ STACKED = 3
 
 
 class StackedLogMel:
-    """Audio to log-mel `[frames, 3 * bands]` in decibels, 75 frames per second; at the ends of a track its first and last frame stand in.
+    """Audio to log-mel `[frames, 3 * bands]` in decibels, 75 frames per second; at the ends of a track its first and
+    last frame stand in.
 
     Args:
         bands: mel bands from 30 Hz to half the sample rate.
@@ -34,7 +35,9 @@ class StackedLogMel:
         }
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
-        """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, 3 * bands]`, the middle one of row i centred on sample 320 i."""
+        """Blocks as `pipeline.teachers.teacher.Teacher.label` takes them; yields float32 `[f, 3 * bands]`, the middle
+        one of row i centred on sample 320 i.
+        """
         held = None  # the last two frames so far, of which the second still waits for its right neighbour
         for frames in self.log_mel.stream(blocks):
             held = torch.cat([frames[:1] if held is None else held, frames])

@@ -1,13 +1,15 @@
-"""Convert the weights of musicnn 0.1.0 for model/baselines/musicnn.py, and compute reference outputs with the original network.
+"""Convert the weights of musicnn 0.1.0 for model/baselines/musicnn.py, and compute reference outputs with the original
+network.
 
 Needs TensorFlow, so run it in an environment of its own, with the unpacked source package of musicnn 0.1.0 from PyPI:
 
     python3 -m venv tf && tf/bin/pip install tensorflow-cpu tf-keras safetensors
-    TF_USE_LEGACY_KERAS=1 tf/bin/python tests/data/musicnn/convert.py musicnn-0.1.0 model/baselines/shipped tests/data/musicnn
+    TF_USE_LEGACY_KERAS=1 tf/bin/python tests/data/musicnn/convert.py musicnn-0.1.0 model/baselines/shipped
+    tests/data/musicnn
 
-The script writes musicnn.safetensors (float16, without the optimiser's moments) and its licence into the first folder, and
-reference.safetensors into the second: log-mel patches [2, 187, 96] in float16, and what the network with its float32 weights
-makes of them: penultimate [2, 200], mean_pool [2, 753].
+The script writes musicnn.safetensors (float16, without the optimiser's moments) and its licence into the first folder,
+and reference.safetensors into the second: log-mel patches [2, 187, 96] in float16, and what the network with its
+float32 weights makes of them: penultimate [2, 200], mean_pool [2, 753].
 """
 
 import shutil
