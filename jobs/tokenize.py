@@ -33,6 +33,7 @@ from mert_foundry.pipeline.labelling.document_shards import (
     write_document_shard,
 )
 from mert_foundry.pipeline.labelling.resume import find_unfinished, remove_unplanned
+from mert_foundry.pipeline.manifest.listing import check_apart
 from mert_foundry.pipeline.manifest.rows import row_line
 from mert_foundry.pipeline.shards.catalogue import Catalogue, read_catalogue
 from mert_foundry.pipeline.shards.index import INDEX_NAME, ShardIndex, build_index
@@ -77,9 +78,11 @@ def main(arguments: list[str]) -> int:
     check_output(config.out, SHARDS)
     try:
         tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer.keep_whole()  # documents are cut into segments, and nothing of them is lost
         target_of(tokenizer)
     except (OSError, ValueError) as error:
         raise UsageError(f"tokenizer: {error}") from error
+    check_apart(config.out, config.documents.root)
     documents = find_documents(config.documents)
     if not documents.rows:
         raise ValueError(f"{config.documents.root}: no document; rejected: {reasons(count_rejects(documents))}")

@@ -74,7 +74,7 @@ def test_the_manifest_has_the_tags_that_are_asked_for_and_columns_of_the_list_be
     tagged = {"title": "Žár", "genre": "ska; dub"}
     assert extras == {**dict.fromkeys(("a.mp3", "b.flac", "c.ogg", "d.m4a", "e.opus"), tagged), "plain.wav": None}
     with open(tmp_path / "list.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("path", "title", "mood"), ("a.mp3", "Mine", "calm")])
+        csv.writer(file).writerows([("path", "title", "mood", "genre"), ("a.mp3", "Mine", "calm", "")])
     listed = tmp_path / "listed"
     make_manifest(root, listed, tags=["title", "genre"], files=str(tmp_path / "list.csv"), min_seconds=1.0, splits={})
     [track] = load_manifest(str(listed)).tracks

@@ -17,7 +17,8 @@ from mert_foundry.pipeline.audio.blocks import to_float
 from mert_foundry.pipeline.fingerprint.landmarks import landmarks
 from mert_foundry.pipeline.fingerprint.near_duplicates import NEIGHBOURS, compare, find_near_duplicates
 from mert_foundry.pipeline.fingerprint.sketch import MOST_KEYS, Sketch, sketch
-from mert_foundry.pipeline.manifest.near_duplicates import resolve
+from mert_foundry.pipeline.manifest import near_duplicates
+from mert_foundry.pipeline.manifest.near_duplicates import MOST_COMPARED, resolve
 from mert_foundry.pipeline.manifest.rows import Reject, Track, load_manifest, load_rejects
 from mert_foundry.pipeline.manifest.scan import scan
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
@@ -184,6 +185,23 @@ def test_more_copies_than_a_key_links_are_joined(found):
         if joined.intersection(pair):
             joined.update(pair)
     assert len(joined) == len(copies)
+
+
+def test_the_work_of_a_cluster_grows_with_its_tracks(found, monkeypatch: pytest.MonkeyPatch):
+    results, _ = found
+    track = next(result for result in results if isinstance(result, Track))
+    random = np.random.default_rng(0)
+    clip = made(np.sort(random.integers(1 << 35, size=60, dtype=np.uint64)), np.arange(60, dtype=np.int32))
+    count = 160
+    copies = [
+        msgspec.structs.replace(track, key=f"k{number:03}", path=f"{number:03}.wav", audio_sha256=f"{number:064x}")
+        for number in range(count)
+    ]
+    compared = []
+    monkeypatch.setattr(near_duplicates, "compare", lambda *pair: compared.append(pair) or compare(*pair))
+    resolved = resolve(copies, {copy.audio_sha256: clip for copy in copies}, "all")
+    assert len(resolved.clusters) == 1 and len(resolved.clusters[0].tracks) == count
+    assert len(compared) <= count * (MOST_COMPARED + 2 * NEIGHBOURS) < count * (count - 1) / 2
 
 
 def test_a_long_recording_keeps_few_keys_and_a_part_of_it_keeps_them_too(found):

@@ -45,7 +45,7 @@ from mert_foundry.pipeline.shards.format import decode_info
 from mert_foundry.pipeline.shards.index import load_index
 from mert_foundry.pipeline.stream.batch_stream import BatchStream, StreamConfig, validation_batches
 from mert_foundry.pipeline.stream.set_mixture import SetMixture, ShardSet
-from mert_foundry.pipeline.text.documents import DocumentFolder, find_documents
+from mert_foundry.pipeline.text.documents import DocumentFolder, find_documents, read_texts
 from mert_foundry.pipeline.text.tokenizer import TextTokenizer
 from mert_foundry.pipeline.text.training import train_tokenizer
 
@@ -216,6 +216,32 @@ def test_another_tokenizer_is_refused_until_it_may_replace(folder, tmp_path, cap
     assert load_index(str(tmp_path / "shards")).targets[0].codebook_size == 280
 
 
+def test_a_tokenizer_that_truncates_loses_nothing_of_a_document(folder, tmp_path):
+    short = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    short.enable_truncation(16)
+    short.save(str(tmp_path / "tokenizer.json"))
+    assert tokenize(folder, tmp_path / "shards", f"tokenizer={tmp_path}/tokenizer.json") == 0
+    whole, made = (
+        {tar.name: tar.read_bytes() for tar in (each / "shards").glob("*.tar")} for each in (folder, tmp_path)
+    )
+    assert made == whole != {}
+
+
+def test_a_mark_of_byte_order_is_no_text_and_no_output_lies_among_the_documents(folder, tmp_path, capsys):
+    (tmp_path / "marked.txt").write_bytes("\ufeffa fee".encode())
+    (tmp_path / "mark.txt").write_bytes("\ufeff".encode())
+    found = find_documents(DocumentFolder(root=str(tmp_path)))
+    assert [reject.reason for reject in found.rejects] == ["empty"]
+    assert list(read_texts(str(tmp_path), found.rows)) == ["a fee"]
+    assert tokenize(folder, folder / "texts" / "shards") == 1
+    assert "lies in root" in capsys.readouterr().err and not (folder / "texts" / "shards").exists()
+
+
+def test_a_long_stretch_without_a_space_is_cut_for_training():
+    lines = ["x" * 1000, "x" * 1000, "x" * 500]
+    assert train_tokenizer(["".join(lines)], 300) == train_tokenizer(["\n".join(lines)], 300)
+
+
 def test_a_folder_of_somebody_else_is_left_alone(folder, tmp_path, capsys):
     (tmp_path / "documents.jsonl").write_text("mine")
     assert tokenize(folder, tmp_path) == 2
@@ -335,7 +361,7 @@ def train_here(process_rank: int, shards: Path, out: Path, parallel: str) -> Non
     config = with_vocabulary(load_config(PretrainConfig, settings), SetMixture([ShardSet(str(shards), index)]))
     schedule = config.trainer.schedule.model_copy(update={"total_steps": 4})
 
-    def stream(position: dict | None) -> BatchStream:
+    def stream(position: dict | None, step: int) -> BatchStream:
         return BatchStream(str(shards), index, "train", config.stream, 0, rank(), world_size(), position)
 
     out.mkdir(exist_ok=True)

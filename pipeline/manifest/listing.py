@@ -92,6 +92,14 @@ def stamp_files(root: str, paths: Iterable[str], patience: float) -> FoundFiles:
         waiting.end()  # on an interrupt
 
 
+def check_apart(out: str, root: str) -> None:
+    """Raise ValueError when the output lies in the root."""
+    filesystem, folder = files.open_filesystem(root)
+    out_filesystem, place = files.open_filesystem(out)
+    if out_filesystem == filesystem and f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/"):
+        raise ValueError(f"out {out} lies in root {root}: the next scan would find its own files")
+
+
 def check_folder(root: str, patience: float, name: str = "root") -> None:
     """Raise FileNotFoundError when a root is no folder, and OSError when that cannot be found out within `patience`
     seconds.

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -23,6 +24,7 @@ from mert_foundry.pipeline.manifest.settings import Keep
 from mert_foundry.pipeline.storage import files
 
 CLUSTERS_NAME = "near_duplicates.jsonl"
+MOST_COMPARED = 8
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -75,10 +77,14 @@ def resolve(results: Sequence[Track | Reject], sketches: Mapping[str, Sketch], k
     pairs = list(
         find_near_duplicates([sketches[track.audio_sha256] for track in tracks], [track.seconds for track in tracks])
     )
+    paired: dict[str, set[str]] = defaultdict(set)
+    for first, second in pairs:
+        paired[tracks[first].key].add(tracks[second].key)
+        paired[tracks[second].key].add(tracks[first].key)
     new: dict[str, Track | Reject] = {}
     clusters = []
     for members in _join(pairs):
-        cluster = _describe([tracks[member] for member in members], sketches, keep)
+        cluster = _describe([tracks[member] for member in members], paired, sketches, keep)
         clusters.append(cluster)
         by_key = {tracks[member].key: tracks[member] for member in members}
         for copy in cluster.tracks:
@@ -112,19 +118,27 @@ def _join(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return list(clusters.values())
 
 
-def _describe(tracks: list[Track], sketches: Mapping[str, Sketch], keep: Keep) -> Cluster:
-    """The cluster of tracks, which are sorted by key."""
+def _describe(
+    tracks: list[Track], paired: Mapping[str, set[str]], sketches: Mapping[str, Sketch], keep: Keep
+) -> Cluster:
+    """The cluster of tracks, which are sorted by key.
+
+    A track is compared with those kept before it that it is paired with, and with the first `MOST_COMPARED` kept: with
+    all of them, a cluster of thousands would take hours.
+    """
     leader = min(tracks, key=lambda track: (track.split != REST_SPLIT, track.key))
     ordered = sorted(tracks, key=_ORDERS[keep])
-    kept: list[Track] = []
+    kept: dict[str, Track] = {}
     copies: list[Copy] = []
     for track in ordered:
-        own = {before.key: found for before in kept if (found := _compare(before, track, sketches))}
+        near = {key: kept[key] for key in sorted(paired[track.key]) if key in kept}
+        near |= dict(islice(kept.items(), MOST_COMPARED))
+        own = {key: found for key, before in near.items() if (found := _compare(before, track, sketches))}
         like = max(own, key=lambda key: own[key].seconds, default="")
         found = own.get(like)
         is_kept = keep == "all" or found is None or found.seconds < SHORTER_SHARE * track.seconds
         if is_kept:
-            kept.append(track)
+            kept[track.key] = track
         copy = Copy(key=track.key, path=track.path, kept=is_kept)
         if found:
             copy = msgspec.structs.replace(copy, like=like, start=found.start, seconds=found.seconds, share=found.share)

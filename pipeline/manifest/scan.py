@@ -27,7 +27,7 @@ from mert_foundry.pipeline.manifest.examine import (
 )
 from mert_foundry.pipeline.manifest.file_list import FileListRow, read_file_list
 from mert_foundry.pipeline.manifest.known_files import KnownFiles
-from mert_foundry.pipeline.manifest.listing import FoundFiles, check_folder, list_files, stamp_files
+from mert_foundry.pipeline.manifest.listing import FoundFiles, check_apart, check_folder, list_files, stamp_files
 from mert_foundry.pipeline.manifest.placement import place
 from mert_foundry.pipeline.manifest.rows import (
     REST_SPLIT,
@@ -108,11 +108,7 @@ def check_folders(config: ManifestConfig) -> None:
         ValueError: the output lies in the root.
     """
     check_folder(config.root, config.patience)
-    filesystem, root = files.open_filesystem(config.root)
-    root = root.rstrip("/")
-    out_filesystem, out = files.open_filesystem(config.out)
-    if out_filesystem == filesystem and f"{out.rstrip('/')}/".startswith(f"{root}/"):
-        raise ValueError(f"out {config.out} lies in root {config.root}: the next scan would find its own files")
+    check_apart(config.out, config.root)
 
 
 def find_or_examine(
@@ -185,7 +181,8 @@ def _place(result: Track | Reject, config: ManifestConfig, listed: Mapping[str, 
     own = listed.get(result.path)
     if own is None:
         return place(result, config)
-    extra = {**(result.extra or {}), **(own.extra or {})}
+    extra = {**(own.extra or {})}
+    extra |= {tag: text for tag, text in (result.extra or {}).items() if extra.get(tag) in (None, "")}
     return msgspec.structs.replace(result, group=own.group, split=own.split, extra=extra or None)
 
 

@@ -1,7 +1,7 @@
 """The settings of a scan."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -34,7 +34,7 @@ class ManifestConfig(BaseModel):
         description="CSV or JSON lines with a column path, relative to root: these files alone are scanned. Columns"
         " group and split say where they belong, others are carried along in the manifest as extra",
     )
-    tags: list[str] = Field(
+    tags: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[],
         description="Tags of the files, such as [title, artist, album, genre, comment, lyrics], that go into the"
         " manifest as extra; a column of files with the same name counts before the tag",

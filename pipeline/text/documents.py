@@ -92,7 +92,7 @@ def _examine(folder: DocumentFolder, path: str) -> DocumentRow | DocumentReject:
     try:
         content = _read(folder.root, path)
         path.encode()
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except OSError as error:
         if not (files.is_local(folder.root) and files.is_fault_of_file(error)):
             raise
@@ -123,7 +123,7 @@ def read_texts(root: str, rows: list[DocumentRow]) -> Iterator[str]:
         content = _read(root, row.path)
         if (digest := hashlib.sha256(content).hexdigest()) != row.sha256:
             raise ValueError(f"{files.join(root, row.path)} has changed: SHA-256 {digest}, it was {row.sha256}")
-        yield content.decode()
+        yield content.decode("utf-8-sig")
 
 
 def _read(root: str, path: str) -> bytes:

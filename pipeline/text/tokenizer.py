@@ -37,6 +37,10 @@ class TextTokenizer:
         # Tokens may be numbered with gaps: the highest one decides.
         self.vocabulary_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
+    def keep_whole(self) -> None:
+        """From now on encode texts of any length whole, also where the file asks for truncation."""
+        self._tokenizer.no_truncation()
+
     @property
     def dtype(self) -> Literal["uint16", "uint32"]:
         """Of tokens: uint16, or uint32 for a vocabulary that needs it."""

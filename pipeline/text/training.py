@@ -3,12 +3,15 @@
 Bytes are the smallest tokens, so any text in any script can be encoded, and decoding gives it back.
 """
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ["<pad>", "<mask>"]  # tokens 0 and 1
 BYTES = 256
+# The time of training grows with the square of a stretch without a space: 2 MB of letters would take 45 minutes.
+LONGEST_STRETCH = 1000  # characters; longer ones are cut
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + BYTES
 
 
@@ -27,5 +30,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(texts), trainer)
+    tokenizer.train_from_iterator(map(_cut_stretches, sorted(texts)), trainer)
     return tokenizer.to_str(pretty=True).encode()
+
+
+def _cut_stretches(text: str) -> str:
+    """The text with a line break after each `LONGEST_STRETCH` characters without a space."""
+    return re.sub(rf"\S{{{LONGEST_STRETCH}}}(?=\S)", r"\g<0>\n", text)
