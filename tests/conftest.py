@@ -37,7 +37,7 @@ worker_processes.PRELOADED[:] = IMPORTED
 
 # A GPU machine may lack these packages; without one, the modules that cannot be imported are not collected.
 WHAT_NEEDS = {
-    "ray": ["test_deadly_files.py", "test_label.py", "test_ray_nodes.py", "test_ray_tasks.py"],
+    "ray": ["test_deadly_files.py", "test_label.py", "test_ray_nodes.py", "test_ray_tasks.py", "test_scan_on_ray.py"],
     "zarr": [
         "test_probe_beside_run.py",
         "test_probe_command.py",
@@ -49,6 +49,7 @@ WHAT_NEEDS = {
         "test_help.py",
         "test_inspect_features.py",
         "test_settings_page.py",
+        "test_text_alone.py",
         "test_text_memory.py",
     ],
     "mir_eval": [

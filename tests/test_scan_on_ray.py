@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -61,7 +60,6 @@ def scan_here(root: Path, out: Path, deadly: str) -> None:
     write_manifest(config, scan(config, examine_all=examine_all))
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.timeout(240)
