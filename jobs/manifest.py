@@ -237,14 +237,14 @@ def resolve_near_duplicates(
     results = [
         sketches.rejects.get(result.audio_sha256, result) if isinstance(result, Track) else result for result in results
     ]
-    resolved = resolve(results, sketches.found, keep)
-    pairs = [(old, new) for old, new in zip(results, resolved.results) if isinstance(new, Track)]
+    outcome = resolve(results, sketches.found, keep)
+    pairs = [(old, new) for old, new in zip(results, outcome.results) if isinstance(new, Track)]
     moved = [(old, new) for old, new in pairs if isinstance(old, Track) and old.split != new.split]
     for old, new in moved[:MOST_REMOVED]:
         console.warn(printable(f"warning: {new.path} goes from split {old.split} to {new.split}, that of its copies"))
     if len(moved) > MOST_REMOVED:
         console.warn(f"warning: and {len(moved) - MOST_REMOVED} more; {config.out}/{CLUSTERS_NAME} lists them")
-    return resolved.results, resolved.clusters
+    return outcome.results, outcome.clusters
 
 
 def cluster_lines(config: ManifestConfig, clusters: list[Cluster]) -> Iterator[str]:

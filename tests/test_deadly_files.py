@@ -3,17 +3,14 @@
 import json
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from audio_files import noise, tone, write_audio
+from deadly_files import killing_all_that_open
 from folders import make_manifest
 
 from mert_foundry.jobs import label as label_job
@@ -49,37 +46,6 @@ def test_deaths_of_a_process_and_their_reasons():
     assert death is not None and (death.reason, "SIGSEGV" in death.detail) == ("crashed", True)
     death = find_death(partial(os._exit, 3))
     assert death is not None and (death.reason, "exit code 3" in death.detail) == ("crashed", True)
-
-
-@contextmanager
-def killing_all_that_open(path: Path) -> Iterator[list[int]]:
-    """SIGKILL for every child of this process that has the file open, as soon as it is seen; gives their ids."""
-    killed: list[int] = []
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.is_set():
-            for child in psutil.Process().children(recursive=True):
-                if child.pid not in killed and has_open(child.pid, path):
-                    os.kill(child.pid, signal.SIGKILL)
-                    killed.append(child.pid)
-            time.sleep(0.005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield killed
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def has_open(process: int, path: Path) -> bool:
-    try:
-        folder = Path(f"/proc/{process}/fd")
-        return any(os.readlink(descriptor) == str(path) for descriptor in folder.iterdir())
-    except OSError:
-        return False
 
 
 @pytest.mark.timeout(180)

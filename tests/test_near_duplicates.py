@@ -91,24 +91,24 @@ def test_with_all_a_cluster_takes_one_group_and_all_else_stays(found):
     results, sketches = found
     splits = {result.path: result.split for result in results}
     assert splits["albums/clip.wav"] != splits["copies/low.mp3"], "the test needs a cluster that straddles splits"
-    resolved = resolve(results, sketches, "all")
-    assert names(resolved.results, "near_duplicate") == set()
-    copies = [track for track in resolved.results if Path(track.path).parts[0] in ("albums", "copies")]
+    outcome = resolve(results, sketches, "all")
+    assert names(outcome.results, "near_duplicate") == set()
+    copies = [track for track in outcome.results if Path(track.path).parts[0] in ("albums", "copies")]
     trained = next(result for result in results if result.split == "train" and result in results and result.path in {
-        copy.path for copy in resolved.clusters[0].tracks
+        copy.path for copy in outcome.clusters[0].tracks
     })  # fmt: skip
     assert {(track.group, track.split) for track in copies} == {(trained.group, "train")}
-    others = [track for track in resolved.results if track not in copies]
+    others = [track for track in outcome.results if track not in copies]
     assert others and all(track in results for track in others)
 
 
 def test_first_keeps_the_first_key_and_names_it(found):
     results, sketches = found
-    resolved = resolve(results, sketches, "first")
-    assert names(resolved.results, "near_duplicate") == COPIES
-    clip = next(track for track in resolved.results if track.path == "albums/clip.wav")
+    outcome = resolve(results, sketches, "first")
+    assert names(outcome.results, "near_duplicate") == COPIES
+    clip = next(track for track in outcome.results if track.path == "albums/clip.wav")
     assert clip.split == "train", "copies were trained on"
-    details = [result.detail for result in resolved.results if isinstance(result, Reject)]
+    details = [result.detail for result in outcome.results if isinstance(result, Reject)]
     assert all(detail.startswith(f"{clip.key} (albums/clip.wav) is kept: ") for detail in details)
 
 
@@ -120,8 +120,8 @@ def test_best_keeps_the_highest_rate_then_bytes_a_second_then_the_longest(found)
         msgspec.structs.replace(result, sample_rate=48_000) if result.path == "copies/trimmed.mp3" else result
         for result in results
     ]
-    resolved = resolve(changed, sketches, "best")
-    assert [copy.path for copy in resolved.clusters[0].tracks if copy.kept] == ["copies/trimmed.mp3"]
+    outcome = resolve(changed, sketches, "best")
+    assert [copy.path for copy in outcome.clusters[0].tracks if copy.kept] == ["copies/trimmed.mp3"]
 
 
 def test_a_long_track_is_not_dropped_for_an_excerpt_of_it(found):
@@ -134,8 +134,8 @@ def test_a_long_track_is_not_dropped_for_an_excerpt_of_it(found):
         msgspec.structs.replace(track, key=key, path=key, audio_sha256=key, seconds=seconds, sample_rate=rate)
         for key, seconds, rate in (("a", 6.0, 48_000), ("b", 16.0, 24_000), ("c", 6.0, 8_000))
     ]
-    resolved = resolve(tracks, {"a": excerpt, "b": medley, "c": excerpt}, "best")
-    (cluster,) = resolved.clusters
+    outcome = resolve(tracks, {"a": excerpt, "b": medley, "c": excerpt}, "best")
+    (cluster,) = outcome.clusters
     assert [(copy.key, copy.kept) for copy in cluster.tracks] == [("a", True), ("b", True), ("c", False)]
     assert compare(excerpt, sketch(landmarks([other])), 6.0, 10.0) is None
 
@@ -146,9 +146,9 @@ def test_the_order_of_results_changes_nothing(found, seed: int, keep: str):
     results, sketches = found
     shuffled = random.Random(seed).sample(results, len(results))
     items = random.Random(seed + 1).sample(list(sketches.items()), len(sketches))
-    expected, resolved = resolve(results, sketches, keep), resolve(shuffled, dict(items), keep)
-    assert resolved.clusters == expected.clusters
-    assert sorted(resolved.results, key=lambda result: result.path) == expected.results
+    expected, outcome = resolve(results, sketches, keep), resolve(shuffled, dict(items), keep)
+    assert outcome.clusters == expected.clusters
+    assert sorted(outcome.results, key=lambda result: result.path) == expected.results
 
 
 @settings(max_examples=5)
@@ -199,8 +199,8 @@ def test_the_work_of_a_cluster_grows_with_its_tracks(found, monkeypatch: pytest.
     ]
     compared = []
     monkeypatch.setattr(near_duplicates, "compare", lambda *pair: compared.append(pair) or compare(*pair))
-    resolved = resolve(copies, {copy.audio_sha256: clip for copy in copies}, "all")
-    assert len(resolved.clusters) == 1 and len(resolved.clusters[0].tracks) == count
+    outcome = resolve(copies, {copy.audio_sha256: clip for copy in copies}, "all")
+    assert len(outcome.clusters) == 1 and len(outcome.clusters[0].tracks) == count
     assert len(compared) <= count * (MOST_COMPARED + 2 * NEIGHBOURS) < count * (count - 1) / 2
 
 

@@ -1,15 +1,12 @@
 """`mert manifest` on a Ray cluster: real workers and a driver that are killed; the bytes of one process."""
 
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from audio_files import noise, started_by_fork, wait_until, write_audio
+from deadly_files import killing_all_that_open
 
 from mert_foundry.jobs import manifest as command
 from mert_foundry.pipeline.manifest.examine import crashed, result_version
@@ -17,37 +14,6 @@ from mert_foundry.pipeline.manifest.scan import check_machine, scan, write_manif
 from mert_foundry.pipeline.manifest.settings import ManifestConfig
 
 FILES = ["manifest.jsonl", "rejected.jsonl", "manifest.yaml"]
-
-
-@contextmanager
-def killing_all_that_open(path: Path) -> Iterator[list[int]]:
-    """SIGKILL for every process that has the file open, as soon as it is seen; gives their ids."""
-    killed: list[int] = []
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.is_set():
-            for process in psutil.Process().children(recursive=True):
-                if process.pid not in killed and has_open(process.pid, path):
-                    process.kill()
-                    killed.append(process.pid)
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield killed
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def has_open(process: int, path: Path) -> bool:
-    try:
-        folder = Path(f"/proc/{process}/fd")
-        return any(os.readlink(descriptor) == str(path) for descriptor in folder.iterdir())
-    except OSError:
-        return False
 
 
 def scan_here(root: Path, out: Path, deadly: str) -> None:

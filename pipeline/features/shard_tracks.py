@@ -129,8 +129,8 @@ class SegmentedTokens(SegmentedAudio):
         return np.concatenate([np.zeros(0, np.uint16), *self._read_frames(start // HOP, stop)])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Tokens are no sound."""
-        raise NotImplementedError("tokens are not resampled: encoders over tokens take them as they are")
+        """Blocks are for resampling, and encoders over tokens take them as they are: nobody asks for any."""
+        raise AssertionError("tokens are not resampled")
 
     def _clip(self, example: int | None, start: int, count: int) -> np.ndarray:
         assert example is not None, "no segment of a document is dropped"
